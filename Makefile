@@ -1,0 +1,37 @@
+# Every target makes .venv if it is not there, brings it up to date with pyproject.toml, and does its job.
+# PYTHON=python3.12 make test   picks the interpreter of a new .venv; ARGS="..." goes to the command that runs.
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: help demo test lint bench
+
+help:
+	@echo "make demo    write demo.mp4 from a text prompt with the embedded model (no download, no GPU)"
+	@echo "make test    run the tests that need neither a GPU, nor ComfyUI, nor patience"
+	@echo "make lint    ruff and pyright"
+	@echo "make bench   time and memory of long rollouts, beside a cache that is cloned per layer"
+
+# torch goes first, so that a CPU build which pip finds on this machine is taken before another package asks for
+# whatever build is newest. A .venv that is already there is kept and added to.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,dev]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/salt demo $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow and not gpu and not comfyui" $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/rollout.py $(ARGS)
