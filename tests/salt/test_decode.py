@@ -106,18 +106,21 @@ def test_tiles_stream_like_the_whole(vae):
 
 
 def test_tiles_stay_close_to_the_untiled_decode(vae):
-    """On a smooth clip, closer than diffusers' own tiles of the same size and overlap."""
+    """On a smooth clip, closer than diffusers' own tiles of the same size and overlap.
+
+    The bound itself is loose: a decoder with random weights looks much farther than a trained one.
+    """
     rows, columns = torch.meshgrid(torch.linspace(-1, 1, 14), torch.linspace(-1, 1, 14), indexing="ij")
     x = (rows + columns)[None, None, None] * torch.randn(1, 16, 2, 1, 1)
     untiled = whole_clip(vae, x)
-    ours = WanStreamDecoder(vae, Tiling(64, 32)).decode(x)
+    ours = (WanStreamDecoder(vae, Tiling(64, 32)).decode(x) - untiled).abs().mean()
     vae.enable_tiling(64, 64, 32, 32)
-    theirs = whole_clip(vae, x)
-    vae.disable_tiling()
-    spread = untiled.std()
-    assert not torch.equal(ours, untiled)
-    assert (ours - untiled).abs().mean() <= (theirs - untiled).abs().mean()
-    assert (ours - untiled).abs().mean() < 0.2 * spread
+    try:
+        theirs = (whole_clip(vae, x) - untiled).abs().mean()
+    finally:
+        vae.disable_tiling()
+    assert 0 < ours < theirs
+    assert ours < 0.5 * untiled.std()
 
 
 @pytest.mark.parametrize(
