@@ -1,0 +1,94 @@
+"""The checkpoint room's door: from a file to a student that runs, and to a table that tells what a file is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import WanTransformer3DModel as SaltTransformer3DModel
+from diffusers.models.modeling_utils import no_init_weights
+
+from .files import find_files, open_tensors
+from .lora import is_lora, merge_lora, read_lora
+from .reading import Weights, read_checkpoint
+
+
+def load_student(
+    path: str | Path,
+    *,
+    weights: Weights = "auto",
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    lora: str | Path | None = None,
+) -> SaltTransformer3DModel:
+    """The student in any file that `read_checkpoint` reads, in eval mode.
+
+    `dtype=None` keeps the dtype of the file, and on the CPU its weights stay windows on it. With a half-precision
+    `dtype` the weights that diffusers keeps in float32 (norms, modulations, the time embedder) are float32 here too.
+    `lora`, a LongLive or peft LoRA, is merged in before weights are converted. Memory peaks near one copy of the model.
+
+    Raises `CheckpointError` for a file that is not whole or not such a model.
+    """
+    checkpoint = read_checkpoint(path, weights)
+    with no_init_weights(), init_empty_weights(include_buffers=False):
+        model = SaltTransformer3DModel(**checkpoint.config)
+    early = None if lora else dtype
+    for name, tensor in checkpoint.tensors():
+        _assign(model, name, _placed(name, tensor, early, device))
+    if lora is not None:
+        merge_lora(model, lora)
+        for name, parameter in list(model.named_parameters()):
+            _assign(model, name, _placed(name, parameter.data, dtype, device))
+    return model.to(device).eval()
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """What a weight file or folder is, for a person: only names and shapes are read.
+
+    Keys: path, format, variant, weights (taken by "auto"), available, heads, head_dim, dim, layers, ffn, text_dim,
+    in_channels, parameters, dtype, bytes (on disk, of all files), spec (dict or None). Of a LoRA: path, format,
+    layers (adapted linear layers), rank, alpha, bytes. Raises `CheckpointError` as `read_checkpoint` does.
+    """
+    path = Path(path)
+    files, _ = find_files(path)
+    size = sum(file.stat().st_size for file in files)
+    if is_lora(open_tensors(files[0])[0]):
+        lora = read_lora(files[0])
+        facts = {"layers": len(lora.modules), "rank": lora.rank, "alpha": lora.alpha}
+        return {"path": str(path), "format": "LoRA, peft names", **facts, "bytes": size}
+    found = read_checkpoint(path)
+    config = found.config
+    heads, width = config["num_attention_heads"], config["attention_head_dim"]
+    return {
+        "path": str(path),
+        "format": found.format,
+        "variant": found.variant,
+        "weights": found.weights,
+        "available": list(found.available),
+        "dim": heads * width,
+        "heads": heads,
+        "head_dim": width,
+        "layers": config["num_layers"],
+        "ffn": config["ffn_dim"],
+        "text_dim": config["text_dim"],
+        "in_channels": config["in_channels"],
+        "parameters": found.parameters,
+        "dtype": str(found.dtype).removeprefix("torch."),
+        "bytes": size,
+        "spec": found.spec,
+    }
+
+
+def _placed(name: str, tensor: torch.Tensor, dtype: torch.dtype | None, device: str | torch.device) -> torch.Tensor:
+    """`tensor` where and as the model wants it; untouched if it is so already."""
+    precise = SaltTransformer3DModel._keep_in_fp32_modules or []
+    if dtype in (torch.float16, torch.bfloat16) and any(part in precise for part in name.split(".")):
+        dtype = torch.float32
+    return tensor.to(device=device, dtype=dtype)
+
+
+def _assign(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(tensor))
