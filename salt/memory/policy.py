@@ -1,0 +1,157 @@
+"""What a KV-cache memory keeps and where its frames sit in time: the six policies, as settings and pure functions.
+
+Sources: Self Forcing (full, window), LongLive (sink + window), Infinity-RoPE (relative), Salt (cyclic "loop RoPE",
+blended sink "compression_alpha"). Everything here is plain integers; tensors live in `cache.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+Kind = Literal["full", "window", "sink", "relative", "cyclic", "blended"]
+Precision = Literal["model", "int8", "fp8"]
+Residence = Literal["device", "cpu"]
+
+KINDS: tuple[Kind, ...] = ("full", "window", "sink", "relative", "cyclic", "blended")
+PRECISIONS: tuple[Precision, ...] = ("model", "int8", "fp8")
+RESIDENCES: tuple[Residence, ...] = ("device", "cpu")
+CYCLE_FRAMES = 21
+
+
+@dataclass(frozen=True)
+class MemoryPolicy:
+    """Which latent frames a memory keeps, at which temporal positions, and how it stores them.
+
+    kind: `full` keeps everything; `window` the newest `window` frames; `sink` the first `sink` frames and the newest
+        others; `relative` keeps as `sink` does and re-assigns positions 0..N-1 at every read; `cyclic` keeps as
+        `window` does with positions modulo 21 frames; `blended` is `relative` whose sink absorbs what is evicted.
+    window: latent frames kept, sink and current block counted; None only for `full`.
+    sink: latent frames at the start that are never evicted.
+    blend: `a` in sink = a * sink + (1 - a) * evicted (kind `blended` only).
+    precision: storage of keys and values: the model's dtype, int8 (one scale per token and head) or fp8 e4m3.
+    residence: `device` beside the model, or `cpu` (fetched layer by layer while the layer before computes).
+    Errors: ValueError naming the field, what was found and what was expected.
+    """
+
+    kind: Kind = "full"
+    window: int | None = None
+    sink: int = 0
+    blend: float = 0.9
+    precision: Precision = "model"
+    residence: Residence = "device"
+
+    def __post_init__(self) -> None:
+        _one_of("kind", self.kind, KINDS)
+        _one_of("precision", self.precision, PRECISIONS)
+        _one_of("residence", self.residence, RESIDENCES)
+        if (self.kind == "full") != (self.window is None):
+            expected = "no window for kind full" if self.kind == "full" else f"a number of frames for kind {self.kind}"
+            raise ValueError(f"window: found {self.window}, expected {expected}")
+        if self.sink < 0 or (self.sink > 0 and self.kind in ("full", "window", "cyclic")):
+            raise ValueError(f"sink: found {self.sink}, expected 0 for kind {self.kind}")
+        if self.kind == "blended" and self.sink == 0:
+            raise ValueError("sink: found 0, expected at least 1 for kind blended")
+        if self.window is not None and self.window <= self.sink:
+            raise ValueError(f"window: found {self.window}, expected more than the sink's {self.sink} frames")
+        if not 0.0 <= self.blend <= 1.0:
+            raise ValueError(f"blend: found {self.blend}, expected a number from 0 to 1")
+
+    @property
+    def relative(self) -> bool:
+        """Keys are stored without RoPE and positions are assigned at every read."""
+        return self.kind in ("relative", "blended")
+
+    def check_block(self, frames: int) -> None:
+        """Raise ValueError if a block of `frames` latent frames cannot live in this memory."""
+        if self.window is not None and self.window < self.sink + frames:
+            raise ValueError(
+                f"window: found {self.window}, expected at least {self.sink + frames} "
+                f"(sink {self.sink} + a block of {frames} latent frames)"
+            )
+
+    def slots(self, frames: int) -> int:
+        """Frames of storage needed for a clip of `frames` latent frames."""
+        return frames if self.window is None else self.window
+
+    def slot(self, frame: int, origin: int) -> int:
+        """Where a frame is stored: a pure function of its index, so that layout does not depend on history."""
+        age = frame - origin
+        if self.window is None or age < self.sink:
+            return age
+        return self.sink + (age - self.sink) % (self.window - self.sink)
+
+    def kept(self, held: tuple[int, ...], block: int, origin: int) -> tuple[int, ...]:
+        """The held frames that stay when a block of `block` frames arrives: sinks first, then the newest."""
+        if self.window is None:
+            return held
+        sinks = tuple(f for f in held if f - origin < self.sink)
+        others = tuple(f for f in held if f - origin >= self.sink)
+        room = max(self.window - block - len(sinks), 0)
+        return sinks + others[max(len(others) - room, 0) :]
+
+    def block_positions(self, start: int, frames: int, kept: int) -> range:
+        """Temporal positions of a block that starts at latent frame `start` and is read with `kept` memory frames."""
+        if self.relative:
+            start = kept
+        elif self.kind == "cyclic":
+            start = min(frames * ((start % CYCLE_FRAMES) // frames), CYCLE_FRAMES - frames)
+        return range(start, start + frames)
+
+    def with_storage(self, precision: Precision = "model", residence: Residence = "device") -> MemoryPolicy:
+        return replace(self, precision=precision, residence=residence)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def parse(cls, text: str) -> MemoryPolicy:
+        """Read a policy from one line, as the command line takes it.
+
+        `full`, `window:12`, `sink:3,window:12`, `relative:1,window:9`, `cyclic:21`, `blended:3,window:12,blend:0.9`;
+        `,int8` or `,fp8` and `,cpu` may follow. Raises ValueError that shows the accepted forms.
+        """
+        fields: dict = {}
+        for part in filter(None, re.split(r"[,+\s]+", text.strip().lower())):
+            name, _, value = part.partition(":")
+            if part in ("int8", "fp8"):
+                fields["precision"] = part
+            elif part == "cpu":
+                fields["residence"] = "cpu"
+            elif part == "full":
+                fields["kind"] = "full"
+            elif name == "blend" and _number(value):
+                fields["blend"] = float(value)
+            elif name in ("window", "cyclic") and value.isdigit():
+                fields["window"] = int(value)
+                fields.setdefault("kind", name)
+            elif name in ("sink", "relative", "blended") and value.isdigit():
+                fields.update(kind=name, sink=int(value))
+            else:
+                raise ValueError(
+                    f"memory policy: found {text!r} (at {part!r}), expected one of full | window:W | sink:S,window:W | "
+                    "relative:S,window:W | cyclic:W | blended:S,window:W[,blend:A], then optionally ,int8 ,fp8 ,cpu"
+                )
+        return cls(**fields)
+
+    def __str__(self) -> str:
+        text = {
+            "full": "full",
+            "window": f"window:{self.window}",
+            "cyclic": f"cyclic:{self.window}",
+            "sink": f"sink:{self.sink},window:{self.window}",
+            "relative": f"relative:{self.sink},window:{self.window}",
+            "blended": f"blended:{self.sink},window:{self.window},blend:{self.blend:g}",
+        }[self.kind]
+        storage = [self.precision] * (self.precision != "model") + ["cpu"] * (self.residence == "cpu")
+        return ",".join([text, *storage])
+
+
+def _number(text: str) -> bool:
+    return re.fullmatch(r"\d*\.?\d+", text) is not None
+
+
+def _one_of(field: str, value: object, choices: tuple) -> None:
+    if value not in choices:
+        raise ValueError(f"{field}: found {value!r}, expected one of {', '.join(choices)}")

@@ -1,0 +1,86 @@
+"""Noise of a rollout as a function of (seed, block, draw), so that a block is the same in every clip that has it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class NoiseSource(Protocol):
+    """Called with (start frame, frames, draw): draw 0 is a block's initial noise, draw i the re-noise before step i."""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One seed per batch row, or () for recorded noise."""
+        ...
+
+    def __call__(self, start: int, frames: int, draw: int) -> Tensor: ...
+
+
+def batch_seeds(seed: int | Sequence[int], batch: int) -> tuple[int, ...]:
+    """One seed per batch row: as given, or seed, seed + 1, ... Raises ValueError if their number is not the batch."""
+    seeds = tuple(seed + i for i in range(batch)) if isinstance(seed, int) else tuple(int(s) for s in seed)
+    if len(seeds) != batch:
+        raise ValueError(f"seed: found {len(seeds)} seeds, expected one per batch row ({batch})")
+    return seeds
+
+
+class SeededNoise:
+    """Standard normal noise [B, C, F, H, W], drawn on the CPU from a generator seeded per row, block and draw.
+
+    Drawing on the CPU keeps a clip the same on every device; seeding by start frame keeps block k the same whatever
+    the clip's length, and an extended clip equal to the longer one.
+    """
+
+    def __init__(
+        self,
+        seed: int | Sequence[int],
+        batch: int,
+        channels: int,
+        height: int,
+        width: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._seeds = batch_seeds(seed, batch)
+        self.shape, self.device, self.dtype = (channels, height, width), device, dtype
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return self._seeds
+
+    def __call__(self, start: int, frames: int, draw: int) -> Tensor:
+        channels, height, width = self.shape
+        rows = [
+            torch.randn(channels, frames, height, width, generator=_generator(seed, start, draw))
+            for seed in self._seeds
+        ]
+        return torch.stack(rows).to(device=self.device, dtype=self.dtype)
+
+
+def _generator(seed: int, start: int, draw: int) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}/{start}/{draw}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+class RecordedNoise:
+    """Noise that was drawn elsewhere: initial [B, C, F, H, W] and renoise [steps - 1, B, C, F, H, W].
+
+    offset: latent frame at which the recordings start. Used by training rollouts and reference tests.
+    """
+
+    seeds: tuple[int, ...] = ()
+
+    def __init__(self, initial: Tensor, renoise: Tensor, offset: int = 0) -> None:
+        self.initial, self.renoise, self.offset = initial, renoise, offset
+
+    def __call__(self, start: int, frames: int, draw: int) -> Tensor:
+        source = self.initial if draw == 0 else self.renoise[draw - 1]
+        first = start - self.offset
+        if first < 0 or first + frames > source.shape[2]:
+            raise ValueError(f"noise: found {source.shape[2]} recorded frames, expected {first} to {first + frames}")
+        return source[:, :, first : first + frames]

@@ -1,0 +1,320 @@
+"""The autoregressive rollout: latent blocks, one after another, each denoised in a few steps against the memory.
+
+A generator of finished blocks. A preview, a decoder, a progress bar and a training loop are consumers of it, and the
+model is a function argument, so one loop serves every host.
+
+Semantics: Self Forcing's inference rule (Salt, arXiv 2604.03118, section 3): predict x0, mix fresh noise back in to the
+next sigma (SDE) or take the Euler step (ODE); then one context pass of the clean block writes the memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from .memory import KVMemory, MemoryPass
+from .noise import NoiseSource
+from .prompts import PromptChange, PromptSchedule
+from .schedule import NUM_TRAIN_TIMESTEPS, Schedule, add_noise, euler, flow_to_x0
+
+
+class Model(Protocol):
+    """Flow [B, C, F, H, W] of latents x [B, C, F, H, W] at timesteps t [B, F], reading (and writing) through `memory`."""
+
+    def __call__(self, x: Tensor, t: Tensor, memory: MemoryPass, conditioning: Any) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How blocks are made.
+
+    schedule: the step list; its length is the NFE per block. stepping: `sde` re-noises x0, `ode` takes Euler steps.
+    frames_per_block: latent frames per block; independent_first_frame: the first block of a clip is one frame.
+    guidance: classifier-free guidance, 1 = off (one model call per step). context_timestep: noise level of the context
+    pass, 0 = clean. fuse: the context pass of a block and the first step of the next are one forward (same result).
+    """
+
+    schedule: Schedule = field(default_factory=Schedule)
+    stepping: Literal["sde", "ode"] = "sde"
+    frames_per_block: int = 3
+    independent_first_frame: bool = False
+    guidance: float = 1.0
+    context_timestep: float = 0.0
+    fuse: bool = False
+
+    def __post_init__(self) -> None:
+        if self.frames_per_block < 1:
+            raise ValueError(f"frames_per_block: found {self.frames_per_block}, expected 1 or more")
+        if self.stepping not in ("sde", "ode"):
+            raise ValueError(f"stepping: found {self.stepping!r}, expected sde or ode")
+        if not 0 <= self.context_timestep < NUM_TRAIN_TIMESTEPS:
+            raise ValueError(f"context_timestep: found {self.context_timestep}, expected 0 to below 1000")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One model call about to happen. Raising from `on_step` cancels the rollout between two calls."""
+
+    block: int
+    blocks: int
+    step: int
+    steps: int
+    kind: Literal["denoise", "context", "recache"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A finished block. latents [B, C, F, H, W] cover latent frames start (inclusive) to stop (exclusive)."""
+
+    index: int
+    count: int
+    start: int
+    stop: int
+    latents: Tensor
+    nfe: int
+    seconds: float
+    seeds: tuple[int, ...]
+
+
+@dataclass
+class Branch:
+    """A conditioning with the memory that was written under it; `active` is the prompt of the latest block."""
+
+    memory: KVMemory
+    prompts: PromptSchedule
+    active: PromptChange
+
+    @classmethod
+    def of(cls, memory: KVMemory, conditioning: Any) -> Branch:
+        prompts = PromptSchedule.of(conditioning)
+        return cls(memory, prompts, prompts.at(max(memory.next_frame - 1, 0)))
+
+
+def block_lengths(start: int, frames: int, settings: RolloutSettings) -> list[int]:
+    """Lengths of the blocks that make `frames` latent frames from latent frame `start` on.
+
+    Raises ValueError when the blocks do not fill the length exactly, naming the nearest lengths that they do.
+    """
+    n = settings.frames_per_block
+    first = 1 if settings.independent_first_frame and start == 0 else 0
+    if frames < 1 or (frames - first) % n:
+        below = first + (frames - first) // n * n
+        near = [str(f) for f in (below, below + n) if f > 0]
+        raise ValueError(
+            f"length: found {frames} latent frames, expected a multiple of the block of {n}"
+            f"{' after an independent first frame' if first else ''} ({' or '.join(near)})"
+        )
+    return [1] * first + [n] * ((frames - first) // n)
+
+
+def context_lengths(frames: int, settings: RolloutSettings) -> list[int]:
+    """How given latents are split for their context passes: whole blocks, a shorter one first where they do not fit."""
+    n = settings.frames_per_block
+    return [frames % n] * (frames % n > 0) + [n] * (frames // n)
+
+
+def rollout(
+    model: Model,
+    conditioning: Any,
+    memory: KVMemory,
+    noise: NoiseSource,
+    frames: int,
+    settings: RolloutSettings = RolloutSettings(),  # noqa: B008 - frozen
+    *,
+    negative: Any = None,
+    negative_memory: KVMemory | None = None,
+    initial_latents: Tensor | None = None,
+    history_latents: Tensor | None = None,
+    on_step: Callable[[Step], None] | None = None,
+) -> Iterator[Block]:
+    """Yield the blocks of `frames` new latent frames; the clip goes on from where `memory` stands.
+
+    conditioning: a `Conditioning` (or whatever `model` understands), or a `PromptSchedule` of them.
+    memory: empty, or written by an earlier rollout (extension). A block is in it once the iterator has been advanced
+        past that block, so exhaust the iterator before saving or extending.
+    noise: initial noise and re-noise of every block as a function of its start frame (see `salt.noise`).
+    negative, negative_memory: the unconditional branch, for guidance other than 1.
+    initial_latents: [B, C, F', H, W] clean latents that go through context passes first (image or video start).
+    history_latents: [B, C, F', H, W] the latest clean latents that `memory` already holds; an extension needs them only
+        for a prompt change that recaches.
+    on_step: called before every model call; what it raises ends the rollout, and the memory stays usable.
+    Errors: ValueError for a length that blocks do not fill, a block that the policy's window does not hold, guidance
+    without a negative.
+    """
+    branches = [Branch.of(memory, conditioning)]
+    if settings.guidance != 1.0:
+        if negative is None:
+            raise ValueError(f"guidance: found {settings.guidance} without a negative conditioning, expected one")
+        branches.append(Branch.of(negative_memory or memory.empty_like(), negative))
+    given = 0 if initial_latents is None else initial_latents.shape[2]
+    lengths = block_lengths(memory.next_frame + given, frames, settings)
+    memory.policy.check_block(max(lengths))
+    run = _Run(model, branches, noise, settings, len(lengths), on_step)
+    if history_latents is not None:
+        for latents in history_latents.split(context_lengths(history_latents.shape[2], settings), dim=2):
+            run.remember(latents)
+    if initial_latents is not None:
+        for latents in initial_latents.split(context_lengths(given, settings), dim=2):
+            run.context_pass(latents, -1)
+            run.remember(latents)
+    yield from run.blocks(lengths)
+
+
+class _Run:
+    """State of one rollout: the loop's own variables, and the recent clean latents that a recache needs."""
+
+    def __init__(
+        self,
+        model: Model,
+        branches: list[Branch],
+        noise: NoiseSource,
+        settings: RolloutSettings,
+        count: int,
+        on_step: Callable[[Step], None] | None,
+    ) -> None:
+        self.model, self.branches, self.noise, self.settings = model, branches, noise, settings
+        self.count, self.on_step = count, on_step
+        self.recent: list[Tensor] = []
+        self.nfe = 0
+
+    def blocks(self, lengths: Sequence[int]) -> Iterator[Block]:
+        sigmas = self.settings.schedule.sigmas
+        first_flow: Tensor | None = None
+        for index, length in enumerate(lengths):
+            began = time.perf_counter()
+            start = self.branches[0].memory.next_frame
+            self.switch(start, index)
+            x = x0 = self.noise(start, length, 0)
+            for i, sigma in enumerate(sigmas):
+                if i == 0 and first_flow is not None:
+                    flow = first_flow
+                else:
+                    flow = self.call(x, sigma, "denoise", index, i)
+                x0 = flow_to_x0(x, flow, sigma)
+                if i + 1 < len(sigmas):
+                    x = self.renoise(x, x0, flow, (sigma, sigmas[i + 1]), start, i + 1)
+            nfe, self.nfe = self.nfe, 0
+            self.remember(x0)
+            seconds = time.perf_counter() - began
+            yield Block(index, self.count, start, start + length, x0, nfe, seconds, self.noise.seeds)
+            following = lengths[index + 1] if index + 1 < len(lengths) else 0
+            if following and self.fusable(start + length):
+                first_flow = self.fused_pass(x0, following, index)
+            else:
+                first_flow = None
+                self.context_pass(x0, index)
+
+    def renoise(
+        self, x: Tensor, x0: Tensor, flow: Tensor, sigmas: tuple[float, float], start: int, draw: int
+    ) -> Tensor:
+        if self.settings.stepping == "ode":
+            return euler(x, flow, *sigmas)
+        return add_noise(x0, self.noise(start, x.shape[2], draw), sigmas[1])
+
+    def call(self, x: Tensor, sigma: float, kind: Literal["denoise", "recache"], block: int, step: int) -> Tensor:
+        t = x.new_full((x.shape[0], x.shape[2]), sigma * NUM_TRAIN_TIMESTEPS)
+        return self.guided(x, t, lambda m: m.open(read=x.shape[2]), kind, block, step)
+
+    def guided(
+        self,
+        x: Tensor,
+        t: Tensor,
+        opened: Callable[[KVMemory], MemoryPass],
+        kind: Literal["denoise", "context", "recache"],
+        block: int,
+        step: int,
+    ) -> Tensor:
+        """One evaluation of the model: every branch, mixed by the guidance, writing what the pass writes."""
+        if self.on_step is not None:
+            self.on_step(Step(block, self.count, step, self.settings.schedule.nfe, kind))
+        flows = []
+        for branch in self.branches:
+            passing = opened(branch.memory)
+            flows.append(self.model(x, t, passing, branch.prompts.at(passing.start_frame).conditioning))
+            passing.commit(self.settings.context_timestep / NUM_TRAIN_TIMESTEPS)
+        self.nfe += 1
+        if len(flows) == 1:
+            return flows[0]
+        conditional, unconditional = flows
+        return unconditional + self.settings.guidance * (conditional - unconditional)
+
+    def context_input(self, x0: Tensor) -> tuple[Tensor, Tensor]:
+        t = x0.new_full((x0.shape[0], x0.shape[2]), self.settings.context_timestep)
+        if not self.settings.context_timestep:
+            return x0, t
+        start, draw = self.branches[0].memory.next_frame, self.settings.schedule.nfe
+        noise = self.noise(start, x0.shape[2], draw)
+        return add_noise(x0, noise, self.settings.context_timestep / NUM_TRAIN_TIMESTEPS), t
+
+    @torch.no_grad()
+    def context_pass(self, x0: Tensor, block: int) -> None:
+        """The one write: the clean block goes through the model, and its keys and values are memory from now on."""
+        x, t = self.context_input(x0.detach())
+        self.guided(x, t, lambda m: m.open(write=x.shape[2]), "context", block, self.settings.schedule.nfe)
+
+    @torch.no_grad()
+    def fused_pass(self, x0: Tensor, following: int, block: int) -> Tensor:
+        """Context pass of this block and first step of the next in one forward; returns the next block's first flow."""
+        clean, t_clean = self.context_input(x0)
+        start = self.branches[0].memory.next_frame + x0.shape[2]
+        noisy = self.noise(start, following, 0)
+        t_noisy = noisy.new_full((noisy.shape[0], following), self.settings.schedule.sigmas[0] * NUM_TRAIN_TIMESTEPS)
+        x, t = torch.cat([clean, noisy], dim=2), torch.cat([t_clean, t_noisy], dim=1)
+        frames = x0.shape[2]
+        flow = self.guided(x, t, lambda m: m.open(write=frames, read=following), "context", block, 0)
+        return flow[:, :, frames:]
+
+    def fusable(self, next_start: int) -> bool:
+        """One forward has one prompt, and a blended sink changes between the two blocks."""
+        same_prompt = all(b.prompts.at(next_start) is b.active for b in self.branches)
+        plain = self.branches[0].memory.policy.kind != "blended"
+        return self.settings.fuse and same_prompt and plain and not torch.is_grad_enabled()
+
+    def remember(self, x0: Tensor) -> None:
+        """Keep the clean latents that a later recache may need; without a window, all of them."""
+        if not any(c.switch == "recache" for b in self.branches for c in b.prompts.changes):
+            return
+        self.recent.append(x0.detach())
+        window = self.branches[0].memory.policy.window
+        while window is not None and sum(x.shape[2] for x in self.recent[1:]) >= window:
+            self.recent.pop(0)
+
+    def switch(self, start: int, block: int) -> None:
+        """What a prompt change that takes effect at this block does to the memory of its branch."""
+        for branch in self.branches:
+            change, previous = branch.prompts.at(start), branch.active
+            branch.active = change
+            if change is previous or start == 0 or change.switch == "keep":
+                continue
+            if change.switch == "cut":
+                branch.memory.cut()
+            else:
+                self.recache(branch, change, start, block)
+
+    @torch.no_grad()
+    def recache(self, branch: Branch, change: PromptChange, start: int, block: int) -> None:
+        """Re-encode the last min(window, t) clean latents under the new prompt (LongLive), in one forward."""
+        memory, window = branch.memory, branch.memory.policy.window
+        if not self.recent:
+            raise ValueError(f"recache at frame {start}: found no clean latents, expected history_latents with them")
+        blocks: list[Tensor] = []
+        for x in reversed(self.recent):
+            if window is not None and sum(b.shape[2] for b in blocks) + x.shape[2] > window:
+                break
+            blocks.insert(0, x)
+        first = start - sum(b.shape[2] for b in blocks)
+        if self.on_step is not None:
+            self.on_step(Step(block, self.count, 0, self.settings.schedule.nfe, "recache"))
+        memory.restart(first, change.keep_sink)
+        together = [blocks] if memory.policy.kind != "blended" else [[b] for b in blocks]
+        for group in together:
+            x = torch.cat(group, dim=2)
+            passing = memory.open(write=[b.shape[2] for b in group])
+            t = x.new_full((x.shape[0], x.shape[2]), self.settings.context_timestep)
+            self.model(x, t, passing, change.conditioning)
+            passing.commit(self.settings.context_timestep / NUM_TRAIN_TIMESTEPS)

@@ -1,0 +1,61 @@
+"""Rotary position tables of Wan 2.1, for any frame position.
+
+Same numbers as diffusers' `WanRotaryPosEmbed` (three axes: time, height, width; theta 10000), but built from positions
+instead of sliced from a table of 1024, so that long rollouts and re-assigned positions (Infinity-RoPE) need no limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Rotary(NamedTuple):
+    """cos and sin, each [S, head_dim // 2] float32, for S = frames * height * width tokens in (frame, row, column) order."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def axis_dims(head_dim: int) -> tuple[int, int, int]:
+    """How Wan splits a head over (time, height, width): height and width get 2 * (head_dim // 6), time the rest."""
+    spatial = 2 * (head_dim // 6)
+    return head_dim - 2 * spatial, spatial, spatial
+
+
+def _angles(positions: Tensor, dim: int, theta: float) -> Tensor:
+    frequencies = theta ** -(torch.arange(0, dim, 2, dtype=torch.float64, device=positions.device) / dim)
+    return positions.to(torch.float64)[:, None] * frequencies
+
+
+def rotary_table(
+    frame_positions: Sequence[int],
+    height: int,
+    width: int,
+    head_dim: int,
+    device: torch.device | str | None = None,
+    theta: float = 10000.0,
+) -> Rotary:
+    """Tables for frames at the given temporal positions, each of height x width patch tokens.
+
+    Angles are computed in float64 (positions in the hundred thousands keep their precision) and stored as float32.
+    """
+    t_dim, h_dim, w_dim = axis_dims(head_dim)
+    f, frames = len(frame_positions), torch.tensor(list(frame_positions), device="cpu")
+    t = _angles(frames, t_dim, theta).view(f, 1, 1, -1).expand(f, height, width, -1)
+    h = _angles(torch.arange(height), h_dim, theta).view(1, height, 1, -1).expand(f, height, width, -1)
+    w = _angles(torch.arange(width), w_dim, theta).view(1, 1, width, -1).expand(f, height, width, -1)
+    angles = torch.cat([t, h, w], dim=-1).reshape(f * height * width, head_dim // 2)
+    return Rotary(
+        angles.cos().float().to(device, non_blocking=True), angles.sin().float().to(device, non_blocking=True)
+    )
+
+
+def apply_rotary(x_BSHD: Tensor, rotary: Rotary) -> Tensor:
+    """Rotate neighbouring channel pairs of x [B, S, heads, head_dim]; computed in float32, returned in x's dtype."""
+    even, odd = x_BSHD.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = rotary.cos[None, :, None], rotary.sin[None, :, None]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x_BSHD.dtype)

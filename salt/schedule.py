@@ -1,0 +1,125 @@
+"""The clock of the engine: step lists, shift, sigma and timestep, noising, flow and x0, the Euler operator.
+
+Flow matching as Wan 2.1 and Salt use it (arXiv 2604.03118, section 3): x_t = (1 - sigma) x0 + sigma eps,
+flow v = eps - x0, timestep = 1000 sigma. A *step* is a point on the unwarped axis (0, 1000]; the shift warps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NUM_TRAIN_TIMESTEPS = 1000
+STEP_LISTS: dict[int, tuple[float, ...]] = {
+    8: (1000, 875, 750, 625, 500, 375, 250, 125),
+    4: (1000, 750, 500, 250),
+    2: (1000, 500),
+}
+
+
+def step_list(nfe: int) -> tuple[float, ...]:
+    """The evenly spaced step list with `nfe` steps; 8, 4 and 2 are the lists Salt trains on.
+
+    Raises ValueError for nfe < 1.
+    """
+    if nfe < 1:
+        raise ValueError(f"nfe: found {nfe}, expected 1 or more")
+    return STEP_LISTS.get(nfe) or tuple(NUM_TRAIN_TIMESTEPS * (nfe - i) / nfe for i in range(nfe))
+
+
+def check_steps(steps: Sequence[float]) -> tuple[float, ...]:
+    """Validate a step list: at least one step, strictly falling, within (0, 1000]."""
+    steps = tuple(float(s) for s in steps)
+    falling = all(a > b for a, b in zip(steps, steps[1:], strict=False))
+    if not steps or not falling or not (0 < steps[-1] and steps[0] <= NUM_TRAIN_TIMESTEPS):
+        raise ValueError(f"steps: found {list(steps)}, expected strictly falling values in (0, 1000]")
+    return steps
+
+
+def warp(step: Tensor | float, shift: float = 5.0) -> Tensor:
+    """Step in [0, 1000] -> sigma in [0, 1]: sigma = shift u / (1 + (shift - 1) u), u = step / 1000 (float64 inside)."""
+    u = torch.as_tensor(step, dtype=torch.float64) / NUM_TRAIN_TIMESTEPS
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def unwarp(sigma: Tensor | float, shift: float = 5.0) -> Tensor:
+    """Inverse of `warp`: sigma in [0, 1] -> step in [0, 1000]."""
+    sigma = torch.as_tensor(sigma, dtype=torch.float64)
+    return NUM_TRAIN_TIMESTEPS * sigma / (shift - (shift - 1) * sigma)
+
+
+def sigma_to_timestep(sigma: Tensor | float) -> Tensor:
+    """sigma in [0, 1] -> timestep in [0, 1000], as the transformer reads it."""
+    return torch.as_tensor(sigma) * NUM_TRAIN_TIMESTEPS
+
+
+def timestep_to_sigma(timestep: Tensor | float) -> Tensor:
+    """timestep in [0, 1000] -> sigma in [0, 1]."""
+    return torch.as_tensor(timestep) / NUM_TRAIN_TIMESTEPS
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A step list and its shift. `steps` are unwarped, strictly falling, in (0, 1000]; len(steps) is the NFE per block."""
+
+    steps: tuple[float, ...] = STEP_LISTS[4]
+    shift: float = 5.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", check_steps(self.steps))
+        if not self.shift > 0:
+            raise ValueError(f"shift: found {self.shift}, expected a number above 0")
+
+    @classmethod
+    def of(cls, nfe: int, shift: float = 5.0) -> Schedule:
+        return cls(step_list(nfe), shift)
+
+    @property
+    def nfe(self) -> int:
+        return len(self.steps)
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """Warped sigmas, one per evaluation, without the final 0."""
+        return tuple(float(s) for s in warp(torch.tensor(self.steps, dtype=torch.float64), self.shift))
+
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        """Warped timesteps in (0, 1000], one per evaluation."""
+        return tuple(NUM_TRAIN_TIMESTEPS * s for s in self.sigmas)
+
+
+def expand_sigma(sigma: Tensor | float, like: Tensor) -> Tensor:
+    """Shape sigma for a latent `like` [B, C, F, H, W]: scalars stay, [B] -> [B,1,1,1,1], [B, F] -> [B,1,F,1,1]."""
+    sigma = torch.as_tensor(sigma, dtype=like.dtype, device=like.device)
+    if sigma.ndim == 0:
+        return sigma
+    if sigma.ndim == 1:
+        return sigma.view(-1, 1, 1, 1, 1)
+    if sigma.ndim == 2:
+        return sigma[:, None, :, None, None]
+    raise ValueError(f"sigma: found shape {tuple(sigma.shape)}, expected [], [B] or [B, F]")
+
+
+def add_noise(x0: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
+    """x_t = (1 - sigma) x0 + sigma eps; latents [B, C, F, H, W], sigma scalar, [B] or [B, F]."""
+    sigma = expand_sigma(sigma, x0)
+    return (1 - sigma) * x0 + sigma * noise
+
+
+def flow_to_x0(x_t: Tensor, flow: Tensor, sigma: Tensor | float) -> Tensor:
+    """x0 = x_t - sigma v."""
+    return x_t - expand_sigma(sigma, x_t) * flow
+
+
+def x0_to_flow(x_t: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
+    """v = (x_t - x0) / sigma; sigma must be above 0."""
+    return (x_t - x0) / expand_sigma(sigma, x_t)
+
+
+def euler(x: Tensor, flow: Tensor, sigma_from: Tensor | float, sigma_to: Tensor | float) -> Tensor:
+    """Psi^{a->b}(x) = x - (sigma_a - sigma_b) v(x, a): the student's one-step Euler operator (paper, section 3.2)."""
+    return x - (expand_sigma(sigma_from, x) - expand_sigma(sigma_to, x)) * flow
