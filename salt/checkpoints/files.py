@@ -58,7 +58,7 @@ def open_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         return _open_safetensors(path)
     if not head:
         what = "empty"
-    elif head.startswith(b"version https://git-lfs"):
+    elif b"git-lfs" in head:
         what = "a git-LFS pointer, not the file it stands for"
     elif head.startswith(b"GGUF"):
         what = "a GGUF file, which only ComfyUI's loaders read"

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import WanTransformer3DModel as SaltTransformer3DModel
 from diffusers.models.modeling_utils import no_init_weights
 
+from ..student import SaltTransformer3DModel
 from .files import find_files, open_tensors
 from .lora import is_lora, merge_lora, read_lora
 from .reading import Weights, read_checkpoint
@@ -35,13 +35,18 @@ def load_student(
     with no_init_weights(), init_empty_weights(include_buffers=False):
         model = SaltTransformer3DModel(**checkpoint.config)
     early = None if lora else dtype
+    # One weight that stays a window would keep the whole file in memory beside the converted copy.
+    converts = early is not None and early != checkpoint.dtype
     for name, tensor in checkpoint.tensors():
-        _assign(model, name, _placed(name, tensor, early, device))
+        _assign(model, name, _placed(name, tensor, early, device, converts))
     if lora is not None:
         merge_lora(model, lora)
         for name, parameter in list(model.named_parameters()):
             _assign(model, name, _placed(name, parameter.data, dtype, device))
-    return model.to(device).eval()
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+    return model.eval()
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -77,16 +82,18 @@ def describe(path: str | Path) -> dict[str, Any]:
         "parameters": found.parameters,
         "dtype": str(found.dtype).removeprefix("torch."),
         "bytes": size,
-        "spec": found.spec,
+        "spec": found.spec and found.spec.to_dict(),
     }
 
 
-def _placed(name: str, tensor: torch.Tensor, dtype: torch.dtype | None, device: str | torch.device) -> torch.Tensor:
-    """`tensor` where and as the model wants it; untouched if it is so already."""
+def _placed(
+    name: str, tensor: torch.Tensor, dtype: torch.dtype | None, device: str | torch.device, copy: bool = False
+) -> torch.Tensor:
+    """`tensor` where and as the model wants it; untouched if it is so already and no `copy` is asked for."""
     precise = SaltTransformer3DModel._keep_in_fp32_modules or []
     if dtype in (torch.float16, torch.bfloat16) and any(part in precise for part in name.split(".")):
         dtype = torch.float32
-    return tensor.to(device=device, dtype=dtype)
+    return tensor.to(device=device, dtype=dtype, copy=copy)
 
 
 def _assign(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:

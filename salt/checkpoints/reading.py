@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import torch
 
+from ..memory import MemoryPolicy
+from ..student import StudentSpec
 from .errors import CheckpointError, some
 from .files import find_files, open_tensors
 from .keys import check_shapes, infer_config, metadata_json, refuse_stranger, sort_names, variant_of
@@ -23,10 +25,11 @@ BRANCHES = {"generator_ema": "ema", "generator": "regular", "model": "regular", 
 LORA_BRANCHES = ("generator_lora", "critic_lora")
 # The released students' files say nothing about themselves, so their names do: which weights their authors sample
 # with, and the recipe. Anything else says so in its `salt` metadata, or is read with the moving average if it has one.
-RELEASED: dict[str, dict[str, Any]] = {
-    "salt_cf": {"weights": "ema", "spec": {"policy": "full"}},
-    "salt_ll": {"weights": "regular", "spec": {"policy": "sink", "window": 12, "sink": 3}},
-    "longlive_base": {"weights": "regular", "spec": {"policy": "sink", "window": 12, "sink": 3}},
+LONGLIVE = StudentSpec(policy=MemoryPolicy("sink", window=12, sink=3))
+RELEASED: dict[str, tuple[Weights, StudentSpec]] = {
+    "salt_cf": ("ema", StudentSpec()),
+    "salt_ll": ("regular", LONGLIVE),
+    "longlive_base": ("regular", LONGLIVE),
 }
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -57,7 +60,7 @@ class Checkpoint:
     """A student's weights in a file, found, named and checked, but not read yet.
 
     `config` builds the model class; `entries` has every weight by diffusers' name; `weights` says which of the
-    `available` ones were taken; `spec` is the recipe the file names (keys of `StudentSpec`), None where it names none.
+    `available` ones were taken; `spec` is the recipe the file names, None where it names none.
     """
 
     path: Path
@@ -67,7 +70,7 @@ class Checkpoint:
     available: tuple[str, ...]
     config: dict[str, Any]
     entries: dict[str, Entry]
-    spec: dict[str, Any] | None = None
+    spec: StudentSpec | None = None
     metadata: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -117,8 +120,9 @@ def read_checkpoint(path: str | Path, weights: Weights = "auto") -> Checkpoint:
     """
     path = Path(path)
     where, (files, given) = str(path), find_files(path)
+    usual, recipe = RELEASED.get(path.stem, ("auto", None))
     if weights == "auto":
-        weights = RELEASED.get(path.stem, {}).get("weights", "auto")
+        weights = usual
     tensors: dict[str, torch.Tensor] = {}
     homes: dict[str, Path] = {}
     metadata: dict[str, str] = {}
@@ -136,10 +140,10 @@ def read_checkpoint(path: str | Path, weights: Weights = "auto") -> Checkpoint:
         metadata |= notes
     names = sort_names((name for name in tensors if not name.endswith((*QUANT_NOTES, *SCALES))), where)
     refuse_stranger(names, where)
-    shapes = {name: tuple(tensors[raw].shape) for name, raw in names.canonical.items()}
+    entries = {name: _entry(homes[raw], raw, tensors, where) for name, raw in sorted(names.canonical.items())}
+    shapes = {name: entry.shape for name, entry in entries.items()}
     config = infer_config(shapes, given or metadata_json(metadata, "config", where), where)
     check_shapes(shapes, names.extra, config, where)
-    entries = {name: _entry(homes[raw], raw, tensors, where) for name, raw in sorted(names.canonical.items())}
     return Checkpoint(
         path=path,
         format=_format(files, path, names.spelling, any(entry.scale for entry in entries.values())),
@@ -148,7 +152,7 @@ def read_checkpoint(path: str | Path, weights: Weights = "auto") -> Checkpoint:
         available=tuple(branches),
         config=config,
         entries=entries,
-        spec=metadata_json(metadata, "salt", where) or RELEASED.get(path.stem, {}).get("spec"),
+        spec=_spec(metadata_json(metadata, "salt", where), where) or recipe,
         metadata=metadata,
     )
 
@@ -180,6 +184,13 @@ def _pick(branches: dict[str, dict[str, torch.Tensor]], weights: str, file: Path
     if taken is None:
         raise CheckpointError(f"{file} has no {' or '.join(wanted)} weights; it has {', '.join(branches)}")
     return taken
+
+
+def _spec(facts: dict[str, Any], where: str) -> StudentSpec | None:
+    try:
+        return StudentSpec.from_dict(facts) if facts else None
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: its metadata `salt` is no student's recipe: {error}") from error
 
 
 def _entry(file: Path, raw: str, tensors: dict[str, torch.Tensor], where: str) -> Entry:

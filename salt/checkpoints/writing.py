@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,28 +10,29 @@ from typing import Any
 import torch
 from diffusers import WanTransformer3DModel, __version__
 
+from ..student import StudentSpec
 from .errors import CheckpointError, some
 from .files import atomic_file, write_safetensors
 from .keys import bare, to_wan
 
 # What core ComfyUI assumes of every Wan model; only what differs needs saying. It hands the rest to its model class,
 # so nothing may be said that the class does not take.
-COMFY_ASSUMES = {"text_dim": 4096, "eps": 1e-6}
+COMFY_ASSUMES = {"text_dim": 4096, "freq_dim": 256, "eps": 1e-6}
 
 
 def save_wan(
     model: WanTransformer3DModel,
     path: str | Path,
     *,
-    spec: Any = None,
+    spec: StudentSpec | None = None,
     dtype: torch.dtype | None = None,
     causal_ar: bool = True,
 ) -> Path:
     """Write `model` as one safetensors file in Wan's names, which ComfyUI's loaders and `read_checkpoint` read.
 
     The metadata `config` tells core ComfyUI that the model is autoregressive (`causal_ar`; never said of an
-    image-to-video model, which core 0.27 then fails to build) and what its shapes cannot tell; `salt` holds `spec`, a
-    `StudentSpec` or a dict. `dtype` converts all weights as they are written. Replaces a file at `path` in one step.
+    image-to-video model, which core 0.27 then fails to build) and what its shapes cannot tell; `salt` holds `spec`.
+    `dtype` converts all weights as they are written. Replaces a file at `path` in one step.
 
     Raises `CheckpointError` if the model is no Wan transformer or the file cannot be written.
     """
@@ -54,7 +54,11 @@ def save_wan(
 
 
 def save_diffusers(
-    model: WanTransformer3DModel, folder: str | Path, *, spec: Any = None, dtype: torch.dtype | None = None
+    model: WanTransformer3DModel,
+    folder: str | Path,
+    *,
+    spec: StudentSpec | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Path:
     """Write `model` as a diffusers folder (config.json and one safetensors file), which diffusers' own class loads.
 
@@ -80,7 +84,7 @@ def _write(
     write_safetensors(path, layout, weights.__getitem__, metadata)
 
 
-def _spec_metadata(spec: Any) -> dict[str, str]:
+def _spec_metadata(spec: StudentSpec | None) -> dict[str, str]:
     if spec is None:
         return {}
-    return {"salt": json.dumps(dict(spec) if isinstance(spec, Mapping) else dataclasses.asdict(spec))}
+    return {"salt": json.dumps(spec.to_dict())}
