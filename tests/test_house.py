@@ -1,0 +1,77 @@
+"""Rules of the house that a reviewer should not have to check by eye."""
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The top-level names that a file imports absolutely."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield (node.module or "").partition(".")[0]
+
+
+def test_the_engine_knows_neither_host():
+    files = list((ROOT / "salt").rglob("*.py"))
+    assert files
+    forbidden = {"nodes", "train", "comfy", "comfy_api", "comfy_extras", "folder_paths", "server", "salt"}
+    found = {path.name: names for path in files if (names := forbidden & set(imported(path)))}
+    assert not found, "salt/ imports no host, and itself relatively"
+
+
+def test_pickles_are_only_read_as_weights():
+    rooms = [ROOT / room for room in ("salt", "train", "nodes", "benchmarks", "tests")]
+    loads = [
+        line
+        for room in rooms
+        for path in room.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if re.search(r"\btorch\.load\(", line) and path != Path(__file__)
+    ]
+    assert loads
+    assert [line for line in loads if "weights_only=True" not in line] == []
+
+
+def test_files_stay_short():
+    rooms = [ROOT / room for room in ("salt", "train", "nodes")]
+    long = [path.name for room in rooms for path in room.rglob("*.py") if len(path.read_text().splitlines()) > 400]
+    assert long == []
+
+
+def test_the_packs_door_opens_without_comfyui():
+    """As ComfyUI loads it: by path, under a name that is no Python name, with the folder itself not on the path."""
+    program = (
+        "import importlib.util, sys\n"
+        "root = sys.argv[1]\n"
+        "spec = importlib.util.spec_from_file_location('custom_nodes.ComfyUI-Salt', root + '/__init__.py',"
+        " submodule_search_locations=[root])\n"
+        "module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", program, str(ROOT)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+
+
+def test_requirements_are_the_dependencies_without_torch():
+    needed = importlib.metadata.requires("comfyui-salt") or []
+    expected = {line.replace(" ", "") for line in needed if "extra ==" not in line and not line.startswith("torch")}
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    assert {line.strip() for line in lines if line.strip() and not line.startswith("#")} == expected
+
+
+def test_nothing_but_the_engine_is_installed():
+    files = importlib.metadata.files("comfyui-salt") or []
+    top = {Path(str(file)).parts[0] for file in files}
+    assert not {"nodes", "train", "tests", "benchmarks"} & top
+    console = importlib.metadata.entry_points(group="console_scripts", name="salt")
+    assert [point.value for point in console] == ["salt.cli:main"]
