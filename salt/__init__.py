@@ -1,4 +1,4 @@
-"""Salt: few-step autoregressive video in latent blocks. The engine; it knows nothing of ComfyUI and nothing of training.
+"""Salt: few-step autoregressive video in latent blocks. The engine; it knows nothing of ComfyUI and of training.
 
 prompt -> conditioning -> rollout (schedule, memory, model call) -> latents -> streaming decode -> video.
 """

@@ -1,4 +1,4 @@
-"""What a clip is told, and when: conditioning, and a schedule of prompts with what happens to the memory at a switch."""
+"""What a clip is told, and when: conditioning, and a schedule of prompts with what a switch does to the memory."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ class PromptSchedule:
         self.changes = tuple(sorted(changes, key=lambda c: c.frame))
         frames = [c.frame for c in self.changes]
         if not frames or frames[0] != 0 or len(set(frames)) != len(frames):
-            raise ValueError(f"prompt schedule: found changes at frames {frames}, expected different ones, the first at 0")
+            raise ValueError(
+                f"prompt schedule: found changes at frames {frames}, expected different ones, the first at 0"
+            )
 
     @classmethod
     def of(cls, conditioning: Any) -> PromptSchedule:

@@ -24,7 +24,7 @@ from .schedule import NUM_TRAIN_TIMESTEPS, Schedule, add_noise, euler, flow_to_x
 
 
 class Model(Protocol):
-    """Flow [B, C, F, H, W] of latents x [B, C, F, H, W] at timesteps t [B, F], reading (and writing) through `memory`."""
+    """Flow [B, C, F, H, W] of latents x [B, C, F, H, W] at timesteps t [B, F], reading and writing through `memory`."""
 
     def __call__(self, x: Tensor, t: Tensor, memory: MemoryPass, conditioning: Any) -> Tensor: ...
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Rotary(NamedTuple):
-    """cos and sin, each [S, head_dim // 2] float32, for S = frames * height * width tokens in (frame, row, column) order."""
+    """cos and sin, each [S, head_dim // 2] float32; S = frames * height * width tokens, columns fastest."""
 
     cos: Tensor
     sin: Tensor

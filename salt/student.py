@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -86,6 +86,9 @@ class SaltTransformerBlock(WanTransformerBlock):
 class SaltTransformer3DModel(WanTransformer3DModel):
     """Wan 2.1's transformer as a Salt student. See `WanTransformer3DModel` for the configuration."""
 
+    config: Any  # diffusers declares a dict; attribute access is its documented use
+    patch_embedding: Any
+    blocks: Any
     _no_split_modules = ["SaltTransformerBlock"]
     _repeated_blocks = ["SaltTransformerBlock"]
 
@@ -160,7 +163,7 @@ class SaltTransformer3DModel(WanTransformer3DModel):
     def features(
         self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, after_block: int, **embeds: Tensor
     ) -> Tensor:
-        """Tokens [B, S, dim] after transformer block `after_block` (0-based) of the bidirectional model; stops there."""
+        """Tokens [B, S, dim] after block `after_block` (0-based) of the bidirectional model; stops there."""
         self._check_layer(after_block)
         image = embeds.get("encoder_hidden_states_image")
         x, _, timestep_proj, context, image_tokens, scope = self._embed(
@@ -176,7 +179,7 @@ class SaltTransformer3DModel(WanTransformer3DModel):
 
     def _run(self, block: Any, x: Tensor, context: Tensor, temb: Tensor, scope: Scope, image_tokens: int) -> Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
-            return self._gradient_checkpointing_func(block, x, context, temb, scope, image_tokens)
+            return cast(Any, self._gradient_checkpointing_func)(block, x, context, temb, scope, image_tokens)
         return block(x, context, temb, scope, image_tokens)
 
     def _embed(
@@ -184,7 +187,8 @@ class SaltTransformer3DModel(WanTransformer3DModel):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, int, Scope]:
         batch, _, frames, height, width = x_BCFHW.shape
         _, p_h, p_w = self.config.patch_size
-        scope = self._ready(scope, batch, frames, height // p_h, width // p_w, x_BCFHW.device)
+        grid = (frames, height // p_h, width // p_w)
+        ready: Scope = self._ready(scope, batch, *grid, x_BCFHW.device)  # pyright: ignore[reportCallIssue]
         tokens = self.patch_embedding(x_BCFHW).flatten(2).transpose(1, 2).contiguous()
         per_frame = timestep if timestep.ndim == 2 else timestep[:, None]  # [B, F] or [B, 1]
         temb, timestep_proj, text, image = self.condition_embedder(
@@ -192,13 +196,13 @@ class SaltTransformer3DModel(WanTransformer3DModel):
         )
         context = text if image is None else torch.cat([image, text], dim=1)
         image_tokens = 0 if image is None else image.shape[1]
-        return tokens, temb, timestep_proj.unflatten(2, (6, -1)), context, image_tokens, scope
+        return tokens, temb, timestep_proj.unflatten(2, (6, -1)), context, image_tokens, ready
 
     @torch.compiler.disable
     def _ready(
         self, scope: Scope | None, batch: int, frames: int, height: int, width: int, device: torch.device
     ) -> Scope:
-        """Bookkeeping in plain integers; outside any compiled graph, so that a moving start frame recompiles nothing."""
+        """Bookkeeping in plain integers, outside any compiled graph: a moving start frame recompiles nothing."""
         if scope is None:
             return Bidirectional(rotary_table(range(frames), height, width, self.config.attention_head_dim, device))
         if isinstance(scope, MemoryPass):

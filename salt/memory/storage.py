@@ -44,7 +44,9 @@ def storage_dtype(precision: Precision, model_dtype: torch.dtype) -> torch.dtype
     return {"model": model_dtype, "int8": torch.int8, "fp8": torch.uint8}[precision]
 
 
-def estimate_bytes(policy: MemoryPolicy, geometry: MemoryGeometry, dtype: torch.dtype, frames: int = CYCLE_FRAMES) -> int:
+def estimate_bytes(
+    policy: MemoryPolicy, geometry: MemoryGeometry, dtype: torch.dtype, frames: int = CYCLE_FRAMES
+) -> int:
     """Bytes that a memory will take for a clip of `frames` latent frames (windowed policies do not depend on it)."""
     rows = geometry.layers * geometry.batch * policy.slots(frames) * geometry.tokens * geometry.heads
     per_row = geometry.head_dim * storage_dtype(policy.precision, dtype).itemsize
@@ -53,7 +55,7 @@ def estimate_bytes(policy: MemoryPolicy, geometry: MemoryGeometry, dtype: torch.
 
 
 def quantise(x: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
-    """x [..., head_dim] -> (codes, scale [..., 1]); symmetric, scaled by the largest magnitude of each token and head."""
+    """x [..., head_dim] -> (codes, scale [..., 1]); symmetric, scaled by the largest magnitude per token and head."""
     limit = 127.0 if precision == "int8" else torch.finfo(torch.float8_e4m3fn).max
     scale = x.float().abs().amax(-1, keepdim=True).clamp_min(1e-12) / limit
     scaled = x.float() / scale
@@ -136,7 +138,7 @@ class Store:
         return k[:, :slots].flatten(1, 2), v[:, :slots].flatten(1, 2)
 
     def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of the given slots [N] as [B, N * tokens, heads, head_dim] in the model's dtype, on `device`."""
+        """Keys and values of slots [N] as [B, N * tokens, heads, head_dim] in the model's dtype, on `device`."""
         parts = self._take(layer, slots)
         if self.precision != "model":
             k, v, k_scale, v_scale = parts

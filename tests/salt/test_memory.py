@@ -1,0 +1,333 @@
+"""Memory: what each policy keeps and where, how it is stored, and its operations."""
+
+import golden
+import pytest
+import torch
+
+from salt.memory import KVMemory, MemoryGeometry, MemoryPolicy, estimate_bytes
+from salt.memory.storage import dequantise, quantise
+from salt.prompts import Conditioning
+from salt.student import StudentModel
+
+GEOMETRY = MemoryGeometry(layers=2, heads=2, head_dim=8, height=1, width=2)
+POLICIES = [
+    MemoryPolicy(),
+    MemoryPolicy("window", 9),
+    MemoryPolicy("sink", 12, 3),
+    MemoryPolicy("relative", 9, 1),
+    MemoryPolicy("cyclic", 9),
+    MemoryPolicy("blended", 9, 3, blend=0.8),
+]
+
+
+def dense(q, k, v):
+    return torch.nn.functional.scaled_dot_product_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    ).transpose(1, 2)
+
+
+def write(memory, frames=3, value=None):
+    """One context pass of a model that only has self-attention; keys and values are random, or `value`."""
+    passing = memory.open(write=frames)
+    g = memory.geometry
+    for layer in range(g.layers):
+        q, k, v = torch.randn(3, g.batch, frames * g.tokens, g.heads, g.head_dim)
+        if value is not None:
+            k, v = torch.full_like(k, value), torch.full_like(v, value)
+        passing.attend(layer, q, k, v, dense)
+    passing.commit()
+
+
+def seen(memory, frames=3):
+    """Keys that a block of `frames` sees at layer 0, block included, and how many of them."""
+    shapes = []
+
+    def spy(q, k, v):
+        shapes.append(k.detach().clone())
+        return dense(q, k, v)
+
+    g = memory.geometry
+    q = torch.randn(g.batch, frames * g.tokens, g.heads, g.head_dim)
+    memory.open(read=frames).attend(0, q, q, q, spy)
+    return shapes[0]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@torch.no_grad()
+def test_what_is_kept(policy):
+    memory = KVMemory(policy, GEOMETRY)
+    for _ in range(8):
+        write(memory)
+    keys = seen(memory)
+    window = policy.window or 27
+    assert keys.shape[1] == window * GEOMETRY.tokens
+    kept = memory.held  # what stays once the next block has arrived
+    sinks = tuple(range(policy.sink))
+    assert kept == sinks + tuple(range(24 - (window - 3 - policy.sink), 24))
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@torch.no_grad()
+def test_denoising_leaves_the_memory_alone(policy):
+    memory = KVMemory(policy, GEOMETRY)
+    for _ in range(5):
+        write(memory)
+    memory.open(read=3)  # the arrival evicts
+    held, before = memory.held, [memory.store.gather(0, memory.slot_index(memory.held))[0].clone()]
+    for _ in range(3):
+        seen(memory)
+    assert memory.held == held and memory.next_frame == 15
+    assert torch.equal(memory.store.gather(0, memory.slot_index(held))[0], before[0])
+
+
+@torch.no_grad()
+def test_reading_is_a_view_not_a_copy():
+    memory = KVMemory(MemoryPolicy("sink", 12, 3), GEOMETRY)
+    for _ in range(8):
+        write(memory)
+    pointers = []
+
+    def spy(q, k, v):
+        pointers.append(k.untyped_storage().data_ptr())
+        return dense(q, k, v)
+
+    q = torch.randn(1, 6, 2, 8)
+    memory.open(read=3).attend(1, q, q, q, spy)
+    assert pointers == [memory.store.buffers[1][0].untyped_storage().data_ptr()]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_reading_with_gradient_equals_reading_in_place(policy):
+    torch.manual_seed(0)
+    memory = KVMemory(policy, GEOMETRY)
+    with torch.no_grad():
+        for _ in range(6):
+            write(memory)
+    q, k, v = torch.randn(3, 1, 6, 2, 8)
+    with torch.no_grad():
+        in_place = memory.open(read=3).attend(0, q, k, v, dense)
+    with_gradient = memory.open(read=3).attend(0, q.requires_grad_(), k, v, dense)
+    assert with_gradient.requires_grad
+    assert torch.allclose(in_place, with_gradient, atol=1e-6)
+
+
+@torch.no_grad()
+def test_cyclic_positions():
+    policy = MemoryPolicy("cyclic", 9)
+    starts = {t: policy.block_positions(t, 3, 6).start for t in (0, 3, 18, 19, 20, 21, 24, 39, 42)}
+    assert starts == {0: 0, 3: 3, 18: 18, 19: 18, 20: 18, 21: 0, 24: 3, 39: 18, 42: 0}
+
+
+@torch.no_grad()
+def test_relative_positions_are_reassigned():
+    policy = MemoryPolicy("relative", 9, 1)
+    assert list(policy.block_positions(300, 3, 6)) == [6, 7, 8]
+    memory = KVMemory(policy, GEOMETRY)
+    for _ in range(7):
+        write(memory)
+    (segment,) = memory.open(read=3).segments
+    from salt.rope import rotary_table
+
+    kept = sorted(memory.held, key=memory.slot)
+    rank = {f: i for i, f in enumerate(sorted(memory.held))}
+    expected = rotary_table([rank[f] for f in kept] + [6, 7, 8], 1, 2, 8)
+    assert torch.equal(segment.joined_rotary.cos, expected.cos)
+
+
+@torch.no_grad()
+def test_blended_sink_absorbs_what_is_evicted():
+    memory = KVMemory(MemoryPolicy("blended", 9, 3, blend=0.75), GEOMETRY)
+    for value in (1.0, 2.0, 3.0):
+        write(memory, value=value)
+    # The fourth block evicts frames 3..5, which hold 2.0.
+    memory.open(read=3)
+    sink_k, sink_v = memory.store.gather(1, memory.slot_index([0, 1, 2]))
+    assert torch.allclose(sink_k, torch.full_like(sink_k, 1.25)) and torch.allclose(sink_v, sink_k)
+    memory.open(read=3)  # a second step of the same block evicts nothing more
+    assert torch.equal(memory.store.gather(1, memory.slot_index([0]))[0], sink_k[:, :2])
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_quantised_rows_are_close(precision):
+    x = torch.randn(2, 5, 3, 64) * torch.tensor([0.01, 1.0, 100.0]).view(1, 1, 3, 1)
+    codes, scale = quantise(x, precision)
+    assert codes.dtype.itemsize == 1 and scale.shape == (2, 5, 3, 1)
+    error = (dequantise(codes, scale, precision, torch.float32) - x).norm() / x.norm()
+    assert error < {"int8": 0.01, "fp8": 0.04}[precision]
+
+
+@torch.no_grad()
+def test_precision_sizes_and_their_effect_on_a_golden_rollout():
+    student, errors = golden.student(), {}
+    policy = MemoryPolicy("sink", 12, 3)
+    expected = golden.expected("sink3_window12")
+    for precision in ("model", "int8", "fp8"):
+        made = golden.play(student, "sink3_window12", policy.with_storage(precision))
+        errors[precision] = golden.relative_error(made, expected)
+    print("relative error of the golden rollout:", {k: f"{v:.2e}" for k, v in errors.items()})
+    assert errors["model"] < 5e-5 < errors["int8"] < errors["fp8"] < 0.2
+    assert errors["int8"] < 0.02
+    geometry = MemoryGeometry(30, 12, 128, 30, 52)
+    sizes = {p: estimate_bytes(policy.with_storage(p), geometry, torch.bfloat16) for p in ("model", "int8", "fp8")}
+    assert sizes["model"] == 12 * 287_539_200  # memory.md: 287.5 MB per latent frame at 832x480
+    assert sizes["int8"] <= 0.55 * sizes["model"] and sizes["fp8"] == sizes["int8"]
+
+
+@torch.no_grad()
+def test_size_before_and_after_allocation():
+    for policy in POLICIES:
+        for precision in ("model", "int8"):
+            memory = KVMemory(policy.with_storage(precision), GEOMETRY, frames=21)
+            assert memory.nbytes == 0
+            write(memory)
+            assert memory.nbytes == memory.estimate_bytes(21)
+
+
+@torch.no_grad()
+def test_windowed_memory_is_flat_and_full_memory_grows():
+    windowed, full = KVMemory(MemoryPolicy("sink", 12, 3), GEOMETRY), KVMemory(MemoryPolicy(), GEOMETRY)
+    sizes = []
+    for _ in range(60):
+        write(windowed)
+        write(full)
+        sizes.append(windowed.nbytes)
+    assert len(set(sizes)) == 1
+    assert seen(full).shape[1] == 183 * GEOMETRY.tokens
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@torch.no_grad()
+def test_fork_shares_nothing_mutable(policy):
+    memory = KVMemory(policy, GEOMETRY)
+    for _ in range(4):
+        write(memory)
+    branch = memory.fork()
+    held = memory.held
+    before = memory.store.gather(0, memory.slot_index(held))[0].clone()
+    for _ in range(3):
+        write(branch)
+    assert memory.held == held and memory.next_frame == 12 and branch.next_frame == 21
+    assert torch.equal(memory.store.gather(0, memory.slot_index(held))[0], before)
+
+
+@torch.no_grad()
+def test_rewind_then_the_same_blocks_give_the_same_clip():
+    student = golden.student()
+    model, text = StudentModel(student), Conditioning(torch.randn(1, 12, 64))
+    latents = torch.randn(1, 16, 15, 4, 6)
+    memory = student.new_memory(MemoryPolicy(), 1, 4, 6)
+
+    def advance(k):
+        here = latents[:, :, k : k + 3]
+        out = model(here, torch.full((1, 3), 500.0), memory.open(read=3), text)
+        passing = memory.open(write=3)
+        model(here, torch.zeros(1, 3), passing, text)
+        passing.commit()
+        return out
+
+    first = [advance(k) for k in (0, 3, 6, 9, 12)]
+    memory.trim(6)
+    assert memory.held == tuple(range(6))
+    again = [advance(k) for k in (6, 9, 12)]
+    assert all(torch.equal(a, b) for a, b in zip(first[2:], again, strict=True))
+    with pytest.raises(ValueError, match="found 99, expected 0 to 15"):
+        memory.trim(99)
+
+
+@torch.no_grad()
+def test_rewind_of_a_window_leaves_a_hole_that_is_not_read():
+    memory = KVMemory(MemoryPolicy("window", 9), GEOMETRY)
+    for _ in range(7):
+        write(memory)
+    memory.trim(15)
+    assert memory.held == (12, 13, 14)
+    assert seen(memory).shape[1] == 6 * GEOMETRY.tokens
+
+
+@torch.no_grad()
+def test_merge_of_batch_rows():
+    torch.manual_seed(0)
+    a, b = KVMemory(MemoryPolicy("window", 6), GEOMETRY), KVMemory(MemoryPolicy("window", 6), GEOMETRY)
+    for _ in range(3):
+        write(a)
+        write(b)
+    merged = KVMemory.merge([a, b])
+    assert merged.geometry.batch == 2 and merged.held == a.held
+    q = torch.randn(2, 6, 2, 8)
+    both = merged.open(read=3).attend(0, q, q, q, dense)
+    alone = [m.open(read=3).attend(0, q[i : i + 1], q[i : i + 1], q[i : i + 1], dense) for i, m in enumerate((a, b))]
+    assert torch.allclose(both, torch.cat(alone), atol=1e-6)
+    write(b)
+    with pytest.raises(ValueError, match="merge: next_frame differs: 9 and 12"):
+        KVMemory.merge([a, b])
+
+
+@torch.no_grad()
+def test_cut_starts_new_sinks_where_it_stands():
+    memory = KVMemory(MemoryPolicy("sink", 9, 3), GEOMETRY)
+    for _ in range(4):
+        write(memory)
+    memory.cut()
+    assert memory.held == () and memory.next_frame == 12
+    for _ in range(5):
+        write(memory)
+    assert memory.held[:3] == (12, 13, 14)
+
+
+@torch.no_grad()
+def test_interrupted_forward_leaves_a_usable_memory():
+    memory = KVMemory(MemoryPolicy("sink", 9, 3), GEOMETRY)
+    for _ in range(5):
+        write(memory)
+    passing = memory.open(write=3, read=3)  # fused; the model dies half way through
+    q = torch.randn(1, 12, 2, 8)
+    passing.attend(0, q, q, q, dense)
+    assert memory.next_frame == 15 and set(memory.held) == {0, 1, 2}
+    write(memory)
+    assert memory.held == (0, 1, 2, 15, 16, 17)
+    assert seen(memory).shape[1] == 9 * GEOMETRY.tokens
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(kind="ring"), "kind: found 'ring'"),
+        (dict(kind="window"), "window: found None"),
+        (dict(window=9), "window: found 9, expected no window for kind full"),
+        (dict(kind="window", window=9, sink=3), "sink: found 3, expected 0 for kind window"),
+        (dict(kind="sink", window=3, sink=3), "window: found 3, expected more than the sink's 3"),
+        (dict(kind="blended", window=9), "sink: found 0, expected at least 1"),
+        (dict(precision="int3"), "precision: found 'int3'"),
+        (dict(kind="blended", window=9, sink=3, blend=1.5), "blend: found 1.5"),
+    ],
+)
+def test_bad_policies_name_the_field(fields, message):
+    with pytest.raises(ValueError, match=message):
+        MemoryPolicy(**fields)
+
+
+def test_a_block_larger_than_the_window():
+    with pytest.raises(ValueError, match="window: found 4, expected at least 6"):
+        KVMemory(MemoryPolicy("sink", 4, 3), GEOMETRY).open(read=3)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "full",
+        "window:9",
+        "sink:3,window:12",
+        "relative:1,window:9",
+        "cyclic:21",
+        "blended:3,window:12,blend:0.8",
+        "sink:3,window:12,int8,cpu",
+    ],
+)
+def test_policies_read_as_they_are_written(text):
+    assert str(MemoryPolicy.parse(text)) == text
+
+
+@pytest.mark.parametrize("text", ["ring", "window", "window:x", "sink:3;window:12"])
+def test_unreadable_policies_show_the_forms(text):
+    with pytest.raises(ValueError, match="expected one of full \\| window:W|window: found None"):
+        MemoryPolicy.parse(text)

@@ -1,0 +1,239 @@
+"""The rollout as users lean on it: extension, prompts that change, guidance, cancelling, seeds."""
+
+import golden
+import pytest
+import torch
+
+from salt.memory import MemoryPolicy, load_memory, save_memory
+from salt.noise import SeededNoise
+from salt.prompts import Conditioning, PromptChange, PromptSchedule
+from salt.rollout import RolloutSettings, rollout
+from salt.schedule import Schedule
+from salt.student import StudentModel
+
+EXACT_POLICIES = [
+    MemoryPolicy(),
+    MemoryPolicy("window", 9),
+    MemoryPolicy("sink", 9, 3),
+    MemoryPolicy("sink", 8, 2),
+    MemoryPolicy("relative", 9, 1),
+    MemoryPolicy("cyclic", 9),
+    MemoryPolicy("sink", 9, 3, precision="int8"),
+]
+TWO_STEPS = RolloutSettings(Schedule.of(2))
+
+
+@pytest.fixture(scope="module")
+def student():
+    return golden.student()
+
+
+def text(seed, batch=1):
+    return Conditioning(torch.randn(batch, 12, 64, generator=torch.Generator().manual_seed(seed)))
+
+
+def blocks(
+    student, frames, memory=None, conditioning=None, settings=TWO_STEPS, seed=5, batch=1, policy=None, **options
+):
+    memory = memory or student.new_memory(policy or MemoryPolicy(), batch, 4, 6)
+    noise = SeededNoise(seed, batch, 16, 4, 6)
+    with torch.no_grad():
+        yield from rollout(
+            StudentModel(student), conditioning or text(0, batch), memory, noise, frames, settings, **options
+        )
+
+
+def clip(student, frames, **options):
+    return torch.cat([b.latents for b in blocks(student, frames, **options)], dim=2)
+
+
+@pytest.mark.parametrize("policy", EXACT_POLICIES, ids=str)
+def test_an_extended_clip_is_the_longer_clip_to_the_bit(student, policy, tmp_path):
+    whole = clip(student, 21, policy=policy)
+    memory = student.new_memory(policy, 1, 4, 6)
+    first = clip(student, 12, memory=memory)
+    save_memory(memory, tmp_path / "m.safetensors")
+    again = load_memory(tmp_path / "m.safetensors", geometry=memory.geometry, fingerprint=memory.fingerprint)
+    assert torch.equal(torch.cat([first, clip(student, 9, memory=again)], 2), whole)
+
+
+def test_a_block_is_the_same_whatever_the_length(student):
+    assert torch.equal(clip(student, 6), clip(student, 15)[:, :, :6])
+
+
+def test_batch_rows_are_the_single_clips(student):
+    both = clip(student, 6, batch=2, seed=(5, 11))
+    assert torch.allclose(both[:1], clip(student, 6, seed=5, conditioning=_row(0)), atol=1e-5)
+    assert torch.allclose(both[1:], clip(student, 6, seed=11, conditioning=_row(1)), atol=1e-5)
+
+
+def _row(i):
+    return Conditioning(text(0, 2).text[i : i + 1])
+
+
+def test_blocks_report_range_evaluations_and_seed(student):
+    made = list(blocks(student, 6))
+    assert [(b.index, b.count, b.start, b.stop) for b in made] == [(0, 2, 0, 3), (1, 2, 3, 6)]
+    assert made[0].nfe == 2 and made[0].seeds == (5,) and made[0].seconds > 0
+    assert list(blocks(student, 3, settings=RolloutSettings(Schedule.of(8))))[0].nfe == 8
+
+
+def test_fused_passes_save_one_evaluation_per_block(student):
+    def calls(fuse):
+        steps = []
+        clip(student, 9, settings=RolloutSettings(Schedule.of(2), fuse=fuse), on_step=steps.append)
+        return len(steps)
+
+    assert calls(False) == 9 and calls(True) == 7
+
+
+def test_ode_takes_euler_steps_and_needs_no_new_noise(student):
+    sde = clip(student, 3)
+    ode = clip(student, 3, settings=RolloutSettings(Schedule.of(2), "ode"))
+    assert not torch.allclose(sde, ode, atol=1e-3)
+    memory = student.new_memory(MemoryPolicy(), 1, 4, 6)
+    x = SeededNoise(5, 1, 16, 4, 6)(0, 3, 0)
+    for a, b in ((1.0, 5 / 6), (5 / 6, 0.0)):
+        with torch.no_grad():
+            flow = StudentModel(student)(x, torch.full((1, 3), 1000 * a), memory.open(read=3), text(0))
+        x = x - (a - b) * flow
+    assert torch.allclose(ode, x, atol=1e-5)
+
+
+def test_independent_first_frame(student):
+    settings = RolloutSettings(Schedule.of(2), independent_first_frame=True)
+    assert [b.stop - b.start for b in blocks(student, 7, settings=settings)] == [1, 3, 3]
+    with pytest.raises(
+        ValueError, match="found 8 latent frames, expected a multiple of the block of 3 after an .*7 or 10"
+    ):
+        list(blocks(student, 8, settings=settings))
+
+
+def test_length_that_blocks_do_not_fill(student):
+    with pytest.raises(
+        ValueError, match=r"length: found 20 latent frames, expected a multiple of the block of 3 \(18 or 21\)"
+    ):
+        list(blocks(student, 20))
+
+
+def test_window_too_small_for_the_block(student):
+    with pytest.raises(ValueError, match="window: found 4, expected at least 6"):
+        list(blocks(student, 3, policy=MemoryPolicy("sink", 4, 3)))
+
+
+def test_guidance_mixes_two_memories(student):
+    settings = RolloutSettings(Schedule.of(2), guidance=3.0)
+    with pytest.raises(ValueError, match="guidance: found 3.0 without a negative"):
+        list(blocks(student, 3, settings=settings))
+    guided = clip(student, 6, settings=settings, negative=text(9))
+    assert not torch.allclose(guided, clip(student, 6), atol=1e-3)
+    same = clip(student, 6, settings=settings, negative=text(0))
+    assert torch.allclose(same, clip(student, 6), atol=1e-5), "guidance between equal prompts changes nothing"
+
+
+def test_cancelling_between_steps_leaves_the_memory_usable(student):
+    class Cancelled(Exception):
+        pass
+
+    def cancel(step):
+        if (step.block, step.step) == (2, 1):
+            raise Cancelled
+
+    memory = student.new_memory(MemoryPolicy("window", 9), 1, 4, 6)
+    made = []
+    with pytest.raises(Cancelled):
+        made.extend(b.latents for b in blocks(student, 12, memory=memory, on_step=cancel))
+    assert memory.next_frame == 6
+    resumed = clip(student, 6, memory=memory)
+    assert torch.equal(resumed, clip(student, 12, policy=MemoryPolicy("window", 9))[:, :, 6:])
+
+
+def test_initial_latents_are_context(student):
+    start = torch.randn(1, 16, 1, 4, 6)
+    made = list(blocks(student, 6, initial_latents=start))
+    assert [(b.start, b.stop) for b in made] == [(1, 4), (4, 7)]
+    other = clip(student, 6, initial_latents=start + 1)
+    assert not torch.allclose(torch.cat([b.latents for b in made], 2), other, atol=1e-3)
+
+
+def test_prompt_kept_until_its_block(student):
+    schedule = PromptSchedule([PromptChange(0, text(0)), PromptChange(4, text(1))])
+    changed, plain = clip(student, 9, conditioning=schedule), clip(student, 9)
+    assert torch.equal(changed[:, :, :6], plain[:, :, :6]), (
+        "frame 4 lies inside block 1: it finishes under the old prompt"
+    )
+    assert not torch.allclose(changed[:, :, 6:], plain[:, :, 6:], atol=1e-3)
+
+
+def test_cut_forgets_and_goes_on(student):
+    schedule = PromptSchedule([PromptChange(0, text(0)), PromptChange(6, text(1), "cut")])
+    memory = student.new_memory(MemoryPolicy("sink", 9, 3), 1, 4, 6)
+    made = clip(student, 9, conditioning=schedule, memory=memory)
+    fresh = student.new_memory(MemoryPolicy("sink", 9, 3), 1, 4, 6)
+    fresh.next_frame = fresh.origin = 6
+    assert torch.equal(made[:, :, 6:], clip(student, 3, conditioning=text(1), memory=fresh))
+    assert memory.origin == 6 and memory.held == (6, 7, 8)
+
+
+@pytest.mark.parametrize("policy", [MemoryPolicy(), MemoryPolicy("sink", 9, 3), MemoryPolicy("blended", 9, 3)], ids=str)
+def test_recache_rewrites_the_memory_under_the_new_prompt(student, policy):
+    """Equal to context passes of the same clean latents, block by block, under the new prompt."""
+    schedule = PromptSchedule([PromptChange(0, text(0)), PromptChange(12, text(1), "recache")])
+    made = clip(student, 15, conditioning=schedule, policy=policy)
+    memory = student.new_memory(policy, 1, 4, 6)
+    first = 12 - min(policy.window or 12, 12)
+    memory.next_frame = memory.origin = first
+    expected = clip(student, 3, conditioning=text(1), memory=memory, initial_latents=made[:, :, first:12])
+    assert golden.relative_error(made[:, :, 12:], expected) < 2e-6
+
+
+def test_recache_can_keep_the_sink(student):
+    def memory_after(keep_sink):
+        change = PromptChange(12, text(1), "recache", keep_sink)
+        memory = student.new_memory(MemoryPolicy("sink", 9, 3), 1, 4, 6)
+        clip(student, 15, conditioning=PromptSchedule([PromptChange(0, text(0)), change]), memory=memory)
+        return memory
+
+    assert memory_after(True).held[:3] == (0, 1, 2) and memory_after(False).held[:3] == (3, 4, 5)
+
+
+def test_recache_in_an_extension_needs_the_latents(student):
+    memory = student.new_memory(MemoryPolicy("window", 9), 1, 4, 6)
+    before = clip(student, 9, memory=memory)
+    schedule = PromptSchedule([PromptChange(0, text(0)), PromptChange(9, text(1), "recache")])
+    with pytest.raises(ValueError, match="expected history_latents"):
+        clip(student, 3, memory=memory.fork(), conditioning=schedule)
+    extended = clip(student, 3, memory=memory, conditioning=schedule, history_latents=before)
+    assert (
+        golden.relative_error(
+            extended, clip(student, 12, conditioning=schedule, policy=MemoryPolicy("window", 9))[:, :, 9:]
+        )
+        < 2e-6
+    )
+
+
+def test_fused_rollout_with_a_prompt_change(student):
+    schedule = PromptSchedule([PromptChange(0, text(0)), PromptChange(6, text(1))])
+    fused = clip(student, 12, conditioning=schedule, settings=RolloutSettings(Schedule.of(2), fuse=True))
+    assert golden.relative_error(fused, clip(student, 12, conditioning=schedule)) < 2e-6
+
+
+def test_context_noise_is_written_and_remembered(student):
+    memory = student.new_memory(MemoryPolicy(), 1, 4, 6)
+    noisy = clip(student, 6, memory=memory, settings=RolloutSettings(Schedule.of(2), context_timestep=100.0))
+    assert memory.context_sigma == pytest.approx(0.1)
+    plain = clip(student, 6)
+    assert torch.equal(noisy[:, :, :3], plain[:, :, :3]) and not torch.allclose(noisy, plain, atol=1e-3)
+
+
+def test_schedules_and_settings_that_make_no_sense():
+    with pytest.raises(ValueError, match="the first at 0"):
+        PromptSchedule([PromptChange(3, text(0))])
+    with pytest.raises(ValueError, match="switch: found 'fade'"):
+        PromptChange(0, text(0), "fade")
+    with pytest.raises(ValueError, match="stepping: found 'heun'"):
+        RolloutSettings(stepping="heun")
+    with pytest.raises(ValueError, match="frames_per_block: found 0"):
+        RolloutSettings(frames_per_block=0)
+    with pytest.raises(ValueError, match="found 3 seeds, expected one per batch row"):
+        SeededNoise((1, 2, 3), 2, 16, 4, 6)
