@@ -63,7 +63,7 @@ def timestep_to_sigma(timestep: Tensor | float) -> Tensor:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A step list and its shift. `steps`: unwarped, strictly falling, in (0, 1000]; their number is the NFE per block."""
+    """A step list and its shift. `steps`: unwarped, strictly falling, in (0, 1000]; as many as NFE per block."""
 
     steps: tuple[float, ...] = STEP_LISTS[4]
     shift: float = 5.0
