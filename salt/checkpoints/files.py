@@ -23,6 +23,7 @@ from .errors import CheckpointError, some
 
 SUFFIXES = (".safetensors", ".sft", ".pt", ".pth", ".ckpt", ".bin")
 INDEX = ".index.json"
+USUAL = "diffusion_pytorch_model"
 
 # In the order that safetensors itself lays tensors out: widest first, so that every tensor starts aligned.
 SAFETENSORS_TYPES = {
@@ -107,10 +108,10 @@ def find_files(path: Path) -> tuple[list[Path], dict[str, Any]]:
             path = path / "transformer"
         config = read_json(path / "config.json") if (path / "config.json").exists() else {}
         return _files_in(path), config
-    if path.name.endswith(INDEX):
-        config = path.parent / "config.json"
-        return _indexed(path), read_json(config) if config.exists() else {}
-    return [path], {}
+    beside = path.parent / "config.json"
+    # A config.json speaks for the files that are named after its folder's kind, not for any file that lies there.
+    config = read_json(beside) if path.name.startswith(USUAL) and beside.exists() else {}
+    return _indexed(path) if path.name.endswith(INDEX) else [path], config
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -118,7 +119,7 @@ def _files_in(folder: Path) -> list[Path]:
     if len(indices) == 1:
         return _indexed(indices[0])
     files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES and file.is_file())
-    usual = [file for file in files if file.stem == "diffusion_pytorch_model"]
+    usual = [file for file in files if file.stem == USUAL]
     # An original Wan folder has text encoder and autoencoder beside the model, others the same model in two formats.
     chosen = usual or files
     chosen = [file for file in chosen if file.suffix == ".safetensors"] or chosen

@@ -34,8 +34,9 @@ RELEASED: dict[str, tuple[Weights, StudentSpec]] = {
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 SCALES = (".scale_weight", ".weight_scale")
-# What quantised files carry beside weights and scales; none of it is needed to get the weights back.
-QUANT_NOTES = (".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8")
+# What no weight is lost with: notes of quantised files beside weights and scales, and a norm that diffusers' older I2V
+# files carry but its model never had.
+IDLE = (".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8", ".norm_added_q.weight")
 # How much of a file may be held open while its tensors are copied out of it.
 HELD_PART, HELD_LEAST = 16, 64 * 2**20
 
@@ -138,7 +139,7 @@ def read_checkpoint(path: str | Path, weights: Weights = "auto") -> Checkpoint:
         tensors |= branches[taken]
         homes |= dict.fromkeys(branches[taken], file)
         metadata |= notes
-    names = sort_names((name for name in tensors if not name.endswith((*QUANT_NOTES, *SCALES))), where)
+    names = sort_names((name for name in tensors if not name.endswith((*IDLE, *SCALES))), where)
     refuse_stranger(names, where)
     entries = {name: _entry(homes[raw], raw, tensors, where) for name, raw in sorted(names.canonical.items())}
     shapes = {name: entry.shape for name, entry in entries.items()}

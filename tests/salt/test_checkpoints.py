@@ -88,6 +88,7 @@ def test_round_trips_are_exact(variant: str, tmp_path: Path) -> None:
     assert_same(back.state_dict(), model.state_dict())
     assert dict(back.config) == dict(model.config)
     assert read_checkpoint(wan).variant == read_checkpoint(folder).variant == variant
+    assert_same(load_student(folder / "diffusion_pytorch_model.safetensors").state_dict(), model.state_dict())
     stock = WanTransformer3DModel.from_pretrained(folder)
     assert_same(stock.state_dict(), model.state_dict())
 
@@ -98,7 +99,9 @@ LAYOUTS = {
     "checkpoint.safetensors": lambda p, w, m: save_file(
         prefixed(w, "model.diffusion_model.") | {"vae.decoder.conv1.weight": torch.ones(2)}, p
     ),
-    "diffusers.safetensors": lambda p, w, m: save_file(m.state_dict(), p),
+    "diffusers.safetensors": lambda p, w, m: save_file(
+        m.state_dict() | {"blocks.0.attn2.norm_added_q.weight": torch.ones(128)}, p
+    ),
     "plain.pt": lambda p, w, m: torch.save(w, p),
     "self_forcing.pt": lambda p, w, m: torch.save({"generator_ema": prefixed(w, "model.")}, p),
     "longlive.pt": lambda p, w, m: torch.save({"generator": wrapped(w), "critic": {"x": torch.ones(1)}}, p),
@@ -138,7 +141,8 @@ def test_folders_of_diffusers_and_of_wan(tmp_path: Path) -> None:
     for beside in ("models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth"):
         torch.save({"weight": torch.ones(1)}, original / beside)
     (original / "config.json").write_text(json.dumps({"_class_name": "WanModel", "num_heads": 2, "text_len": 512}))
-    assert load_student(original).config["num_attention_heads"] == 2
+    for path in (original, original / "diffusion_pytorch_model.safetensors"):
+        assert load_student(path).config["num_attention_heads"] == 2
 
 
 @pytest.mark.parametrize("case", ["full_4step", "framewise_4step", "full_2step_batch2"])
