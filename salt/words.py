@@ -1,0 +1,61 @@
+"""The words of salt-tiny: fixed embeddings that are generated, never stored, behind the text encoder's interface.
+
+A prompt is a sequence of known words; each has one vector of `dim` values +-SCALE whose signs are the bits of
+SHA-256(word, counter), so every platform makes the same ones. The empty prompt is all zeros: the unconditional.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+VOCABULARY = (
+    *("a", "moving", "slow", "fast"),
+    *("red", "yellow", "green", "cyan", "blue", "purple"),
+    *("circle", "square", "triangle"),
+    *("right", "down", "left", "up"),
+)
+SCALE = 0.125  # near the spread of UMT5 embeddings, and exact in every float type
+
+
+class UnknownWordError(ValueError):
+    """A prompt has a word that salt-tiny was never taught."""
+
+    def __init__(self, word: str, prompt: str, vocabulary: Sequence[str]):
+        super().__init__(f"unknown word {word!r} in prompt {prompt!r}; salt-tiny knows only: {', '.join(vocabulary)}")
+        self.word = word
+
+
+def word_vector(word: str, dim: int) -> Tensor:
+    """The embedding of one word, [dim] float32 of +-SCALE: bit i of SHA-256("word:counter") digests set end to end."""
+    digests = (hashlib.sha256(f"{word}:{counter}".encode()).digest() for counter in range((dim + 255) // 256))
+    bits = [(byte >> shift) & 1 for byte in b"".join(digests) for shift in range(8)]
+    return (torch.tensor(bits[:dim], dtype=torch.float32) * 2 - 1) * SCALE
+
+
+class WordEmbedder:
+    """Prompts to embeddings by table; the same interface as the UMT5 encoder."""
+
+    def __init__(self, dim: int = 4096, max_length: int = 16, vocabulary: Sequence[str] = VOCABULARY):
+        self.dim = dim
+        self.max_length = max_length
+        self.vocabulary = tuple(vocabulary)
+        self._table = {word: word_vector(word, dim) for word in self.vocabulary}
+
+    def encode(self, prompts: list[str]) -> Tensor:
+        """Embed prompts as [B, max_length, dim] float32 on the CPU, zero padded; the empty prompt is all zeros.
+
+        Case, commas and a final full stop do not matter. Raises UnknownWordError (a ValueError) for a word outside the
+        vocabulary, ValueError for a prompt of more than max_length words.
+        """
+        out_BLD = torch.zeros(len(prompts), self.max_length, self.dim)
+        for row, prompt in zip(out_BLD, prompts, strict=True):
+            words = prompt.lower().replace(",", " ").replace(".", " ").split()
+            if len(words) > self.max_length:
+                raise ValueError(f"prompt of {len(words)} words, salt-tiny takes at most {self.max_length}: {prompt!r}")
+            for position, word in enumerate(words):
+                if word not in self._table:
+                    raise UnknownWordError(word, prompt, self.vocabulary)
+                row[position] = self._table[word]
+        return out_BLD

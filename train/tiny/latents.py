@@ -1,0 +1,59 @@
+"""Clips as latents, made once: the frozen VAE's encodings of shapes-world clips, in shards that a trainer maps."""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from salt.words import WordEmbedder
+from train.shapes.world import SCENES, TRAIN_SCENES, random_scenes, render
+from train.tiny.common import seeded
+from train.tiny.vae import channels_last, encode, wan_statistics
+
+SHARD = 96  # clips
+FRAMES = 81  # pixel frames, 21 latent
+
+
+@torch.no_grad()
+def make_latents(vae_folder: Path, folder: Path, clips: int, seed: int = 7, device: str = "cpu") -> None:
+    """Write shards of SHARD clips, normalised latents [SHARD, 16, 21, 8, 8] fp16 and scene numbers, until `clips`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vae = channels_last(AutoencoderKLWan.from_pretrained(vae_folder)).to(device)
+    mean, std = (s.to(device) for s in wan_statistics(vae))
+    for shard in range((clips + SHARD - 1) // SHARD):
+        path = folder / f"{shard:04d}.pt"
+        if path.exists():
+            continue
+        generator = seeded(seed, shard)
+        scenes = random_scenes(SHARD, generator, TRAIN_SCENES)
+        parts = []
+        for i in range(0, SHARD, 8):
+            pixels = render(scenes[i : i + 8], FRAMES, generator).pixels.to(device)
+            parts.append((encode(vae, pixels) - mean) / std)
+        numbers = torch.tensor([SCENES.index(scene) for scene in scenes])
+        torch.save({"latents": torch.cat(parts).half().cpu(), "scenes": numbers}, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
+
+
+class Latents:
+    """All shards in a folder: `batch` draws clips with their embedded captions."""
+
+    def __init__(self, folder: Path):
+        paths = sorted(folder.glob("*.pt"))
+        if not paths:
+            raise FileNotFoundError(f"no latent shards in {folder}; expected some from the VAE stage's make_latents")
+        shards = [torch.load(path, weights_only=True) for path in paths]
+        self.latents_NCFHW = torch.cat([shard["latents"] for shard in shards])
+        self.scenes_N = torch.cat([shard["scenes"] for shard in shards])
+        self.text_SLD = WordEmbedder().encode([scene.caption for scene in SCENES])
+
+    def __len__(self) -> int:
+        return len(self.latents_NCFHW)
+
+    def batch(self, size: int, frames: int, generator: torch.Generator, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
+        """`size` clips, their first `frames` latent frames [B, 16, F, 8, 8], and text [B, L, D], some of it emptied."""
+        index = torch.randint(len(self), (size,), generator=generator)
+        text = self.text_SLD[self.scenes_N[index]]
+        keep = torch.rand(size, 1, 1, generator=generator) >= dropout
+        return self.latents_NCFHW[index, :, :frames].float(), text * keep

@@ -1,0 +1,58 @@
+"""Muon: momentum made orthogonal, which spares small nets hundreds of steps of settling in.
+
+After Keller Jordan's Muon: the momentum of every weight, seen as a matrix [out, rest], is replaced by its nearest
+semi-orthogonal matrix (five Newton-Schulz steps). Vectors, and whatever else is not in the list of matrices, get Adam.
+Measured here: the VAE's single-frame phase reached 24.4 dB in 300 steps, where Adam at the same rate took 1200 to 23.3.
+"""
+
+import torch
+from torch import Tensor
+
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalize(matrices_BMN: Tensor, steps: int = 5) -> Tensor:
+    """The nearest semi-orthogonal matrices, about: singular values land between 0.7 and 1.2."""
+    a, b, c = _NEWTON_SCHULZ
+    tall = matrices_BMN.shape[-2] > matrices_BMN.shape[-1]
+    x = matrices_BMN.mT if tall else matrices_BMN
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Adam):
+    """Adam for `others`, orthogonalized momentum for `matrices`.
+
+    `others` and `matrices` are lists of tensors. An update of a matrix [out, rest] has spectral norm lr * scale *
+    sqrt(max(out, rest)); scale 1 suits the VAE's small convolutions, 0.2 gives updates as large as Adam's.
+    """
+
+    def __init__(self, others: list[Tensor], matrices: list[Tensor], scale: float = 1.0, momentum: float = 0.95):
+        super().__init__([{"params": others}, {"params": matrices}], betas=(0.9, 0.99))
+        self._matrices = matrices
+        self.scale = scale
+        self.momentum = momentum
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
+        for p in self._matrices:
+            if p.grad is None:
+                continue
+            state = self.state[p]
+            if "momentum" not in state:
+                state["step"] = torch.zeros(())  # Adam's loader asks every state for one
+                state["momentum"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
+            state["momentum"].lerp_(p.grad, 1 - self.momentum)
+            direction = p.grad.lerp(state["momentum"], self.momentum).flatten(1)
+            by_shape.setdefault(tuple(direction.shape), []).append((p, direction))
+            p.grad = None  # Adam's own step, below, passes over parameters without a gradient
+        lr = self.param_groups[1]["lr"] * self.scale
+        for (rows, columns), members in by_shape.items():
+            updates = orthogonalize(torch.stack([direction for _, direction in members]).bfloat16())
+            for (p, _), update in zip(members, updates, strict=True):
+                p.sub_(update.reshape(p.shape), alpha=lr * max(rows, columns) ** 0.5)
+        super().step()

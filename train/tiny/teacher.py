@@ -1,0 +1,156 @@
+"""The teacher stage: a bidirectional Wan transformer trained by flow matching on whole clips of latents.
+
+Flow matching: x_t = (1 - sigma) x0 + sigma eps, target v = eps - x0. sigma is warped with shift 5, as inference warps
+it, for most clips and uniform for the rest. First clips of 9 latent frames, which are cheap, then all 21.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor, nn
+
+from salt.schedule import add_noise, euler, warp
+from salt.student import SaltTransformer3DModel
+from train.tiny.common import Run, seeded, update_ema, warmup_cosine
+from train.tiny.latents import Latents
+
+UNIFORM_SHARE = 0.3  # clips whose sigma is uniform instead of warped
+PROMPT_DROPOUT = 0.1
+EMA_DECAY = 0.998
+TEXT_LR = 0.3  # the first text layer sees 4096 inputs of one size at once: its steps count more
+
+
+@dataclass(frozen=True)
+class TeacherPhase:
+    """Steps on clips of one length. lr_end: the factor on `lr` at the last step."""
+
+    frames: int
+    batch: int
+    steps: int
+    lr: float
+    lr_end: float
+
+
+FULL = (
+    TeacherPhase(frames=9, batch=16, steps=2200, lr=1.5e-3, lr_end=0.6),
+    TeacherPhase(frames=21, batch=8, steps=1400, lr=1e-3, lr_end=0.02),
+)
+QUICK = tuple(TeacherPhase(p.frames, 4, 4, p.lr, p.lr_end) for p in FULL)
+
+
+def new_transformer(seed: int) -> SaltTransformer3DModel:
+    """The 4.3 M-parameter architecture of teacher, student and critic, freshly initialised."""
+    torch.manual_seed(seed)
+    model = SaltTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=128, in_channels=16, out_channels=16,
+        text_dim=4096, freq_dim=256, ffn_dim=256, num_layers=4,
+    )  # fmt: skip
+    with torch.no_grad():
+        # Word vectors have values of 1/8: widen this layer so that they arrive with spread one.
+        model.condition_embedder.text_embedder.linear_1.weight.normal_(std=0.125)
+        model.proj_out.weight.mul_(0.1)
+    return model
+
+
+def adamw(model: nn.Module, betas: tuple[float, float] = (0.9, 0.98)) -> torch.optim.AdamW:
+    """AdamW with the text layer's share of the learning rate noted in its group as `scale`."""
+    text = [p for name, p in model.named_parameters() if "text_embedder.linear_1" in name]
+    chosen = {id(p) for p in text}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    groups = [{"params": rest, "scale": 1.0}, {"params": text, "scale": TEXT_LR}]
+    return torch.optim.AdamW(groups, betas=betas, weight_decay=0.01)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["scale"]
+
+
+def draw_sigmas(count: int, generator: torch.Generator, uniform_share: float = UNIFORM_SHARE) -> Tensor:
+    """`count` noise levels in (0, 1): shift-5 warped, but for a share drawn evenly."""
+    u = torch.rand(count, generator=generator)
+    return torch.where(torch.rand(count, generator=generator) < uniform_share, u, warp(u))
+
+
+def flow_matching_loss(model: nn.Module, x0: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
+    """mean((v(x_t, sigma) - (eps - x0))^2) at one sigma per clip."""
+    sigma = draw_sigmas(x0.shape[0], generator).to(x0.device)
+    noise = torch.randn(x0.shape, generator=generator).to(x0.device)
+    (flow,) = model(add_noise(x0, noise, sigma), 1000 * sigma, text, return_dict=False)
+    return (flow - (noise - x0)).square().mean()
+
+
+@torch.no_grad()
+def sample_teacher(
+    teacher: nn.Module, text: Tensor, frames: int, steps: int, guidance: float, generator: torch.Generator
+) -> Tensor:
+    """Clips [B, 16, frames, 8, 8] in `steps` Euler steps on the shift-5 grid, guided by `guidance` (1 = no guidance)."""
+    device = text.device
+    x = torch.randn(text.shape[0], 16, frames, 8, 8, generator=generator).to(device)
+    sigmas = warp(torch.linspace(1, 0, steps + 1)).tolist()
+    for here, there in zip(sigmas[:-1], sigmas[1:], strict=True):
+        x = euler(x, guided_flow(teacher, x, here, text, guidance), here, there)
+    return x
+
+
+def guided_flow(model: nn.Module, x: Tensor, sigma: float | Tensor, text: Tensor, guidance: float) -> Tensor:
+    """uncond + guidance (cond - uncond), both in one forward; sigma a scalar or one per clip."""
+    timestep = 1000 * torch.as_tensor(sigma, device=x.device).expand(x.shape[0])
+    if guidance == 1:
+        return model(x, timestep, text, return_dict=False)[0]
+    twice = model(torch.cat([x, x]), timestep.repeat(2), torch.cat([text, torch.zeros_like(text)]), return_dict=False)[
+        0
+    ]
+    cond, uncond = twice.chunk(2)
+    return uncond + guidance * (cond - uncond)
+
+
+def train_teacher(
+    folder: Path, latents_folder: Path, phases: tuple[TeacherPhase, ...] = FULL, seed: int = 2, device: str = "cpu"
+) -> WanTransformer3DModel:
+    """Train or go on training; leaves the averaged weights in `final/`."""
+    run = Run(folder)
+    data = Latents(latents_folder)
+    model = new_transformer(seed).to(device)
+    optimizer = adamw(model)
+    ema = {name: value.detach().clone().float() for name, value in model.state_dict().items()}
+    state, step = run.load(), 0
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        ema, step = state["ema"], state["step"]
+    total = sum(phase.steps for phase in phases)
+    losses: list[float] = []
+    while step < total:
+        phase, phase_step = phase_at(phases, step)
+        set_lr(optimizer, phase.lr * warmup_cosine(phase_step, phase.steps, 100, phase.lr_end))
+        generator = seeded(seed, step)
+        x0, text = (t.to(device) for t in data.batch(phase.batch, phase.frames, generator, PROMPT_DROPOUT))
+        with torch.autocast(device, torch.bfloat16):
+            loss = flow_matching_loss(model, x0, text, generator)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        update_ema(ema, model, min(EMA_DECAY, step / (step + 10)))
+        losses.append(loss.item())
+        if step % 50 == 0 or step == total:
+            run.log(step, loss=sum(losses) / len(losses), frames=phase.frames)
+            losses = []
+        if run.due() or step == total:
+            run.save(model=model.state_dict(), optimizer=optimizer.state_dict(), ema=ema, step=step)
+    model.load_state_dict(ema)
+    model.save_pretrained(folder / "final")
+    return model
+
+
+def phase_at(phases: tuple[TeacherPhase, ...], step: int) -> tuple[TeacherPhase, int]:
+    """The phase that `step` falls in and the step's number inside it."""
+    for phase in phases:
+        if step < phase.steps:
+            return phase, step
+        step -= phase.steps
+    raise ValueError(f"step {step} is past the last phase")
