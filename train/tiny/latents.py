@@ -9,6 +9,7 @@ from torch import Tensor
 from salt.words import WordEmbedder
 from train.shapes.world import SCENES, TRAIN_SCENES, random_scenes, render
 from train.tiny.common import seeded
+from train.tiny.parallel import rank, world
 from train.tiny.vae import channels_last, encode, wan_statistics
 
 SHARD = 96  # clips
@@ -21,7 +22,7 @@ def make_latents(vae_folder: Path, folder: Path, clips: int, seed: int = 7, devi
     folder.mkdir(parents=True, exist_ok=True)
     vae = channels_last(AutoencoderKLWan.from_pretrained(vae_folder)).to(device)
     mean, std = (s.to(device) for s in wan_statistics(vae))
-    for shard in range((clips + SHARD - 1) // SHARD):
+    for shard in range(rank(), (clips + SHARD - 1) // SHARD, world()):
         path = folder / f"{shard:04d}.pt"
         if path.exists():
             continue

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
 from salt.schedule import add_noise, euler, warp
 from salt.student import SaltTransformer3DModel
 from train.tiny.common import Run, seeded, update_ema, warmup_cosine
 from train.tiny.latents import Latents
+from train.tiny.muon import Muon
+from train.tiny.parallel import average_gradients, rank, world
 
 UNIFORM_SHARE = 0.3  # clips whose sigma is uniform instead of warped
 PROMPT_DROPOUT = 0.1
 EMA_DECAY = 0.998
-TEXT_LR = 0.3  # the first text layer sees 4096 inputs of one size at once: its steps count more
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class TeacherPhase:
 
 
 FULL = (
-    TeacherPhase(frames=9, batch=16, steps=2200, lr=1.5e-3, lr_end=0.6),
-    TeacherPhase(frames=21, batch=8, steps=1400, lr=1e-3, lr_end=0.02),
+    TeacherPhase(frames=9, batch=16, steps=1500, lr=3e-3, lr_end=0.7),
+    TeacherPhase(frames=21, batch=16, steps=2000, lr=2e-3, lr_end=0.02),
 )
 QUICK = tuple(TeacherPhase(p.frames, 4, 4, p.lr, p.lr_end) for p in FULL)
 
@@ -54,18 +54,15 @@ def new_transformer(seed: int) -> SaltTransformer3DModel:
     return model
 
 
-def adamw(model: nn.Module, betas: tuple[float, float] = (0.9, 0.98)) -> torch.optim.AdamW:
-    """AdamW with the text layer's share of the learning rate noted in its group as `scale`."""
-    text = [p for name, p in model.named_parameters() if "text_embedder.linear_1" in name]
-    chosen = {id(p) for p in text}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    groups = [{"params": rest, "scale": 1.0}, {"params": text, "scale": TEXT_LR}]
-    return torch.optim.AdamW(groups, betas=betas, weight_decay=0.01)
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["scale"]
+def matrix_optimizer(model: nn.Module) -> Muon:
+    """Muon for the transformer blocks' matrices and the text layer that reads 4096 values; Adam for the rest."""
+    matrices = [
+        p
+        for name, p in model.named_parameters()
+        if p.ndim == 2 and (name.startswith("blocks.") or "text_embedder.linear_1" in name)
+    ]
+    chosen = {id(p) for p in matrices}
+    return Muon([p for p in model.parameters() if id(p) not in chosen], matrices, scale=0.2)
 
 
 def draw_sigmas(count: int, generator: torch.Generator, uniform_share: float = UNIFORM_SHARE) -> Tensor:
@@ -86,7 +83,7 @@ def flow_matching_loss(model: nn.Module, x0: Tensor, text: Tensor, generator: to
 def sample_teacher(
     teacher: nn.Module, text: Tensor, frames: int, steps: int, guidance: float, generator: torch.Generator
 ) -> Tensor:
-    """Clips [B, 16, frames, 8, 8] in `steps` Euler steps on the shift-5 grid, guided by `guidance` (1 = no guidance)."""
+    """Clips [B, 16, frames, 8, 8] in `steps` Euler steps on the shift-5 grid; `guidance` 1 means none."""
     device = text.device
     x = torch.randn(text.shape[0], 16, frames, 8, 8, generator=generator).to(device)
     sigmas = warp(torch.linspace(1, 0, steps + 1)).tolist()
@@ -109,12 +106,12 @@ def guided_flow(model: nn.Module, x: Tensor, sigma: float | Tensor, text: Tensor
 
 def train_teacher(
     folder: Path, latents_folder: Path, phases: tuple[TeacherPhase, ...] = FULL, seed: int = 2, device: str = "cpu"
-) -> WanTransformer3DModel:
-    """Train or go on training; leaves the averaged weights in `final/`."""
+) -> None:
+    """Train or go on training; leaves the averaged weights in `final/`. Workers share the batch between them."""
     run = Run(folder)
     data = Latents(latents_folder)
     model = new_transformer(seed).to(device)
-    optimizer = adamw(model)
+    optimizer = matrix_optimizer(model)
     ema = {name: value.detach().clone().float() for name, value in model.state_dict().items()}
     state, step = run.load(), 0
     if state is not None:
@@ -125,26 +122,28 @@ def train_teacher(
     losses: list[float] = []
     while step < total:
         phase, phase_step = phase_at(phases, step)
-        set_lr(optimizer, phase.lr * warmup_cosine(phase_step, phase.steps, 100, phase.lr_end))
-        generator = seeded(seed, step)
-        x0, text = (t.to(device) for t in data.batch(phase.batch, phase.frames, generator, PROMPT_DROPOUT))
+        for group in optimizer.param_groups:
+            group["lr"] = phase.lr * warmup_cosine(phase_step, phase.steps, 100, phase.lr_end)
+        generator = seeded(seed, step * world() + rank())
+        x0, text = data.batch(phase.batch // world(), phase.frames, generator, PROMPT_DROPOUT)
         with torch.autocast(device, torch.bfloat16):
-            loss = flow_matching_loss(model, x0, text, generator)
+            loss = flow_matching_loss(model, x0.to(device), text.to(device), generator)
         optimizer.zero_grad()
         loss.backward()
+        average_gradients(model)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         step += 1
         update_ema(ema, model, min(EMA_DECAY, step / (step + 10)))
         losses.append(loss.item())
-        if step % 50 == 0 or step == total:
+        if rank() == 0 and (step % 50 == 0 or step == total):
             run.log(step, loss=sum(losses) / len(losses), frames=phase.frames)
             losses = []
-        if run.due() or step == total:
+        if rank() == 0 and (run.due() or step == total):
             run.save(model=model.state_dict(), optimizer=optimizer.state_dict(), ema=ema, step=step)
-    model.load_state_dict(ema)
-    model.save_pretrained(folder / "final")
-    return model
+    if rank() == 0:
+        model.load_state_dict(ema)
+        model.save_pretrained(folder / "final")
 
 
 def phase_at(phases: tuple[TeacherPhase, ...], step: int) -> tuple[TeacherPhase, int]:

@@ -38,7 +38,7 @@ FULL = (
     Phase(frames=1, crop=32, batch=16, steps=1000, lr=3e-3),
     Phase(frames=5, crop=32, batch=6, steps=800, lr=2.5e-3),
     Phase(frames=9, crop=32, batch=6, steps=900, lr=2e-3),
-    Phase(frames=9, crop=64, batch=3, steps=600, lr=1.2e-3),
+    Phase(frames=9, crop=64, batch=3, steps=300, lr=1.2e-3),
     Phase(frames=17, crop=64, batch=2, steps=3000, lr=1e-3, decoder_only=True),
 )
 QUICK = tuple(replace(phase, steps=max(phase.steps // 100, 2)) for phase in FULL)

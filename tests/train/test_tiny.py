@@ -1,0 +1,132 @@
+"""The recipe of salt-tiny: the claims its shortcuts rest on, and that a killed run goes on as if nothing had been."""
+
+import pytest
+import torch
+
+from salt.schedule import Schedule, flow_to_x0
+from salt.words import WordEmbedder
+from train.shapes.world import TRAIN_SCENES, render
+from train.tiny.common import Run, plot_curve
+from train.tiny.latents import Latents
+from train.tiny.muon import orthogonalize
+from train.tiny.student import forcing_forward, forcing_loss, rollout_to_exit
+from train.tiny.teacher import TeacherPhase, new_transformer, sample_teacher, train_teacher
+from train.tiny.vae import decode, encode, latent_statistics, new_vae, wan_statistics, wear_wan_statistics
+
+
+@pytest.fixture(scope="module")
+def vae():
+    torch.manual_seed(0)
+    vae = new_vae()
+    with torch.no_grad():
+        for parameter in vae.parameters():  # wake the temporal taps that start at zero
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return vae.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def student():
+    model = new_transformer(0)
+    with torch.no_grad():
+        model.proj_out.weight.mul_(10)
+    return model
+
+
+@pytest.fixture
+def shards(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(8, 16, 21, 8, 8, generator=generator).half()
+    torch.save({"latents": latents, "scenes": torch.arange(8)}, tmp_path / "0000.pt")
+    return tmp_path
+
+
+def test_two_call_encode_and_decode_are_the_vaes_own(vae):
+    pixels = render(TRAIN_SCENES[:1], 13, torch.Generator().manual_seed(0)).pixels
+    z = encode(vae, pixels)
+    assert (z - vae.encode(pixels).latent_dist.mode()).abs().max() < 1e-5
+    assert (decode(vae, z).clamp(-1, 1) - vae.decode(z).sample).abs().max() < 1e-4
+
+
+def test_folding_gives_wans_statistics_and_leaves_the_picture_alone():
+    torch.manual_seed(1)
+    vae = new_vae().requires_grad_(False)
+    pixels = render(TRAIN_SCENES[:2], 5, torch.Generator().manual_seed(0)).pixels
+    before = decode(vae, encode(vae, pixels))
+    wear_wan_statistics(vae, *latent_statistics(vae, clips=4, seed=5))
+    mean, std = latent_statistics(vae, clips=4, seed=5)
+    want_mean, want_std = (s.flatten() for s in wan_statistics(vae))
+    assert torch.allclose(mean, want_mean, atol=1e-2) and torch.allclose(std, want_std, rtol=1e-2)
+    assert (decode(vae, encode(vae, pixels)) - before).abs().max() < 1e-3
+
+
+def test_one_forward_recomputes_what_the_rollout_did_block_by_block(student):
+    text = WordEmbedder().encode([scene.caption for scene in TRAIN_SCENES[:2]])
+    schedule = Schedule.of(4)
+    clip, inputs = rollout_to_exit(student, text, schedule, exit_index=2, seed=11)
+    sigma_BF = torch.full((2, 21), schedule.sigmas[2])
+    again = flow_to_x0(inputs, forcing_forward(student, clip, inputs, sigma_BF, text), sigma_BF)
+    assert (again - clip).abs().max() < 1e-4
+
+
+def test_teacher_forcing_learns_and_its_gradient_reaches_every_block(student):
+    x0, text = torch.randn(1, 16, 6, 8, 8), WordEmbedder().encode([TRAIN_SCENES[0].caption])
+    loss = forcing_loss(student, x0, text, torch.Generator().manual_seed(0))
+    loss.backward()
+    assert loss > 0.5 and all(block.attn1.to_k.weight.grad.abs().sum() > 0 for block in student.blocks)
+    student.zero_grad()
+
+
+def test_the_sampler_of_a_perfect_model_lands_on_its_clip():
+    target = torch.randn(2, 16, 3, 8, 8)
+
+    def perfect(x, timestep, text, return_dict):
+        return ((x - target) / (timestep.view(-1, 1, 1, 1, 1) / 1000),)
+
+    out = sample_teacher(perfect, torch.zeros(2, 16, 8), 3, 10, 1.0, torch.Generator().manual_seed(0))
+    assert (out - target).abs().max() < 1e-4
+
+
+def test_orthogonalized_matrices_have_singular_values_near_one():
+    values = torch.linalg.svdvals(orthogonalize(torch.randn(3, 8, 24, generator=torch.Generator().manual_seed(0))))
+    assert values.min() > 0.5 and values.max() < 1.5
+
+
+def test_prompt_dropout_empties_whole_prompts(shards):
+    data = Latents(shards)
+    _, text = data.batch(64, 3, torch.Generator().manual_seed(0), dropout=0.5)
+    empty = (text == 0).all(dim=(1, 2))
+    assert 16 < empty.sum() < 48 and (text[~empty][:, 5] != 0).all()
+
+
+def test_a_missing_latent_cache_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        Latents(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_where_it_was(shards, tmp_path, monkeypatch):
+    phases = (TeacherPhase(frames=3, batch=2, steps=4, lr=1e-3, lr_end=0.5),)
+    train_teacher(tmp_path / "whole", shards, phases)
+    saved = Run.save
+
+    def save_and_die(self, **state):
+        saved(self, **state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "due", lambda self: True)
+    monkeypatch.setattr(Run, "save", save_and_die)
+    for _ in range(4):
+        with pytest.raises(KeyboardInterrupt):
+            train_teacher(tmp_path / "broken", shards, phases)
+    monkeypatch.undo()
+    train_teacher(tmp_path / "broken", shards, phases)
+    whole, broken = ((tmp_path / name / "final/diffusion_pytorch_model.safetensors") for name in ("whole", "broken"))
+    assert whole.read_bytes() == broken.read_bytes()
+
+
+def test_the_curve_becomes_a_picture(tmp_path):
+    run = Run(tmp_path)
+    run.log(1, loss=2.0, psnr=20.0)
+    run.log(2, loss=1.0, psnr=30.0)
+    plot_curve(tmp_path / "curve.csv", tmp_path / "curve.png", "a stage")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")

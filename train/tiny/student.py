@@ -1,0 +1,275 @@
+"""The student stages: the teacher's weights learn to go block by block, then to need few steps.
+
+Stage one, teacher forcing: [clean clip | noisy clip] in one forward under the block-causal mask, which computes what a
+rollout with perfect memory would compute. The clean half carries a little noise at times, so that the student's own
+imperfect past does not surprise it later.
+
+Stage two, self-rollout: the student makes whole clips against its own memory through `salt.rollout`, with 8, 4 or 2
+steps and an exit drawn evenly from them, and distribution matching (DMD) pulls those clips to the teacher. The rollout
+itself runs without gradient; one block-causal forward over its recorded clip and exit inputs then recomputes all exits
+at once with gradient. That equals the block-by-block computation, seven times fewer launches.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from salt.memory import MemoryPass, MemoryPolicy
+from salt.noise import SeededNoise
+from salt.prompts import Conditioning
+from salt.rollout import RolloutSettings, rollout
+from salt.schedule import Schedule, add_noise, flow_to_x0, warp
+from salt.student import SaltTransformer3DModel, StudentModel
+from salt.words import WordEmbedder
+from train.losses import critic_flow_loss, dmd_gradient, dmd_loss, guided_x0
+from train.shapes.world import random_scenes
+from train.tiny.common import Run, seeded, update_ema, warmup_cosine
+from train.tiny.latents import Latents
+from train.tiny.parallel import average_gradients, rank, world
+from train.tiny.teacher import PROMPT_DROPOUT, draw_sigmas, matrix_optimizer
+
+FRAMES = 21
+BLOCK = 3
+MEMORY = MemoryPolicy()  # everything is kept
+HISTORY_NOISE = 0.2  # largest share of noise in a clean clip that is to be forgiven
+
+
+@dataclass(frozen=True)
+class ForcingSettings:
+    """Teacher forcing: steps, clips per step over all workers, peak learning rate."""
+
+    steps: int = 1500
+    batch: int = 8
+    lr: float = 1.5e-3
+
+
+@dataclass(frozen=True)
+class RolloutTraining:
+    """Self-rollout: generator steps (one critic step each, and `warmup` critic-only ones first), batch, rates.
+
+    guidance: the teacher's, in Salt's convention cond + g (cond - uncond). steps_share: how often 8, 4 and 2 steps.
+    """
+
+    steps: int = 600
+    warmup: int = 40
+    batch: int = 16
+    lr: float = 1e-4
+    critic_lr: float = 3e-4
+    guidance: float = 2.0
+    steps_share: tuple[tuple[int, float], ...] = ((8, 0.4), (4, 0.4), (2, 0.2))
+    ema: float = 0.98
+
+
+def forcing_forward(
+    model: SaltTransformer3DModel, past: Tensor, noisy: Tensor, sigma_BF: Tensor, text: Tensor
+) -> Tensor:
+    """Flow of every noisy block given the clean blocks before it; past and noisy [B, 16, F, H, W]."""
+    frames, height, width = noisy.shape[2:]
+    scope = model.block_causal([BLOCK] * (frames // BLOCK), height, width, clean_context=True, policy=MEMORY)
+    timestep = 1000 * torch.cat([torch.zeros_like(sigma_BF), sigma_BF], dim=1)
+    both = torch.cat([past, noisy], dim=2)
+    (flow,) = model(both, timestep, text, return_dict=False, scope=scope)
+    return flow[:, :, frames:]
+
+
+def forcing_loss(model: SaltTransformer3DModel, x0: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
+    """Flow matching with one sigma per block, against a past that for half the clips is slightly noisy."""
+    batch, _, frames = x0.shape[:3]
+    sigma_BF = draw_sigmas(batch * (frames // BLOCK), generator).view(batch, -1).repeat_interleave(BLOCK, dim=1)
+    strength = HISTORY_NOISE * torch.rand(batch, generator=generator) * (torch.rand(batch, generator=generator) < 0.5)
+    noise, past_noise = (torch.randn(x0.shape, generator=generator).to(x0.device) for _ in range(2))
+    sigma_BF, strength = sigma_BF.to(x0.device), strength.to(x0.device)
+    past = add_noise(x0, past_noise, strength)
+    flow = forcing_forward(model, past, add_noise(x0, noise, sigma_BF), sigma_BF, text)
+    return (flow - (noise - x0)).square().mean()
+
+
+def train_forcing(
+    folder: Path,
+    teacher_folder: Path,
+    latents_folder: Path,
+    settings: ForcingSettings = ForcingSettings(),
+    seed: int = 3,
+    device: str = "cpu",
+) -> None:
+    """Stage one; begins from the teacher's weights and leaves averaged ones in `final/`."""
+    run = Run(folder)
+    data = Latents(latents_folder)
+    model = SaltTransformer3DModel.from_pretrained(teacher_folder).to(device)
+    optimizer = matrix_optimizer(model)
+    ema = {name: value.detach().clone().float() for name, value in model.state_dict().items()}
+    state, step = run.load(), 0
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        ema, step = state["ema"], state["step"]
+    losses: list[float] = []
+    while step < settings.steps:
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr * warmup_cosine(step, settings.steps, 50, 0.02)
+        generator = seeded(seed, step * world() + rank())
+        x0, text = data.batch(max(settings.batch // world(), 1), FRAMES, generator, PROMPT_DROPOUT)
+        with torch.autocast(device, torch.bfloat16):
+            loss = forcing_loss(model, x0.to(device), text.to(device), generator)
+        optimizer.zero_grad()
+        loss.backward()
+        average_gradients(model)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        update_ema(ema, model, min(0.995, step / (step + 10)))
+        losses.append(loss.item())
+        if rank() == 0 and (step % 25 == 0 or step == settings.steps):
+            run.log(step, loss=sum(losses) / len(losses))
+            losses = []
+        if rank() == 0 and (run.due() or step == settings.steps):
+            run.save(model=model.state_dict(), optimizer=optimizer.state_dict(), ema=ema, step=step)
+    if rank() == 0:
+        model.load_state_dict(ema)
+        model.save_pretrained(folder / "final")
+
+
+class _Recorder:
+    """A student as the rollout's model callable that notes what went in at the exit step of every block."""
+
+    def __init__(self, student: SaltTransformer3DModel, exit_timestep: float):
+        self.model = StudentModel(student)
+        self.exit_timestep = exit_timestep
+        self.inputs: list[Tensor] = []
+
+    def __call__(self, x: Tensor, t: Tensor, memory: MemoryPass, conditioning: Conditioning) -> Tensor:
+        if abs(float(t[0, 0]) - self.exit_timestep) < 1e-2:
+            self.inputs.append(x)
+        return self.model(x, t, memory, conditioning)
+
+
+@torch.no_grad()
+def rollout_to_exit(
+    student: SaltTransformer3DModel, text: Tensor, schedule: Schedule, exit_index: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """A clip made by exiting every block at step `exit_index`: (x0, the exit step's inputs), [B, 16, 21, 8, 8] each."""
+    batch = text.shape[0]
+    truncated = Schedule(schedule.steps[: exit_index + 1], schedule.shift)
+    recorder = _Recorder(student, truncated.timesteps[-1])
+    memory = student.new_memory(MEMORY, batch, 8, 8, FRAMES)
+    noise = SeededNoise(seed, batch, 16, 8, 8, device=text.device)
+    settings = RolloutSettings(schedule=truncated, frames_per_block=BLOCK)
+    blocks = rollout(recorder, Conditioning(text), memory, noise, FRAMES, settings)
+    x0 = torch.cat([block.latents for block in blocks], dim=2)
+    return x0, torch.cat(recorder.inputs, dim=2)
+
+
+def score_sigmas(batch: int, generator: torch.Generator) -> Tensor:
+    """DMD's score noise levels: timesteps uniform in [0, 1000), shifted by 5, clamped to [20, 980]; one per clip."""
+    return warp(torch.rand(batch, generator=generator)).clamp(0.02, 0.98)
+
+
+@torch.no_grad()
+def _x0_of(model: nn.Module, x: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+    return flow_to_x0(x, model(x, 1000 * sigma, text, return_dict=False)[0].float(), sigma)
+
+
+def generator_loss(
+    student: SaltTransformer3DModel,
+    teacher: nn.Module,
+    critic: nn.Module,
+    rolled: tuple[Tensor, Tensor, float],
+    text: Tensor,
+    guidance: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """DMD on the clip recomputed with gradient; rolled = (clip, exit inputs, exit sigma)."""
+    clip, inputs, exit_sigma = rolled
+    sigma_BF = torch.full((clip.shape[0], clip.shape[2]), exit_sigma, device=clip.device)
+    x0 = flow_to_x0(inputs, forcing_forward(student, clip, inputs, sigma_BF, text).float(), sigma_BF)
+    sigma = score_sigmas(clip.shape[0], generator).to(clip.device)
+    noised = add_noise(x0.detach(), torch.randn(x0.shape, generator=generator).to(x0.device), sigma)
+    conditional, unconditional = _x0_of(
+        teacher, noised.repeat(2, 1, 1, 1, 1), sigma.repeat(2), torch.cat([text, torch.zeros_like(text)])
+    ).chunk(2)
+    fake = _x0_of(critic, noised, sigma, text)
+    real = guided_x0(conditional, unconditional, guidance)
+    return dmd_loss(x0, dmd_gradient(x0.detach(), real, fake))
+
+
+def critic_loss(critic: nn.Module, clip: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
+    """Flow matching on the student's own clips."""
+    sigma = score_sigmas(clip.shape[0], generator).to(clip.device)
+    noise = torch.randn(clip.shape, generator=generator).to(clip.device)
+    (flow,) = critic(add_noise(clip, noise, sigma), 1000 * sigma, text, return_dict=False)
+    return critic_flow_loss(flow, clip, noise)
+
+
+def _step(optimizer: torch.optim.Optimizer, model: nn.Module, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    average_gradients(model)
+    nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+    optimizer.step()
+
+
+def train_rollout(
+    folder: Path,
+    student_folder: Path,
+    teacher_folder: Path,
+    settings: RolloutTraining = RolloutTraining(),
+    seed: int = 4,
+    device: str = "cpu",
+) -> None:
+    """Stage two; needs prompts only, no clips. Leaves averaged weights in `final/`."""
+    run = Run(folder)
+    student, critic, teacher = (
+        SaltTransformer3DModel.from_pretrained(path).to(device)
+        for path in (student_folder, teacher_folder, teacher_folder)
+    )
+    teacher.requires_grad_(False)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=settings.lr, betas=(0.0, 0.999), weight_decay=0.01)
+    critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=settings.critic_lr, betas=(0.0, 0.999))
+    ema = {name: value.detach().clone().float() for name, value in student.state_dict().items()}
+    state, step = run.load(), 0
+    if state is not None:
+        student.load_state_dict(state["student"])
+        critic.load_state_dict(state["critic"])
+        optimizer.load_state_dict(state["optimizer"])
+        critic_optimizer.load_state_dict(state["critic_optimizer"])
+        ema, step = state["ema"], state["step"]
+    words = WordEmbedder()
+    batch = max(settings.batch // world(), 1)
+    losses: list[tuple[float, float]] = []
+    while step < settings.warmup + settings.steps:
+        shared = seeded(seed, step)  # the same on all workers: step list and exit
+        choice = int(torch.multinomial(torch.tensor([p for _, p in settings.steps_share]), 1, generator=shared))
+        schedule = Schedule.of(settings.steps_share[choice][0])
+        exit_index = int(torch.randint(schedule.nfe, (), generator=shared))
+        own = seeded(seed + 1, step * world() + rank())
+        text = words.encode([scene.caption for scene in random_scenes(batch, own)]).to(device)
+        with torch.autocast(device, torch.bfloat16):
+            noise_seed = (step * world() + rank()) * batch
+            clip, inputs = rollout_to_exit(student, text, schedule, exit_index, noise_seed)
+            loss_critic = critic_loss(critic, clip, text, own)
+        _step(critic_optimizer, critic, loss_critic)
+        loss_value = float("nan")
+        if step >= settings.warmup:
+            with torch.autocast(device, torch.bfloat16):
+                rolled = (clip, inputs, schedule.sigmas[exit_index])
+                loss = generator_loss(student, teacher, critic, rolled, text, settings.guidance, own)
+            _step(optimizer, student, loss)
+            update_ema(ema, student, settings.ema)
+            loss_value = loss.item()
+        step += 1
+        losses.append((loss_critic.item(), loss_value))
+        last = step == settings.warmup + settings.steps
+        if rank() == 0 and (step % 20 == 0 or last):
+            critics, generators = zip(*losses, strict=True)
+            run.log(step, critic=sum(critics) / len(critics), generator=sum(generators) / len(generators))
+            losses = []
+        if rank() == 0 and (run.due() or last):
+            run.save(
+                student=student.state_dict(), critic=critic.state_dict(), optimizer=optimizer.state_dict(),
+                critic_optimizer=critic_optimizer.state_dict(), ema=ema, step=step,
+            )  # fmt: skip
+    if rank() == 0:
+        student.load_state_dict(ema)
+        student.save_pretrained(folder / "final")
