@@ -1,0 +1,30 @@
+"""The losses of Salt, each a small pure function; the trainer composes them and owns every random choice."""
+
+from .alignment import linear_mmd, rbf_mmd, token_relation_distance
+from .dmd import critic_flow_loss, dmd_gradient, dmd_loss, guided_x0
+from .semigroup import (
+    GridTriple,
+    composed_endpoint,
+    direct_endpoint,
+    grid_triples,
+    semigroup_defect,
+    semigroup_loss,
+    time_weight,
+)
+
+__all__ = [
+    "GridTriple",
+    "composed_endpoint",
+    "critic_flow_loss",
+    "direct_endpoint",
+    "dmd_gradient",
+    "dmd_loss",
+    "grid_triples",
+    "guided_x0",
+    "linear_mmd",
+    "rbf_mmd",
+    "semigroup_defect",
+    "semigroup_loss",
+    "time_weight",
+    "token_relation_distance",
+]

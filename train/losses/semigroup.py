@@ -1,0 +1,112 @@
+"""The semigroup defect: one long Euler step of the student against two shorter ones (SC-DMD).
+
+For the exact flow, Phi^{s->e} = Phi^{m->e} o Phi^{s->m}; the student's departure from it is the loss, and the metric.
+Source: Salt (arXiv 2604.03118, section 3.2) and its released recipe. Latents are [B, C, F, H, W]; t_s > t_m > t_e.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from salt.schedule import NUM_TRAIN_TIMESTEPS, Schedule, euler, timestep_to_sigma
+
+FlowAt = Callable[[Tensor, float], Tensor]
+"""Flow of latents [B, C, F, H, W] at a timestep, with conditioning and memory already bound."""
+
+
+@dataclass(frozen=True)
+class GridTriple:
+    """Warped timesteps start > middle > end; end may be 0."""
+
+    start: float
+    middle: float
+    end: float
+
+
+def grid_triples(schedule: Schedule, exit_index: int, segments: int = 4) -> list[tuple[float, list[GridTriple]]]:
+    """What the grid rule may draw for an exit step: (probability, triples drawn evenly) for each candidate end.
+
+    Boundaries are the inference grid within the training list (every len/segments-th step) and 0. With t_s the exit
+    step and `next` the one after it, t_e is drawn evenly from the two largest boundaries below `next`, t_m evenly from
+    the list's steps strictly between t_e and t_s. Empty for the last step. Anchoring the grid matters: composing
+    through timesteps that DMD never supervised gives targets nobody vouches for.
+    """
+    times = schedule.timesteps
+    if len(times) % segments:
+        raise ValueError(f"grid: found {len(times)} training steps, expected a multiple of the {segments} segments")
+    if not 0 <= exit_index < len(times):
+        raise ValueError(f"exit index: found {exit_index}, expected 0 to {len(times) - 1}")
+    if exit_index + 1 == len(times):
+        return []
+    boundaries = [*times[:: len(times) // segments], 0.0]
+    start, following = times[exit_index], times[exit_index + 1]
+    ends = [b for b in boundaries if b < following][:2]
+    return [
+        (1 / len(ends), [GridTriple(start, middle, end) for middle in times if end < middle < start]) for end in ends
+    ]
+
+
+def draw_triple(schedule: Schedule, exit_index: int, generator: torch.Generator) -> GridTriple | None:
+    """One (t_s, t_m, t_e) by the grid rule, or None at the last step. Equal generators draw equal triples."""
+    options = grid_triples(schedule, exit_index)
+    if not options:
+        return None
+    _, triples = options[int(torch.randint(len(options), (), generator=generator))]
+    return triples[int(torch.randint(len(triples), (), generator=generator))]
+
+
+def direct_endpoint(x_s: Tensor, v_s: Tensor, triple: GridTriple) -> Tensor:
+    """Psi^{s->e}(x_s) = x_s - (sigma_s - sigma_e) v_s."""
+    return euler(x_s, v_s, _sigma(triple.start), _sigma(triple.end))
+
+
+def middle_point(x_s: Tensor, v_s: Tensor, triple: GridTriple) -> Tensor:
+    """Psi^{s->m}(x_s), where the second velocity is evaluated."""
+    return euler(x_s, v_s, _sigma(triple.start), _sigma(triple.middle))
+
+
+def composed_endpoint(x_m: Tensor, v_m: Tensor, triple: GridTriple) -> Tensor:
+    """Psi^{m->e}(x_m)."""
+    return euler(x_m, v_m, _sigma(triple.middle), _sigma(triple.end))
+
+
+def time_weight(timestep: float) -> float:
+    """1 - t_s / 1000 on warped time: zero at pure noise, at most 0.375 on the 8-step list that Salt exits from."""
+    return 1.0 - timestep / NUM_TRAIN_TIMESTEPS
+
+
+def semigroup_loss(direct: Tensor, composed: Tensor, weight: float = 1.0, stop_gradient: bool = True) -> Tensor:
+    """L_SC = weight * mean((direct - stopgrad(composed))^2); `stop_gradient` False lets both branches learn."""
+    target = composed.detach() if stop_gradient else composed
+    return weight * (direct - target).square().mean()
+
+
+@torch.no_grad()
+def semigroup_defect(flow_at: FlowAt, x_s: Tensor, triple: GridTriple) -> dict[str, float]:
+    """The defect as a metric, our protocol (the paper's is unpublished).
+
+    `absolute`: mean |direct - composed|. `relative`: ||direct - composed|| / ||direct - x_s||, normalised by the
+    displacement. Both branches use the Euler operator.
+    """
+    v_s = flow_at(x_s, triple.start)
+    direct = direct_endpoint(x_s, v_s, triple)
+    x_m = middle_point(x_s, v_s, triple)
+    composed = composed_endpoint(x_m, flow_at(x_m, triple.middle), triple)
+    gap, moved = direct - composed, direct - x_s
+    return {"absolute": gap.abs().mean().item(), "relative": (gap.norm() / moved.norm()).item()}
+
+
+def _sigma(timestep: float) -> Tensor:
+    return timestep_to_sigma(torch.tensor(timestep, dtype=torch.float64))
+
+
+def log_weights(schedule: Schedule, scale: float, weighted: bool = True) -> Sequence[float]:
+    """lambda * weight per exit index (0 where no triple exists), for the run's log."""
+    last = schedule.nfe - 1
+    return [
+        0.0 if i == last else scale * (time_weight(t) if weighted else 1.0) for i, t in enumerate(schedule.timesteps)
+    ]
