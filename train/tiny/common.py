@@ -3,10 +3,12 @@
 import csv
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class Run:
@@ -79,6 +81,12 @@ def plot_curve(curve: Path, out: Path, title: str) -> None:
     figure.tight_layout()
     figure.savefig(out, dpi=80)
     pyplot.close(figure)
+
+
+def placed(model: Model, device: str) -> Model:
+    """`model` on `device`; torch's own `to`, whose type diffusers hides."""
+    nn.Module.to(model, device)
+    return model
 
 
 def seeded(seed: int, step: int) -> torch.Generator:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from salt.words import WordEmbedder
 from train.shapes.world import SCENES, TRAIN_SCENES, random_scenes, render
-from train.tiny.common import seeded
+from train.tiny.common import placed, seeded
 from train.tiny.parallel import rank, world
 from train.tiny.vae import channels_last, encode, wan_statistics
 
@@ -20,7 +20,7 @@ FRAMES = 81  # pixel frames, 21 latent
 def make_latents(vae_folder: Path, folder: Path, clips: int, seed: int = 7, device: str = "cpu") -> None:
     """Write shards of SHARD clips, normalised latents [SHARD, 16, 21, 8, 8] fp16 and scene numbers, until `clips`."""
     folder.mkdir(parents=True, exist_ok=True)
-    vae = channels_last(AutoencoderKLWan.from_pretrained(vae_folder)).to(device)
+    vae = placed(channels_last(AutoencoderKLWan.from_pretrained(vae_folder)), device)
     mean, std = (s.to(device) for s in wan_statistics(vae))
     for shard in range(rank(), (clips + SHARD - 1) // SHARD, world()):
         path = folder / f"{shard:04d}.pt"

@@ -25,7 +25,7 @@ from salt.student import SaltTransformer3DModel, StudentModel
 from salt.words import WordEmbedder
 from train.losses import critic_flow_loss, dmd_gradient, dmd_loss, guided_x0
 from train.shapes.world import random_scenes
-from train.tiny.common import Run, seeded, update_ema, warmup_cosine
+from train.tiny.common import Run, placed, seeded, update_ema, warmup_cosine
 from train.tiny.latents import Latents
 from train.tiny.parallel import average_gradients, rank, world
 from train.tiny.teacher import PROMPT_DROPOUT, draw_sigmas, matrix_optimizer
@@ -97,7 +97,7 @@ def train_forcing(
     """Stage one; begins from the teacher's weights and leaves averaged ones in `final/`."""
     run = Run(folder)
     data = Latents(latents_folder)
-    model = SaltTransformer3DModel.from_pretrained(teacher_folder).to(device)
+    model = placed(SaltTransformer3DModel.from_pretrained(teacher_folder), device)
     optimizer = matrix_optimizer(model)
     ema = {name: value.detach().clone().float() for name, value in model.state_dict().items()}
     state, step = run.load(), 0
@@ -221,7 +221,7 @@ def train_rollout(
     """Stage two; needs prompts only, no clips. Leaves averaged weights in `final/`."""
     run = Run(folder)
     student, critic, teacher = (
-        SaltTransformer3DModel.from_pretrained(path).to(device)
+        placed(SaltTransformer3DModel.from_pretrained(path), device)
         for path in (student_folder, teacher_folder, teacher_folder)
     )
     teacher.requires_grad_(False)

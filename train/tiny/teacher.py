@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from salt.schedule import add_noise, euler, warp
 from salt.student import SaltTransformer3DModel
-from train.tiny.common import Run, seeded, update_ema, warmup_cosine
+from train.tiny.common import Run, placed, seeded, update_ema, warmup_cosine
 from train.tiny.latents import Latents
 from train.tiny.muon import Muon
 from train.tiny.parallel import average_gradients, rank, world
@@ -110,7 +110,7 @@ def train_teacher(
     """Train or go on training; leaves the averaged weights in `final/`. Workers share the batch between them."""
     run = Run(folder)
     data = Latents(latents_folder)
-    model = new_transformer(seed).to(device)
+    model = placed(new_transformer(seed), device)
     optimizer = matrix_optimizer(model)
     ema = {name: value.detach().clone().float() for name, value in model.state_dict().items()}
     state, step = run.load(), 0

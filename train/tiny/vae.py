@@ -18,7 +18,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
 from train.shapes.world import HELD_OUT_SCENES, SIZE, Clips, random_scenes, render
-from train.tiny.common import Run, seeded, warmup_cosine
+from train.tiny.common import Run, placed, seeded, warmup_cosine
 from train.tiny.muon import Muon
 
 
@@ -86,7 +86,7 @@ def encode(vae: AutoencoderKLWan, pixels_B3THW: Tensor) -> Tensor:
         parts.append(vae.encoder(chunk, feat_cache=vae._enc_feat_map, feat_idx=vae._enc_conv_idx))
     vae_out = vae.quant_conv(torch.cat(parts, dim=2))
     vae.clear_cache()
-    return vae_out[:, : vae.config.z_dim]
+    return vae_out[:, : vae.config["z_dim"]]
 
 
 def decode(vae: AutoencoderKLWan, z_BCFHW: Tensor) -> Tensor:
@@ -102,8 +102,8 @@ def decode(vae: AutoencoderKLWan, z_BCFHW: Tensor) -> Tensor:
 
 def wan_statistics(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
     """Wan 2.1's published latent mean and standard deviation, each [1, 16, 1, 1, 1]."""
-    shape = (1, vae.config.z_dim, 1, 1, 1)
-    return torch.tensor(vae.config.latents_mean).view(shape), torch.tensor(vae.config.latents_std).view(shape)
+    shape = (1, vae.config["z_dim"], 1, 1, 1)
+    return torch.tensor(vae.config["latents_mean"]).view(shape), torch.tensor(vae.config["latents_std"]).view(shape)
 
 
 @torch.no_grad()
@@ -112,15 +112,15 @@ def wear_wan_statistics(vae: AutoencoderKLWan, mean_C: Tensor, std_C: Tensor) ->
     want_mean, want_std = (s.flatten() for s in wan_statistics(vae))
     a = want_std / std_C
     b = want_mean - a * mean_C
-    channels = vae.config.z_dim
+    channels = vae.config["z_dim"]
     quant, post = vae.quant_conv, vae.post_quant_conv
-    quant.weight[:channels] *= a.view(-1, 1, 1, 1, 1)
-    quant.bias[:channels] = quant.bias[:channels] * a + b
+    assert quant.bias is not None and post.bias is not None
+    quant.weight[:channels].mul_(a.view(-1, 1, 1, 1, 1))
+    quant.bias[:channels].mul_(a).add_(b)
     quant.weight[channels:] = 0  # the variance was never trained: make sampling as good as the mode
     quant.bias[channels:] = -16.0
-    matrix = post.weight[:, :, 0, 0, 0]
-    post.bias -= matrix @ (b / a)
-    post.weight /= a.view(1, -1, 1, 1, 1)
+    post.bias.sub_(post.weight[:, :, 0, 0, 0] @ (b / a))
+    post.weight.div_(a.view(1, -1, 1, 1, 1))
 
 
 @torch.no_grad()
@@ -172,7 +172,7 @@ def train_vae(folder: Path, phases: tuple[Phase, ...] = FULL, seed: int = 1, dev
     """Train or go on training; leaves `frozen/` (after the joint phases) and `final/` in `folder`."""
     run = Run(folder)
     torch.manual_seed(seed)
-    vae = channels_last(new_vae()).to(device)
+    vae = placed(channels_last(new_vae()), device)
     starts = [sum(p.steps for p in phases[:i]) for i in range(len(phases))]
     total = sum(p.steps for p in phases)
     optimizer = _optimizer(vae)

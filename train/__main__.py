@@ -1,0 +1,69 @@
+"""`python -m train`: the training room's front desk. Each command is a few lines here and a module elsewhere."""
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+
+
+def tiny(args: argparse.Namespace) -> None:
+    """Make salt-tiny, or one stage of it."""
+    from train.tiny import recipe
+
+    out: Path = args.out
+    budget = recipe.BUDGETS[args.budget]
+    for stage in recipe.STAGES if args.stage == "all" else (args.stage,):
+        recipe.run_stage(stage, out, budget, args.device, args.workers)
+    if args.stage in ("all", "student"):
+        places = (
+            (recipe.STUDENT_ASSETS, recipe.TEACHER_ASSETS) if args.install else (out / "tiny", out / "tiny_teacher")
+        )
+        recipe.ship(out, *places)
+        print(f"shipped to {places[0]} and {places[1]}")
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Score a student (and a teacher) on ShapeBench."""
+    from train.tiny import evaluate as bench
+    from train.tiny.recipe import STUDENT_ASSETS
+
+    vae = args.vae or STUDENT_ASSETS / "vae"
+    print(bench.evaluate(args.student, vae, args.out, args.teacher, tuple(args.steps), args.device))
+
+
+def parser() -> argparse.ArgumentParser:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    root = argparse.ArgumentParser(prog="python -m train", description=__doc__)
+    commands = root.add_subparsers(required=True, metavar="COMMAND")
+
+    one = commands.add_parser("tiny", help=tiny.__doc__)
+    one.add_argument("--stage", choices=("vae", "teacher", "student", "all"), default="all")
+    one.add_argument(
+        "--budget", choices=("quick", "full"), default="full", help="quick: seconds per stage, to see it run"
+    )
+    one.add_argument("--out", type=Path, default=Path("runs/tiny"), help="checkpoints, curves and results; resumable")
+    one.add_argument("--device", default=device)
+    one.add_argument(
+        "--workers",
+        type=int,
+        default=1 if device == "cuda" else os.cpu_count() or 1,
+        help="single-threaded worker processes that share each batch (CPU)",
+    )
+    one.add_argument("--install", action="store_true", help="put the result in the repository's assets, not in OUT")
+    one.set_defaults(run=tiny)
+
+    two = commands.add_parser("evaluate", help=evaluate.__doc__)
+    two.add_argument("student", type=Path, nargs="?", help="diffusers folder of a student's transformer")
+    two.add_argument("--teacher", type=Path, help="diffusers folder of a bidirectional teacher, scored at 50 steps")
+    two.add_argument("--vae", type=Path, help="its VAE (default: salt-tiny's)")
+    two.add_argument("--steps", type=int, nargs="+", default=[2, 4, 8])
+    two.add_argument("--out", type=Path, default=Path("outputs/shapebench"), help="written as OUT.md and OUT.json")
+    two.add_argument("--device", default=device)
+    two.set_defaults(run=evaluate)
+    return root
+
+
+if __name__ == "__main__":
+    arguments = parser().parse_args()
+    arguments.run(arguments)

@@ -1,0 +1,124 @@
+"""Scores on ShapeBench: 48 prompts, the 24 held-out captions and 24 trained ones, at several step counts."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor, nn
+
+from salt.memory import MemoryPolicy
+from salt.noise import SeededNoise
+from salt.prompts import Conditioning
+from salt.rollout import RolloutSettings, rollout
+from salt.schedule import Schedule
+from salt.student import SaltTransformer3DModel, StudentModel
+from salt.words import WordEmbedder
+from train.shapes.bench import ClipScore, as_rows, score_clip, score_table, summarize
+from train.shapes.world import HELD_OUT_SCENES, TRAIN_SCENES, Scene
+from train.tiny.common import placed
+from train.tiny.teacher import sample_teacher
+from train.tiny.vae import channels_last, decode, wan_statistics
+
+PROMPTS = (*HELD_OUT_SCENES, *TRAIN_SCENES[::5])
+TEACHER_STEPS = 50
+TEACHER_GUIDANCE = 2.0
+BATCH = 8
+
+
+def load_vae(folder: Path, device: str = "cpu") -> AutoencoderKLWan:
+    """The VAE of a diffusers folder in fp32, laid out for speed, frozen."""
+    vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=torch.float32)
+    return placed(channels_last(vae), device).requires_grad_(False)
+
+
+def _transformer(folder: Path, device: str) -> SaltTransformer3DModel:
+    return placed(SaltTransformer3DModel.from_pretrained(folder, torch_dtype=torch.float32), device)
+
+
+@torch.no_grad()
+def decode_latents(vae: AutoencoderKLWan, latents_BCFHW: Tensor) -> Tensor:
+    """Normalised latents to pixels [B, 3, 4F-3, 64, 64] in [-1, 1]."""
+    mean, std = (s.to(latents_BCFHW) for s in wan_statistics(vae))
+    return decode(vae, latents_BCFHW * std + mean).clamp(-1, 1)
+
+
+@torch.no_grad()
+def student_clips(
+    student: SaltTransformer3DModel,
+    text: Tensor,
+    steps: int,
+    frames: int,
+    seed: int,
+    policy: MemoryPolicy | None = None,
+) -> Tensor:
+    """Latents [B, 16, frames, 8, 8] by the student's own rollout, blocks of 3; clip i has seed `seed` + i."""
+    policy = policy or MemoryPolicy()
+    batch = text.shape[0]
+    memory = student.new_memory(policy, batch, 8, 8, frames)
+    noise = SeededNoise(seed, batch, 16, 8, 8, device=text.device)
+    settings = RolloutSettings(schedule=Schedule.of(steps), fuse=True)
+    blocks = rollout(StudentModel(student), Conditioning(text), memory, noise, frames, settings)
+    return torch.cat([block.latents for block in blocks], dim=2)
+
+
+@torch.no_grad()
+def score_model(
+    model: nn.Module,
+    vae: AutoencoderKLWan,
+    steps: int,
+    prompts: tuple[Scene, ...] = PROMPTS,
+    frames: int = 21,
+    bidirectional: bool = False,
+    seed: int = 1000,
+) -> list[ClipScore]:
+    """One clip per prompt, decoded and scored. Seeds are fixed, so a table can be made again."""
+    words = WordEmbedder()
+    device = next(model.parameters()).device
+    scores = []
+    for first in range(0, len(prompts), BATCH):
+        scenes = prompts[first : first + BATCH]
+        text = words.encode([scene.caption for scene in scenes]).to(device)
+        if bidirectional:
+            generator = torch.Generator().manual_seed(seed + first)
+            latents = sample_teacher(model, text, frames, steps, TEACHER_GUIDANCE, generator)
+        else:
+            latents = student_clips(model, text, steps, frames, seed + first)  # type: ignore[arg-type]
+        pixels = decode_latents(vae, latents)
+        scores += [score_clip(clip, scene) for clip, scene in zip(pixels.cpu(), scenes, strict=True)]
+    return scores
+
+
+def split_rows(name: str, scores: list[ClipScore]) -> dict[str, list[ClipScore]]:
+    """All prompts, and the held-out ones alone, as rows of a table."""
+    held_out = {scene.caption for scene in HELD_OUT_SCENES}
+    return {name: scores, f"{name}, held out": [s for s in scores if s.caption in held_out]}
+
+
+def evaluate(
+    student: Path | None,
+    vae: Path,
+    out: Path,
+    teacher: Path | None = None,
+    steps: tuple[int, ...] = (2, 4, 8),
+    device: str = "cpu",
+) -> str:
+    """Write `out`.md (the table, returned too) and `out`.json (every clip's verdicts and measurements)."""
+    decoder = load_vae(vae, device)
+    rows: dict[str, Sequence[ClipScore]] = {}
+    if teacher is not None:
+        model = _transformer(teacher, device)
+        rows |= split_rows(
+            f"teacher, {TEACHER_STEPS} steps", score_model(model, decoder, TEACHER_STEPS, bidirectional=True)
+        )
+    if student is not None:
+        model = _transformer(student, device)
+        for count in steps:
+            rows |= split_rows(f"student, {count} steps", score_model(model, decoder, count))
+    table = score_table(rows)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".md").write_text(table + "\n")
+    full = {name: {"summary": summarize(scores), "clips": as_rows(scores)} for name, scores in rows.items()}
+    out.with_suffix(".json").write_text(json.dumps(full, indent=1) + "\n")
+    return table
