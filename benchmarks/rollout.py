@@ -1,0 +1,115 @@
+"""Long rollouts of the embedded student: is a windowed memory flat in time and bytes, and what does it save?
+
+`python -m benchmarks.rollout [--frames 2000] [--out benchmarks/results/rollout.json]` prints a table: time per block at
+the end against block 20, resident memory along the way, and the same rollout on a cache that is cloned per layer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.cloning import CloningMemory
+from benchmarks.measure import environment, median, resident_mib, write_json
+from salt.checkpoints import load_student
+from salt.memory import KVMemory, MemoryPolicy, estimate_bytes
+from salt.noise import SeededNoise
+from salt.prompts import Conditioning
+from salt.rollout import RolloutSettings, rollout
+from salt.student import SaltTransformer3DModel, StudentModel
+from salt.words import WordEmbedder
+
+TINY = Path(__file__).parents[1] / "salt" / "assets" / "tiny" / "transformer"
+PROMPT = "a fast red circle moving right"
+LATENT = 8  # the shapes world is 64 x 64 pixels
+POLICY = MemoryPolicy("sink", 12, 3)
+EARLY_BLOCK = 20
+SAMPLE = 20  # blocks whose median is compared
+
+
+@torch.no_grad()
+def timed_rollout(student: SaltTransformer3DModel, memory: KVMemory, frames: int, fuse: bool = False) -> dict:
+    """Seconds of every block (its context pass included), and resident MiB after every block."""
+    text = Conditioning(WordEmbedder().encode([PROMPT]))
+    noise = SeededNoise(0, 1, student.config.in_channels, LATENT, LATENT)
+    seconds, resident, last = [], [], None
+    gc.collect()
+    began = time.perf_counter()
+    for block in rollout(StudentModel(student), text, memory, noise, frames, RolloutSettings(fuse=fuse)):
+        now = time.perf_counter()
+        seconds.append(now - began)
+        resident.append(resident_mib())
+        began, last = now, block.latents
+    return {"seconds": seconds, "resident": resident, "last": last}
+
+
+def at(values: list[float], block: int) -> float:
+    """Median around a block."""
+    return median(values[max(block - SAMPLE // 2, 1) : block + SAMPLE // 2])
+
+
+def run(frames: int, peer_frames: int) -> dict:
+    student = load_student(TINY).eval()
+    ours = timed_rollout(student, student.new_memory(POLICY, 1, LATENT, LATENT), frames)
+    geometry = student.memory_geometry(1, LATENT, LATENT)
+    # Peers last: on a CPU it matters who finds the allocator warm, so the plain loop is timed again beside them.
+    beside = timed_rollout(student, student.new_memory(POLICY, 1, LATENT, LATENT), peer_frames)
+    cloning = timed_rollout(student, CloningMemory(POLICY, geometry, student.dtype), peer_frames)  # type: ignore[arg-type]
+    fused = timed_rollout(student, student.new_memory(POLICY, 1, LATENT, LATENT), peer_frames, fuse=True)
+    int8 = student.new_memory(POLICY.with_storage("int8"), 1, LATENT, LATENT)
+    quantised = timed_rollout(student, int8, peer_frames)
+    early, late = at(ours["seconds"], EARLY_BLOCK), median(ours["seconds"][-SAMPLE:])
+    plain = median(beside["seconds"][EARLY_BLOCK:])
+    return {
+        "frames": frames,
+        "blocks": len(ours["seconds"]),
+        "policy": str(POLICY),
+        "block_seconds_early": early,
+        "block_seconds_late": late,
+        "late_over_early": late / early,
+        "resident_mib_early": ours["resident"][EARLY_BLOCK],
+        "resident_mib_late": ours["resident"][-1],
+        "resident_late_over_early": ours["resident"][-1] / ours["resident"][EARLY_BLOCK],
+        "memory_mib": estimate_bytes(POLICY, geometry, student.dtype) / 2**20,
+        "cloning_over_ours": median(cloning["seconds"][EARLY_BLOCK:]) / plain,
+        "fused_over_plain": median(fused["seconds"][EARLY_BLOCK:]) / plain,
+        "int8_over_plain": median(quantised["seconds"][EARLY_BLOCK:]) / plain,
+        "int8_bytes_over_bf16": int8.nbytes / estimate_bytes(POLICY, geometry, torch.bfloat16),
+        "cloning_max_difference": (cloning["last"] - beside["last"]).abs().max().item(),
+    }
+
+
+def show(results: dict) -> None:
+    where = environment()
+    title = f"{results['frames']} latent frames, {results['policy']}, {where['device']}, {where['threads']} threads"
+    table = Table("what", "figure", "limit", title=title)
+    table.add_row("time per block, last 20 over block 20", f"{results['late_over_early']:.3f}", "1.10")
+    table.add_row("resident memory, end over block 20", f"{results['resident_late_over_early']:.3f}", "flat")
+    table.add_row("cache cloned per layer, over ours", f"{results['cloning_over_ours']:.2f}", "peer")
+    table.add_row("fused context pass, over plain", f"{results['fused_over_plain']:.2f}", "")
+    table.add_row("int8 memory, time over plain", f"{results['int8_over_plain']:.2f}", "")
+    table.add_row("int8 memory, bytes over bf16", f"{results['int8_bytes_over_bf16']:.3f}", "0.55")
+    table.add_row("peer's latents, largest difference", f"{results['cloning_max_difference']:.1e}", "same clip")
+    Console().print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--frames", type=int, default=2001, help="latent frames, a multiple of 3")
+    parser.add_argument("--peer-frames", type=int, default=300, help="latent frames for the runs beside the peer")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/rollout.json"))
+    args = parser.parse_args()
+    results = run(args.frames, args.peer_frames)
+    show(results)
+    write_json(args.out, results)
+    print(f"written to {args.out}")
+
+
+if __name__ == "__main__":
+    main()
