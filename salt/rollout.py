@@ -22,6 +22,8 @@ from .noise import NoiseSource
 from .prompts import PromptChange, PromptSchedule
 from .schedule import NUM_TRAIN_TIMESTEPS, Schedule, add_noise, euler, flow_to_x0
 
+Stepping = Literal["sde", "ode"]
+
 
 class Model(Protocol):
     """Flow [B, C, F, H, W] of latents x [B, C, F, H, W] at timesteps t [B, F], reading and writing through `memory`."""
@@ -33,14 +35,15 @@ class Model(Protocol):
 class RolloutSettings:
     """How blocks are made.
 
-    schedule: the step list; its length is the NFE per block. stepping: `sde` re-noises x0, `ode` takes Euler steps.
+    schedule: the step list; its length is the NFE per block. stepping: `sde` re-noises x0, `ode` takes Euler steps; a
+    tuple says so for every transition between two steps.
     frames_per_block: latent frames per block; independent_first_frame: the first block of a clip is one frame.
     guidance: classifier-free guidance, 1 = off (one model call per step). context_timestep: noise level of the context
     pass, 0 = clean. fuse: the context pass of a block and the first step of the next are one forward (same result).
     """
 
     schedule: Schedule = field(default_factory=Schedule)
-    stepping: Literal["sde", "ode"] = "sde"
+    stepping: Stepping | tuple[Stepping, ...] = "sde"
     frames_per_block: int = 3
     independent_first_frame: bool = False
     guidance: float = 1.0
@@ -50,10 +53,19 @@ class RolloutSettings:
     def __post_init__(self) -> None:
         if self.frames_per_block < 1:
             raise ValueError(f"frames_per_block: found {self.frames_per_block}, expected 1 or more")
-        if self.stepping not in ("sde", "ode"):
-            raise ValueError(f"stepping: found {self.stepping!r}, expected sde or ode")
+        transitions = self.schedule.nfe - 1
+        each = self.stepping if isinstance(self.stepping, tuple) else (self.stepping,)
+        if not {*each} <= {"sde", "ode"} or (isinstance(self.stepping, tuple) and len(each) != transitions):
+            raise ValueError(
+                f"stepping: found {self.stepping!r}, expected sde or ode, or a tuple of {transitions} of them, "
+                "one for each transition between steps"
+            )
         if not 0 <= self.context_timestep < NUM_TRAIN_TIMESTEPS:
             raise ValueError(f"context_timestep: found {self.context_timestep}, expected 0 to below 1000")
+
+    def takes_euler(self, transition: int) -> bool:
+        """Whether the step after evaluation `transition` is an Euler step (ODE) rather than fresh noise (SDE)."""
+        return "ode" == (self.stepping[transition] if isinstance(self.stepping, tuple) else self.stepping)
 
 
 @dataclass(frozen=True)
@@ -212,7 +224,7 @@ class _Run:
     def renoise(
         self, x: Tensor, x0: Tensor, flow: Tensor, sigmas: tuple[float, float], start: int, draw: int
     ) -> Tensor:
-        if self.settings.stepping == "ode":
+        if self.settings.takes_euler(draw - 1):
             return euler(x, flow, *sigmas)
         return add_noise(x0, self.noise(start, x.shape[2], draw), sigmas[1])
 

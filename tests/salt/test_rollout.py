@@ -237,3 +237,14 @@ def test_schedules_and_settings_that_make_no_sense():
         RolloutSettings(frames_per_block=0)
     with pytest.raises(ValueError, match="found 3 seeds, expected one per batch row"):
         SeededNoise((1, 2, 3), 2, 16, 4, 6)
+
+
+def test_stepping_per_transition(student):
+    def made(stepping):
+        return clip(student, 3, settings=RolloutSettings(Schedule.of(4), stepping))
+
+    assert torch.equal(made(("sde",) * 3), made("sde")) and torch.equal(made(("ode",) * 3), made("ode"))
+    mixed = made(("ode", "sde", "ode"))
+    assert not torch.allclose(mixed, made("sde"), atol=1e-3) and not torch.allclose(mixed, made("ode"), atol=1e-3)
+    with pytest.raises(ValueError, match="a tuple of 3 of them"):
+        RolloutSettings(Schedule.of(4), ("sde", "ode"))
