@@ -9,8 +9,8 @@ from train.shapes.world import TRAIN_SCENES, render
 from train.tiny.common import Run, plot_curve
 from train.tiny.latents import Latents
 from train.tiny.muon import orthogonalize
-from train.tiny.student import forcing_forward, forcing_loss, rollout_to_exit
-from train.tiny.teacher import TeacherPhase, new_transformer, sample_teacher, train_teacher
+from train.tiny.student import forcing_forward, forcing_loss, rollout_to_exit, score_sigmas
+from train.tiny.teacher import TeacherPhase, draw_sigmas, new_transformer, sample_teacher, train_teacher
 from train.tiny.vae import decode, encode, latent_statistics, new_vae, wan_statistics, wear_wan_statistics
 
 
@@ -84,6 +84,22 @@ def test_the_sampler_of_a_perfect_model_lands_on_its_clip():
 
     out = sample_teacher(perfect, torch.zeros(2, 16, 8), 3, 10, 1.0, torch.Generator().manual_seed(0))
     assert (out - target).abs().max() < 1e-4
+
+
+def test_most_noise_levels_are_high_as_inference_has_them():
+    generator = torch.Generator().manual_seed(0)
+    sigmas = draw_sigmas(4000, generator)
+    assert 0 < sigmas.min() and sigmas.max() <= 1 and 0.65 < sigmas.mean() < 0.75  # 0.3 * 0.5 + 0.7 * 0.78 = 0.70
+    scores = score_sigmas(4000, generator)
+    assert 0.02 <= scores.min() and scores.max() <= 0.98 and 0.7 < scores.mean() < 0.8
+
+
+def test_a_fresh_model_passes_noise_through():
+    """Its flow is nearly its input, which at high noise is nearly right: without this, words are learned late."""
+    x = torch.randn(4, 16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        (flow,) = new_transformer(0)(x, torch.full((4,), 990.0), torch.zeros(4, 16, 4096), return_dict=False)
+    assert (flow - x).square().mean() < 0.1
 
 
 def test_orthogonalized_matrices_have_singular_values_near_one():

@@ -163,7 +163,7 @@ def rollout_to_exit(
 
 def score_sigmas(batch: int, generator: torch.Generator) -> Tensor:
     """DMD's score noise levels: timesteps uniform in [0, 1000), shifted by 5, clamped to [20, 980]; one per clip."""
-    return warp(torch.rand(batch, generator=generator)).clamp(0.02, 0.98)
+    return warp(1000 * torch.rand(batch, generator=generator)).clamp(0.02, 0.98)
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ FULL = (
     Phase(frames=5, crop=32, batch=6, steps=800, lr=2.5e-3),
     Phase(frames=9, crop=32, batch=6, steps=900, lr=2e-3),
     Phase(frames=9, crop=64, batch=3, steps=300, lr=1.2e-3),
-    Phase(frames=17, crop=64, batch=2, steps=3000, lr=1e-3, decoder_only=True),
+    Phase(frames=17, crop=64, batch=2, steps=600, lr=1e-3, decoder_only=True),
 )
 QUICK = tuple(replace(phase, steps=max(phase.steps // 100, 2)) for phase in FULL)
 
@@ -189,7 +189,7 @@ def train_vae(folder: Path, phases: tuple[Phase, ...] = FULL, seed: int = 1, dev
         phase, phase_step = phases[index], step - starts[index]
         if phase.decoder_only and (not frozen or state is not None):
             if not frozen:
-                wear_wan_statistics(vae, *(s.cpu() for s in latent_statistics(vae, clips=256, seed=seed + 1)))
+                wear_wan_statistics(vae, *(s.cpu() for s in latent_statistics(vae, clips=128, seed=seed + 1)))
                 vae.save_pretrained(folder / "frozen")
                 run.log(step, psnr_frozen=held_out_psnr(vae, 17))
             vae.encoder.requires_grad_(False)

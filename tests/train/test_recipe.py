@@ -1,0 +1,66 @@
+"""The one command: it makes a system that the engine's own loaders read, and says what is missing when it cannot."""
+
+import json
+
+import pytest
+import torch
+
+from salt.student import SaltTransformer3DModel
+from train.__main__ import parser
+from train.shapes.world import HELD_OUT_SCENES, TRAIN_SCENES, render
+from train.tiny import recipe
+from train.tiny.evaluate import PROMPTS, evaluate, score_model, split_rows
+from train.tiny.teacher import new_transformer
+from train.tiny.vae import channels_last, new_vae
+
+
+def test_the_48_prompts_are_the_held_out_ones_and_as_many_trained():
+    assert len(set(PROMPTS)) == 48
+    assert set(HELD_OUT_SCENES) < set(PROMPTS) and len(set(PROMPTS) & set(TRAIN_SCENES)) == 24
+
+
+def test_an_untrained_system_is_scored_and_fails():
+    vae = channels_last(new_vae()).requires_grad_(False)
+    scores = score_model(new_transformer(0), vae, steps=2, prompts=PROMPTS[:2], frames=3)
+    assert len(scores) == 2 and not any(score.passed for score in scores)
+    assert list(split_rows("mine", scores)) == ["mine", "mine, held out"]
+
+
+def test_evaluate_writes_its_table_and_every_clip(tmp_path, monkeypatch):
+    new_vae().save_pretrained(tmp_path / "vae")
+    new_transformer(0).save_pretrained(tmp_path / "student")
+
+    def truth(model, vae, steps, **_):
+        from train.shapes.bench import score_clip
+
+        clips = render(PROMPTS[:2], 9, torch.Generator().manual_seed(0))
+        return [score_clip(clip, scene) for clip, scene in zip(clips.pixels, clips.scenes, strict=True)]
+
+    monkeypatch.setattr("train.tiny.evaluate.score_model", truth)
+    table = evaluate(tmp_path / "student", tmp_path / "vae", tmp_path / "out", steps=(4,))
+    assert "| student, 4 steps | 100 %" in table and (tmp_path / "out.md").read_text() == table + "\n"
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["student, 4 steps"]["clips"][0]["passed"] is True
+
+
+def test_a_stage_names_the_one_it_waits_for(tmp_path):
+    with pytest.raises(FileNotFoundError, match="--stage vae"):
+        recipe.run_stage("teacher", tmp_path, recipe.BUDGETS["quick"])
+
+
+def test_commands_parse():
+    args = parser().parse_args(["tiny", "--stage", "vae", "--budget", "quick", "--device", "cpu"])
+    assert args.stage == "vae" and args.run.__name__ == "tiny"
+    assert parser().parse_args(["evaluate", "somewhere", "--steps", "4"]).steps == [4]
+
+
+@pytest.mark.slow
+def test_the_whole_recipe_runs_and_ships(tmp_path):
+    args = parser().parse_args(["tiny", "--budget", "quick", "--out", str(tmp_path), "--device", "cpu", "--workers", "1"])
+    args.run(args)
+    shipped = tmp_path / "tiny"
+    student = SaltTransformer3DModel.from_pretrained(shipped / "transformer", torch_dtype=torch.float32)
+    assert sum(p.numel() for p in student.parameters()) < 5e6
+    assert json.loads((shipped / "model_index.json").read_text())["words"]["dim"] == 4096
+    assert (shipped / "vae" / "config.json").exists() and (shipped / "rollout.png").exists()
+    assert (tmp_path / "tiny_teacher" / "diffusion_pytorch_model.safetensors").exists()
