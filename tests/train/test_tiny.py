@@ -9,7 +9,7 @@ from train.shapes.world import TRAIN_SCENES, render
 from train.tiny.common import Run, plot_curve
 from train.tiny.latents import Latents
 from train.tiny.muon import orthogonalize
-from train.tiny.student import forcing_forward, forcing_loss, rollout_to_exit, score_sigmas
+from train.tiny.student import forcing_forward, forcing_loss, generator_loss, rollout_to_exit, score_sigmas
 from train.tiny.teacher import TeacherPhase, draw_sigmas, new_transformer, sample_teacher, train_teacher
 from train.tiny.vae import decode, encode, latent_statistics, new_vae, wan_statistics, wear_wan_statistics
 
@@ -74,6 +74,29 @@ def test_teacher_forcing_learns_and_its_gradient_reaches_every_block(student):
     loss.backward()
     assert loss > 0.5 and all(block.attn1.to_k.weight.grad.abs().sum() > 0 for block in student.blocks)
     student.zero_grad()
+
+
+def test_distribution_matching_moves_the_student_alone(student):
+    teacher = new_transformer(1).requires_grad_(False)
+    critic = new_transformer(2).requires_grad_(False)
+    text = WordEmbedder().encode([TRAIN_SCENES[0].caption])
+    schedule = Schedule.of(2)
+    clip, inputs = rollout_to_exit(student, text, schedule, exit_index=1, seed=3)
+    generator = torch.Generator().manual_seed(0)
+    rolled = (clip[:, :, :6], inputs[:, :, :6], schedule.sigmas[1])
+    generator_loss(student, teacher, critic, rolled, text, 2.0, generator).backward()
+    gradients = [p.grad.abs().sum() for p in student.parameters() if p.grad is not None]
+    assert len(gradients) > 60 and sum(gradients) > 0
+    student.zero_grad(set_to_none=True)
+
+
+def test_where_teacher_and_critic_agree_the_student_is_left_alone(student):
+    teacher = new_transformer(1).requires_grad_(False)
+    text = WordEmbedder().encode([TRAIN_SCENES[0].caption])
+    clip = torch.randn(1, 16, 6, 8, 8)
+    generator = torch.Generator().manual_seed(0)
+    loss = generator_loss(student, teacher, teacher, (clip, clip, 1.0), text, 0.0, generator)
+    assert loss < 1e-12
 
 
 def test_the_sampler_of_a_perfect_model_lands_on_its_clip():

@@ -113,7 +113,9 @@ def ship(out: Path, student_to: Path, teacher_to: Path) -> None:
     Takes the furthest there is of each: the decoder's last state, and for the student its last finished stage.
     """
     folder = next(f for f in (out / "vae/final", out / "vae/frozen") if f.exists())
-    AutoencoderKLWan.from_pretrained(folder).half().save_pretrained(student_to / "vae")
+    decoder = AutoencoderKLWan.from_pretrained(folder).half()
+    decoder.register_to_config(_name_or_path="salt-tiny")
+    decoder.save_pretrained(student_to / "vae")
     stages = (out / "rollout/final", out / "forcing/final", out / "teacher/final")
     best = SaltTransformer3DModel.from_pretrained(next(f for f in stages if f.exists()))
     save_diffusers(best, student_to / "transformer", spec=StudentSpec(steps=STEP_LISTS[4]), dtype=torch.float16)

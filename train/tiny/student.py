@@ -40,7 +40,7 @@ HISTORY_NOISE = 0.2  # largest share of noise in a clean clip that is to be forg
 class ForcingSettings:
     """Teacher forcing: steps, clips per step over all workers, peak learning rate."""
 
-    steps: int = 1500
+    steps: int = 1000
     batch: int = 8
     lr: float = 1.5e-3
 

@@ -5,8 +5,10 @@ it, for most clips and uniform for the rest. First single frames, many at once, 
 clips of 5 latent frames, then all 21.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +38,8 @@ class TeacherPhase:
 
 FULL = (
     TeacherPhase(frames=1, batch=128, steps=1300, lr=2e-3, lr_end=0.8),
-    TeacherPhase(frames=5, batch=24, steps=600, lr=2e-3, lr_end=0.8),
-    TeacherPhase(frames=21, batch=12, steps=2400, lr=1.5e-3, lr_end=0.02),
+    TeacherPhase(frames=5, batch=24, steps=500, lr=2e-3, lr_end=0.8),
+    TeacherPhase(frames=21, batch=12, steps=1500, lr=1.5e-3, lr_end=0.02),
 )
 QUICK = tuple(TeacherPhase(p.frames, 4, 4, p.lr, p.lr_end) for p in FULL)
 
@@ -94,7 +96,7 @@ def flow_matching_loss(model: nn.Module, x0: Tensor, text: Tensor, generator: to
 
 @torch.no_grad()
 def sample_teacher(
-    teacher: nn.Module, text: Tensor, frames: int, steps: int, guidance: float, generator: torch.Generator
+    teacher: Callable[..., Any], text: Tensor, frames: int, steps: int, guidance: float, generator: torch.Generator
 ) -> Tensor:
     """Clips [B, 16, frames, 8, 8] in `steps` Euler steps on the shift-5 grid; `guidance` 1 means none."""
     device = text.device
@@ -105,7 +107,7 @@ def sample_teacher(
     return x
 
 
-def guided_flow(model: nn.Module, x: Tensor, sigma: float | Tensor, text: Tensor, guidance: float) -> Tensor:
+def guided_flow(model: Callable[..., Any], x: Tensor, sigma: float | Tensor, text: Tensor, guidance: float) -> Tensor:
     """uncond + guidance (cond - uncond), both in one forward; sigma a scalar or one per clip."""
     timestep = 1000 * torch.as_tensor(sigma, device=x.device).expand(x.shape[0])
     if guidance == 1:
