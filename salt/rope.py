@@ -54,8 +54,13 @@ def rotary_table(
     )
 
 
+def wide(x: Tensor) -> Tensor:
+    """x in at least float32: what norms, modulation and rotation are computed in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def apply_rotary(x_BSHD: Tensor, rotary: Rotary) -> Tensor:
-    """Rotate neighbouring channel pairs of x [B, S, heads, head_dim]; computed in float32, returned in x's dtype."""
-    even, odd = x_BSHD.float().unflatten(-1, (-1, 2)).unbind(-1)
+    """Rotate neighbouring channel pairs of x [B, S, heads, head_dim]; at least float32 inside, x's dtype outside."""
+    even, odd = wide(x_BSHD).unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = rotary.cos[None, :, None], rotary.sin[None, :, None]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x_BSHD.dtype)

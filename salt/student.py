@@ -22,7 +22,7 @@ from torch import Tensor
 from .attention import Bidirectional, BlockCausal, CrossAttention, Scope, SelfAttention
 from .memory import KVMemory, MemoryGeometry, MemoryPass, MemoryPolicy
 from .prompts import Conditioning
-from .rope import rotary_table
+from .rope import rotary_table, wide
 from .schedule import STEP_LISTS, Schedule
 
 
@@ -67,19 +67,19 @@ class SaltTransformerBlock(WanTransformerBlock):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, hidden_states: Tensor, encoder_hidden_states: Tensor, temb: Tensor, scope: Scope, image_tokens: int = 0
     ) -> Tensor:
-        modulation = self.scale_shift_table.unsqueeze(0) + temb.float()  # [B, F, 6, dim]
+        modulation = self.scale_shift_table.unsqueeze(0) + wide(temb)  # [B, F, 6, dim]
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation.unsqueeze(3).unbind(2)  # each [B, F, 1, dim]
         frames = temb.shape[1]
 
         def by_frame(x: Tensor) -> Tensor:
-            return x.float().unflatten(1, (frames, -1))
+            return wide(x).unflatten(1, (frames, -1))
 
         x = hidden_states
-        normed = (by_frame(self.norm1(x.float())) * (1 + scale) + shift).flatten(1, 2).type_as(x)
+        normed = (by_frame(self.norm1(wide(x))) * (1 + scale) + shift).flatten(1, 2).type_as(x)
         x = (by_frame(x) + by_frame(self.attn1(normed, scope=scope)) * gate).flatten(1, 2).type_as(x)
-        normed = self.norm2(x.float()).type_as(x)
+        normed = self.norm2(wide(x)).type_as(x)
         x = x + self.attn2(normed, encoder_hidden_states, image_tokens=image_tokens)
-        normed = (by_frame(self.norm3(x.float())) * (1 + ffn_scale) + ffn_shift).flatten(1, 2).type_as(x)
+        normed = (by_frame(self.norm3(wide(x))) * (1 + ffn_scale) + ffn_shift).flatten(1, 2).type_as(x)
         return (by_frame(x) + by_frame(self.ffn(normed)) * ffn_gate).flatten(1, 2).type_as(x)
 
 
@@ -207,7 +207,8 @@ class SaltTransformer3DModel(WanTransformer3DModel):
             return Bidirectional(rotary_table(range(frames), height, width, self.config.attention_head_dim, device))
         if isinstance(scope, MemoryPass):
             scope.check(batch, frames, height, width)
-            scope.freeze = torch.is_grad_enabled() and self.gradient_checkpointing
+            # Once frozen it stays so: the same pass may be read again without gradient before backward comes.
+            scope.freeze |= torch.is_grad_enabled() and self.gradient_checkpointing
         return scope
 
     def _head(self, tokens: Tensor, temb: Tensor, x_BCFHW: Tensor) -> Tensor:
@@ -215,7 +216,7 @@ class SaltTransformer3DModel(WanTransformer3DModel):
         batch, _, frames, height, width = x_BCFHW.shape
         p_t, p_h, p_w = self.config.patch_size
         shift, scale = (self.scale_shift_table.unsqueeze(0) + temb.unsqueeze(2)).unsqueeze(3).unbind(2)
-        normed = self.norm_out(tokens.float()).unflatten(1, (temb.shape[1], -1)) * (1 + scale) + shift
+        normed = self.norm_out(wide(tokens)).unflatten(1, (temb.shape[1], -1)) * (1 + scale) + shift
         patches = self.proj_out(normed.flatten(1, 2).type_as(tokens))
         patches = patches.reshape(batch, frames // p_t, height // p_h, width // p_w, p_t, p_h, p_w, -1)
         return patches.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)

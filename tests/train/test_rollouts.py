@@ -1,0 +1,160 @@
+"""Rollouts with gradient: against a plain block-causal reference, and the rules of references and exits."""
+
+import pytest
+import small
+import torch
+from diffusers.models.normalization import FP32LayerNorm
+
+from salt.attention import BlockCausal
+from salt.prompts import Conditioning
+from salt.schedule import Schedule, add_noise, flow_to_x0
+from train.choices import Choices, draw_choices
+from train.losses import GridTriple, composed_endpoint, direct_endpoint, dmd_loss, semigroup_loss
+from train.losses.semigroup import middle_point
+from train.rollouts import AlignedNoise, reference_steps, roll, roll_reference
+
+
+class DetachedContext(BlockCausal):
+    """The block-causal mask with no gradient through keys and values of the clean clip: memory is data."""
+
+    def attend(self, layer, q, k, v, attention):
+        clean = sum(self.blocks) * self.tokens
+        k, v = (torch.cat([x[:, :clean].detach(), x[:, clean:]], dim=1) for x in (k, v))
+        return super().attend(layer, q, k, v, attention)
+
+
+def plain_rollout(student, text, recipe, choices, noise):
+    """The slow reference: no memory; every step of every block is one forward over the whole clip so far, with the
+    clean blocks before it under the block-causal mask. Returns the clip and both semigroup endpoints, with gradient."""
+    n, t_exit = recipe.rollout.frames_per_block, choices.to_exit.timesteps[-1]
+    past, x0s, directs, composeds = [], [], [], []
+
+    def flow_of(block, x, t):
+        clean = torch.cat([*past, x.detach()], 2)
+        noisy = torch.cat([*(torch.zeros_like(p) for p in past), x], 2)
+        frames = clean.shape[2]
+        mask = student.block_causal([n] * (block + 1), 4, 4, clean_context=True, policy=recipe.policy)
+        scope = DetachedContext(**vars(mask))
+        times = torch.zeros(1, 2 * frames, dtype=x.dtype)
+        times[:, -n:] = t
+        both = student(torch.cat([clean, noisy], 2), times, text, scope=scope).sample
+        return both[:, :, -n:]
+
+    for block in range(recipe.rollout.frames // n):
+        start, x = block * n, noise(block * n, n, 0)
+        for i, (t, sigma) in enumerate(zip(choices.to_exit.timesteps, choices.to_exit.sigmas, strict=True)):
+            with torch.set_grad_enabled(t == t_exit):
+                flow = flow_of(block, x, t)
+            x0 = flow_to_x0(x, flow, sigma)
+            if t == t_exit:
+                break
+            x = add_noise(x0, noise(start, n, i + 1), choices.to_exit.sigmas[i + 1])
+        if choices.triple is not None:
+            directs.append(direct_endpoint(x, flow, choices.triple))
+            with torch.no_grad():
+                x_m = middle_point(x, flow, choices.triple)
+                composeds.append(composed_endpoint(x_m, flow_of(block, x_m, choices.triple.middle), choices.triple))
+        x0s.append(x0)
+        past.append(x0.detach())
+    return torch.cat(x0s, 2), torch.cat(directs, 2), torch.cat(composeds, 2)
+
+
+@pytest.mark.parametrize("memory", ["full", "window:6", "sink:1,window:5"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradient_through_the_memory_equals_the_plain_reference(tmp_path, memory, checkpointing, monkeypatch):
+    # diffusers' norms round to float32 whatever comes in; here every digit of float64 is wanted.
+    monkeypatch.setattr(FP32LayerNorm, "forward", torch.nn.LayerNorm.forward)
+    recipe = small.recipe(tmp_path, rollout=dict(memory=memory, frames=6 if memory == "full" else 9))
+    student = small.model(3).double()
+    schedule = Schedule.of(8)
+    t = schedule.timesteps
+    choices = Choices(schedule, 2, GridTriple(t[2], t[3], t[4]), 3.0)
+    text = torch.randn(1, 5, 4096, dtype=torch.float64)
+
+    def gradients(x0, direct, composed):
+        weights = torch.linspace(-1, 1, x0.numel(), dtype=torch.float64).view_as(x0)
+        loss = dmd_loss(x0, weights) + 0.2 * semigroup_loss(direct, composed, 0.0625)
+        student.zero_grad()
+        loss.backward()
+        return {n: p.grad.clone() for n, p in student.named_parameters() if p.grad is not None}
+
+    if checkpointing:
+        student.enable_gradient_checkpointing()
+    rolled = roll(student, Conditioning(text), recipe, choices, [11], gradient=True)
+    ours = gradients(rolled.x0, *rolled.exits.endpoints())
+    reference = plain_rollout(student, text, recipe, choices, rolled.noise)
+    assert torch.allclose(rolled.x0, reference[0], atol=1e-6)
+    theirs = gradients(*reference)
+    assert ours.keys() == theirs.keys() and len(ours) > 30
+    for name, gradient in theirs.items():
+        assert (ours[name] - gradient).norm() <= 1e-6 * gradient.norm() + 1e-12, name
+
+
+def test_gradient_only_on_the_window(tmp_path):
+    recipe = small.recipe(tmp_path, rollout=dict(frames=12, window=6))
+    student = small.model(3)
+    choices = Choices(Schedule.of(4), 1, None, 3.0)
+    rolled = roll(student, Conditioning(torch.randn(1, 5, 4096)), recipe, choices, [1], gradient=True)
+    assert rolled.x0.shape[2] == 6 and rolled.x0.requires_grad
+    assert [f.requires_grad for f in rolled.exits.flows] == [False, False, True, True]
+
+
+def test_evicting_memory_really_evicts(tmp_path):
+    text, student = Conditioning(torch.randn(1, 5, 4096)), small.model(3)
+    choices = Choices(Schedule.of(2), 1, None, 3.0)
+
+    def clip(memory):
+        recipe = small.recipe(tmp_path, rollout=dict(frames=12, memory=memory))
+        return roll(student, text, recipe, choices, [1], gradient=False).x0
+
+    full, window = clip("full"), clip("sink:1,window:7")
+    assert torch.allclose(full[:, :, :6], window[:, :, :6], atol=1e-5)
+    assert not torch.allclose(full[:, :, 9:], window[:, :, 9:], atol=1e-3)
+
+
+def test_noise_aligned_reference_shares_noise_where_steps_are_shared():
+    two, four = Schedule.of(2).steps, Schedule.of(4).steps
+    schedule, stepping = reference_steps(two, four, exit_step=500)
+    assert schedule.steps == (1000, 750, 500) and stepping == ("ode", "sde")
+
+    class Named:
+        seeds = (0,)
+
+        def __init__(self, name):
+            self.name = name
+
+        def __call__(self, start, frames, draw):
+            return (self.name, draw)
+
+    noise = AlignedNoise(Named("student"), Named("own"), two, four)
+    assert [noise(0, 3, i) for i in range(3)] == [("student", 0), ("own", 1), ("student", 1)]
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_a_reference_on_the_same_list_as_the_student_is_the_student(tmp_path, aligned, monkeypatch):
+    """With the list not made denser the reference is the student's own clip: same noise, same exit, its own memory."""
+    recipe = small.recipe(tmp_path, loss=dict(noise_aligned=aligned))
+    student, text = small.model(3), Conditioning(torch.randn(1, 5, 4096))
+    choices = Choices(Schedule.of(2), 1, None, 3.0)
+    rolled = roll(student, text, recipe, choices, [1], gradient=False)
+    dense = roll_reference(student, text, recipe, choices, rolled, [2])
+    assert not torch.allclose(dense, rolled.x0, atol=1e-3) and not dense.requires_grad
+    monkeypatch.setattr(type(recipe), "schedule", lambda self, nfe: Schedule.of(2))
+    same = torch.equal(roll_reference(student, text, recipe, choices, rolled, [2]), rolled.x0)
+    assert same == aligned, "only a noise-aligned reference re-noises with the student's noise"
+
+
+def test_choices_follow_the_recipe_and_nothing_else(tmp_path):
+    recipe = small.recipe(tmp_path)
+    drawn = [draw_choices(recipe, u, "generator") for u in range(300)]
+    assert drawn == [draw_choices(recipe, u, "generator") for u in range(300)]
+    counts = {n: sum(c.schedule.nfe == n for c in drawn) / 300 for n in (8, 4, 2)}
+    assert counts[8] == pytest.approx(0.4, abs=0.1) and counts[2] == pytest.approx(0.2, abs=0.08)
+    for c in drawn:
+        assert 0 <= c.exit_index < c.schedule.nfe
+        assert (c.triple is not None) == (c.schedule.nfe == 8 and c.exit_index < 7)
+    assert {c.exit_index for c in drawn if c.schedule.nfe == 8} == set(range(8))
+    assert [draw_choices(recipe, u, "critic") for u in range(20)] != drawn[:20]
+    guided = small.recipe(tmp_path, loss=dict(guidance=1.0, guidance_max=3.5))
+    values = [draw_choices(guided, u, "generator").guidance for u in range(100)]
+    assert min(values) < 1.5 and max(values) > 3 and all(1 <= v <= 3.5 for v in values)

@@ -1,0 +1,197 @@
+"""The trainer: resume to the bit, several processes as one, what the losses are made of, export."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import small
+import torch
+
+from salt.checkpoints import load_student, read_checkpoint
+from train.checkpoints import CheckpointFolder
+from train.choices import Choices
+from train.trainer import Trainer
+from train.watch import Diverged, Guard
+
+ROOT = Path(__file__).parents[2]
+
+
+def curve(folder):
+    with (Path(folder) / "losses.csv").open() as file:
+        return [(int(r["step"]), r["name"], r["value"]) for r in csv.DictReader(file)]
+
+
+def test_resume_continues_to_the_bit(tmp_path):
+    whole = small.recipe(tmp_path, optimisation=dict(updates=4), run=dict(out=str(tmp_path / "whole")))
+    Trainer(whole).run()
+    for updates in (2, 4):
+        recipe = small.recipe(tmp_path, optimisation=dict(updates=updates), run=dict(out=str(tmp_path / "parts")))
+        trainer = Trainer(recipe)
+        assert trainer.run() == updates
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole") and len(curve(tmp_path / "whole")) >= 16
+    again = CheckpointFolder(tmp_path / "parts" / "checkpoints", 2).latest()
+    unbroken = CheckpointFolder(tmp_path / "whole" / "checkpoints", 2).latest()
+    for part in ("student", "critic", "ema"):
+        assert all(torch.equal(again[part][k], unbroken[part][k]) for k in unbroken[part]), part
+    assert sorted(p.name for p in (tmp_path / "parts" / "checkpoints").iterdir()) == ["step-00000003", "step-00000004"]
+
+
+def test_every_term_of_the_loss_reaches_the_student(tmp_path, monkeypatch):
+    import train.trainer as trainer_module
+
+    recipe = small.recipe(tmp_path)
+    trainer = Trainer(recipe)
+
+    def parts(choices):
+        monkeypatch.setattr(trainer_module, "draw_choices", lambda *_: choices)
+        batch = trainer.prompts.batch(0, range(2), "generator")
+        loss, parts = trainer._generator(batch, choices, 0)
+        loss.backward()
+        return parts
+
+    schedule = recipe.schedule
+    from train.losses.semigroup import grid_triples
+
+    triple = grid_triples(schedule(8), 3)[0][1][0]
+    assert set(parts(Choices(schedule(8), 3, triple, 3.0))) == {"dmd", "semigroup", "semigroup_weight"}
+    assert set(parts(Choices(schedule(4), 0, None, 3.0))) == {"dmd", "align"}
+    assert set(parts(Choices(schedule(2), 1, None, 3.0))) == {"dmd", "align"}
+
+
+def test_exported_student_is_read_by_the_loaders(tmp_path):
+    trainer = Trainer(small.recipe(tmp_path, optimisation=dict(updates=1)))
+    trainer.run()
+    trainer.export(tmp_path / "student.safetensors")
+    spec = read_checkpoint(tmp_path / "student.safetensors").spec
+    assert spec.frames_per_block == 3 and spec.schedule.nfe == 4
+    student = load_student(tmp_path / "student.safetensors", dtype=torch.float32)
+    state = trainer.averaged_state()
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, state[name].bfloat16().float()), name
+
+
+def test_lora_student_trains_its_adapter_and_exports_whole(tmp_path):
+    recipe = small.recipe(tmp_path, models=dict(lora_rank=4), optimisation=dict(updates=1))
+    trainer = Trainer(recipe)
+    frozen = trainer.student.model.model.blocks[0].attn1.to_q.base_layer.weight.clone()
+    trainer.run()
+    model = trainer.student.model.model
+    assert torch.equal(model.blocks[0].attn1.to_q.base_layer.weight, frozen)
+    assert model.blocks[0].attn1.to_q.lora_B["default"].weight.abs().max() > 0
+    trainer.export(tmp_path / "lora.safetensors")
+    whole = load_student(tmp_path / "lora.safetensors", dtype=torch.float32)
+    assert whole.blocks[0].attn1.to_q.weight.shape == frozen.shape
+    assert not torch.allclose(whole.blocks[0].attn1.to_q.weight, frozen, atol=1e-5)
+
+
+def test_bidirectional_and_causal_score_settings_run(tmp_path):
+    bidirectional = small.recipe(
+        tmp_path, rollout=dict(kind="bidirectional", share={8: 1.0}), loss=dict(align="none"),
+        optimisation=dict(updates=1), run=dict(out=str(tmp_path / "b")),
+    )  # fmt: skip
+    assert Trainer(bidirectional).run() == 1
+    causal = small.recipe(
+        tmp_path,
+        loss=dict(score="causal", align="release", semigroup_operator="sampler", semigroup_stop_gradient=False),
+        optimisation=dict(updates=1), run=dict(out=str(tmp_path / "c")),
+    )  # fmt: skip
+    assert Trainer(causal).run() == 1
+
+
+def test_guard_stops_and_names_the_checkpoint(tmp_path, monkeypatch):
+    recipe = small.recipe(tmp_path, optimisation=dict(updates=3))
+    trainer = Trainer(recipe)
+    update = trainer.update
+    monkeypatch.setattr(trainer, "update", lambda u: {**update(u), **({"dmd": float("nan")} if u == 2 else {})})
+    with pytest.raises(Diverged, match="update 3: dmd is nan; stopped, last good checkpoint: step-00000002"):
+        trainer.run()
+    guard = Guard(10.0)
+    for i in range(20):
+        guard.check(i, {"norm": 1.0})
+    with pytest.raises(Diverged, match="over 10 times its median"):
+        guard.check(20, {"norm": 11.0})
+
+
+def test_checkpoints_survive_a_write_that_dies(tmp_path):
+    folder = CheckpointFolder(tmp_path, keep=2)
+    folder.save(1, {"a": {"x": torch.ones(3)}})
+
+    class Dies:
+        def __reduce__(self):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        folder.save(2, {"a": {"x": torch.zeros(3)}, "b": Dies()})
+    assert torch.equal(folder.latest()["a"]["x"], torch.ones(3))
+    damaged = folder.save(3, {"a": {"x": torch.full((3,), 3.0)}})
+    (damaged / "a.pt").write_bytes(b"half")
+    assert [p.name for p in folder.complete()] == ["step-00000001"]
+
+
+WORKER = """
+import sys
+sys.path[:0] = [{tests!r}, {root!r}]
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import small
+from train.trainer import Trainer
+folder, mode, updates, out = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
+recipe = small.recipe(folder, optimisation=dict(updates=updates, micro_batch=1), run=dict(out=out, save_every=1))
+Trainer(recipe, mode).run()
+"""
+
+
+def worker(tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER.format(tests=str(Path(__file__).parent), root=str(ROOT)))
+    return str(script)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_two_processes_give_the_losses_of_one(tmp_path, mode):
+    small.recipe(tmp_path)
+    script = worker(tmp_path)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    subprocess.run(
+        [sys.executable, script, str(tmp_path), "single", "5", str(tmp_path / "one")], check=True, env=environment
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", script]
+    subprocess.run([*launch, str(tmp_path), mode, "5", str(tmp_path / mode)], check=True, env=environment)
+    one, two = curve(tmp_path / "one"), curve(tmp_path / mode)
+    assert [r[:2] for r in one] == [r[:2] for r in two] and {r[0] for r in one} == {1, 2, 3, 4, 5}
+    for (update, name, a), (_, _, b) in zip(one, two, strict=True):
+        assert float(b) == pytest.approx(float(a), rel=1e-5, abs=1e-7), (update, name)
+
+
+@pytest.mark.slow
+def test_kill_at_any_moment_and_resume(tmp_path):
+    """Ten kills at moments spread over a run that saves at every update; the curve is the unbroken one's."""
+    small.recipe(tmp_path)
+    script, updates = worker(tmp_path), "12"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, script, str(tmp_path), "single", updates]
+    began = time.monotonic()
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, env=environment)
+    whole = time.monotonic() - began
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        process = subprocess.Popen([*command, str(tmp_path / "killed")], env=environment)
+        try:
+            process.wait(timeout=whole * (0.3 + 0.5 * float(torch.rand((), generator=generator))))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    subprocess.run([*command, str(tmp_path / "killed")], check=True, env=environment)
+    assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
+    marks = [
+        json.loads((p / "complete.json").read_text()) for p in (tmp_path / "killed" / "checkpoints").glob("step-*")
+    ]
+    assert max(m["update"] for m in marks) == 12

@@ -1,0 +1,80 @@
+"""Complete checkpoints of a run: written whole or not at all, the newest good one found again after any kill.
+
+A checkpoint is a folder `step-NNNNNNNN` with one file per kind of state and, last of all, `complete.json` that lists
+their sizes. It is written under a hidden name, flushed to disk, and renamed. Whole (unsharded) tensors are stored, so a
+run may resume on another number of processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MARK = "complete.json"
+
+
+class CheckpointFolder:
+    """The checkpoints of one run. keep: how many complete ones stay."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+
+    def save(self, update: int, parts: dict[str, Any]) -> Path:
+        """Write one checkpoint (call it in one process) and drop what is older than `keep`."""
+        final = self.folder / f"step-{update:08d}"
+        partial = self.folder / f".step-{update:08d}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        sizes = {}
+        for name, value in parts.items():
+            path = partial / f"{name}.pt"
+            with path.open("wb") as file:
+                torch.save(value, file)
+                file.flush()
+                os.fsync(file.fileno())
+            sizes[path.name] = path.stat().st_size
+        with (partial / MARK).open("w") as file:
+            json.dump({"update": update, "files": sizes}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(partial, final)
+        _sync_folder(self.folder)
+        for old in self.complete()[: -self.keep]:
+            shutil.rmtree(old)
+        return final
+
+    def complete(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return [p for p in sorted(self.folder.glob("step-*")) if _is_complete(p)]
+
+    def latest(self) -> dict[str, Any] | None:
+        """The parts of the newest complete checkpoint, or None where there is none."""
+        complete = self.complete()
+        if not complete:
+            return None
+        names = json.loads((complete[-1] / MARK).read_text())["files"]
+        return {
+            Path(name).stem: torch.load(complete[-1] / name, map_location="cpu", weights_only=True) for name in names
+        }
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        files = json.loads((folder / MARK).read_text())["files"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files.items())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

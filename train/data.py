@@ -1,0 +1,100 @@
+"""What the student is told: prompts by sample index, their embeddings, and start images for image-to-video."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from salt.prompts import Conditioning
+from salt.text import CachedTextEncoder, TextEncoder, UMT5TextEncoder
+from salt.words import WordEmbedder
+from train.choices import generator
+from train.objectives import Batch
+from train.recipe import Recipe, RecipeError
+from train.shapes.world import random_scenes
+
+CACHE_KEY = "umt5-bfloat16"
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The non-empty lines of a prompt file."""
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def text_encoder(recipe: Recipe) -> TextEncoder:
+    """The encoder a recipe asks for; with `data.embeddings`, UMT5 is loaded only for prompts that are not there."""
+    if recipe.models.text == "words":
+        return WordEmbedder()
+
+    def umt5() -> TextEncoder:
+        if not Path(recipe.models.text).is_dir():
+            raise RecipeError(
+                f"models.text: found no such folder {recipe.models.text!r}, and a prompt is not precomputed"
+            )
+        return UMT5TextEncoder.from_pretrained(recipe.models.text)
+
+    if recipe.data.embeddings:
+        return CachedTextEncoder(umt5, recipe.data.embeddings, CACHE_KEY)
+    return umt5()
+
+
+class Prompts:
+    """Prompt and conditioning of every sample of every update: a shuffled pass over the list, then the next.
+
+    The order is a function of the seed alone, so the data's position is the update's number and nothing else.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device, channels: int = 0) -> None:
+        self.recipe, self.device = recipe, device
+        self.encoder = text_encoder(recipe)
+        self.lines = [] if recipe.data.prompts == "shapes" else read_prompts(Path(recipe.data.prompts))
+        self.starts = ImageStarts(recipe, device) if channels else None
+        self.negative = self.encoder.encode([recipe.data.negative])
+        self._orders: dict[tuple[str, int], list[int]] = {}
+
+    def prompt(self, update: int, sample: int, role: str) -> str:
+        if not self.lines:
+            return random_scenes(1, generator(self.recipe.run.seed, role, update, sample, "prompt"))[0].caption
+        return self.lines[self.line(update, sample, role)]
+
+    def line(self, update: int, sample: int, role: str) -> int:
+        """Index into the list."""
+        position = update * self.recipe.optimisation.batch + sample
+        epoch, place = divmod(position, len(self.lines))
+        if (role, epoch) not in self._orders:
+            order = torch.randperm(len(self.lines), generator=generator(self.recipe.run.seed, role, epoch, "order"))
+            self._orders[role, epoch] = order.tolist()
+            self._orders.pop((role, epoch - 2), None)
+        return self._orders[role, epoch][place]
+
+    def batch(self, update: int, samples: range, role: str) -> Batch:
+        text = self.encoder.encode([self.prompt(update, i, role) for i in samples]).to(self.device)
+        negative = self.negative.expand(len(samples), -1, -1).to(self.device)
+        image = channels = None
+        if self.starts is not None:
+            image, channels = self.starts([self.line(update, i, role) for i in samples])
+        conditioning = Conditioning(text.float(), image, channels)
+        return Batch(samples, conditioning, Conditioning(negative.float(), image, channels))
+
+
+class ImageStarts:
+    """Precomputed start images of image-to-video prompts: `NNNNNN.safetensors` with `image` [N, D] and `channels`
+    [4 + C, F, H, W] per prompt line, as `python -m train precompute --images` writes them."""
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        if not recipe.data.images or recipe.data.prompts == "shapes":
+            raise RecipeError("data.images: found none, expected precomputed start images (the student is I2V)")
+        self.folder, self.device = Path(recipe.data.images), device
+
+    def __call__(self, lines: list[int]) -> tuple[Tensor, Tensor]:
+        from safetensors.torch import load_file
+
+        rows = []
+        for line in lines:
+            path = self.folder / f"{line:06d}.safetensors"
+            if not path.is_file():
+                raise RecipeError(f"data.images: found no {path}, expected the start of prompt line {line}")
+            rows.append(load_file(path, device=str(self.device)))
+        return torch.stack([r["image"] for r in rows]), torch.stack([r["channels"] for r in rows])

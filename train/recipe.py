@@ -1,0 +1,310 @@
+"""A recipe: everything a distillation run is, as plain settings that are read from YAML and checked before any weight.
+
+Numbers that every recipe shares are the defaults here (Salt, arXiv 2604.03118, section 4 and its release); a YAML file
+states only what makes it different.
+"""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from salt.memory import MemoryPolicy
+from salt.schedule import STEP_LISTS, Schedule
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot run; the message is one line that names the key, what was found and what was expected."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """Checkpoints, in any layout `salt.checkpoints` reads. critic: by default the teacher where it has the student's
+    size, else the student's own start. text: folder with text_encoder/ and tokenizer/, or `words` for the Shapes world.
+    lora_rank: 0 trains the whole student. offload: teacher and text encoder wait on the CPU between uses."""
+
+    student: str = ""
+    teacher: str = ""
+    critic: str = ""
+    weights: Literal["auto", "ema", "regular"] = "auto"
+    text: str = "words"
+    lora_rank: int = 0
+    offload: bool = False
+    checkpointing: bool = True
+
+
+@dataclass(frozen=True)
+class Data:
+    """prompts: a text file, one per line, or `shapes`. embeddings: folder made by `python -m train precompute`.
+
+    images: folder with one start image per prompt line, for I2V (its name is the line's number, from 0).
+    negative: the teacher's negative prompt.
+    """
+
+    prompts: str = "shapes"
+    embeddings: str = ""
+    images: str = ""
+    negative: str = ""
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """How the student makes the clips it is trained on.
+
+    kind: `autoregressive` in blocks against its own memory, or `bidirectional`, the whole clip at once.
+    frames, height, width: of the clip, in latent units. window: latent frames at the end that carry loss and gradient
+    (0: all of them); a clip longer than the window is what LongLive calls streaming long tuning.
+    share: how often each step count is drawn. shift: of the student's and the score's schedules.
+    """
+
+    kind: Literal["autoregressive", "bidirectional"] = "autoregressive"
+    frames: int = 21
+    height: int = 60
+    width: int = 104
+    window: int = 0
+    frames_per_block: int = 3
+    independent_first_frame: bool = False
+    memory: str = "full"
+    share: Mapping[int, float] = field(default_factory=lambda: {4: 1.0})
+    shift: float = 5.0
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Weights and choices of the generator's loss. 0 switches a term off.
+
+    guidance: the teacher's, cond + g (cond - uncond); guidance_max above it draws g evenly between the two.
+    score: `bidirectional` real and fake scores, or `causal` ones under the student's block-causal mask (Salt++).
+    semigroup*: L_SC, only on 8-step rollouts. semigroup_operator: the Euler step of the paper, or the re-noising
+    operator that the sampler really uses. align*: feature alignment, `paper` 2 -> 4 and 4 -> 8, `release` 2 -> 4 where
+    the exit is not the first step; after `align_start` generator updates, on teacher block `align_block`.
+    noise_aligned: the reference re-noises with the student's noise at shared steps, and takes Euler steps between.
+    """
+
+    guidance: float = 3.0
+    guidance_max: float = 0.0
+    score: Literal["bidirectional", "causal"] = "bidirectional"
+    semigroup: float = 0.0
+    semigroup_time_weight: bool = True
+    semigroup_stop_gradient: bool = True
+    semigroup_operator: Literal["euler", "sampler"] = "euler"
+    align: Literal["none", "paper", "release"] = "none"
+    align_weight: float = 0.1
+    align_start: int = 200
+    align_block: int = 20
+    align_distance: Literal["trd", "mmd", "rbf"] = "trd"
+    align_margin: float = 0.1
+    noise_aligned: bool = True
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """batch: clips per update over all processes. micro_batch: clips per forward in one process. updates: of the
+    generator, each with `critic_per_generator` critic updates. ema_start counts generator updates."""
+
+    batch: int = 64
+    micro_batch: int = 1
+    updates: int = 1000
+    critic_per_generator: int = 5
+    lr: float = 2e-6
+    critic_lr: float = 4e-7
+    warmup: int = 0
+    betas: tuple[float, float] = (0.0, 0.999)
+    weight_decay: float = 0.01
+    clip: float = 10.0
+    ema: float = 0.99
+    ema_start: int = 200
+    optimizer: Literal["adamw", "fused", "8bit"] = "adamw"
+    precision: Literal["no", "bf16"] = "bf16"
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """out: the run folder. keep: complete checkpoints kept. every_*: in generator updates, 0 is never.
+
+    tracker: through accelerate; `none` writes only losses.csv and the plot. diverged: stop when the generator's
+    gradient norm passes this many times its running median."""
+
+    out: str = "runs/distill"
+    seed: int = 0
+    save_every: int = 50
+    keep: int = 2
+    sample_every: int = 0
+    sample_prompts: int = 4
+    tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
+    diverged: float = 100.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The whole of it. `name` becomes the exported student's."""
+
+    name: str = "student"
+    models: Models = field(default_factory=Models)
+    data: Data = field(default_factory=Data)
+    rollout: Rollouts = field(default_factory=Rollouts)
+    loss: Losses = field(default_factory=Losses)
+    optimisation: Optimisation = field(default_factory=Optimisation)
+    run: RunSettings = field(default_factory=RunSettings)
+
+    @property
+    def policy(self) -> MemoryPolicy:
+        return MemoryPolicy.parse(self.rollout.memory)
+
+    def schedule(self, nfe: int) -> Schedule:
+        return Schedule.of(nfe, self.rollout.shift)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file (or the name of one of ours) and apply `key=value` overrides (`optimisation.lr=1e-5`).
+
+    Raises RecipeError for an unknown key (with the nearest known one), a value of the wrong type, YAML that is none.
+    """
+    path = Path(path)
+    if not path.exists() and (RECIPES / f"{path.stem}.yaml").exists():
+        path = RECIPES / f"{path.stem}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        raise RecipeError(f"{path}: found no such recipe, expected a YAML file or one of: {known}")
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: is no YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: found {type(values).__name__}, expected keys and values")
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign:
+            raise RecipeError(f"{override!r}: expected key=value, for example optimisation.lr=1e-5")
+        target = values
+        *sections, last = key.split(".")
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[last] = yaml.safe_load(text)
+    return _build(Recipe, values, str(path))
+
+
+def _build(kind: type, values: Mapping[str, Any], where: str) -> Any:
+    """A settings dataclass from a mapping, every key and type checked."""
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in fields(kind)}
+    arguments = {}
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(sorted(known))}"
+            raise RecipeError(f"{where}: unknown key {key!r}, {hint}")
+        arguments[key] = _value(hints[key], value, f"{where}: {key}")
+    return kind(**arguments)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise RecipeError(f"{where}: found {value!r}, expected a section of keys and values")
+        return _build(typing.cast(type, hint), value, where)
+    if origin is Literal:
+        if value not in parts:
+            raise RecipeError(f"{where}: found {value!r}, expected one of {', '.join(map(str, parts))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)) or len(value) != len(parts):
+            raise RecipeError(f"{where}: found {value!r}, expected {len(parts)} values")
+        return tuple(_value(p, v, where) for p, v in zip(parts, value, strict=True))
+    if origin is not None and issubclass(origin, Mapping):
+        return _share(value, where)
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-5 as text
+        except ValueError:
+            raise RecipeError(f"{where}: found {value!r}, expected a number") from None
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise RecipeError(f"{where}: found {value!r}, expected {hint.__name__}")
+    return value
+
+
+def _share(value: Any, where: str) -> dict[int, float]:
+    if not isinstance(value, Mapping) or not value:
+        raise RecipeError(
+            f"{where}: found {value!r}, expected step counts with their probabilities, as {{8: 0.5, 4: 0.5}}"
+        )
+    return {_value(int, k, where): _value(float, v, where) for k, v in value.items()}
+
+
+def check_recipe(recipe: Recipe, processes: int = 1) -> None:
+    """Raise RecipeError for combinations that cannot work and files that are not there. Loads nothing heavy."""
+    r, loss, opt = recipe.rollout, recipe.loss, recipe.optimisation
+    for key in ("student", "teacher", "critic"):
+        path = getattr(recipe.models, key)
+        if (path or key != "critic") and not Path(path or "/nonexistent").exists():
+            raise RecipeError(f"models.{key}: found no such file {path!r}, expected a checkpoint")
+    if recipe.data.prompts != "shapes":
+        _check_prompts(Path(recipe.data.prompts))
+    for key in ("embeddings", "images"):
+        folder = getattr(recipe.data, key)
+        if folder and not Path(folder).is_dir():
+            raise RecipeError(f"data.{key}: found no such folder {folder!r}")
+    if recipe.models.text != "words" and not recipe.data.embeddings and not Path(recipe.models.text).is_dir():
+        raise RecipeError(f"models.text: found no such folder {recipe.models.text!r}, expected text_encoder/ in it")
+    unknown = sorted(set(r.share) - set(STEP_LISTS))
+    if unknown or abs(sum(r.share.values()) - 1) > 1e-6:
+        raise RecipeError(f"rollout.share: found {dict(r.share)}, expected 8, 4 and 2 with probabilities that sum to 1")
+    if loss.semigroup and 8 not in r.share:
+        raise RecipeError("loss.semigroup: found a weight, expected 8 in rollout.share (L_SC lives on the 8-step list)")
+    if loss.align != "none":
+        if r.kind == "bidirectional":
+            raise RecipeError("loss.align: found it with a bidirectional student, expected none (it is about memory)")
+        if 2 not in r.share and not (loss.align == "paper" and 4 in r.share):
+            raise RecipeError(f"loss.align: found {loss.align}, expected 2 in rollout.share (what it aligns)")
+    if loss.guidance_max and loss.guidance_max < loss.guidance:
+        raise RecipeError(f"loss.guidance_max: found {loss.guidance_max}, expected at least guidance {loss.guidance}")
+    if r.kind == "bidirectional" and (r.window or loss.score == "causal"):
+        raise RecipeError("rollout.kind: found bidirectional with a window or causal scores, expected autoregressive")
+    if r.kind == "autoregressive":
+        _check_blocks(recipe)
+    if opt.batch % (opt.micro_batch * processes):
+        raise RecipeError(
+            f"optimisation.batch: found {opt.batch}, expected a multiple of micro_batch {opt.micro_batch} x "
+            f"{processes} processes"
+        )
+    if opt.critic_per_generator < 1 or opt.updates < 1 or recipe.run.keep < 1:
+        raise RecipeError("optimisation.critic_per_generator, optimisation.updates, run.keep: expected 1 or more")
+
+
+def _check_blocks(recipe: Recipe) -> None:
+    r = recipe.rollout
+    first = 1 if r.independent_first_frame else 0
+    window = r.window or r.frames
+    if (r.frames - first) % r.frames_per_block or (window - first * (window == r.frames)) % r.frames_per_block:
+        raise RecipeError(
+            f"rollout.frames, rollout.window: found {r.frames} and {window}, expected whole blocks of "
+            f"{r.frames_per_block}{' after the first frame' if first else ''}"
+        )
+    if window > r.frames:
+        raise RecipeError(f"rollout.window: found {window}, expected at most the clip's {r.frames} frames")
+    try:
+        recipe.policy.check_block(r.frames_per_block)
+    except ValueError as error:
+        raise RecipeError(f"rollout.memory: {error}") from error
+    if recipe.loss.score == "causal" and (recipe.policy.relative or recipe.policy.kind == "cyclic"):
+        raise RecipeError(f"loss.score: found causal with {recipe.policy}, expected absolute positions")
+
+
+def _check_prompts(path: Path) -> None:
+    if not path.is_file():
+        raise RecipeError(f"data.prompts: found no such file {str(path)!r}, expected a text file, one prompt a line")
+    with path.open(encoding="utf-8", errors="replace") as file:
+        if not any(line.strip() for line in file):
+            raise RecipeError(f"data.prompts: {path} is empty, expected one prompt a line")

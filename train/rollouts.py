@@ -1,0 +1,177 @@
+"""Rollouts that carry gradient: the engine's own loop and memory, with the model call wrapped.
+
+The loop runs without gradient. At the exit step of each block the wrapped call switches gradient on, notes what went
+in and what came out, and evaluates the semigroup branch against the very memory of that block. x0 of the clip is then
+built from these notes. Nothing of the loop exists twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from salt.memory import KVMemory, MemoryPass
+from salt.noise import NoiseSource, SeededNoise
+from salt.prompts import Conditioning
+from salt.rollout import RolloutSettings, Stepping, rollout
+from salt.sample import BidirectionalModel, sample_bidirectional
+from salt.schedule import NUM_TRAIN_TIMESTEPS, Schedule, add_noise, flow_to_x0
+from salt.student import StudentModel
+from train.choices import Choices
+from train.losses.semigroup import GridTriple, composed_endpoint, direct_endpoint, middle_point
+from train.recipe import Recipe
+
+
+@dataclass
+class Exits:
+    """Notes of one rollout, block by block; latents [B, C, F, H, W]."""
+
+    inputs: list[Tensor] = field(default_factory=list)
+    flows: list[Tensor] = field(default_factory=list)
+    direct: list[Tensor] = field(default_factory=list)
+    composed: list[Tensor] = field(default_factory=list)
+
+    def x0(self, sigma: float) -> Tensor:
+        """The clip as it left the exit step, with gradient where it was on."""
+        return flow_to_x0(torch.cat(self.inputs, 2), torch.cat(self.flows, 2), sigma)
+
+    def endpoints(self) -> tuple[Tensor, Tensor]:
+        """Direct and composed endpoints of the semigroup branch, for the blocks that carry gradient."""
+        return torch.cat(self.direct, 2), torch.cat(self.composed, 2)
+
+
+class ExitCall:
+    """The student's call, noting exits. `first` is the latent frame from which gradient is wanted; None: nowhere."""
+
+    def __init__(self, call: Any, choices: Choices, recipe: Recipe, first: int | None, renoise: NoiseSource) -> None:
+        self.call, self.choices, self.recipe, self.first = call, choices, recipe, first
+        self.renoise = renoise
+        self.exits = Exits()
+
+    def __call__(self, x: Tensor, t: Tensor, *memory_and_conditioning: Any) -> Tensor:
+        at_exit = abs(float(t.flatten()[0]) - NUM_TRAIN_TIMESTEPS * self.choices.exit_sigma) < 1e-3
+        memory = memory_and_conditioning[0]
+        start = memory.start_frame if isinstance(memory, MemoryPass) else 0
+        if not at_exit:
+            return self.call(x, t, *memory_and_conditioning)
+        with_gradient = self.first is not None and start >= self.first
+        with torch.set_grad_enabled(with_gradient):
+            flow = self.call(x, t, *memory_and_conditioning)
+        self.exits.inputs.append(x)
+        self.exits.flows.append(flow)
+        if with_gradient and self.choices.triple is not None:
+            self._semigroup(self.choices.triple, x, t, flow, start, memory_and_conditioning)
+        return flow.detach()
+
+    def _semigroup(self, triple: GridTriple, x: Tensor, t: Tensor, flow: Tensor, start: int, rest: tuple) -> None:
+        """Both endpoints of this block; the first velocity of the composed one is detached (released recipe)."""
+        loss = self.recipe.loss
+        by_sampler = loss.semigroup_operator == "sampler"
+        sigma_s, sigma_m = triple.start / NUM_TRAIN_TIMESTEPS, triple.middle / NUM_TRAIN_TIMESTEPS
+        with torch.set_grad_enabled(not loss.semigroup_stop_gradient):
+            v_s = flow.detach() if loss.semigroup_stop_gradient else flow
+            if by_sampler:
+                x_m = add_noise(flow_to_x0(x, v_s, sigma_s), self.renoise(start, x.shape[2], -1), sigma_m)
+            else:
+                x_m = middle_point(x, v_s, triple)
+            v_m = self.call(x_m, torch.full_like(t, triple.middle), *rest)
+            # The sampler re-noises x0, so what two of its paths must share is x0 itself.
+            composed = flow_to_x0(x_m, v_m, sigma_m) if by_sampler else composed_endpoint(x_m, v_m, triple)
+        with torch.enable_grad():
+            direct = flow_to_x0(x, flow, sigma_s) if by_sampler else direct_endpoint(x, flow, triple)
+        self.exits.direct.append(direct)
+        self.exits.composed.append(composed)
+
+
+@dataclass
+class Rolled:
+    """A finished rollout. x0 [B, C, F, H, W] covers the frames that count; with gradient if it was asked for."""
+
+    x0: Tensor
+    exits: Exits
+    noise: NoiseSource
+
+
+def roll(
+    student: Any, conditioning: Conditioning, recipe: Recipe, choices: Choices, seeds: list[int], gradient: bool
+) -> Rolled:
+    """One clip per seed, exiting every block at the drawn step; a bidirectional student makes it in one piece."""
+    r, device = recipe.rollout, conditioning.text.device
+    channels = student.config.out_channels
+    noise = SeededNoise(seeds, len(seeds), channels, r.height, r.width, device, conditioning.text.dtype)
+    first = r.frames - (r.window or r.frames)
+    call = BidirectionalModel(student) if r.kind == "bidirectional" else StudentModel(student)
+    noted = ExitCall(call, choices, recipe, first if gradient else None, noise)
+    _play(noted, student, conditioning, recipe, choices.to_exit, noise, "sde")
+    return Rolled(noted.exits.x0(choices.exit_sigma)[:, :, first:], noted.exits, noise)
+
+
+@torch.no_grad()
+def _play(
+    call: Any, student: Any, conditioning: Conditioning, recipe: Recipe, schedule: Schedule, noise: NoiseSource,
+    stepping: Stepping | tuple[Stepping, ...],
+) -> Tensor:  # fmt: skip
+    r = recipe.rollout
+    settings = RolloutSettings(schedule, stepping, r.frames_per_block, r.independent_first_frame)
+    if r.kind == "bidirectional":
+        return sample_bidirectional(call, conditioning, noise, r.frames, settings)
+    geometry = student.memory_geometry(conditioning.text.shape[0], r.height, r.width)
+    dtype = next(student.parameters()).dtype
+    memory = KVMemory(recipe.policy, geometry, dtype, conditioning.text.device, r.frames)
+    return torch.cat([b.latents for b in rollout(call, conditioning, memory, noise, r.frames, settings)], dim=2)
+
+
+class AlignedNoise:
+    """Noise of a denser reference list in terms of the student's: the same at steps that both lists have.
+
+    Source: Salt's noise-aligned references. own: for steps that only the reference has, where it re-noises at all.
+    """
+
+    def __init__(
+        self, student: NoiseSource, own: NoiseSource, steps: tuple[float, ...], dense: tuple[float, ...]
+    ) -> None:
+        self.student, self.own = student, own
+        self.shared = {dense.index(s): steps.index(s) for s in steps if s in dense}
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return self.student.seeds
+
+    def __call__(self, start: int, frames: int, draw: int) -> Tensor:
+        if draw in self.shared:
+            return self.student(start, frames, self.shared[draw])
+        return self.own(start, frames, draw)
+
+
+def reference_steps(steps: tuple[float, ...], dense: tuple[float, ...], exit_step: float) -> tuple[Schedule, tuple]:
+    """The denser list up to the student's exit step, and how to step: SDE into steps both lists have, Euler between."""
+    reached = tuple(s for s in dense if s >= exit_step)
+    into = tuple("sde" if s in steps else "ode" for s in reached[1:])
+    return Schedule(reached), into
+
+
+def roll_reference(
+    student: Any, conditioning: Conditioning, recipe: Recipe, choices: Choices, rolled: Rolled, seeds: list[int]
+) -> Tensor:
+    """The alignment's reference clip [B, C, F, H, W]: the next denser list, its own memory, the student's first noise.
+
+    It exits at the student's exit timestep. Without `noise_aligned` it re-noises with noise of its own throughout.
+    """
+    r = recipe.rollout
+    dense = recipe.schedule(2 * choices.schedule.nfe)
+    channels, like = student.config.out_channels, conditioning.text
+    own = SeededNoise(seeds, len(seeds), channels, r.height, r.width, like.device, like.dtype)
+    exit_step = choices.schedule.steps[choices.exit_index]
+    if recipe.loss.noise_aligned:
+        noise: NoiseSource = AlignedNoise(rolled.noise, own, choices.schedule.steps, dense.steps)
+        schedule, stepping = reference_steps(choices.schedule.steps, dense.steps, exit_step)
+    else:
+        noise = AlignedNoise(rolled.noise, own, choices.schedule.steps[:1], dense.steps)
+        schedule, _ = reference_steps(choices.schedule.steps, dense.steps, exit_step)
+        stepping = "sde"
+    schedule = Schedule(schedule.steps, r.shift)
+    clip = _play(StudentModel(student), student, conditioning, recipe, schedule, noise, stepping)
+    return clip[:, :, r.frames - (r.window or r.frames) :]
