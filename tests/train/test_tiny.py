@@ -10,7 +10,7 @@ from train.tiny.common import Run, plot_curve
 from train.tiny.latents import Latents
 from train.tiny.muon import orthogonalize
 from train.tiny.student import forcing_forward, forcing_loss, generator_loss, rollout_to_exit, score_sigmas
-from train.tiny.teacher import TeacherPhase, draw_sigmas, new_transformer, sample_teacher, train_teacher
+from train.tiny.teacher import ClipPhase, draw_sigmas, new_transformer, sample_teacher, train_teacher
 from train.tiny.vae import decode, encode, latent_statistics, new_vae, wan_statistics, wear_wan_statistics
 
 
@@ -144,7 +144,7 @@ def test_a_missing_latent_cache_is_named(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(shards, tmp_path, monkeypatch):
-    phases = (TeacherPhase(frames=3, batch=2, steps=4, lr=1e-3, lr_end=0.5),)
+    phases = (ClipPhase(frames=3, batch=2, steps=4, lr=1e-3, lr_end=0.5),)
     train_teacher(tmp_path / "whole", shards, phases)
     saved = Run.save
 

@@ -20,6 +20,7 @@ from train.tiny import student, teacher, vae
 from train.tiny.common import plot_curve
 from train.tiny.latents import SHARD, make_latents
 from train.tiny.parallel import run_workers
+from train.tiny.teacher import ClipPhase
 
 STAGES = ("vae", "teacher", "student")
 STUDENT_ASSETS = Path(__file__).parents[2] / "salt" / "assets" / "tiny"
@@ -39,18 +40,18 @@ class Budget:
 
     vae: tuple[vae.Phase, ...]
     clips: int
-    teacher: tuple[teacher.TeacherPhase, ...]
-    forcing: student.ForcingSettings
+    teacher: tuple[ClipPhase, ...]
+    forcing: tuple[ClipPhase, ...]
     rollout: student.RolloutTraining
 
 
 BUDGETS = {
-    "full": Budget(vae.FULL, 2400, teacher.FULL, student.ForcingSettings(), student.RolloutTraining()),
+    "full": Budget(vae.FULL, 2400, teacher.FULL, student.FORCING, student.RolloutTraining()),
     "quick": Budget(
         vae.QUICK,
         SHARD,
         teacher.QUICK,
-        replace(student.ForcingSettings(), steps=2, batch=2),
+        tuple(replace(phase, steps=1, batch=2) for phase in student.FORCING),
         replace(student.RolloutTraining(), steps=1, warmup=1, batch=2),
     ),
 }

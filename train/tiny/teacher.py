@@ -26,7 +26,7 @@ EMA_DECAY = 0.998
 
 
 @dataclass(frozen=True)
-class TeacherPhase:
+class ClipPhase:
     """Steps on clips of one length. lr_end: the factor on `lr` at the last step."""
 
     frames: int
@@ -37,11 +37,11 @@ class TeacherPhase:
 
 
 FULL = (
-    TeacherPhase(frames=1, batch=128, steps=1300, lr=2e-3, lr_end=0.8),
-    TeacherPhase(frames=5, batch=24, steps=500, lr=2e-3, lr_end=0.8),
-    TeacherPhase(frames=21, batch=12, steps=1500, lr=1.5e-3, lr_end=0.02),
+    ClipPhase(frames=1, batch=128, steps=1300, lr=2e-3, lr_end=0.8),
+    ClipPhase(frames=5, batch=24, steps=500, lr=2e-3, lr_end=0.8),
+    ClipPhase(frames=21, batch=12, steps=1500, lr=1.5e-3, lr_end=0.02),
 )
-QUICK = tuple(TeacherPhase(p.frames, 4, 4, p.lr, p.lr_end) for p in FULL)
+QUICK = tuple(ClipPhase(p.frames, 4, 4, p.lr, p.lr_end) for p in FULL)
 
 
 def new_transformer(seed: int) -> SaltTransformer3DModel:
@@ -120,7 +120,7 @@ def guided_flow(model: Callable[..., Any], x: Tensor, sigma: float | Tensor, tex
 
 
 def train_teacher(
-    folder: Path, latents_folder: Path, phases: tuple[TeacherPhase, ...] = FULL, seed: int = 2, device: str = "cpu"
+    folder: Path, latents_folder: Path, phases: tuple[ClipPhase, ...] = FULL, seed: int = 2, device: str = "cpu"
 ) -> None:
     """Train or go on training; leaves the averaged weights in `final/`. Workers share the batch between them."""
     run = Run(folder)
@@ -161,7 +161,7 @@ def train_teacher(
         model.save_pretrained(folder / "final")
 
 
-def phase_at(phases: tuple[TeacherPhase, ...], step: int) -> tuple[TeacherPhase, int]:
+def phase_at(phases: tuple[ClipPhase, ...], step: int) -> tuple[ClipPhase, int]:
     """The phase that `step` falls in and the step's number inside it."""
     for phase in phases:
         if step < phase.steps:
