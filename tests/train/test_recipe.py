@@ -56,7 +56,9 @@ def test_commands_parse():
 
 @pytest.mark.slow
 def test_the_whole_recipe_runs_and_ships(tmp_path):
-    args = parser().parse_args(["tiny", "--budget", "quick", "--out", str(tmp_path), "--device", "cpu", "--workers", "1"])
+    args = parser().parse_args(
+        ["tiny", "--budget", "quick", "--out", str(tmp_path), "--device", "cpu", "--workers", "1"]
+    )
     args.run(args)
     shipped = tmp_path / "tiny"
     student = SaltTransformer3DModel.from_pretrained(shipped / "transformer", torch_dtype=torch.float32)

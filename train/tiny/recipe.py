@@ -4,7 +4,6 @@ vae -> latents -> teacher -> student (teacher forcing, then self-rollout) -> shi
 killed and passes over what is done, so the one command can be given again at any time.
 """
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from salt.checkpoints.writing import save_diffusers
+from salt.pipeline import SaltPipeline
 from salt.schedule import STEP_LISTS
 from salt.student import SaltTransformer3DModel, StudentSpec
 from train.tiny import student, teacher, vae
@@ -88,17 +88,7 @@ def run_stage(stage: str, out: Path, budget: Budget, device: str = "cpu", worker
         3,
         device,
     )
-    _unless(
-        rolled / "final",
-        workers,
-        student.train_rollout,
-        rolled,
-        forced,
-        out / "teacher/final",
-        budget.rollout,
-        4,
-        device,
-    )
+    _unless(rolled / "final", workers, student.train_rollout, rolled, forced, budget.rollout, 4, device)
 
 
 def _require(folder: Path, stage: str) -> None:
@@ -114,17 +104,17 @@ def ship(out: Path, student_to: Path, teacher_to: Path) -> None:
     Takes the furthest there is of each: the decoder's last state, and for the student its last finished stage.
     """
     folder = next(f for f in (out / "vae/final", out / "vae/frozen") if f.exists())
-    decoder = AutoencoderKLWan.from_pretrained(folder).half()
-    decoder.register_to_config(_name_or_path="salt-tiny")
-    decoder.save_pretrained(student_to / "vae")
+    vae_model = AutoencoderKLWan.from_pretrained(folder)
+    vae_model.register_to_config(_name_or_path="salt-tiny")
     stages = (out / "rollout/final", out / "forcing/final", out / "teacher/final")
     best = SaltTransformer3DModel.from_pretrained(next(f for f in stages if f.exists()))
-    save_diffusers(best, student_to / "transformer", spec=StudentSpec(steps=STEP_LISTS[4]), dtype=torch.float16)
+    spec = StudentSpec(steps=STEP_LISTS[4])
+    pipe = SaltPipeline(best, vae_model, student=spec, words=WORDS, default_size=(64, 64))
+    pipe.to(torch.float16).save_pretrained(student_to)
+    save_diffusers(best, student_to / "transformer", spec=spec)  # the same again, with the spec in the file itself
     teacher_model = SaltTransformer3DModel.from_pretrained(out / "teacher/final")
     bidirectional = StudentSpec(frames_per_block=0)
     save_diffusers(teacher_model, teacher_to, spec=bidirectional, dtype=torch.float16)
-    index = {"_class_name": "SaltPipeline", "words": WORDS, "default_size": [64, 64]}
-    (student_to / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     for stage, title in CURVES.items():
         if (out / stage / "curve.csv").exists():
             plot_curve(out / stage / "curve.csv", student_to / f"{stage}.png", title)

@@ -4,10 +4,12 @@ Stage one, teacher forcing: [clean clip | noisy clip] in one forward under the b
 rollout with perfect memory would compute. The clean half carries a little noise at times, so that the student's own
 imperfect past does not surprise it later.
 
-Stage two, self-rollout: the student makes whole clips against its own memory through `salt.rollout`, with 8, 4 or 2
-steps and an exit drawn evenly from them, and distribution matching (DMD) pulls those clips to the teacher. The rollout
-itself runs without gradient; one block-causal forward over its recorded clip and exit inputs then recomputes all exits
-at once with gradient. That equals the block-by-block computation, seven times fewer launches.
+Stage two, self-rollout: the student makes clips against its own memory through `salt.rollout`, with 8, 4 or 2 steps
+and an exit drawn evenly from them, and distribution matching (DMD) pulls them to what stage one had learned. Teacher
+and critic are block-causal themselves and read the student's own clip as their past (as in Salt++, arXiv 2609.36995,
+where causal scores beat bidirectional ones; here the bidirectional teacher had not learned to keep a trajectory). The
+rollout runs without gradient; one block-causal forward over its recorded clip and exit inputs then recomputes all exits
+at once with gradient. That equals the block-by-block computation in a fraction of the launches.
 """
 
 from dataclasses import dataclass
@@ -30,7 +32,6 @@ from train.tiny.latents import Latents
 from train.tiny.parallel import average_gradients, rank, world
 from train.tiny.teacher import PROMPT_DROPOUT, ClipPhase, draw_sigmas, matrix_optimizer, phase_at
 
-FRAMES = 21
 BLOCK = 3
 MEMORY = MemoryPolicy()  # everything is kept
 HISTORY_NOISE = 0.2  # largest share of noise in a clean clip that is to be forgiven
@@ -48,14 +49,16 @@ class RolloutTraining:
     """Self-rollout: generator steps (one critic step each, and `warmup` critic-only ones first), batch, rates.
 
     guidance: the teacher's, in Salt's convention cond + g (cond - uncond). steps_share: how often 8, 4 and 2 steps.
+    frames: latent frames of a rollout.
     """
 
-    steps: int = 600
-    warmup: int = 40
+    steps: int = 400
+    warmup: int = 20
     batch: int = 16
+    frames: int = 12
     lr: float = 1e-4
-    critic_lr: float = 3e-4
-    guidance: float = 2.0
+    critic_lr: float = 2e-4
+    guidance: float = 1.0
     steps_share: tuple[tuple[int, float], ...] = ((8, 0.4), (4, 0.4), (2, 0.2))
     ema: float = 0.98
 
@@ -147,16 +150,16 @@ class _Recorder:
 
 @torch.no_grad()
 def rollout_to_exit(
-    student: SaltTransformer3DModel, text: Tensor, schedule: Schedule, exit_index: int, seed: int
+    student: SaltTransformer3DModel, text: Tensor, schedule: Schedule, exit_index: int, seed: int, frames: int
 ) -> tuple[Tensor, Tensor]:
-    """A clip made by exiting every block at step `exit_index`: (x0, the exit step's inputs), [B, 16, 21, 8, 8] each."""
+    """A clip made by exiting every block at step `exit_index`: (x0, the exit step's inputs), [B, 16, F, 8, 8] each."""
     batch = text.shape[0]
     truncated = Schedule(schedule.steps[: exit_index + 1], schedule.shift)
     recorder = _Recorder(student, truncated.timesteps[-1])
-    memory = student.new_memory(MEMORY, batch, 8, 8, FRAMES)
+    memory = student.new_memory(MEMORY, batch, 8, 8, frames)
     noise = SeededNoise(seed, batch, 16, 8, 8, device=text.device)
     settings = RolloutSettings(schedule=truncated, frames_per_block=BLOCK)
-    blocks = rollout(recorder, Conditioning(text), memory, noise, FRAMES, settings)
+    blocks = rollout(recorder, Conditioning(text), memory, noise, frames, settings)
     x0 = torch.cat([block.latents for block in blocks], dim=2)
     return x0, torch.cat(recorder.inputs, dim=2)
 
@@ -166,15 +169,10 @@ def score_sigmas(batch: int, generator: torch.Generator) -> Tensor:
     return warp(1000 * torch.rand(batch, generator=generator)).clamp(0.02, 0.98)
 
 
-@torch.no_grad()
-def _x0_of(model: nn.Module, x: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
-    return flow_to_x0(x, model(x, 1000 * sigma, text, return_dict=False)[0].float(), sigma)
-
-
 def generator_loss(
     student: SaltTransformer3DModel,
-    teacher: nn.Module,
-    critic: nn.Module,
+    teacher: SaltTransformer3DModel,
+    critic: SaltTransformer3DModel,
     rolled: tuple[Tensor, Tensor, float],
     text: Tensor,
     guidance: float,
@@ -182,23 +180,24 @@ def generator_loss(
 ) -> Tensor:
     """DMD on the clip recomputed with gradient; rolled = (clip, exit inputs, exit sigma)."""
     clip, inputs, exit_sigma = rolled
-    sigma_BF = torch.full((clip.shape[0], clip.shape[2]), exit_sigma, device=clip.device)
-    x0 = flow_to_x0(inputs, forcing_forward(student, clip, inputs, sigma_BF, text).float(), sigma_BF)
-    sigma = score_sigmas(clip.shape[0], generator).to(clip.device)
-    noised = add_noise(x0.detach(), torch.randn(x0.shape, generator=generator).to(x0.device), sigma)
-    conditional, unconditional = _x0_of(
-        teacher, noised.repeat(2, 1, 1, 1, 1), sigma.repeat(2), torch.cat([text, torch.zeros_like(text)])
-    ).chunk(2)
-    fake = _x0_of(critic, noised, sigma, text)
-    real = guided_x0(conditional, unconditional, guidance)
-    return dmd_loss(x0, dmd_gradient(x0.detach(), real, fake))
+    exit_BF = torch.full((clip.shape[0], clip.shape[2]), exit_sigma, device=clip.device)
+    x0 = flow_to_x0(inputs, forcing_forward(student, clip, inputs, exit_BF, text).float(), exit_BF)
+    sigma_BF = score_sigmas(clip.shape[0], generator).to(clip.device)[:, None].expand_as(exit_BF)
+    noised = add_noise(x0.detach(), torch.randn(x0.shape, generator=generator).to(x0.device), sigma_BF)
+
+    @torch.no_grad()
+    def estimate(model: SaltTransformer3DModel, prompt: Tensor) -> Tensor:
+        return flow_to_x0(noised, forcing_forward(model, clip, noised, sigma_BF, prompt).float(), sigma_BF)
+
+    real = guided_x0(estimate(teacher, text), estimate(teacher, torch.zeros_like(text)), guidance)
+    return dmd_loss(x0, dmd_gradient(x0.detach(), real, estimate(critic, text)))
 
 
-def critic_loss(critic: nn.Module, clip: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
-    """Flow matching on the student's own clips."""
-    sigma = score_sigmas(clip.shape[0], generator).to(clip.device)
+def critic_loss(critic: SaltTransformer3DModel, clip: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
+    """Flow matching on the student's own clips, each block behind its own past."""
+    sigma_BF = score_sigmas(clip.shape[0], generator).to(clip.device)[:, None].expand(-1, clip.shape[2])
     noise = torch.randn(clip.shape, generator=generator).to(clip.device)
-    (flow,) = critic(add_noise(clip, noise, sigma), 1000 * sigma, text, return_dict=False)
+    flow = forcing_forward(critic, clip, add_noise(clip, noise, sigma_BF), sigma_BF, text)
     return critic_flow_loss(flow, clip, noise)
 
 
@@ -212,18 +211,14 @@ def _step(optimizer: torch.optim.Optimizer, model: nn.Module, loss: Tensor) -> N
 
 def train_rollout(
     folder: Path,
-    student_folder: Path,
-    teacher_folder: Path,
+    forced_folder: Path,
     settings: RolloutTraining = RolloutTraining(),
     seed: int = 4,
     device: str = "cpu",
 ) -> None:
-    """Stage two; needs prompts only, no clips. Leaves averaged weights in `final/`."""
+    """Stage two, from stage one's result; needs prompts only, no clips. Leaves averaged weights in `final/`."""
     run = Run(folder)
-    student, critic, teacher = (
-        placed(SaltTransformer3DModel.from_pretrained(path), device)
-        for path in (student_folder, teacher_folder, teacher_folder)
-    )
+    student, critic, teacher = (placed(SaltTransformer3DModel.from_pretrained(forced_folder), device) for _ in range(3))
     teacher.requires_grad_(False)
     optimizer = torch.optim.AdamW(student.parameters(), lr=settings.lr, betas=(0.0, 0.999), weight_decay=0.01)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=settings.critic_lr, betas=(0.0, 0.999))
@@ -247,7 +242,7 @@ def train_rollout(
         text = words.encode([scene.caption for scene in random_scenes(batch, own)]).to(device)
         with torch.autocast(device, torch.bfloat16):
             noise_seed = (step * world() + rank()) * batch
-            clip, inputs = rollout_to_exit(student, text, schedule, exit_index, noise_seed)
+            clip, inputs = rollout_to_exit(student, text, schedule, exit_index, noise_seed, settings.frames)
             loss_critic = critic_loss(critic, clip, text, own)
         _step(critic_optimizer, critic, loss_critic)
         loss_value = float("nan")
