@@ -194,7 +194,8 @@ def _sharpness(alpha_THW: Tensor) -> float:
 def _steadiness(tracks: Tracks) -> tuple[float, float]:
     """(flicker, drift): mean change between neighbouring frames, and change between the first and last fifths."""
     typical = tracks.area_T.median().clamp_min(1.0)
-    look = torch.cat([tracks.color_T3, (tracks.area_T / typical).unsqueeze(1)], dim=1)  # [T, 4]
+    relative = (tracks.area_T / typical).clamp_max(2.0)  # twice as large is already as wrong as can be
+    look = torch.cat([tracks.color_T3, relative.unsqueeze(1)], dim=1)  # [T, 4]
     look = look.nan_to_num(0.0)  # a frame without an object is a change as large as can be
     flicker = float(look.diff(dim=0).abs().amax(1).mean())
     fifth = max(len(look) // 5, 1)
