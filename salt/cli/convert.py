@@ -1,0 +1,32 @@
+"""Write a checkpoint in another layout: Wan keys in one safetensors file (ComfyUI reads it), or a diffusers folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("source", type=Path, help="released .pt, safetensors, diffusers or sharded folder")
+    command.add_argument("target", type=Path, help="a name ending in .safetensors, or a folder to be diffusers'")
+    command.add_argument("--weights", default="auto", choices=("auto", "ema", "regular", "critic"))
+    command.add_argument("--lora", type=Path, help="a LoRA to merge in")
+    command.add_argument("--dtype", choices=DTYPES, help="default: as in the source")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from ..checkpoints import load_student, read_checkpoint, save_diffusers, save_wan
+
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
+    spec = read_checkpoint(arguments.source, arguments.weights).spec
+    model = load_student(arguments.source, weights=arguments.weights, lora=arguments.lora)
+    if arguments.target.suffix == ".safetensors":
+        bidirectional = spec is not None and spec.frames_per_block == 0
+        save_wan(model, arguments.target, spec=spec, dtype=dtype, causal_ar=not bidirectional)
+    else:
+        save_diffusers(model, arguments.target, spec=spec, dtype=dtype)
+    print(f"written: {arguments.target}")

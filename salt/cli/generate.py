@@ -1,0 +1,119 @@
+"""Make videos from prompts: one, or a file of them, on one device or many."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .jobs import Options
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("prompt", nargs="?", help="what to show")
+    command.add_argument("--prompts", type=Path, metavar="FILE", help="prompts, one a line; -o is a folder then")
+    command.add_argument(
+        "-o", "--out", type=Path, default=Path("salt.mp4"), help="video to write, or folder (--prompts)"
+    )
+    command.add_argument("--seed", type=int, default=0)
+    add_model_arguments(command)
+    clip = command.add_argument_group("the clip")
+    clip.add_argument("--seconds", type=float, help="length at 16 frames a second, rounded up to whole blocks (5)")
+    clip.add_argument("--frames", type=int, help="length in frames, an exact number of blocks")
+    clip.add_argument("--width", type=int)
+    clip.add_argument("--height", type=int)
+    clip.add_argument("--image", type=Path, help="picture (or mp4) that the clip starts from")
+    clip.add_argument(
+        "--prompt-at",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("SECONDS", "TEXT"),
+        help="another prompt from then on; may be given again",
+    )
+    clip.add_argument(
+        "--switch", choices=("keep", "recache", "cut"), default="recache", help="what --prompt-at does to the memory"
+    )
+    steps = command.add_argument_group("steps and memory")
+    steps.add_argument("--nfe", type=int, help="model evaluations per block (2, 4, 8, ...; default: the student's)")
+    steps.add_argument("--steps", type=_numbers, metavar="LIST", help="the steps themselves, falling: 1000,750,500,250")
+    steps.add_argument("--shift", type=float)
+    steps.add_argument("--stepping", choices=("sde", "ode"))
+    steps.add_argument("--guidance", type=float, default=1.0)
+    steps.add_argument("--negative", default="", help="negative prompt, with --guidance")
+    steps.add_argument(
+        "--memory",
+        metavar="POLICY",
+        help="full, window:W, sink:S,window:W, relative:S,window:W, cyclic:W, blended:S,window:W; then ,int8 ,fp8 ,cpu",
+    )
+    steps.add_argument("--fuse", action="store_true", help="one forward for context pass and next first step")
+    steps.add_argument("--extend", type=Path, metavar="MEMORY", help="go on from a saved memory; writes the new part")
+    steps.add_argument("--save-memory", type=Path, metavar="MEMORY", help="keep the memory, to extend the clip later")
+
+
+def add_model_arguments(command: argparse.ArgumentParser) -> None:
+    model = command.add_argument_group("the model")
+    model.add_argument("--model", default="salt-tiny", help="pipeline folder, or a checkpoint with --parts (salt-tiny)")
+    model.add_argument("--parts", type=Path, help="folder with vae/, text_encoder/, tokenizer/, for a checkpoint")
+    model.add_argument("--weights", default="auto", choices=("auto", "ema", "regular"))
+    model.add_argument("--lora", type=Path)
+    model.add_argument("--decoder", default="wan", help="wan, or the path of taew2_1 (TAEHV): cheaper, a little softer")
+    model.add_argument("--device", help="default: CUDA where there is one")
+    model.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: bfloat16 on CUDA")
+    model.add_argument("--text-cache", type=Path, metavar="FOLDER", help="keep prompt embeddings there")
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(x) for x in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected numbers with commas, as 1000,500") from None
+
+
+def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The pipeline's options (see `salt.pipeline.Request`) that the arguments state."""
+    stated = {
+        "seconds": arguments.seconds,
+        "num_frames": arguments.frames,
+        "width": arguments.width,
+        "height": arguments.height,
+        "image": arguments.image,
+        "num_inference_steps": arguments.nfe,
+        "steps": arguments.steps,
+        "shift": arguments.shift,
+        "stepping": arguments.stepping,
+        "memory_policy": arguments.memory,
+    }
+    options = {key: value for key, value in stated.items() if value is not None}
+    if arguments.guidance != 1.0:
+        options |= {"guidance_scale": arguments.guidance, "negative_prompt": arguments.negative}
+    if arguments.prompt_at:
+        options["prompt_schedule"] = [(_seconds(at), text, arguments.switch) for at, text in arguments.prompt_at]
+    return options | ({"fuse": True} if arguments.fuse else {})
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"--prompt-at: found {text!r}, expected seconds, then the prompt") from None
+
+
+def run(arguments: argparse.Namespace) -> None:
+    if (arguments.prompt is None) == (arguments.prompts is None):
+        raise ValueError("prompt: expected one prompt, or --prompts FILE")
+    if arguments.prompts and (arguments.extend or arguments.save_memory):
+        raise ValueError("--extend, --save-memory: found them with --prompts, expected one prompt")
+    from .jobs import Options, generate_many, generate_one
+
+    options: Options = Options(
+        model=arguments.model, parts=arguments.parts, weights=arguments.weights, lora=arguments.lora,
+        decoder=arguments.decoder, device=arguments.device, dtype=arguments.dtype, text_cache=arguments.text_cache,
+        seed=arguments.seed, request=options_of(arguments),
+    )  # fmt: skip
+    if arguments.prompts:
+        generate_many(arguments.prompts, arguments.out, options)
+        return
+    figures = generate_one(arguments.prompt, arguments.out, options, arguments.extend, arguments.save_memory)
+    print(f"{arguments.out}: {figures}")

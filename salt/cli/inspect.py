@@ -1,0 +1,81 @@
+"""Say what a checkpoint or a memory file is, in one table."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("path", type=Path, help="checkpoint file or folder, LoRA, or memory file")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("what", "value", title=arguments.path.name, show_header=False)
+    for key, value in facts(arguments.path).items():
+        table.add_row(key, value)
+    Console().print(table)
+
+
+def facts(path: Path) -> dict[str, str]:
+    """What there is to say of a file, as text. Raises MemoryFileError or CheckpointError for one that is neither."""
+    from ..checkpoints import describe
+    from ..memory import MemoryFileError, read_memory_info
+
+    if path.suffix == ".safetensors":
+        try:
+            return _memory(path, read_memory_info(path))
+        except MemoryFileError as error:
+            if "found format" not in str(error):  # not a memory, then; a damaged one is for describe to say as well
+                return _text(describe(path))
+    return _text(describe(path))
+
+
+def _memory(path: Path, info: dict[str, Any]) -> dict[str, str]:
+    from ..memory import MemoryPolicy
+
+    g, held = info["geometry"], info["held"]
+    return {
+        "format": "Salt memory",
+        "policy": str(MemoryPolicy(**info["policy"])),
+        "stands at latent frame": str(info["next_frame"]),
+        "holds": f"{len(held)} latent frames ({_ranges(held)})",
+        "geometry": f"{g['layers']} layers, {g['heads']} heads of {g['head_dim']}, {g['height']}x{g['width']} tokens",
+        "batch": str(g["batch"]),
+        "dtype": info["dtype"],
+        "sigma of context": f"{info['context_sigma']:g}",
+        "model fingerprint": info["fingerprint"] or "none",
+        "bytes": f"{path.stat().st_size:,}",
+    }
+
+
+def _ranges(frames: list[int]) -> str:
+    """[0, 1, 2, 6, 7] -> `0-2, 6-7`."""
+    runs: list[list[int]] = []
+    for frame in sorted(frames):
+        if runs and frame == runs[-1][1] + 1:
+            runs[-1][1] = frame
+        else:
+            runs.append([frame, frame])
+    return ", ".join(f"{a}-{b}" if a != b else str(a) for a, b in runs)
+
+
+def _text(values: dict[str, Any]) -> dict[str, str]:
+    told = {}
+    for key, value in values.items():
+        if key == "spec" and value:
+            from ..memory import MemoryPolicy
+
+            told["trained for"] = (
+                f"{len(value['steps'])} steps, blocks of {value['frames_per_block']}, shift {value['shift']:g}, "
+                f"memory {MemoryPolicy(**value['policy'])}"
+            )
+        elif isinstance(value, (list, tuple)):
+            told[key] = ", ".join(map(str, value))
+        elif value is not None:
+            told[key] = f"{value:,}" if isinstance(value, int) else str(value)
+    return told

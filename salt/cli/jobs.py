@@ -1,0 +1,180 @@
+"""Carries out `salt generate`: loads the pipeline, writes each clip as its blocks finish, knows what is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from accelerate import PartialState
+from diffusers.utils import logging as diffusers_logging
+from safetensors.torch import load_file
+
+from ..checkpoints.files import atomic_file, write_safetensors
+from ..memory import load_memory, save_memory
+from ..pipeline import SaltPipeline
+from ..pipeline.pipeline import WARM_UP
+from ..student import fingerprint
+from ..text import CachedTextEncoder
+from ..video import VideoWriter, check_writable
+from .show import Figures, Show
+
+LATENTS = ".latents.safetensors"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every clip of a command shares. request: options of `SaltPipeline.stream`."""
+
+    model: str = "salt-tiny"
+    parts: Path | None = None
+    weights: Literal["auto", "ema", "regular"] = "auto"
+    lora: Path | None = None
+    decoder: str = "wan"
+    device: str | None = None
+    dtype: str | None = None
+    text_cache: Path | None = None
+    seed: int = 0
+    request: dict[str, Any] = field(default_factory=dict)
+
+
+def load_pipeline(options: Options, device: torch.device) -> SaltPipeline:
+    """The pipeline of a folder, or of a checkpoint with its parts. Errors name the file or folder that is missing."""
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    name = options.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    dtype = getattr(torch, name)
+    path = Path(options.model)
+    if options.parts is not None:
+        pipe = SaltPipeline.from_single_file(
+            path,
+            parts=options.parts,
+            weights=options.weights,
+            lora=options.lora,
+            torch_dtype=dtype,
+        )
+    elif options.model == "salt-tiny" or (path / "model_index.json").is_file():
+        wanted = {} if dtype == torch.float32 else {"torch_dtype": dtype}  # float32 is what diffusers loads anyway
+        pipe = SaltPipeline.from_pretrained(options.model, **wanted)
+        torch.nn.Module.to(pipe.vae, torch.float32)
+        if options.lora is not None:
+            from ..checkpoints.lora import merge_lora
+
+            merge_lora(pipe.transformer, options.lora)
+    elif path.exists():
+        raise ValueError(f"{path}: found a checkpoint alone, expected --parts FOLDER with vae/ and text_encoder/ too")
+    else:
+        raise FileNotFoundError(f"{path}: found no such file or folder, expected a model")
+    pipe.set_progress_bar_config(disable=True)
+    if options.decoder != "wan":
+        pipe.use_taehv(options.decoder)
+    if options.text_cache is not None:
+        pipe.text = CachedTextEncoder(pipe.text, options.text_cache, f"{options.model}-{name}")
+    return pipe.to(device)
+
+
+def run_device(options: Options) -> torch.device:
+    return torch.device(options.device or PartialState().device or "cpu")
+
+
+def generate_one(
+    prompt: str, out: Path, options: Options, extend: Path | None = None, keep: Path | None = None
+) -> Figures:
+    """One clip into one file. extend: a memory file to go on from; keep: where to save the memory afterwards."""
+    check_writable(out)
+    for path in filter(None, (keep,)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    pipe = load_pipeline(options, run_device(options))
+    request = dict(options.request)
+    if extend is not None:
+        request["memory"] = load_memory(extend, fingerprint=fingerprint(pipe.transformer), device=pipe.run_device)
+        beside = extend.with_name(extend.name + LATENTS)
+        if beside.is_file():
+            request["history_latents"] = load_file(beside)["latents"]
+    figures, made = write_clip(pipe, prompt, out, options.seed, request)
+    if keep is not None:
+        if made.memory is None:
+            raise ValueError("--save-memory: found a bidirectional student, which has no memory")
+        save_memory(made.memory, keep)
+        past = [request["history_latents"]] if "history_latents" in request else []
+        latents = torch.cat([x.cpu().float() for x in [*past, *made.latents]], dim=2)[:, :, -WARM_UP:].contiguous()
+        layout = {"latents": (tuple(latents.shape), latents.dtype)}
+        write_safetensors(keep.with_name(keep.name + LATENTS), layout, lambda _: latents, {})
+    return figures
+
+
+@dataclass
+class Made:
+    """What a clip leaves behind, beside its file."""
+
+    latents: list[torch.Tensor]
+    memory: Any = None
+
+
+def write_clip(pipe: SaltPipeline, prompt: str, out: Path, seed: int, request: dict[str, Any]) -> tuple[Figures, Made]:
+    """Write one clip, frame by frame as blocks finish; interrupted, the file holds what was done."""
+    made = Made([])
+    with Show(prompt) as show, VideoWriter(out) as video:
+        for chunk in pipe.stream(prompt, seed=seed, on_step=show.step, **request):
+            video.write(chunk.pixels[0])
+            show.chunk(chunk)
+            made.latents.append(chunk.latents)
+            made.memory = chunk.memory
+    return show.figures, made
+
+
+def read_prompts(path: Path) -> list[str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: found no such file, expected prompts, one a line")
+    prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"{path}: found no prompt, expected one a line")
+    return prompts
+
+
+def clip_name(index: int, prompt: str, options: Options) -> str:
+    """A name that tells the prompt and changes with anything that changes the clip."""
+    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48]
+    what = json.dumps({**asdict(options), "prompt": prompt, "device": None}, sort_keys=True, default=str)
+    return f"{index:04d}-{slug}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
+
+
+def to_do(prompts: list[str], folder: Path, options: Options) -> Iterator[tuple[int, str, Path]]:
+    """(index, prompt, note) of every clip that is not finished. The note beside a video says that it is whole."""
+    for index, prompt in enumerate(prompts):
+        note = folder / f"{clip_name(index, prompt, options)}.json"
+        if not note.exists():
+            yield index, prompt, note
+
+
+def generate_many(file: Path, folder: Path, options: Options) -> None:
+    """One video per prompt into a folder; prompts are shared among the processes of an accelerate launch.
+
+    Clips that an earlier run finished are left alone. Prompt i takes seed + i.
+    """
+    prompts = read_prompts(file)
+    if folder.suffix == ".mp4":
+        raise ValueError(f"-o: found {folder}, expected a folder for the videos of {file}")
+    check_writable(folder / "probe.mp4")
+    state = PartialState()
+    left = list(to_do(prompts, folder, options))
+    state.wait_for_everyone()  # all have looked before the first finishes a clip
+    with state.split_between_processes(left) as mine:
+        pipe = load_pipeline(options, run_device(options)) if mine else None
+        for index, prompt, note in cast(list[tuple[int, str, Path]], mine):
+            assert pipe is not None
+            out = note.with_suffix(".mp4")
+            figures, _ = write_clip(pipe, prompt, out, options.seed + index, options.request)
+            with atomic_file(note) as text:
+                text.write(
+                    json.dumps({"prompt": prompt, "seed": options.seed + index, "frames": figures.frames}).encode()
+                )
+            print(f"{out}: {figures}")
+    state.wait_for_everyone()
+    if state.is_main_process:
+        print(f"{folder}: {len(prompts)} clips, {len(prompts) - len(left)} of them from before")

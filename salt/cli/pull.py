@@ -1,0 +1,42 @@
+"""Fetch released weights from the model hub: resumable, hash-checked, and only when asked."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("parts", nargs="*", help="which (none: list them)")
+    command.add_argument("--to", type=Path, help="folder (default: $SALT_MODELS, or salt/models in the cache folder)")
+    command.add_argument("--endpoint", help="another hub (default: $HF_ENDPOINT, or the public one)")
+    command.add_argument("--revision", default="main")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+    from rich.table import Table
+
+    from ..hub import PARTS, models_folder, pull
+
+    if not arguments.parts:
+        table = Table("part", "what it is", "from")
+        for name, part in PARTS.items():
+            table.add_row(name, part.about, f"{part.repo}/{part.folder}")
+        Console().print(table)
+        print(f"`salt pull PART ...` puts them under {arguments.to or models_folder()}")
+        return
+    with Progress("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn()) as bar:
+        tasks: dict[str, object] = {}
+
+        def told(file: str, done: int, total: int) -> None:
+            if file not in tasks:
+                tasks[file] = bar.add_task(file, total=total)
+            bar.update(tasks[file], completed=done, total=total)  # pyright: ignore[reportArgumentType]
+
+        paths = pull(
+            arguments.parts, arguments.to, endpoint=arguments.endpoint, revision=arguments.revision, progress=told
+        )
+    for path in paths:
+        print(path)
