@@ -12,6 +12,7 @@ rollout runs without gradient; one block-causal forward over its recorded clip a
 at once with gradient. That equals the block-by-block computation in a fraction of the launches.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +59,7 @@ class RolloutTraining:
     frames: int = 12
     lr: float = 1e-4
     critic_lr: float = 2e-4
-    guidance: float = 1.0
+    guidance: float = 1.5
     steps_share: tuple[tuple[int, float], ...] = ((8, 0.4), (4, 0.4), (2, 0.2))
     ema: float = 0.98
 
@@ -232,7 +233,7 @@ def train_rollout(
         ema, step = state["ema"], state["step"]
     words = WordEmbedder()
     batch = max(settings.batch // world(), 1)
-    losses: list[tuple[float, float]] = []
+    losses: defaultdict[str, list[float]] = defaultdict(list)
     while step < settings.warmup + settings.steps:
         shared = seeded(seed, step)  # the same on all workers: step list and exit
         choice = int(torch.multinomial(torch.tensor([p for _, p in settings.steps_share]), 1, generator=shared))
@@ -245,21 +246,19 @@ def train_rollout(
             clip, inputs = rollout_to_exit(student, text, schedule, exit_index, noise_seed, settings.frames)
             loss_critic = critic_loss(critic, clip, text, own)
         _step(critic_optimizer, critic, loss_critic)
-        loss_value = float("nan")
+        losses["critic"].append(loss_critic.item())
         if step >= settings.warmup:
             with torch.autocast(device, torch.bfloat16):
                 rolled = (clip, inputs, schedule.sigmas[exit_index])
                 loss = generator_loss(student, teacher, critic, rolled, text, settings.guidance, own)
             _step(optimizer, student, loss)
             update_ema(ema, student, settings.ema)
-            loss_value = loss.item()
+            losses["generator"].append(loss.item())
         step += 1
-        losses.append((loss_critic.item(), loss_value))
         last = step == settings.warmup + settings.steps
         if rank() == 0 and (step % 20 == 0 or last):
-            critics, generators = zip(*losses, strict=True)
-            run.log(step, critic=sum(critics) / len(critics), generator=sum(generators) / len(generators))
-            losses = []
+            run.log(step, **{name: sum(values) / len(values) for name, values in losses.items()})
+            losses.clear()
         if rank() == 0 and (run.due() or last):
             run.save(
                 student=student.state_dict(), critic=critic.state_dict(), optimizer=optimizer.state_dict(),
