@@ -35,6 +35,7 @@ from train.tiny.teacher import PROMPT_DROPOUT, ClipPhase, draw_sigmas, matrix_op
 
 BLOCK = 3
 MEMORY = MemoryPolicy()  # everything is kept
+FIRST_BLOCK = 3.0
 HISTORY_NOISE = 0.2  # largest share of noise in a clean clip that is to be forgiven
 
 
@@ -77,7 +78,10 @@ def forcing_forward(
 
 
 def forcing_loss(model: SaltTransformer3DModel, x0: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
-    """Flow matching with one sigma per block, against a past that for half the clips is slightly noisy."""
+    """Flow matching with one sigma per block, against a past that for half the clips is slightly noisy.
+
+    The first block counts FIRST_BLOCK times: it has no past to copy from, and what it misses stays missing.
+    """
     batch, _, frames = x0.shape[:3]
     sigma_BF = draw_sigmas(batch * (frames // BLOCK), generator).view(batch, -1).repeat_interleave(BLOCK, dim=1)
     strength = HISTORY_NOISE * torch.rand(batch, generator=generator) * (torch.rand(batch, generator=generator) < 0.5)
@@ -85,7 +89,10 @@ def forcing_loss(model: SaltTransformer3DModel, x0: Tensor, text: Tensor, genera
     sigma_BF, strength = sigma_BF.to(x0.device), strength.to(x0.device)
     past = add_noise(x0, past_noise, strength)
     flow = forcing_forward(model, past, add_noise(x0, noise, sigma_BF), sigma_BF, text)
-    return (flow - (noise - x0)).square().mean()
+    error_F = (flow - (noise - x0)).square().mean(dim=(0, 1, 3, 4))
+    weight_F = torch.ones_like(error_F)
+    weight_F[:BLOCK] = FIRST_BLOCK
+    return (weight_F * error_F).sum() / weight_F.sum()
 
 
 def train_forcing(
