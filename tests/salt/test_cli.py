@@ -1,0 +1,262 @@
+"""The command line: what it makes, what it says when something is wrong, and what is left when it is interrupted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import imageio_ffmpeg
+import pytest
+import system
+import torch
+
+from salt import cli
+from salt.checkpoints import read_checkpoint, save_diffusers
+from salt.cli.jobs import Options, clip_name, to_do
+from salt.memory import load_memory
+from salt.pipeline import SaltPipeline
+from salt.video import VideoWriter, read_video
+
+PROMPT = "a fast red circle moving right"
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(system.folder(tmp_path_factory.mktemp("model")))
+
+
+def salt(*arguments):
+    return cli.main([str(a) for a in arguments])
+
+
+def generate(model, out, *more, prompt=PROMPT):
+    return salt(
+        "generate", *([prompt] if prompt else []), "--model", model, "--nfe", 2, "--device", "cpu", "-o", out, *more
+    )
+
+
+def frames_of(path):
+    return imageio_ffmpeg.count_frames_and_secs(path)[0]
+
+
+def test_generate_writes_a_video_of_the_length_asked_for(model, tmp_path, capsys):
+    assert generate(model, tmp_path / "a.mp4", "--seconds", 1) == 0
+    assert frames_of(tmp_path / "a.mp4") == 21
+    assert "21 frames in" in capsys.readouterr().out
+
+
+def test_extend_from_a_saved_memory(model, tmp_path):
+    memory = tmp_path / "m.safetensors"
+    assert generate(model, tmp_path / "a.mp4", "--frames", 21, "--save-memory", memory) == 0
+    assert load_memory(memory).next_frame == 6
+    assert generate(model, tmp_path / "b.mp4", "--frames", 12, "--extend", memory, "--save-memory", memory) == 0
+    assert generate(model, tmp_path / "whole.mp4", "--frames", 33) == 0
+    assert load_memory(memory).next_frame == 9
+    joined = torch.cat([read_video(tmp_path / "a.mp4"), read_video(tmp_path / "b.mp4")], 2)
+    assert (joined - read_video(tmp_path / "whole.mp4")).abs().mean() < 0.03  # two encodings of the same frames
+
+
+def test_many_prompts_are_made_once(model, tmp_path, capsys):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"{PROMPT}\n\na slow blue square moving up\n")
+    out = tmp_path / "clips"
+    assert generate(model, out, "--prompts", prompts, "--frames", 9, prompt=None) == 0
+    videos = sorted(out.glob("*.mp4"))
+    assert [v.name[:9] for v in videos] == ["0000-a-fa", "0001-a-sl"] and all(frames_of(v) == 9 for v in videos)
+    stamps = [v.stat().st_mtime_ns for v in videos]
+    videos[1].with_suffix(".json").unlink()  # as if the second had been interrupted
+    assert generate(model, out, "--prompts", prompts, "--frames", 9, prompt=None) == 0
+    again = [v.stat().st_mtime_ns for v in videos]
+    assert again[0] == stamps[0] and again[1] != stamps[1]
+    assert "2 clips, 1 of them from before" in capsys.readouterr().out
+    assert json.loads(videos[0].with_suffix(".json").read_text())["prompt"] == PROMPT
+
+
+def test_a_clip_is_done_only_with_the_same_options(tmp_path):
+    options = Options()
+    (tmp_path / f"{clip_name(0, PROMPT, options)}.json").write_text("{}")
+    assert not list(to_do([PROMPT], tmp_path, options))
+    assert list(to_do([PROMPT], tmp_path, Options(seed=1))) and list(to_do(["a"], tmp_path, options))
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_prompts(model, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join([PROMPT] * 3))
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    command += [
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "-m",
+        "salt.cli",
+        "generate",
+        "--prompts",
+        str(prompts),
+    ]
+    command += ["--model", model, "--nfe", "2", "--frames", "9", "-o", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(list((tmp_path / "out").glob("*.mp4"))) == 3
+    assert done.stdout.count("9 frames in") == 3, "each prompt is made by one of the processes"
+
+
+def test_prompt_at_and_memory_policy(model, tmp_path):
+    more = ("--frames", 33, "--memory", "sink:3,window:9,int8", "--prompt-at", 0.7, "a slow blue square moving up")
+    assert generate(model, tmp_path / "a.mp4", *more) == 0
+    assert frames_of(tmp_path / "a.mp4") == 33
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--frames", 20), "num_frames: found 20, expected 9 or 21"),
+        (("--memory", "ring:3"), "memory policy: found 'ring:3'"),
+        (("--image", "none.png"), "none.png"),
+        (("--extend", "none.safetensors"), "none.safetensors: found no such file"),
+        (("--frames", 12, "--guidance", "3", "--extend", "WRITTEN"), "negative_memory: found none"),
+    ],
+)
+def test_errors_are_one_line(model, tmp_path, capsys, more, message):
+    memory = tmp_path / "m.safetensors"
+    if "WRITTEN" in more:
+        generate(model, tmp_path / "first.mp4", "--frames", 9, "--save-memory", memory)
+        more = [memory if m == "WRITTEN" else m for m in more]
+    capsys.readouterr()
+    more = more if "--frames" in more else ("--frames", 9, *more)
+    assert generate(model, tmp_path / "a.mp4", *more) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "a.mp4").exists()
+
+
+def test_unknown_word(model, tmp_path, capsys):
+    assert generate(model, tmp_path / "a.mp4", prompt="a red dragon") == 2
+    assert "unknown word 'dragon'" in capsys.readouterr().err
+
+
+def test_memory_of_another_model(model, tmp_path, capsys):
+    other = system.folder(tmp_path / "other", seed=1)
+    assert generate(str(other), tmp_path / "a.mp4", "--frames", 9, "--save-memory", tmp_path / "m.safetensors") == 0
+    assert generate(model, tmp_path / "b.mp4", "--frames", 12, "--extend", tmp_path / "m.safetensors") == 2
+    assert "fingerprint differs" in capsys.readouterr().err
+
+
+def test_missing_model_and_checkpoint_without_parts(tmp_path, capsys):
+    assert salt("generate", PROMPT, "--model", tmp_path / "none", "-o", tmp_path / "a.mp4") == 2
+    assert "found no such file or folder, expected a model" in capsys.readouterr().err
+    save_diffusers(system.student(), tmp_path / "bare")
+    assert salt("generate", PROMPT, "--model", tmp_path / "bare", "-o", tmp_path / "a.mp4") == 2
+    assert "expected --parts FOLDER" in capsys.readouterr().err
+
+
+def test_output_that_cannot_be_written(model, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert generate(model, tmp_path / "file" / "a.mp4", "--frames", 9) == 2
+    assert "cannot write to folder" in capsys.readouterr().err
+
+
+def test_full_disk_leaves_what_was_written(model, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "a.mp4"
+    out.write_bytes(b"an older video")
+    start = VideoWriter._start
+
+    def failing(self, width, height):
+        process = start(self, width, height)
+        real = process.stdin
+
+        class Full:
+            wrote = 0
+
+            def write(self, data):
+                self.wrote += 1
+                if self.wrote > 12:
+                    raise OSError(28, "No space left on device")
+                return real.write(data)
+
+            def close(self):
+                real.close()
+
+        process.stdin = Full()
+        return process
+
+    monkeypatch.setattr(VideoWriter, "_start", failing)
+    assert generate(model, out, "--frames", 33) == 2
+    error = capsys.readouterr().err
+    assert "No space left on device" in error and "12 are kept" in error
+    assert frames_of(out) == 12
+
+
+def test_ctrl_c_leaves_a_playable_file(model, tmp_path):
+    out = tmp_path / "a.mp4"
+    command = [
+        sys.executable,
+        "-m",
+        "salt.cli",
+        "generate",
+        PROMPT,
+        "--model",
+        model,
+        "--device",
+        "cpu",
+        "-o",
+        str(out),
+    ]
+    process = subprocess.Popen([*command, "--frames", "3009"], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    for _ in range(1200):
+        time.sleep(0.1)
+        if any(p.stat().st_size > 2000 for p in tmp_path.glob(".a.*.partial.mp4")):
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert 0 < frames_of(out) < 3009 and [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_inspect_says_what_a_file_is(model, tmp_path, capsys):
+    generate(model, tmp_path / "a.mp4", "--frames", 9, "--save-memory", tmp_path / "m.safetensors")
+    capsys.readouterr()
+    assert salt("inspect", tmp_path / "m.safetensors") == 0
+    memory = capsys.readouterr().out
+    assert "Salt memory" in memory and "3 latent frames (0-2)" in memory
+    assert salt("inspect", Path(model) / "transformer") == 0
+    assert "heads" in capsys.readouterr().out
+    (tmp_path / "x.safetensors").write_bytes(b"nothing")
+    assert salt("inspect", tmp_path / "x.safetensors") == 2
+
+
+def test_convert_there_and_back(model, tmp_path):
+    wan, folder = tmp_path / "student.safetensors", tmp_path / "back"
+    assert salt("convert", Path(model) / "transformer", wan) == 0
+    assert read_checkpoint(wan).metadata and "causal_ar" in str(read_checkpoint(wan).metadata)
+    assert salt("convert", wan, folder, "--dtype", "bfloat16") == 0
+    assert read_checkpoint(folder).dtype == torch.bfloat16
+
+
+def test_pull_lists_its_parts(capsys):
+    assert salt("pull") == 0
+    assert "salt-cf" in capsys.readouterr().out
+    assert salt("pull", "salt-xx") == 2
+
+
+def test_help_is_quick():
+    code = "import sys; import salt.cli; assert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_embedded_default_loads():
+    pipe = SaltPipeline.tiny()
+    assert pipe.default_size == (64, 64) and pipe.spec.frames_per_block == 3
