@@ -34,4 +34,4 @@ lint: $(STAMP)
 	$(BIN)/pyright
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/rollout.py $(ARGS)
+	$(BIN)/python -m benchmarks.rollout $(ARGS)

@@ -1,0 +1,1 @@
+"""Host 1, ComfyUI: the pack's nodes will live here. It holds none yet, and registers nothing."""
