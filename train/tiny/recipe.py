@@ -52,7 +52,7 @@ BUDGETS = {
         SHARD,
         teacher.QUICK,
         tuple(replace(phase, steps=1, batch=2) for phase in student.FORCING),
-        replace(student.RolloutTraining(), steps=1, warmup=1, batch=2),
+        replace(student.RolloutTraining(), steps=1, imitation=1, batch=2),
     ),
 }
 

@@ -5,11 +5,12 @@ rollout with perfect memory would compute. The clean half carries a little noise
 imperfect past does not surprise it later.
 
 Stage two, self-rollout: the student makes clips against its own memory through `salt.rollout`, with 8, 4 or 2 steps
-and an exit drawn evenly from them, and distribution matching (DMD) pulls them to what stage one had learned. Teacher
-and critic are block-causal themselves and read the student's own clip as their past (as in Salt++, arXiv 2609.36995,
-where causal scores beat bidirectional ones; here the bidirectional teacher had not learned to keep a trajectory). The
-rollout runs without gradient; one block-causal forward over its recorded clip and exit inputs then recomputes all exits
-at once with gradient. That equals the block-by-block computation in a fraction of the launches.
+and an exit drawn evenly from them. First it imitates the teacher's guided flow there, then distribution matching (DMD)
+pulls its clips to what stage one had learned. Teacher and critic are block-causal themselves and read the student's
+own clip as their past (as in Salt++, arXiv 2609.36995, where causal scores beat bidirectional ones; here the
+bidirectional teacher had not learned to keep a trajectory). The rollout runs without gradient; one block-causal forward
+over its recorded clip and exit inputs then recomputes all exits at once with gradient. That equals the block-by-block
+computation in a fraction of the launches.
 """
 
 from collections import defaultdict
@@ -48,16 +49,17 @@ FORCING = (
 
 @dataclass(frozen=True)
 class RolloutTraining:
-    """Self-rollout: generator steps (one critic step each, and `warmup` critic-only ones first), batch, rates.
+    """Self-rollout: `imitation` steps, then `steps` of distribution matching, one critic step with each of either.
 
     guidance: the teacher's, in Salt's convention cond + g (cond - uncond). steps_share: how often 8, 4 and 2 steps.
     frames: latent frames of a rollout.
     """
 
     steps: int = 400
-    warmup: int = 20
+    imitation: int = 150
     batch: int = 16
     frames: int = 12
+    imitation_lr: float = 3e-4
     lr: float = 1e-4
     critic_lr: float = 2e-4
     guidance: float = 1.5
@@ -158,15 +160,25 @@ class _Recorder:
 
 @torch.no_grad()
 def rollout_to_exit(
-    student: SaltTransformer3DModel, text: Tensor, schedule: Schedule, exit_index: int, seed: int, frames: int
+    student: SaltTransformer3DModel,
+    text: Tensor,
+    schedule: Schedule,
+    exit_index: int,
+    seed: int,
+    frames: int,
+    stop: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """A clip made by exiting every block at step `exit_index`: (x0, the exit step's inputs), [B, 16, F, 8, 8] each."""
+    """A clip made by exiting every block at step `exit_index`: (x0, the exit step's inputs), [B, 16, F, 8, 8] each.
+
+    With `stop` False every block runs through its last step all the same; the inputs are still the exit step's.
+    """
     batch = text.shape[0]
-    truncated = Schedule(schedule.steps[: exit_index + 1], schedule.shift)
-    recorder = _Recorder(student, truncated.timesteps[-1])
+    recorder = _Recorder(student, schedule.timesteps[exit_index])
+    if stop:
+        schedule = Schedule(schedule.steps[: exit_index + 1], schedule.shift)
     memory = student.new_memory(MEMORY, batch, 8, 8, frames)
     noise = SeededNoise(seed, batch, 16, 8, 8, device=text.device)
-    settings = RolloutSettings(schedule=truncated, frames_per_block=BLOCK)
+    settings = RolloutSettings(schedule=schedule, frames_per_block=BLOCK)
     blocks = rollout(recorder, Conditioning(text), memory, noise, frames, settings)
     x0 = torch.cat([block.latents for block in blocks], dim=2)
     return x0, torch.cat(recorder.inputs, dim=2)
@@ -199,6 +211,24 @@ def generator_loss(
 
     real = guided_x0(estimate(teacher, text), estimate(teacher, torch.zeros_like(text)), guidance)
     return dmd_loss(x0, dmd_gradient(x0.detach(), real, estimate(critic, text)))
+
+
+def imitation_loss(
+    student: SaltTransformer3DModel,
+    teacher: SaltTransformer3DModel,
+    rolled: tuple[Tensor, Tensor, float],
+    text: Tensor,
+    guidance: float,
+) -> Tensor:
+    """Guidance learned by heart: the student's flow against the guided teacher's, at inputs the student came to."""
+    clip, inputs, exit_sigma = rolled
+    exit_BF = torch.full((clip.shape[0], clip.shape[2]), exit_sigma, device=clip.device)
+    with torch.no_grad():
+        conditional, unconditional = (
+            forcing_forward(teacher, clip, inputs, exit_BF, t).float() for t in (text, torch.zeros_like(text))
+        )
+    target = guided_x0(conditional, unconditional, guidance)  # flows mix as clips do
+    return (forcing_forward(student, clip, inputs, exit_BF, text).float() - target).square().mean()
 
 
 def critic_loss(critic: SaltTransformer3DModel, clip: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
@@ -241,7 +271,7 @@ def train_rollout(
     words = WordEmbedder()
     batch = max(settings.batch // world(), 1)
     losses: defaultdict[str, list[float]] = defaultdict(list)
-    while step < settings.warmup + settings.steps:
+    while step < settings.imitation + settings.steps:
         shared = seeded(seed, step)  # the same on all workers: step list and exit
         choice = int(torch.multinomial(torch.tensor([p for _, p in settings.steps_share]), 1, generator=shared))
         schedule = Schedule.of(settings.steps_share[choice][0])
@@ -249,20 +279,27 @@ def train_rollout(
         own = seeded(seed + 1, step * world() + rank())
         text = words.encode([scene.caption for scene in random_scenes(batch, own)]).to(device)
         with torch.autocast(device, torch.bfloat16):
+            imitates = step < settings.imitation
             noise_seed = (step * world() + rank()) * batch
-            clip, inputs = rollout_to_exit(student, text, schedule, exit_index, noise_seed, settings.frames)
+            clip, inputs = rollout_to_exit(
+                student, text, schedule, exit_index, noise_seed, settings.frames, not imitates
+            )
             loss_critic = critic_loss(critic, clip, text, own)
         _step(critic_optimizer, critic, loss_critic)
         losses["critic"].append(loss_critic.item())
-        if step >= settings.warmup:
-            with torch.autocast(device, torch.bfloat16):
-                rolled = (clip, inputs, schedule.sigmas[exit_index])
+        rolled = (clip, inputs, schedule.sigmas[exit_index])
+        for group in optimizer.param_groups:
+            group["lr"] = settings.imitation_lr if imitates else settings.lr
+        with torch.autocast(device, torch.bfloat16):
+            if imitates:
+                loss = imitation_loss(student, teacher, rolled, text, settings.guidance)
+            else:
                 loss = generator_loss(student, teacher, critic, rolled, text, settings.guidance, own)
-            _step(optimizer, student, loss)
-            update_ema(ema, student, settings.ema)
-            losses["generator"].append(loss.item())
+        _step(optimizer, student, loss)
+        update_ema(ema, student, settings.ema)
+        losses["imitation" if imitates else "generator"].append(loss.item())
         step += 1
-        last = step == settings.warmup + settings.steps
+        last = step == settings.imitation + settings.steps
         if rank() == 0 and (step % 20 == 0 or last):
             run.log(step, **{name: sum(values) / len(values) for name, values in losses.items()})
             losses.clear()
