@@ -331,3 +331,25 @@ def test_policies_read_as_they_are_written(text):
 def test_unreadable_policies_show_the_forms(text):
     with pytest.raises(ValueError, match="expected one of full \\| window:W|window: found None"):
         MemoryPolicy.parse(text)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["model", "int8"])
+@torch.no_grad()
+def test_memory_on_the_cpu_reads_as_one_on_the_device(precision):
+    """Prefetched layer by layer through pinned memory, the same keys and values arrive."""
+    torch.manual_seed(0)
+    geometry = MemoryGeometry(layers=4, heads=2, head_dim=64, height=4, width=4)
+    policy = MemoryPolicy("sink", 12, 3, precision=precision)
+    near, far = (
+        KVMemory(policy.with_storage(precision, home), geometry, torch.float16, "cuda") for home in ("device", "cpu")
+    )
+    for _ in range(6):
+        passes = near.open(write=3), far.open(write=3)
+        for layer in range(4):
+            q, k, v = torch.randn(3, 1, 48, 2, 64, dtype=torch.float16, device="cuda")
+            a, b = (p.attend(layer, q, k, v, dense) for p in passes)
+            assert torch.allclose(a, b, atol=2e-3)
+        for p in passes:
+            p.commit()
+    assert far.store.buffers[0][0].device.type == "cpu" and near.store.buffers[0][0].device.type == "cuda"

@@ -149,8 +149,9 @@ def test_context_pass_refuses_gradient():
         )
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["whole model", "repeated blocks"])
 @torch.no_grad()
-def test_compile_does_not_recompile_per_block():
+def test_compile_does_not_recompile_per_block(whole):
     graphs = []
 
     def counting_backend(graph, _):
@@ -159,7 +160,10 @@ def test_compile_does_not_recompile_per_block():
 
     torch._dynamo.reset()
     eager, compiled = golden.student(), golden.student()
-    compiled.compile_repeated_blocks(backend=counting_backend)
+    if whole:
+        compiled.compile(backend=counting_backend)
+    else:
+        compiled.compile_repeated_blocks(backend=counting_backend)
     row = golden.ROLLOUTS["sink3_window12"]
     made = golden.play(compiled, row["case"])
     assert golden.relative_error(made, golden.play(eager, row["case"])) < 1e-5
@@ -168,6 +172,22 @@ def test_compile_does_not_recompile_per_block():
     golden.play(compiled, row["case"])
     assert len(graphs) == after_warm_up, "a second clip of nine blocks compiled again"
     torch._dynamo.reset()
+
+
+@torch.no_grad()
+def test_condition_channels_are_cut_to_the_block():
+    """Image-to-video by blocks: mask and condition cover the clip, a block gets its own frames of them."""
+    ours = pair(**I2V)[1]
+    channels = torch.arange(6.0).view(1, 1, 6, 1, 1).expand(1, 20, 6, 4, 4)
+    text = Conditioning(torch.randn(1, 512, 32), torch.randn(1, 9, 40), channels)
+    seen = []
+    ours.register_forward_pre_hook(lambda m, args: seen.append(args[0][0, 16:, :, 0, 0]))
+    memory, model = ours.new_memory(MemoryPolicy(), 1, 4, 4), StudentModel(ours)
+    for _ in range(2):
+        write = memory.open(write=3)
+        model(torch.randn(1, 16, 3, 4, 4), torch.zeros(1, 3), write, text)
+        write.commit()
+    assert [x[0].tolist() for x in seen] == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]] and seen[0].shape == (20, 3)
 
 
 def test_input_that_does_not_fit_the_memory():
