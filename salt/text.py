@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import html
-import os
 import re
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -20,6 +18,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from .files import replacing
 
 TOKENS = 512  # Wan 2.1's text length
 TextPrecision = Literal["bf16", "int8"]
@@ -168,11 +168,5 @@ class CachedTextEncoder:
     def _write(self, prompt: str, x_LD: Tensor) -> None:
         used = x_LD.abs().amax(dim=1).nonzero()
         kept = x_LD[: int(used.max()) + 1 if len(used) else 0].contiguous()
-        handle, partial = tempfile.mkstemp(suffix=".part", dir=self.folder)
-        os.close(handle)
-        try:
+        with replacing(self.path(prompt)) as partial:
             save_file({"embedding": kept, "length": torch.tensor(x_LD.shape[0])}, partial)
-            os.replace(partial, self.path(prompt))
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise

@@ -7,10 +7,8 @@ belong to the file, so the system can take them back.
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import struct
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any, BinaryIO
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ..files import replacing
 from .errors import CheckpointError, some
 
 SUFFIXES = (".safetensors", ".sft", ".pt", ".pth", ".ckpt", ".bin")
@@ -156,20 +155,11 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
     Raises `CheckpointError` where the system refuses (no such folder allowed, disk full); what was at `path` stays.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
         raise CheckpointError(f"{path} could not be written: {error.strerror or error}") from error
-    finally:
-        # After a success there is nothing left to remove; in a folder that could not be made there never was.
-        if temporary.exists():
-            temporary.unlink()
 
 
 def write_safetensors(

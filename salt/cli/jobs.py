@@ -13,9 +13,9 @@ from typing import Any, Literal, cast
 import torch
 from accelerate import PartialState
 from diffusers.utils import logging as diffusers_logging
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from ..checkpoints.files import atomic_file, write_safetensors
+from ..files import replacing
 from ..memory import load_memory, save_memory
 from ..pipeline import SaltPipeline
 from ..pipeline.pipeline import WARM_UP
@@ -87,8 +87,6 @@ def generate_one(
 ) -> Figures:
     """One clip into one file. extend: a memory file to go on from; keep: where to save the memory afterwards."""
     check_writable(out)
-    for path in filter(None, (keep,)):
-        path.parent.mkdir(parents=True, exist_ok=True)
     pipe = load_pipeline(options, run_device(options))
     request = dict(options.request)
     if extend is not None:
@@ -103,8 +101,8 @@ def generate_one(
         save_memory(made.memory, keep)
         past = [request["history_latents"]] if "history_latents" in request else []
         latents = torch.cat([x.cpu().float() for x in [*past, *made.latents]], dim=2)[:, :, -WARM_UP:].contiguous()
-        layout = {"latents": (tuple(latents.shape), latents.dtype)}
-        write_safetensors(keep.with_name(keep.name + LATENTS), layout, lambda _: latents, {})
+        with replacing(keep.with_name(keep.name + LATENTS)) as partial:
+            save_file({"latents": latents}, partial)
     return figures
 
 
@@ -170,10 +168,9 @@ def generate_many(file: Path, folder: Path, options: Options) -> None:
             assert pipe is not None
             out = note.with_suffix(".mp4")
             figures, _ = write_clip(pipe, prompt, out, options.seed + index, options.request)
-            with atomic_file(note) as text:
-                text.write(
-                    json.dumps({"prompt": prompt, "seed": options.seed + index, "frames": figures.frames}).encode()
-                )
+            with replacing(note) as partial:
+                told = {"prompt": prompt, "seed": options.seed + index, "frames": figures.frames}
+                partial.write_text(json.dumps(told))
             print(f"{out}: {figures}")
     state.wait_for_everyone()
     if state.is_main_process:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..files import replacing
 from .cache import KVMemory
 from .policy import MemoryPolicy
 from .storage import MemoryGeometry, buffer_names
@@ -30,7 +29,6 @@ def save_memory(memory: KVMemory, path: str | Path) -> None:
     """
     if memory.store is None or not memory.held:
         raise ValueError(f"{path}: found an empty memory, expected one that a rollout has written")
-    path = Path(path)
     index = memory.slot_index(memory.held)
     names = buffer_names(memory.policy.precision)
     tensors = {
@@ -49,14 +47,8 @@ def save_memory(memory: KVMemory, path: str | Path) -> None:
         "next_frame": memory.next_frame,
         "context_sigma": memory.context_sigma,
     }
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    try:
+    with replacing(path) as partial:
         save_file(tensors, partial, metadata={"salt_memory": json.dumps(info)})
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
 
 
 def read_memory_info(path: str | Path) -> dict:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from salt import files as store
 from salt.checkpoints import CheckpointError, describe, load_student, read_checkpoint, save_diffusers, save_wan
-from salt.checkpoints import files as store
 from salt.checkpoints.keys import to_wan
 from salt.student import SaltTransformer3DModel
 
