@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from salt import files as store
 from salt.checkpoints import CheckpointError, describe, load_student, read_checkpoint, save_diffusers, save_wan
+from salt.checkpoints.files import write_safetensors
 from salt.checkpoints.keys import to_wan
 from salt.student import SaltTransformer3DModel
 
@@ -229,7 +230,7 @@ def test_written_bytes_are_what_safetensors_itself_reads(tmp_path: Path) -> None
         "slanted": torch.randn(4, 6).t(),
     }
     layout = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-    store.write_safetensors(tmp_path / "x.safetensors", layout, tensors.__getitem__, {"note": "ä"})
+    write_safetensors(tmp_path / "x.safetensors", layout, tensors.__getitem__, {"note": "ä"})
     back = load_file(tmp_path / "x.safetensors")
     assert back.keys() == tensors.keys()
     for name, tensor in tensors.items():
