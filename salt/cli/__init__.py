@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -30,6 +31,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 when it worked, 2 after an error (one line on stderr), 130 after Ctrl-C."""
     arguments = parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("salt").setLevel(logging.INFO)
     try:
         arguments.run(arguments)
     except KeyboardInterrupt:
@@ -38,6 +41,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         if arguments.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).splitlines()) or type(error).__name__, file=sys.stderr)
         return FAILED
     return 0

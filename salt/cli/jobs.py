@@ -15,6 +15,7 @@ from accelerate import PartialState
 from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file, save_file
 
+from ..decode import Tiling
 from ..files import replacing
 from ..memory import load_memory, save_memory
 from ..pipeline import SaltPipeline
@@ -36,6 +37,7 @@ class Options:
     weights: Literal["auto", "ema", "regular"] = "auto"
     lora: Path | None = None
     decoder: str = "wan"
+    tiles: bool = False
     device: str | None = None
     dtype: str | None = None
     text_cache: Path | None = None
@@ -71,7 +73,13 @@ def load_pipeline(options: Options, device: torch.device) -> SaltPipeline:
     else:
         raise FileNotFoundError(f"{path}: found no such file or folder, expected a model")
     pipe.set_progress_bar_config(disable=True)
-    if options.decoder != "wan":
+    if options.tiles:
+        if options.decoder != "wan":
+            raise ValueError(
+                f"--tiles: found it with --decoder {options.decoder}, expected wan (the tiny one needs none)"
+            )
+        pipe.use_wan(Tiling())
+    elif options.decoder != "wan":
         pipe.use_taehv(options.decoder)
     if options.text_cache is not None:
         pipe.text = CachedTextEncoder(pipe.text, options.text_cache, f"{options.model}-{name}")

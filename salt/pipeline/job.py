@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal, cast
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
     from .pipeline import SaltPipeline
 
 
+log = logging.getLogger(__name__)
+
+
 @dataclass
 class Job:
     """A request made ready. conditioning holds a schedule of prompts; memory is None for a bidirectional student."""
@@ -39,12 +45,12 @@ class Job:
     @property
     def calls(self) -> int:
         """Model calls to come, as a progress bar counts them: denoising steps and context passes."""
-        blocks = -(-self.length.frames // self.settings.frames_per_block) if self.memory is not None else 1
-        given = (
-            0 if self.initial_latents is None else -(-self.initial_latents.shape[2] // self.settings.frames_per_block)
-        )
-        context = 0 if self.memory is None or self.settings.fuse else blocks
-        return blocks * self.settings.schedule.nfe + context + given
+        nfe, per_block = self.settings.schedule.nfe, self.settings.frames_per_block
+        if self.memory is None:
+            return nfe
+        blocks = math.ceil(self.length.frames / per_block)
+        given = 0 if self.initial_latents is None else math.ceil(self.initial_latents.shape[2] / per_block)
+        return given + blocks * nfe + (1 if self.settings.fuse else blocks)
 
 
 @torch.no_grad()
@@ -74,6 +80,10 @@ def prepare(pipe: SaltPipeline, prompt: str | Sequence[str], request: Request) -
     length = plan_length(
         request, planned, given=given, extends=past > 0, seamless=history is not None, temporal_scale=temporal
     )
+    if length.note:
+        log.info(length.note)
+    if length.note:
+        logging.getLogger("salt").warning(length.note)
     stepping = request.stepping or ("ode" if bidirectional else "sde")
     settings = RolloutSettings(
         schedule=request.schedule(spec),

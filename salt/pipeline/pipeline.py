@@ -40,9 +40,9 @@ OnStep = Callable[[Step], None]
 class Chunk:
     """A finished block, decoded.
 
-    pixels: [B, 3, T, H, W] in [-1, 1], float32; those of a start come with the first block. latents: of the block.
-    first_frame: index of the first of `pixels` in this clip. seconds: wall time of the block, decoding included.
-    memory, negative_memory: as the rollout goes on writing them; complete once the stream is exhausted.
+    pixels: [B, 3, T, H, W] in [-1, 1], float32. latents: [B, C, F, H, W], what they were decoded from. Those of a start
+    come with the first block. first_frame: index of the first of `pixels` in this clip. seconds: wall time of the
+    block, decoding included. memory: as the rollout goes on writing it; complete once the stream is exhausted.
     """
 
     block: Block
@@ -229,11 +229,12 @@ class SaltPipeline(DiffusionPipeline):
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type: found {output_type!r}, expected pil, np, pt or latent")
         job = prepare(self, prompt, Request(**options))
-        latents = [] if job.initial_latents is None else [job.initial_latents]
+        latents: list[Tensor] = []
         pixels: list[Tensor] = []
         with _Steps(self, job, callback_on_step_end) as on_step:
             if output_type == "latent":
-                latents += [block.latents for block in self._blocks(job, on_step)]
+                given = [] if job.initial_latents is None else [job.initial_latents]
+                latents = [*given, *(block.latents for block in self._blocks(job, on_step))]
             else:
                 for chunk in self._chunks(job, on_step):
                     latents.append(chunk.latents)
@@ -259,10 +260,10 @@ class SaltPipeline(DiffusionPipeline):
             block = next(blocks, None)
             if block is None:
                 return
-            pixels = torch.cat([decoder.decode(latents) for latents in [*lead, block.latents]], dim=2)
-            lead = []
+            latents = torch.cat([*lead, block.latents], dim=2)
+            pixels, lead = decoder.decode(latents), []
             seconds = time.perf_counter() - began
-            yield Chunk(block, pixels, block.latents, shown, seconds, memory=job.memory)
+            yield Chunk(block, pixels, latents, shown, seconds, memory=job.memory)
             shown += pixels.shape[2]
 
     @torch.no_grad()

@@ -49,6 +49,11 @@ def test_generate_writes_a_video_of_the_length_asked_for(model, tmp_path, capsys
     assert "21 frames in" in capsys.readouterr().out
 
 
+def test_seconds_that_blocks_do_not_fill_are_said_to_be_rounded(model, tmp_path, caplog):
+    assert generate(model, tmp_path / "a.mp4", "--seconds", 0.8, "--tiles") == 0
+    assert "0.8 s rounded up to 21 frames" in caplog.text and frames_of(tmp_path / "a.mp4") == 21
+
+
 def test_extend_from_a_saved_memory(model, tmp_path):
     memory = tmp_path / "m.safetensors"
     assert generate(model, tmp_path / "a.mp4", "--frames", 21, "--save-memory", memory) == 0
