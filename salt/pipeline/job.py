@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
