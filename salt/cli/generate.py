@@ -54,14 +54,15 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def add_model_arguments(command: argparse.ArgumentParser) -> None:
     model = command.add_argument_group("the model")
-    model.add_argument("--model", default="salt-tiny", help="pipeline folder, or a checkpoint with --parts (salt-tiny)")
-    model.add_argument("--parts", type=Path, help="folder with vae/, text_encoder/, tokenizer/, for a checkpoint")
+    model.add_argument("--model", default="salt-tiny", help="pipeline folder, or a checkpoint (default: salt-tiny)")
+    model.add_argument("--parts", type=Path, help="folder with vae/, text_encoder/, tokenizer/ (default: the pulled)")
     model.add_argument("--weights", default="auto", choices=("auto", "ema", "regular"))
     model.add_argument("--lora", type=Path)
     model.add_argument("--decoder", default="wan", help="wan, or the path of taew2_1 (TAEHV): cheaper, a little softer")
     model.add_argument("--tiles", action="store_true", help="decode with Wan's VAE in tiles, where frames do not fit")
     model.add_argument("--device", help="default: CUDA where there is one")
     model.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: bfloat16 on CUDA")
+    model.add_argument("--text-precision", default="bf16", choices=("bf16", "int8"), help="int8 needs torchao")
     model.add_argument("--text-cache", type=Path, metavar="FOLDER", help="keep prompt embeddings there")
 
 
@@ -111,7 +112,8 @@ def run(arguments: argparse.Namespace) -> None:
     options: Options = Options(
         model=arguments.model, parts=arguments.parts, weights=arguments.weights, lora=arguments.lora,
         decoder=arguments.decoder, tiles=arguments.tiles, device=arguments.device, dtype=arguments.dtype,
-        text_cache=arguments.text_cache, seed=arguments.seed, request=options_of(arguments),
+        text_precision=arguments.text_precision, text_cache=arguments.text_cache, seed=arguments.seed,
+        request=options_of(arguments),
     )  # fmt: skip
     if arguments.prompts:
         generate_many(arguments.prompts, arguments.out, options)

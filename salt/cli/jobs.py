@@ -14,18 +14,24 @@ import torch
 from accelerate import PartialState
 from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging as transformers_logging
 
+from ..checkpoints import read_checkpoint
+from ..checkpoints.lora import merge_lora
 from ..decode import Tiling
 from ..files import replacing
+from ..hub import WAN, models_folder
 from ..memory import load_memory, save_memory
 from ..pipeline import SaltPipeline
+from ..pipeline.loading import INDEX, TINY_NAME
 from ..pipeline.pipeline import WARM_UP
 from ..student import fingerprint
-from ..text import CachedTextEncoder
+from ..text import CachedTextEncoder, TextEncoder, TextPrecision, UMT5TextEncoder
 from ..video import VideoWriter, check_writable
 from .show import Figures, Show
 
 LATENTS = ".latents.safetensors"
+PULLED = WAN.rpartition("/")[2]
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class Options:
     tiles: bool = False
     device: str | None = None
     dtype: str | None = None
+    text_precision: TextPrecision = "bf16"
     text_cache: Path | None = None
     seed: int = 0
     request: dict[str, Any] = field(default_factory=dict)
@@ -48,30 +55,38 @@ class Options:
 def load_pipeline(options: Options, device: torch.device) -> SaltPipeline:
     """The pipeline of a folder, or of a checkpoint with its parts. Errors name the file or folder that is missing."""
     diffusers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()
-    name = options.dtype or ("bfloat16" if device.type == "cuda" else "float32")
-    dtype = getattr(torch, name)
+    for library in (diffusers_logging, transformers_logging):  # the one progress line here is `Show`
+        library.disable_progress_bar()
+    dtype = getattr(torch, options.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     path = Path(options.model)
-    if options.parts is not None:
-        pipe = SaltPipeline.from_single_file(
-            path,
-            parts=options.parts,
-            weights=options.weights,
-            lora=options.lora,
-            torch_dtype=dtype,
-        )
-    elif options.model == "salt-tiny" or (path / "model_index.json").is_file():
-        wanted = {} if dtype == torch.float32 else {"torch_dtype": dtype}  # float32 is what diffusers loads anyway
-        pipe = SaltPipeline.from_pretrained(options.model, **wanted)
-        torch.nn.Module.to(pipe.vae, torch.float32)
-        if options.lora is not None:
-            from ..checkpoints.lora import merge_lora
-
-            merge_lora(pipe.transformer, options.lora)
-    elif path.exists():
-        raise ValueError(f"{path}: found a checkpoint alone, expected --parts FOLDER with vae/ and text_encoder/ too")
-    else:
+    whole = options.model == TINY_NAME or (path / INDEX).is_file()
+    if not whole and not path.exists():
         raise FileNotFoundError(f"{path}: found no such file or folder, expected a model")
+    parts = options.parts or (path if whole else models_folder() / PULLED)
+    alone = options.parts is not None or not whole
+    if alone:
+        if not parts.exists():
+            raise ValueError(
+                f"{path}: found a checkpoint alone, expected --parts FOLDER with vae/ and text_encoder/ too "
+                f"(or those of `salt pull`, in {parts})"
+            )
+        read_checkpoint(path, options.weights)  # a file that is none is told before gigabytes of text encoder are read
+    text = umt5(options, parts, device)
+    if alone:
+        pipe = SaltPipeline.from_single_file(
+            path, parts=parts, weights=options.weights, lora=options.lora, text=text, torch_dtype=dtype
+        )
+    else:
+        wanted: dict[str, Any] = {}
+        if dtype != torch.float32:  # which diffusers reads anyway; Wan's VAE is exact in nothing less
+            wanted["torch_dtype"] = {"vae": torch.float32, "default": dtype}
+        if text is not None:
+            wanted |= {"text_encoder": None, "tokenizer": None}
+        pipe = SaltPipeline.from_pretrained(options.model, **wanted)
+        if text is not None:
+            pipe.text = text
+        if options.lora is not None:
+            merge_lora(pipe.transformer, options.lora)
     pipe.set_progress_bar_config(disable=True)
     if options.tiles:
         if options.decoder != "wan":
@@ -81,9 +96,20 @@ def load_pipeline(options: Options, device: torch.device) -> SaltPipeline:
         pipe.use_wan(Tiling())
     elif options.decoder != "wan":
         pipe.use_taehv(options.decoder)
-    if options.text_cache is not None:
-        pipe.text = CachedTextEncoder(pipe.text, options.text_cache, f"{options.model}-{name}")
     return pipe.to(device)
+
+
+def umt5(options: Options, folder: Path, device: torch.device) -> TextEncoder | None:
+    """The UMT5 of a folder, None where it has none. It waits on the CPU and visits the device for every prompt."""
+    if not (folder / "text_encoder").is_dir():
+        return None
+
+    def load() -> UMT5TextEncoder:
+        return UMT5TextEncoder.from_pretrained(folder, options.text_precision, device)
+
+    if options.text_cache is None:
+        return load()
+    return CachedTextEncoder(load, options.text_cache, f"{folder.resolve()}-{options.text_precision}")
 
 
 def run_device(options: Options) -> torch.device:
@@ -108,7 +134,9 @@ def generate_one(
             raise ValueError("--save-memory: found a bidirectional student, which has no memory")
         save_memory(made.memory, keep)
         past = [request["history_latents"]] if "history_latents" in request else []
-        latents = torch.cat([x.cpu().float() for x in [*past, *made.latents]], dim=2)[:, :, -WARM_UP:].contiguous()
+        latents = torch.cat([x.cpu().float() for x in [*past, *made.latents]], dim=2)
+        # As many as the decoder needs, and as a recache may re-encode.
+        latents = latents[:, :, -max(WARM_UP, made.memory.policy.window or made.memory.next_frame) :].contiguous()
         with replacing(keep.with_name(keep.name + LATENTS)) as partial:
             save_file({"latents": latents}, partial)
     return figures

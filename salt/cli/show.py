@@ -16,11 +16,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured. seconds: wall time of the clip; first: until its first frames were decoded."""
+    """What was measured. seconds: wall time of the clip; first: until its first frames were decoded.
+
+    width, height: pixels; nfe: denoising steps per block.
+    """
 
     frames: int
     seconds: float
     first: float
+    width: int = 0
+    height: int = 0
+    nfe: int = 0
 
     @property
     def rate(self) -> float:
@@ -29,7 +35,8 @@ class Figures:
 
     def __str__(self) -> str:
         rate, first = f"{self.rate:.1f} frames/s", f"first frame after {self.first:.2f} s"
-        return f"{self.frames} frames in {self.seconds:.1f} s, {rate}, {first}"
+        made = f"{self.frames} frames in {self.seconds:.1f} s"
+        return f"{made} ({self.width}x{self.height}, NFE {self.nfe}), {rate}, {first}"
 
 
 class Show:
@@ -42,6 +49,7 @@ class Show:
         self.task = self.bar.add_task(title if len(title) <= 40 else title[:39] + "…", told="", total=None)
         self.began = time.perf_counter()
         self.frames, self.first, self.ended = 0, 0.0, self.began
+        self.width, self.height, self.nfe = 0, 0, 0
         self.at = ""
 
     def __enter__(self) -> Show:
@@ -54,6 +62,7 @@ class Show:
         self.bar.stop()
 
     def step(self, step: Step) -> None:
+        self.nfe = step.steps
         total = step.steps + 1  # the context pass is the last
         done = max(step.block, 0) * total + (step.steps if step.kind == "context" else step.step)
         self.at = f"block {max(step.block, 0) + 1}/{step.blocks} " + (
@@ -64,6 +73,7 @@ class Show:
     def chunk(self, chunk: Chunk) -> None:
         self.ended = time.perf_counter()
         self.frames += chunk.pixels.shape[2]
+        self.height, self.width = chunk.pixels.shape[3:]
         self.first = self.first or self.ended - self.began
         self.bar.update(self.task, told=self._told())
 
@@ -74,4 +84,4 @@ class Show:
 
     @property
     def figures(self) -> Figures:
-        return Figures(self.frames, self.ended - self.began, self.first)
+        return Figures(self.frames, self.ended - self.began, self.first, self.width, self.height, self.nfe)

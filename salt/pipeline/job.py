@@ -81,8 +81,6 @@ def prepare(pipe: SaltPipeline, prompt: str | Sequence[str], request: Request) -
     )
     if length.note:
         log.info(length.note)
-    if length.note:
-        logging.getLogger("salt").warning(length.note)
     stepping = request.stepping or ("ode" if bidirectional else "sde")
     settings = RolloutSettings(
         schedule=request.schedule(spec),

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from salt.pipeline import SaltPipeline
 from salt.student import SaltTransformer3DModel, StudentSpec
@@ -37,4 +39,20 @@ def pipeline(seed: int = 0, spec: StudentSpec | None = None, **config) -> SaltPi
 
 def folder(path: Path, seed: int = 0) -> Path:
     pipeline(seed).save_pretrained(path)
+    return path
+
+
+def umt5(path: Path) -> Path:
+    """A diffusers-like folder with a random UMT5 of width 32 and a tokenizer of a few words, `</s>` at every end."""
+    words = ["<pad>", "</s>", "<unk>", "a", "red", "circle", "moving", "right"]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", padding_side="right"
+    )
+    fast.save_pretrained(path / "tokenizer")
+    torch.manual_seed(0)
+    config = UMT5Config(vocab_size=len(words), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    UMT5EncoderModel(config).save_pretrained(path / "text_encoder")
     return path

@@ -12,6 +12,7 @@ import imageio_ffmpeg
 import pytest
 import system
 import torch
+from safetensors.torch import load_file
 
 from salt import cli
 from salt.checkpoints import read_checkpoint, save_diffusers
@@ -46,7 +47,8 @@ def frames_of(path):
 def test_generate_writes_a_video_of_the_length_asked_for(model, tmp_path, capsys):
     assert generate(model, tmp_path / "a.mp4", "--seconds", 1) == 0
     assert frames_of(tmp_path / "a.mp4") == 21
-    assert "21 frames in" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "21 frames in" in told and "(32x32, NFE 2)" in told
 
 
 def test_seconds_that_blocks_do_not_fill_are_said_to_be_rounded(model, tmp_path, caplog):
@@ -63,6 +65,16 @@ def test_extend_from_a_saved_memory(model, tmp_path):
     assert load_memory(memory).next_frame == 9
     joined = torch.cat([read_video(tmp_path / "a.mp4"), read_video(tmp_path / "b.mp4")], 2)
     assert (joined - read_video(tmp_path / "whole.mp4")).abs().mean() < 0.03  # two encodings of the same frames
+
+
+@pytest.mark.parametrize(("policy", "kept"), [("full", 36), ("sink:1,window:9", 30)])
+def test_a_saved_memory_has_the_latents_that_going_on_needs(model, tmp_path, policy, kept):
+    memory, frames = tmp_path / "m.safetensors", 4 * 36 - 3
+    assert generate(model, tmp_path / "a.mp4", "--frames", frames, "--memory", policy, "--save-memory", memory) == 0
+    assert load_file(tmp_path / "m.safetensors.latents.safetensors")["latents"].shape[2] == kept
+    more = ("--frames", 12, "--extend", memory, "--prompt-at", 9.0, "a slow blue square moving up")
+    assert generate(model, tmp_path / "b.mp4", *more) == 0
+    assert frames_of(tmp_path / "b.mp4") == 12
 
 
 def test_many_prompts_are_made_once(model, tmp_path, capsys):
@@ -220,7 +232,13 @@ def test_ctrl_c_leaves_a_playable_file(model, tmp_path):
         "-o",
         str(out),
     ]
-    process = subprocess.Popen([*command, "--frames", "3009"], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [*command, "--frames", "3009"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # A suite that was started in the background of a script ignores SIGINT, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     for _ in range(1200):
         time.sleep(0.1)
         if any(p.stat().st_size > 2000 for p in tmp_path.glob(".a.*.partial.mp4")):

@@ -4,28 +4,15 @@ import importlib.util
 import sys
 
 import pytest
+import system
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from salt.text import TOKENS, CachedTextEncoder, UMT5TextEncoder, clean
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A diffusers-like folder with a tiny random UMT5 and a tokenizer of a few words, `</s>` at every end as UMT5's."""
-    words = ["<pad>", "</s>", "<unk>", "a", "red", "circle", "moving", "right"]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", padding_side="right"
-    )
-    fast.save_pretrained(tmp_path / "tokenizer")
-    torch.manual_seed(0)
-    config = UMT5Config(vocab_size=len(words), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
-    UMT5EncoderModel(config).save_pretrained(tmp_path / "text_encoder")
-    return tmp_path
+    return system.umt5(tmp_path)
 
 
 def test_embeddings_are_trimmed_to_their_length_and_zero_padded_to_512(folder):
