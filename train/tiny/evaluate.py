@@ -25,6 +25,7 @@ PROMPTS = (*HELD_OUT_SCENES, *TRAIN_SCENES[::5])
 TEACHER_STEPS = 50
 TEACHER_GUIDANCE = 2.0
 BATCH = 8
+SEED = 2000  # of reported tables; salt-tiny's weights were chosen among candidates on 1000
 
 
 def load_vae(folder: Path, device: str = "cpu") -> AutoencoderKLWan:
@@ -71,7 +72,7 @@ def score_model(
     prompts: tuple[Scene, ...] = PROMPTS,
     frames: int = 21,
     bidirectional: bool = False,
-    seed: int = 1000,
+    seed: int = SEED,
 ) -> list[ClipScore]:
     """One clip per prompt, decoded and scored. Seeds are fixed, so a table can be made again."""
     words = WordEmbedder()
@@ -120,5 +121,5 @@ def evaluate(
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".md").write_text(table + "\n")
     full = {name: {"summary": summarize(scores), "clips": as_rows(scores)} for name, scores in rows.items()}
-    out.with_suffix(".json").write_text(json.dumps(full, indent=1) + "\n")
+    out.with_suffix(".json").write_text(json.dumps(full) + "\n")
     return table

@@ -108,7 +108,7 @@ def ship(out: Path, student_to: Path, teacher_to: Path) -> None:
     vae_model.register_to_config(_name_or_path="salt-tiny")
     stages = (out / "rollout/final", out / "forcing/final", out / "teacher/final")
     best = SaltTransformer3DModel.from_pretrained(next(f for f in stages if f.exists()))
-    spec = StudentSpec(steps=STEP_LISTS[4])
+    spec = StudentSpec(steps=STEP_LISTS[8])
     pipe = SaltPipeline(best, vae_model, student=spec, words=WORDS, default_size=(64, 64))
     pipe.to(torch.float16).save_pretrained(student_to)
     save_diffusers(best, student_to / "transformer", spec=spec)  # the same again, with the spec in the file itself
