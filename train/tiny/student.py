@@ -265,7 +265,8 @@ def train_rollout(
     """Stage two, from stage one's result; needs prompts only, no clips.
 
     Leaves in `final/` the mean of two running averages of the weights: when imitation ended, and at the very end. The
-    first holds shapes better, the second colour, direction and speed; their mean scored at least as well as either (48 prompts, seed 1000).
+    first holds shapes better, the second colour, direction and speed; their mean scored at least as well as either
+    (48 prompts, seed 1000).
     """
     run = Run(folder)
     student, critic, teacher = (placed(SaltTransformer3DModel.from_pretrained(forced_folder), device) for _ in range(3))
