@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-PROMPT = "a fast red circle moving right"
+PROMPT = "a fast purple square moving up"
 FRAMES = 81
 
 
