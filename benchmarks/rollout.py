@@ -31,6 +31,8 @@ LATENT = 8  # the shapes world is 64 x 64 pixels
 POLICY = MemoryPolicy("sink", 12, 3)
 EARLY_BLOCK = 20
 SAMPLE = 20  # blocks whose median is compared
+# Late enough that the window has evicted, early enough that rounding has not grown: a rollout feeds on itself.
+COMPARED_BLOCK = 6
 
 
 @torch.no_grad()
@@ -38,15 +40,17 @@ def timed_rollout(student: SaltTransformer3DModel, memory: KVMemory, frames: int
     """Seconds of every block (its context pass included), and resident MiB after every block."""
     text = Conditioning(WordEmbedder().encode([PROMPT]))
     noise = SeededNoise(0, 1, student.config.in_channels, LATENT, LATENT)
-    seconds, resident, last = [], [], None
+    seconds, resident, compared = [], [], None
     gc.collect()
     began = time.perf_counter()
     for block in rollout(StudentModel(student), text, memory, noise, frames, RolloutSettings(fuse=fuse)):
         now = time.perf_counter()
         seconds.append(now - began)
         resident.append(resident_mib())
-        began, last = now, block.latents
-    return {"seconds": seconds, "resident": resident, "last": last}
+        began = now
+        if block.index == COMPARED_BLOCK:
+            compared = block.latents
+    return {"seconds": seconds, "resident": resident, "compared": compared}
 
 
 def at(values: list[float], block: int) -> float:
@@ -55,7 +59,7 @@ def at(values: list[float], block: int) -> float:
 
 
 def run(frames: int, peer_frames: int) -> dict:
-    student = load_student(TINY).eval()
+    student = load_student(TINY, dtype=torch.float32).eval()
     ours = timed_rollout(student, student.new_memory(POLICY, 1, LATENT, LATENT), frames)
     geometry = student.memory_geometry(1, LATENT, LATENT)
     # Peers last: on a CPU it matters who finds the allocator warm, so the plain loop is timed again beside them.
@@ -81,7 +85,7 @@ def run(frames: int, peer_frames: int) -> dict:
         "fused_over_plain": median(fused["seconds"][EARLY_BLOCK:]) / plain,
         "int8_over_plain": median(quantised["seconds"][EARLY_BLOCK:]) / plain,
         "int8_bytes_over_bf16": int8.nbytes / estimate_bytes(POLICY, geometry, torch.bfloat16),
-        "cloning_max_difference": (cloning["last"] - beside["last"]).abs().max().item(),
+        "cloning_max_difference": (cloning["compared"] - beside["compared"]).abs().max().item(),
     }
 
 
@@ -95,7 +99,9 @@ def show(results: dict) -> None:
     table.add_row("fused context pass, over plain", f"{results['fused_over_plain']:.2f}", "")
     table.add_row("int8 memory, time over plain", f"{results['int8_over_plain']:.2f}", "")
     table.add_row("int8 memory, bytes over bf16", f"{results['int8_bytes_over_bf16']:.3f}", "0.55")
-    table.add_row("peer's latents, largest difference", f"{results['cloning_max_difference']:.1e}", "same clip")
+    table.add_row(
+        "peer's latents at block 6, largest difference", f"{results['cloning_max_difference']:.1e}", "same clip"
+    )
     Console().print(table)
 
 
