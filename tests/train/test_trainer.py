@@ -163,7 +163,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path, mode):
     subprocess.run(
         [sys.executable, script, str(tmp_path), "single", "5", str(tmp_path / "one")], check=True, env=environment
     )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", script]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
     subprocess.run([*launch, str(tmp_path), mode, "5", str(tmp_path / mode)], check=True, env=environment)
     one, two = curve(tmp_path / "one"), curve(tmp_path / mode)
     assert [r[:2] for r in one] == [r[:2] for r in two] and {r[0] for r in one} == {1, 2, 3, 4, 5}
