@@ -7,9 +7,10 @@ states only what makes it different.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,12 +129,13 @@ class Optimisation:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """out: the run folder. keep: complete checkpoints kept. every_*: in generator updates, 0 is never.
+    """out: the run folder, runs/NAME where a recipe file states none. keep: complete checkpoints kept.
 
+    *_every: in generator updates, 0 is never. sample_prompts: clips in the grid, of the first prompts of the list.
     tracker: through accelerate; `none` writes only losses.csv and the plot. diverged: stop when the generator's
     gradient norm passes this many times its running median."""
 
-    out: str = "runs/distill"
+    out: str = ""
     seed: int = 0
     save_every: int = 50
     keep: int = 2
@@ -169,30 +171,62 @@ class Recipe:
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file (or the name of one of ours) and apply `key=value` overrides (`optimisation.lr=1e-5`).
 
+    A file may name a `base`, a recipe beside it whose keys hold where it states none of its own. `name` is the file's
+    by default, `run.out` then runs/NAME.
     Raises RecipeError for an unknown key (with the nearest known one), a value of the wrong type, YAML that is none.
     """
-    path = Path(path)
-    if not path.exists() and (RECIPES / f"{path.stem}.yaml").exists():
-        path = RECIPES / f"{path.stem}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
-        raise RecipeError(f"{path}: found no such recipe, expected a YAML file or one of: {known}")
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: is no YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict):
-        raise RecipeError(f"{path}: found {type(values).__name__}, expected keys and values")
+    path = find_recipe(Path(path))
+    values = _read(path)
+    values.setdefault("name", path.stem)
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign:
             raise RecipeError(f"{override!r}: expected key=value, for example optimisation.lr=1e-5")
-        target = values
-        *sections, last = key.split(".")
-        for section in sections:
-            target = target.setdefault(section, {})
-        target[last] = yaml.safe_load(text)
-    return _build(Recipe, values, str(path))
+        section, dot, last = key.partition(".")
+        if not dot:
+            values[key] = _value_of(text, override)
+        elif isinstance(values.setdefault(section, {}), dict):
+            values[section][last] = _value_of(text, override)
+    recipe = _build(Recipe, values, str(path))
+    return recipe if recipe.run.out else replace(recipe, run=replace(recipe.run, out=f"runs/{recipe.name}"))
+
+
+def find_recipe(path: Path) -> Path:
+    """A recipe's file, by path or by the name of one of ours. Raises RecipeError where there is none."""
+    if not path.exists() and (RECIPES / f"{path.name.removesuffix('.yaml')}.yaml").exists():
+        path = RECIPES / f"{path.name.removesuffix('.yaml')}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        raise RecipeError(f"{path}: found no such recipe, expected a YAML file or one of: {known}")
+    return path
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Keys and values of a file, those of its base below them. A value, a mapping too, is replaced as a whole."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: is no YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: found {type(values).__name__}, expected keys and values")
+    named = values.pop("base", None)
+    if named is None:
+        return values
+    base = path.parent / f"{named}.yaml"
+    if not base.is_file() or base in (path, *above):
+        raise RecipeError(f"{path}: base: found {named!r}, expected another recipe's name beside it (no {base})")
+    merged = _read(base, (path, *above))
+    for key, value in values.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = {**merged[key], **value} if both else value
+    return merged
+
+
+def _value_of(text: str, override: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{override!r}: is no YAML ({' '.join(str(error).split())})") from error
 
 
 def _build(kind: type, values: Mapping[str, Any], where: str) -> Any:
@@ -216,6 +250,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             raise RecipeError(f"{where}: found {value!r}, expected a section of keys and values")
         return _build(typing.cast(type, hint), value, where)
     if origin is Literal:
+        value = "no" if value is False and "no" in parts else value  # which is what YAML makes of a bare no
         if value not in parts:
             raise RecipeError(f"{where}: found {value!r}, expected one of {', '.join(map(str, parts))}")
         return value
@@ -230,6 +265,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             return float(value)  # YAML reads 1e-5 as text
         except ValueError:
             raise RecipeError(f"{where}: found {value!r}, expected a number") from None
+    if hint is str and value is None:
+        return ""  # key= on the command line, an empty value in a file
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise RecipeError(f"{where}: found {value!r}, expected {hint.__name__}")
     return value
@@ -279,6 +316,9 @@ def check_recipe(recipe: Recipe, processes: int = 1) -> None:
             f"optimisation.batch: found {opt.batch}, expected a multiple of micro_batch {opt.micro_batch} x "
             f"{processes} processes"
         )
+    tracker = recipe.run.tracker
+    if tracker != "none" and not importlib.util.find_spec(tracker):
+        raise RecipeError(f"run.tracker: found {tracker} without its package, pip install it or use none")
     if opt.critic_per_generator < 1 or opt.updates < 1 or recipe.run.keep < 1:
         raise RecipeError("optimisation.critic_per_generator, optimisation.updates, run.keep: expected 1 or more")
 

@@ -1,0 +1,130 @@
+"""Recipes: the shipped ones hold the released numbers; what is wrong with one is said in a line, before any weight."""
+
+from dataclasses import replace
+
+import pytest
+import small
+
+from train.backbones import backbones, check_backbones, config_of
+from train.recipe import RECIPES, Losses, RecipeError, check_recipe, load_recipe
+
+NAMES = sorted(p.stem for p in RECIPES.glob("*.yaml"))
+MIXED = {8: 0.4, 4: 0.4, 2: 0.2}
+
+
+def test_every_recipe_fits_its_backbones():
+    assert len(NAMES) >= 24
+    for name in NAMES:
+        recipe = load_recipe(name)
+        check_backbones(recipe)
+        assert recipe.name == name and recipe.run.out == f"runs/{name}"
+
+
+@pytest.mark.parametrize(
+    "setting, start, aligned", [("self_forcing", 200, False), ("causal_forcing", 140, True), ("longlive", 240, True)]
+)
+def test_the_released_numbers(setting, start, aligned):
+    baseline, sc, salt = (load_recipe(f"{setting}{end}") for end in ("", "_sc", "_salt"))
+    assert baseline.rollout.share == {4: 1.0} and baseline.loss == Losses()
+    assert sc.rollout.share == salt.rollout.share == MIXED and sc.loss == Losses(semigroup=0.2)
+    wanted = Losses(semigroup=0.2, align="release", align_start=start, noise_aligned=aligned)
+    assert salt.loss == wanted and wanted.align_weight == 0.1 and wanted.align_block == 20 and wanted.guidance == 3.0
+    for recipe in (baseline, sc, salt):
+        opt = recipe.optimisation
+        assert (opt.lr, opt.critic_lr, opt.batch, opt.ema, opt.ema_start) == (2e-6, 4e-7, 64, 0.99, 200)
+        assert (opt.betas, opt.weight_decay, opt.clip, opt.critic_per_generator) == ((0.0, 0.999), 0.01, 10.0, 5)
+        assert str(recipe.policy) == ("sink:3,window:12" if setting == "longlive" else "full")
+        assert (recipe.rollout.frames, recipe.rollout.frames_per_block) == (21, 3)
+        assert recipe.data.negative.startswith("色调艳丽") and recipe.models.teacher.endswith("14B")
+    assert load_recipe("causal_forcing_frame_salt").rollout.frames_per_block == 1
+
+
+def test_backbones_are_known_by_name_or_read(tmp_path):
+    sizes = {k: (c["num_layers"], c["in_channels"]) for k, c in backbones(load_recipe("i2v_sc")).items()}
+    assert sizes == {"student": (40, 36), "critic": (40, 36), "teacher": (40, 36)}
+    assert backbones(load_recipe("self_forcing"))["student"]["num_layers"] == 30
+    small.recipe(tmp_path)
+    assert config_of(str(tmp_path / "student"))["num_layers"] == 2
+    with pytest.raises(RecipeError, match="tells no size"):
+        config_of("checkpoints/mystery.pt")
+
+
+def test_overrides_and_bases(tmp_path):
+    recipe = load_recipe("tiny_salt", ["optimisation.lr=1e-5", "rollout.share={8: 1.0}", "optimisation.precision=no"])
+    assert recipe.optimisation.lr == 1e-5 and recipe.rollout.share == {8: 1.0}
+    (tmp_path / "mine.yaml").write_text("base: other\nloss: {semigroup: 0.1}\n")
+    (tmp_path / "other.yaml").write_text("loss: {guidance: 2}\nrun: {out: here}\n")
+    mine = load_recipe(tmp_path / "mine.yaml")
+    assert (mine.loss.semigroup, mine.loss.guidance, mine.run.out, mine.name) == (0.1, 2.0, "here", "mine")
+
+
+@pytest.mark.parametrize(
+    "text, complaint",
+    [
+        ("loss: {gudance: 3}", "loss: unknown key 'gudance', did you mean guidance"),
+        ("loss: {guidance: much}", "loss: guidance: found 'much', expected a number"),
+        ("loss: [1]", "loss: found .*, expected a section"),
+        ("rollout: {share: {8: half}}", "share: found 'half', expected a number"),
+        ("base: nobody", "base: found 'nobody', expected another recipe's name"),
+        ("base: it", "base: found 'it', expected another recipe's name"),
+        ("[1, 2]", "found list, expected keys and values"),
+        ("a: [", "is no YAML"),
+    ],
+)
+def test_a_bad_file_is_told_in_one_line(tmp_path, text, complaint):
+    (tmp_path / "it.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=complaint) as told:
+        load_recipe(tmp_path / "it.yaml")
+    assert "\n" not in str(told.value)
+
+
+def test_an_unknown_recipe_names_ours():
+    with pytest.raises(RecipeError, match="expected a YAML file or one of: .*self_forcing_salt"):
+        load_recipe("no_such")
+    with pytest.raises(RecipeError, match="expected key=value"):
+        load_recipe("tiny", ["faster"])
+
+
+def test_what_cannot_work_is_refused_before_anything_loads(tmp_path):
+    good = small.recipe(tmp_path)
+    check_recipe(good)
+    (tmp_path / "empty.txt").write_text("\n \n")
+    wrong = {
+        "models.student: found no such file": dict(models=dict(student="nowhere.pt")),
+        "data.prompts: found no such file": dict(data=dict(prompts=str(tmp_path / "none.txt"))),
+        "data.prompts: .* is empty": dict(data=dict(prompts=str(tmp_path / "empty.txt"))),
+        "data.embeddings: found no such folder": dict(data=dict(embeddings="nowhere")),
+        "models.text: found no such folder": dict(models=dict(text="nowhere")),
+        "rollout.share: found": dict(rollout=dict(share={8: 0.5})),
+        "loss.semigroup: found a weight, expected 8": dict(rollout=dict(share={4: 1.0}), loss=dict(align="none")),
+        "loss.align: found it with a bidirectional": dict(rollout=dict(kind="bidirectional")),
+        "rollout.frames, rollout.window: found 7": dict(rollout=dict(frames=7)),
+        "rollout.window: found 9, expected at most": dict(rollout=dict(window=9)),
+        "rollout.memory: window: found 2, expected at least 3": dict(rollout=dict(memory="window:2")),
+        "optimisation.batch: found 3, expected a multiple": dict(optimisation=dict(batch=3)),
+        "loss.guidance_max: found 1": dict(loss=dict(guidance_max=1.0)),
+        "run.tracker: found nothing_such": dict(run=dict(tracker="nothing_such")),
+    }
+    for complaint, sections in wrong.items():
+        with pytest.raises(RecipeError, match=complaint):
+            check_recipe(small.recipe(tmp_path, **sections))
+    with pytest.raises(RecipeError, match="2 x 3 processes"):
+        check_recipe(good, processes=3)
+
+
+def test_backbones_that_do_not_go_together_are_refused(tmp_path):
+    good = small.recipe(tmp_path)
+    wrong = {
+        "loss.align_block: found 2, expected 0 to 1": dict(loss=dict(align_block=2)),
+        "data.images: found start images, expected none": dict(data=dict(images=str(tmp_path))),
+        r"rollout.height, rollout.width: found 5 and 4, expected multiples of the patch 2x2": dict(
+            rollout=dict(height=5)
+        ),
+    }
+    for complaint, sections in wrong.items():
+        with pytest.raises(RecipeError, match=complaint):
+            check_backbones(small.recipe(tmp_path, **sections))
+    with pytest.raises(RecipeError, match=r"models: found channels .*'teacher': \(36, 16\)"):
+        check_backbones(replace(good, models=replace(good.models, teacher="Wan2.1-I2V-14B")))
+    with pytest.raises(RecipeError, match="data.images: found none"):
+        check_backbones(load_recipe("i2v", ["data.images="]))
