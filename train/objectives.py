@@ -14,6 +14,7 @@ from torch import Tensor
 
 from salt.prompts import Conditioning
 from salt.schedule import NUM_TRAIN_TIMESTEPS, add_noise, flow_to_x0
+from train.causal import blocks_of, causal_flow
 from train.choices import ALIGN_STEPS, Choices, noise_like, number, score_sigmas
 from train.losses import (
     critic_flow_loss,
@@ -56,20 +57,13 @@ def score(model: Any, x: Tensor, sigma: Tensor, conditioning: Conditioning, reci
 
     clean: the clip itself, which the causal score sees as the past of every block (Salt++, "AR-AR").
     """
-    t = sigma * NUM_TRAIN_TIMESTEPS
+    if recipe.loss.score == "causal":
+        blocks, sigma_BF = blocks_of(recipe.rollout, x.shape[2]), sigma[:, None].expand(-1, x.shape[2])
+        return causal_flow(model, x, sigma_BF, conditioning, blocks, recipe.policy, clean)
     if conditioning.channels is not None:
-        channels = conditioning.channels[:, :, : x.shape[2]]
-        x, clean = torch.cat([x, channels], 1), torch.cat([clean, channels], 1)
-    if recipe.loss.score == "bidirectional":
-        return model(x, t, conditioning.text, conditioning.image, return_dict=False)[0]
-    r, frames = recipe.rollout, x.shape[2]
-    lead = [1] if r.independent_first_frame and frames % r.frames_per_block else []
-    blocks = lead + [r.frames_per_block] * ((frames - len(lead)) // r.frames_per_block)
-    scope = model.block_causal(blocks, r.height, r.width, clean_context=True, policy=recipe.policy)
-    t_BF = torch.cat([torch.zeros_like(t)[:, None].expand(-1, frames), t[:, None].expand(-1, frames)], dim=1)
-    both = torch.cat([clean, x], dim=2)
-    flow = model(both, t_BF, conditioning.text, conditioning.image, return_dict=False, scope=scope)[0]
-    return flow[:, :, frames:]
+        x = torch.cat([x, conditioning.channels[:, :, : x.shape[2]]], dim=1)
+    t = sigma * NUM_TRAIN_TIMESTEPS
+    return model(x, t, conditioning.text, conditioning.image, return_dict=False)[0]
 
 
 def generator_loss(

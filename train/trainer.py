@@ -1,11 +1,12 @@
-"""The training loop: critic, critic, critic, critic, critic, generator, and again.
+"""The training loop that every stage shares: gradients accumulated to the recipe's global batch, clipped, applied,
+averaged, logged, checkpointed, resumed, exported.
 
-Everything random is drawn in `choices.py`, everything to minimise lies in `objectives.py`; here is only the order of
-things: gradients accumulated to the recipe's global batch, clipped, applied, averaged, logged, checkpointed.
+What an update consists of is a stage's own: `distiller.py` (SC-DMD) and `starter.py` (the students it begins with).
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,10 @@ from accelerate.utils import ProjectConfiguration
 from torch import Tensor
 
 from salt.student import SaltTransformer3DModel
-from train.building import build_critic, build_student, build_teacher, export_student, make_optimizer
+from train.building import build_student, export_student, make_optimizer
 from train.checkpoints import CheckpointFolder
-from train.choices import Choices, draw_choices
 from train.data import Prompts
-from train.objectives import Batch, Models, critic_clip, critic_loss, generator_loss
+from train.objectives import Batch
 from train.parallel import Ema, Mode, Wrapped, mean_over_processes
 from train.recipe import Recipe
 from train.watch import Diverged, Guard, Watch
@@ -45,34 +45,11 @@ class Learner:
         return norm
 
 
-class Called:
-    """A wrapped model as the objectives call one, brought to the device for the call if it waits on the CPU."""
+class Trainer(ABC):
+    """One run. `run()` goes on from the newest complete checkpoint to the recipe's last update.
 
-    def __init__(self, wrapped: Wrapped, device: torch.device, offload: bool = False) -> None:
-        self.wrapped, self.device, self.offload = wrapped, device, offload
-
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        return self._run(lambda model: model(*arguments, **options))
-
-    def features(self, *arguments: Any, **options: Any) -> Any:
-        return self._run(lambda model: model.features(*arguments, **options))
-
-    def block_causal(self, *arguments: Any, **options: Any) -> Any:
-        return self.wrapped.model.block_causal(*arguments, **options)
-
-    def _run(self, function: Callable[[Any], Any]) -> Any:
-        if self.offload:
-            self.wrapped.model.to(self.device)
-        try:
-            return self.wrapped(function)
-        finally:
-            # Where gradient flows through it (alignment) its weights are needed until backward.
-            if self.offload and not torch.is_grad_enabled():
-                self.wrapped.model.to("cpu")
-
-
-class Trainer:
-    """One distillation run. `run()` goes on from the newest complete checkpoint to the recipe's last update."""
+    A stage adds its own learners to `learners` and says what an update is.
+    """
 
     def __init__(self, recipe: Recipe, mode: Mode = "single") -> None:
         self.recipe = recipe
@@ -81,24 +58,24 @@ class Trainer:
         places = ProjectConfiguration(str(out), str(out / "logs"))
         self.accelerator = Accelerator(log_with=tracker, project_config=places)
         self.device = self.accelerator.device
-        bf16, offload = opt.precision == "bf16", recipe.models.offload
-        student, critic, teacher = (
-            build_student(recipe, self.device),
-            build_critic(recipe, self.device),
-            build_teacher(recipe),
-        )
-        self.student = self._learner(student, mode, opt.lr, bf16)
-        self.critic = self._learner(critic, mode, opt.critic_lr, bf16)
-        if not offload:
-            torch.nn.Module.to(teacher, self.device)
-        self.teacher = Called(Wrapped(teacher, "single" if offload else mode, bf16), self.device, offload)
+        student = build_student(recipe, self.device)
+        self.student = self.learner(student, mode, opt.lr)
+        self.learners = {"student": self.student}
         self.ema = Ema(student, opt.ema)
         self.prompts = Prompts(recipe, self.device, student.config.in_channels - student.config.out_channels)
         self.guard = Guard(recipe.run.diverged)
         self.folder = CheckpointFolder(out / "checkpoints", recipe.run.keep)
 
-    def _learner(self, model: SaltTransformer3DModel, mode: Mode, lr: float, bf16: bool) -> Learner:
-        wrapped = Wrapped(model, mode, bf16)
+    @abstractmethod
+    def update(self, update: int) -> dict[str, float]:
+        """One update of the student, `update` counted from 0; mean losses over the global batch."""
+
+    @property
+    def bf16(self) -> bool:
+        return self.recipe.optimisation.precision == "bf16"
+
+    def learner(self, model: SaltTransformer3DModel, mode: Mode, lr: float) -> Learner:
+        wrapped = Wrapped(model, mode, self.bf16)
         return Learner(wrapped, make_optimizer(wrapped.parameters(), self.recipe, lr), lr)
 
     def run(self, on_update: Callable[[Trainer, int], None] | None = None) -> int:
@@ -126,27 +103,22 @@ class Trainer:
                     on_update(self, done)
         return done
 
-    def update(self, update: int) -> dict[str, float]:
-        """One generator update after its critic updates; mean losses over the global batch."""
+    def warmup(self, update: int) -> float:
+        """Share of the learning rate that holds at this update."""
+        steps = self.recipe.optimisation.warmup
+        return min((update + 1) / steps, 1.0) if steps else 1.0
+
+    def step_student(self, update: int) -> float:
+        """Apply the student's gradient and average its weights; returns the gradient's norm."""
         opt = self.recipe.optimisation
-        values: dict[str, float] = {}
-        warmup = min((update + 1) / opt.warmup, 1.0) if opt.warmup else 1.0
-        for i in range(opt.critic_per_generator):
-            step = update * opt.critic_per_generator + i
-            choices = draw_choices(self.recipe, step, "critic")
-            values |= self.accumulate(self.critic, self._critic, step, "critic", choices)
-            self.critic.step(opt.clip, warmup)
-        choices = draw_choices(self.recipe, update, "generator")
-        values |= self.accumulate(self.student, self._generator, update, "generator", choices)
-        values["norm"] = self.student.step(opt.clip, warmup)
+        norm = self.student.step(opt.clip, self.warmup(update))
         if update + 1 >= opt.ema_start:
             self.ema.update()
-        return values
+        return norm
 
     def accumulate(
-        self, learner: Learner, loss_of: Callable[..., tuple[Tensor, dict[str, float]]], update: int, role: str,
-        choices: Choices,
-    ) -> dict[str, float]:  # fmt: skip
+        self, learner: Learner, loss_of: Callable[[Batch], tuple[Tensor, dict[str, float]]], update: int, role: str
+    ) -> dict[str, float]:
         """Backward over this process's share of the global batch, in micro-batches."""
         opt = self.recipe.optimisation
         share = opt.batch // self.accelerator.num_processes
@@ -156,24 +128,11 @@ class Trainer:
         for start in starts:
             batch = self.prompts.batch(update, range(start, start + opt.micro_batch), role)
             with learner.model.accumulating(last=start == starts[-1]):
-                loss, parts = loss_of(batch, choices, update)
+                loss, parts = loss_of(batch)
                 (loss / len(starts)).backward()
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0.0) + value / len(starts)
         return {name: mean_over_processes(value, self.device) for name, value in sums.items()}
-
-    def _critic(self, batch: Batch, choices: Choices, update: int) -> tuple[Tensor, dict[str, float]]:
-        x0 = self.student.model(critic_clip, batch, self.recipe, choices, update)
-        loss = self.critic.model(critic_loss, x0, batch, self.recipe, update)
-        return loss, {"critic": loss.item()}
-
-    def _generator(self, batch: Batch, choices: Choices, update: int) -> tuple[Tensor, dict[str, float]]:
-        critic = Called(self.critic.model, self.device)
-
-        def term(student: Any) -> tuple[Tensor, dict[str, float]]:
-            return generator_loss(Models(student, critic, self.teacher), batch, self.recipe, choices, update)
-
-        return self.student.model(term)
 
     def resume(self) -> int:
         """Load the newest complete checkpoint; returns the finished generator updates (0 without one)."""
@@ -183,7 +142,7 @@ class Trainer:
         if parts["ema"]:
             self.student.model.load_state(parts["ema"])
             self.ema.update()
-        for name, learner in (("student", self.student), ("critic", self.critic)):
+        for name, learner in self.learners.items():
             learner.model.load_state(parts[name])
             learner.model.load_optimizer_state(learner.optimizer, parts[f"{name}_optimizer"])
         states = parts["run"]["rng"]
@@ -195,7 +154,7 @@ class Trainer:
         """A complete checkpoint after `done` generator updates. Every process takes part, one writes."""
         states: Any = self.accelerator.gather(torch.get_rng_state()[None].to(self.device))
         parts: dict[str, Any] = {"ema": self.averaged_state() if self.ema.shadow else {}}
-        for name, learner in (("student", self.student), ("critic", self.critic)):
+        for name, learner in self.learners.items():
             parts[name] = learner.model.state()
             parts[f"{name}_optimizer"] = learner.model.optimizer_state(learner.optimizer)
         parts["run"] = {"updates": done, "rng": list(states.cpu()), "norms": list(self.guard.norms)}

@@ -16,7 +16,7 @@ import torch
 from salt.checkpoints import load_student, read_checkpoint
 from train.checkpoints import CheckpointFolder
 from train.choices import Choices
-from train.trainer import Trainer
+from train.distiller import Distiller
 from train.watch import Diverged, Guard
 
 ROOT = Path(__file__).parents[2]
@@ -29,10 +29,10 @@ def curve(folder):
 
 def test_resume_continues_to_the_bit(tmp_path):
     whole = small.recipe(tmp_path, optimisation=dict(updates=4), run=dict(out=str(tmp_path / "whole")))
-    Trainer(whole).run()
+    Distiller(whole).run()
     for updates in (2, 4):
         recipe = small.recipe(tmp_path, optimisation=dict(updates=updates), run=dict(out=str(tmp_path / "parts")))
-        trainer = Trainer(recipe)
+        trainer = Distiller(recipe)
         assert trainer.run() == updates
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole") and len(curve(tmp_path / "whole")) >= 16
     again = CheckpointFolder(tmp_path / "parts" / "checkpoints", 2).latest()
@@ -42,16 +42,13 @@ def test_resume_continues_to_the_bit(tmp_path):
     assert sorted(p.name for p in (tmp_path / "parts" / "checkpoints").iterdir()) == ["step-00000003", "step-00000004"]
 
 
-def test_every_term_of_the_loss_reaches_the_student(tmp_path, monkeypatch):
-    import train.trainer as trainer_module
-
+def test_every_term_of_the_loss_reaches_the_student(tmp_path):
     recipe = small.recipe(tmp_path)
-    trainer = Trainer(recipe)
+    trainer = Distiller(recipe)
 
     def parts(choices):
-        monkeypatch.setattr(trainer_module, "draw_choices", lambda *_: choices)
         batch = trainer.prompts.batch(0, range(2), "generator")
-        loss, parts = trainer._generator(batch, choices, 0)
+        loss, parts = trainer._generator(choices, 0)(batch)
         loss.backward()
         return parts
 
@@ -65,7 +62,7 @@ def test_every_term_of_the_loss_reaches_the_student(tmp_path, monkeypatch):
 
 
 def test_exported_student_is_read_by_the_loaders(tmp_path):
-    trainer = Trainer(small.recipe(tmp_path, optimisation=dict(updates=1)))
+    trainer = Distiller(small.recipe(tmp_path, optimisation=dict(updates=1)))
     trainer.run()
     trainer.export(tmp_path / "student.safetensors")
     spec = read_checkpoint(tmp_path / "student.safetensors").spec
@@ -78,7 +75,7 @@ def test_exported_student_is_read_by_the_loaders(tmp_path):
 
 def test_lora_student_trains_its_adapter_and_exports_whole(tmp_path):
     recipe = small.recipe(tmp_path, models=dict(lora_rank=4), optimisation=dict(updates=1))
-    trainer = Trainer(recipe)
+    trainer = Distiller(recipe)
     frozen = trainer.student.model.model.blocks[0].attn1.to_q.base_layer.weight.clone()
     trainer.run()
     model = trainer.student.model.model
@@ -95,18 +92,18 @@ def test_bidirectional_and_causal_score_settings_run(tmp_path):
         tmp_path, rollout=dict(kind="bidirectional", share={8: 1.0}), loss=dict(align="none"),
         optimisation=dict(updates=1), run=dict(out=str(tmp_path / "b")),
     )  # fmt: skip
-    assert Trainer(bidirectional).run() == 1
+    assert Distiller(bidirectional).run() == 1
     causal = small.recipe(
         tmp_path,
         loss=dict(score="causal", align="release", semigroup_operator="sampler", semigroup_stop_gradient=False),
         optimisation=dict(updates=1), run=dict(out=str(tmp_path / "c")),
     )  # fmt: skip
-    assert Trainer(causal).run() == 1
+    assert Distiller(causal).run() == 1
 
 
 def test_guard_stops_and_names_the_checkpoint(tmp_path, monkeypatch):
     recipe = small.recipe(tmp_path, optimisation=dict(updates=3))
-    trainer = Trainer(recipe)
+    trainer = Distiller(recipe)
     update = trainer.update
     monkeypatch.setattr(trainer, "update", lambda u: {**update(u), **({"dmd": float("nan")} if u == 2 else {})})
     with pytest.raises(Diverged, match="update 3: dmd is nan; stopped, last good checkpoint: step-00000002"):
@@ -141,10 +138,10 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import small
-from train.trainer import Trainer
+from train.distiller import Distiller
 folder, mode, updates, out = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
 recipe = small.recipe(folder, optimisation=dict(updates=updates, micro_batch=1), run=dict(out=out, save_every=1))
-Trainer(recipe, mode).run()
+Distiller(recipe, mode).run()
 """
 
 

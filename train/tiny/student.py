@@ -27,6 +27,7 @@ from salt.rollout import RolloutSettings, rollout
 from salt.schedule import Schedule, add_noise, flow_to_x0, warp
 from salt.student import SaltTransformer3DModel, StudentModel
 from salt.words import WordEmbedder
+from train.causal import causal_flow
 from train.losses import critic_flow_loss, dmd_gradient, dmd_loss, guided_x0
 from train.shapes.world import random_scenes
 from train.tiny.common import Run, placed, seeded, update_ema, warmup_cosine
@@ -74,12 +75,8 @@ def forcing_forward(
     model: SaltTransformer3DModel, past: Tensor, noisy: Tensor, sigma_BF: Tensor, text: Tensor
 ) -> Tensor:
     """Flow of every noisy block given the clean blocks before it; past and noisy [B, 16, F, H, W]."""
-    frames, height, width = noisy.shape[2:]
-    scope = model.block_causal([BLOCK] * (frames // BLOCK), height, width, clean_context=True, policy=MEMORY)
-    timestep = 1000 * torch.cat([torch.zeros_like(sigma_BF), sigma_BF], dim=1)
-    both = torch.cat([past, noisy], dim=2)
-    (flow,) = model(both, timestep, text, return_dict=False, scope=scope)
-    return flow[:, :, frames:]
+    blocks = [BLOCK] * (noisy.shape[2] // BLOCK)
+    return causal_flow(model, noisy, sigma_BF, Conditioning(text), blocks, MEMORY, past)
 
 
 def forcing_loss(model: SaltTransformer3DModel, x0: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
