@@ -60,12 +60,14 @@ def check_backbones(recipe: Recipe) -> None:
     if len(set(channels.values())) > 1:
         raise RecipeError(f"models: found channels (in, out) {channels}, expected the same of all three")
     layers = found["teacher"]["num_layers"]
-    if recipe.loss.align != "none" and not 0 <= recipe.loss.align_block < layers:
+    if recipe.stage == "distill" and recipe.loss.align != "none" and not 0 <= recipe.loss.align_block < layers:
         raise RecipeError(
             f"loss.align_block: found {recipe.loss.align_block}, expected 0 to {layers - 1} "
             "(the teacher's transformer blocks)"
         )
     extra, out = channels["student"][0] - channels["student"][1], channels["student"][1]
+    if extra and recipe.stage != "distill":
+        raise RecipeError(f"stage: found {recipe.stage} with an image-to-video student, expected a text-to-video one")
     if extra and (not recipe.data.images or recipe.data.prompts == "shapes"):
         raise RecipeError("data.images: found none, expected precomputed start images (the student is I2V)")
     if not extra and recipe.data.images:

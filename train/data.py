@@ -44,12 +44,14 @@ class Prompts:
     """Prompt and conditioning of every sample of every update: a shuffled pass over the list, then the next.
 
     The order is a function of the seed alone, so the data's position is the update's number and nothing else.
+    channels: of the condition beside the latents, 0 for text-to-video. lines: another list than the recipe's.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device, channels: int = 0) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device, channels: int = 0, lines: list[str] | None = None) -> None:
         self.recipe, self.device = recipe, device
         self.encoder = text_encoder(recipe)
-        self.lines = [] if recipe.data.prompts == "shapes" else read_prompts(Path(recipe.data.prompts))
+        shapes = recipe.data.prompts == "shapes"
+        self.lines = lines if lines is not None else [] if shapes else read_prompts(Path(recipe.data.prompts))
         self.starts = ImageStarts(recipe, device) if channels else None
         self.negative = self.encoder.encode([recipe.data.negative])
         self._orders: dict[tuple[str, int], list[int]] = {}
@@ -70,13 +72,18 @@ class Prompts:
         return self._orders[role, epoch][place]
 
     def batch(self, update: int, samples: range, role: str) -> Batch:
-        text = self.encoder.encode([self.prompt(update, i, role) for i in samples]).to(self.device)
-        negative = self.negative.expand(len(samples), -1, -1).to(self.device)
+        prompts = [self.prompt(update, i, role) for i in samples]
+        lines = [self.line(update, i, role) for i in samples] if self.starts else []
+        return Batch(samples, *self.conditioning(prompts, lines))
+
+    def conditioning(self, prompts: list[str], lines: list[int] | None = None) -> tuple[Conditioning, Conditioning]:
+        """Conditionings of prompts, and of the negative prompt beside the same start images (of the list's `lines`)."""
+        text = self.encoder.encode(prompts).to(self.device)
+        negative = self.negative.expand(len(prompts), -1, -1).to(self.device)
         image = channels = None
         if self.starts is not None:
-            image, channels = self.starts([self.line(update, i, role) for i in samples])
-        conditioning = Conditioning(text.float(), image, channels)
-        return Batch(samples, conditioning, Conditioning(negative.float(), image, channels))
+            image, channels = self.starts(lines or [])
+        return Conditioning(text.float(), image, channels), Conditioning(negative.float(), image, channels)
 
 
 class ImageStarts:

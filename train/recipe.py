@@ -7,7 +7,6 @@ states only what makes it different.
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -17,7 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from salt.memory import MemoryPolicy
-from salt.schedule import STEP_LISTS, Schedule
+from salt.schedule import Schedule
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -30,13 +29,15 @@ class RecipeError(ValueError):
 class Models:
     """Checkpoints, in any layout `salt.checkpoints` reads. critic: by default the teacher where it has the student's
     size, else the student's own start. text: folder with text_encoder/ and tokenizer/, or `words` for the Shapes world.
-    lora_rank: 0 trains the whole student. offload: teacher and text encoder wait on the CPU between uses."""
+    vae: diffusers folder of Wan's autoencoder, which samples are decoded with. lora_rank: 0 trains the whole student.
+    offload: the teacher waits on the CPU between uses (the text encoder always does)."""
 
     student: str = ""
     teacher: str = ""
     critic: str = ""
     weights: Literal["auto", "ema", "regular"] = "auto"
     text: str = "words"
+    vae: str = ""
     lora_rank: int = 0
     offload: bool = False
     checkpointing: bool = True
@@ -47,12 +48,14 @@ class Data:
     """prompts: a text file, one per line, or `shapes`. embeddings: folder made by `python -m train precompute`.
 
     images: folder with one start image per prompt line, for I2V (its name is the line's number, from 0).
+    clips: folder of clips for the stages `ode` and `tf`, each with its prompt (`train.clips`).
     negative: the teacher's negative prompt.
     """
 
     prompts: str = "shapes"
     embeddings: str = ""
     images: str = ""
+    clips: str = ""
     negative: str = ""
 
 
@@ -107,9 +110,28 @@ class Losses:
 
 
 @dataclass(frozen=True)
+class Starting:
+    """The stages that make a student for distillation to begin with.
+
+    teacher: `bidirectional`, whose trajectories the student follows past blocks as noisy as its own (CausVid, Self
+    Forcing), or `causal`, a teacher-forced one that goes block by block, past clean blocks (Causal Forcing).
+    teacher_steps: Euler steps of a trajectory. guidance: on it, cond + g (cond - uncond). clips: how many of them
+    `precompute` makes. history_noise: largest noise level mixed into the clean past of a teacher-forced clip.
+    prompt_dropout: share of clips under the negative prompt, which is what guidance needs.
+    """
+
+    teacher: Literal["bidirectional", "causal"] = "bidirectional"
+    teacher_steps: int = 48
+    guidance: float = 5.0
+    clips: int = 1000
+    history_noise: float = 0.0
+    prompt_dropout: float = 0.0
+
+
+@dataclass(frozen=True)
 class Optimisation:
     """batch: clips per update over all processes. micro_batch: clips per forward in one process. updates: of the
-    generator, each with `critic_per_generator` critic updates. ema_start counts generator updates."""
+    student, in distillation each after `critic_per_generator` critic updates. ema_start counts student updates."""
 
     batch: int = 64
     micro_batch: int = 1
@@ -131,7 +153,8 @@ class Optimisation:
 class RunSettings:
     """out: the run folder, runs/NAME where a recipe file states none. keep: complete checkpoints kept.
 
-    *_every: in generator updates, 0 is never. sample_prompts: clips in the grid, of the first prompts of the list.
+    *_every: in student updates, 0 is never. sample_prompts: rows of the grid, the first prompts of the list, with
+    fixed noise; its columns are the step counts of sample_steps.
     tracker: through accelerate; `none` writes only losses.csv and the plot. diverged: stop when the generator's
     gradient norm passes this many times its running median."""
 
@@ -141,19 +164,25 @@ class RunSettings:
     keep: int = 2
     sample_every: int = 0
     sample_prompts: int = 4
+    sample_steps: tuple[int, int] = (4, 2)
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
     diverged: float = 100.0
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The whole of it. `name` becomes the exported student's."""
+    """The whole of it. `name` becomes the exported student's.
+
+    stage: `distill` (DMD, SC-DMD and the rest), or what comes before it: `ode`, regression on a teacher's
+    trajectories, and `tf`, teacher-forced flow matching."""
 
     name: str = "student"
+    stage: Literal["distill", "ode", "tf"] = "distill"
     models: Models = field(default_factory=Models)
     data: Data = field(default_factory=Data)
     rollout: Rollouts = field(default_factory=Rollouts)
     loss: Losses = field(default_factory=Losses)
+    start: Starting = field(default_factory=Starting)
     optimisation: Optimisation = field(default_factory=Optimisation)
     run: RunSettings = field(default_factory=RunSettings)
 
@@ -278,73 +307,3 @@ def _share(value: Any, where: str) -> dict[int, float]:
             f"{where}: found {value!r}, expected step counts with their probabilities, as {{8: 0.5, 4: 0.5}}"
         )
     return {_value(int, k, where): _value(float, v, where) for k, v in value.items()}
-
-
-def check_recipe(recipe: Recipe, processes: int = 1) -> None:
-    """Raise RecipeError for combinations that cannot work and files that are not there. Loads nothing heavy."""
-    r, loss, opt = recipe.rollout, recipe.loss, recipe.optimisation
-    for key in ("student", "teacher", "critic"):
-        path = getattr(recipe.models, key)
-        if (path or key != "critic") and not Path(path or "/nonexistent").exists():
-            raise RecipeError(f"models.{key}: found no such file {path!r}, expected a checkpoint")
-    if recipe.data.prompts != "shapes":
-        _check_prompts(Path(recipe.data.prompts))
-    for key in ("embeddings", "images"):
-        folder = getattr(recipe.data, key)
-        if folder and not Path(folder).is_dir():
-            raise RecipeError(f"data.{key}: found no such folder {folder!r}")
-    if recipe.models.text != "words" and not recipe.data.embeddings and not Path(recipe.models.text).is_dir():
-        raise RecipeError(f"models.text: found no such folder {recipe.models.text!r}, expected text_encoder/ in it")
-    unknown = sorted(set(r.share) - set(STEP_LISTS))
-    if unknown or abs(sum(r.share.values()) - 1) > 1e-6:
-        raise RecipeError(f"rollout.share: found {dict(r.share)}, expected 8, 4 and 2 with probabilities that sum to 1")
-    if loss.semigroup and 8 not in r.share:
-        raise RecipeError("loss.semigroup: found a weight, expected 8 in rollout.share (L_SC lives on the 8-step list)")
-    if loss.align != "none":
-        if r.kind == "bidirectional":
-            raise RecipeError("loss.align: found it with a bidirectional student, expected none (it is about memory)")
-        if 2 not in r.share and not (loss.align == "paper" and 4 in r.share):
-            raise RecipeError(f"loss.align: found {loss.align}, expected 2 in rollout.share (what it aligns)")
-    if loss.guidance_max and loss.guidance_max < loss.guidance:
-        raise RecipeError(f"loss.guidance_max: found {loss.guidance_max}, expected at least guidance {loss.guidance}")
-    if r.kind == "bidirectional" and (r.window or loss.score == "causal"):
-        raise RecipeError("rollout.kind: found bidirectional with a window or causal scores, expected autoregressive")
-    if r.kind == "autoregressive":
-        _check_blocks(recipe)
-    if opt.batch % (opt.micro_batch * processes):
-        raise RecipeError(
-            f"optimisation.batch: found {opt.batch}, expected a multiple of micro_batch {opt.micro_batch} x "
-            f"{processes} processes"
-        )
-    tracker = recipe.run.tracker
-    if tracker != "none" and not importlib.util.find_spec(tracker):
-        raise RecipeError(f"run.tracker: found {tracker} without its package, pip install it or use none")
-    if opt.critic_per_generator < 1 or opt.updates < 1 or recipe.run.keep < 1:
-        raise RecipeError("optimisation.critic_per_generator, optimisation.updates, run.keep: expected 1 or more")
-
-
-def _check_blocks(recipe: Recipe) -> None:
-    r = recipe.rollout
-    first = 1 if r.independent_first_frame else 0
-    window = r.window or r.frames
-    if (r.frames - first) % r.frames_per_block or (window - first * (window == r.frames)) % r.frames_per_block:
-        raise RecipeError(
-            f"rollout.frames, rollout.window: found {r.frames} and {window}, expected whole blocks of "
-            f"{r.frames_per_block}{' after the first frame' if first else ''}"
-        )
-    if window > r.frames:
-        raise RecipeError(f"rollout.window: found {window}, expected at most the clip's {r.frames} frames")
-    try:
-        recipe.policy.check_block(r.frames_per_block)
-    except ValueError as error:
-        raise RecipeError(f"rollout.memory: {error}") from error
-    if recipe.loss.score == "causal" and (recipe.policy.relative or recipe.policy.kind == "cyclic"):
-        raise RecipeError(f"loss.score: found causal with {recipe.policy}, expected absolute positions")
-
-
-def _check_prompts(path: Path) -> None:
-    if not path.is_file():
-        raise RecipeError(f"data.prompts: found no such file {str(path)!r}, expected a text file, one prompt a line")
-    with path.open(encoding="utf-8", errors="replace") as file:
-        if not any(line.strip() for line in file):
-            raise RecipeError(f"data.prompts: {path} is empty, expected one prompt a line")

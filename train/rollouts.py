@@ -105,23 +105,33 @@ def roll(
     first = r.frames - (r.window or r.frames)
     call = BidirectionalModel(student) if r.kind == "bidirectional" else StudentModel(student)
     noted = ExitCall(call, choices, recipe, first if gradient else None, noise)
-    _play(noted, student, conditioning, recipe, choices.to_exit, noise, "sde")
+    play(noted, student, conditioning, recipe, settings_of(recipe, choices.to_exit), noise)
     return Rolled(noted.exits.x0(choices.exit_sigma)[:, :, first:], noted.exits, noise)
 
 
-@torch.no_grad()
-def _play(
-    call: Any, student: Any, conditioning: Conditioning, recipe: Recipe, schedule: Schedule, noise: NoiseSource,
-    stepping: Stepping | tuple[Stepping, ...],
-) -> Tensor:  # fmt: skip
+def settings_of(
+    recipe: Recipe, schedule: Schedule, stepping: Stepping | tuple[Stepping, ...] = "sde"
+) -> RolloutSettings:
+    """The engine's settings of a recipe's rollout."""
     r = recipe.rollout
-    settings = RolloutSettings(schedule, stepping, r.frames_per_block, r.independent_first_frame)
+    return RolloutSettings(schedule, stepping, r.frames_per_block, r.independent_first_frame)
+
+
+@torch.no_grad()
+def play(
+    call: Any, student: Any, conditioning: Conditioning, recipe: Recipe, settings: RolloutSettings, noise: NoiseSource,
+    negative: Conditioning | None = None,
+) -> Tensor:  # fmt: skip
+    """A clip [B, C, F, H, W] of the recipe's length, kind and memory; `call` is the student as the engine calls it."""
+    r = recipe.rollout
     if r.kind == "bidirectional":
-        return sample_bidirectional(call, conditioning, noise, r.frames, settings)
+        return sample_bidirectional(call, conditioning, noise, r.frames, settings, negative=negative)
     geometry = student.memory_geometry(conditioning.text.shape[0], r.height, r.width)
-    dtype = next(student.parameters()).dtype
+    # The model computes in the precision's dtype whatever its weights are kept in.
+    dtype = torch.bfloat16 if recipe.optimisation.precision == "bf16" else next(student.parameters()).dtype
     memory = KVMemory(recipe.policy, geometry, dtype, conditioning.text.device, r.frames)
-    return torch.cat([b.latents for b in rollout(call, conditioning, memory, noise, r.frames, settings)], dim=2)
+    blocks = rollout(call, conditioning, memory, noise, r.frames, settings, negative=negative)
+    return torch.cat([b.latents for b in blocks], dim=2)
 
 
 class AlignedNoise:
@@ -173,5 +183,6 @@ def roll_reference(
         schedule, _ = reference_steps(choices.schedule.steps, dense.steps, exit_step)
         stepping = "sde"
     schedule = Schedule(schedule.steps, r.shift)
-    clip = _play(StudentModel(student), student, conditioning, recipe, schedule, noise, stepping)
+    settings = settings_of(recipe, schedule, stepping)
+    clip = play(StudentModel(student), student, conditioning, recipe, settings, noise)
     return clip[:, :, r.frames - (r.window or r.frames) :]

@@ -51,7 +51,7 @@ class Trainer(ABC):
     A stage adds its own learners to `learners` and says what an update is.
     """
 
-    def __init__(self, recipe: Recipe, mode: Mode = "single") -> None:
+    def __init__(self, recipe: Recipe, mode: Mode = "single", prompts: list[str] | None = None) -> None:
         self.recipe = recipe
         out, opt = Path(recipe.run.out), recipe.optimisation
         tracker = None if recipe.run.tracker == "none" else recipe.run.tracker
@@ -62,7 +62,8 @@ class Trainer(ABC):
         self.student = self.learner(student, mode, opt.lr)
         self.learners = {"student": self.student}
         self.ema = Ema(student, opt.ema)
-        self.prompts = Prompts(recipe, self.device, student.config.in_channels - student.config.out_channels)
+        channels = student.config.in_channels - student.config.out_channels
+        self.prompts = Prompts(recipe, self.device, channels, prompts)
         self.guard = Guard(recipe.run.diverged)
         self.folder = CheckpointFolder(out / "checkpoints", recipe.run.keep)
 

@@ -6,7 +6,8 @@ import pytest
 import small
 
 from train.backbones import backbones, check_backbones, config_of
-from train.recipe import RECIPES, Losses, RecipeError, check_recipe, load_recipe
+from train.checks import check_recipe
+from train.recipe import RECIPES, Losses, RecipeError, load_recipe
 
 NAMES = sorted(p.stem for p in RECIPES.glob("*.yaml"))
 MIXED = {8: 0.4, 4: 0.4, 2: 0.2}

@@ -1,0 +1,117 @@
+"""The stages before distillation: trajectories are the teacher's, and students learn from them."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import small
+import torch
+from safetensors.torch import load_file, save_file
+
+from salt.checkpoints import load_student
+from salt.schedule import euler
+from train.clips import Clips, make_clips
+from train.recipe import RecipeError
+from train.starter import Starter
+
+CPU = torch.device("cpu")
+
+
+def starting(folder: Path, stage: str = "ode", teacher: str = "bidirectional", **start):
+    clips = folder / f"clips_{teacher}"
+    recipe = small.recipe(
+        folder,
+        rollout=dict(share={4: 1.0}),
+        data=dict(clips=str(clips)),
+        optimisation=dict(updates=30, batch=2, lr=3e-3, ema_start=1000),
+        run=dict(out=str(folder / f"run_{stage}"), save_every=10),
+    )
+    settings = dict(teacher=teacher, teacher_steps=8, guidance=2.0, clips=2) | start
+    return replace(recipe, stage=stage, start=replace(recipe.start, **settings))
+
+
+def losses(recipe):
+    with (Path(recipe.run.out) / "losses.csv").open() as file:
+        return [float(row["value"]) for row in csv.DictReader(file) if row["name"] == recipe.stage]
+
+
+@pytest.mark.parametrize("teacher", ["bidirectional", "causal"])
+def test_states_lie_on_the_teachers_guided_ode(tmp_path, teacher):
+    recipe = starting(tmp_path, teacher=teacher)
+    assert make_clips(recipe, CPU) == 2 and make_clips(recipe, CPU) == 0
+    clips = Clips(recipe)
+    latents, trajectory = clips(0, 16)
+    assert trajectory.shape == (4, 16, 6, 4, 4) and not torch.equal(trajectory[0], clips(1, 16)[1][0])
+    model = load_student(recipe.models.teacher, dtype=torch.float32).eval()
+    prompts = Starter(recipe).prompts
+    text, negative = (c.text for c in prompts.conditioning(clips.prompts[:1]))
+    sigmas = recipe.schedule(8).sigmas
+    block = 3 if teacher == "causal" else 6  # the first block of a causal teacher has no past: a clip of its own
+    x = trajectory[:1, :, :block]
+    with torch.no_grad():
+        for i, sigma in enumerate(sigmas):
+            if i % 2 == 0:
+                torch.testing.assert_close(x[0], trajectory[i // 2, :, :block], atol=1e-4, rtol=1e-4)
+            t = torch.tensor([1000 * sigma])
+            cond, uncond = (model(x, t, c, return_dict=False)[0] for c in (text, negative))
+            x = euler(x, cond + 2.0 * (cond - uncond), sigma, sigmas[i + 1] if i < 7 else 0.0)
+    torch.testing.assert_close(x[0], latents[:, :block], atol=1e-4, rtol=1e-4)
+
+
+def test_a_student_learns_its_teachers_trajectories_and_goes_on_where_it_was(tmp_path):
+    recipe = starting(tmp_path)
+    make_clips(recipe, CPU)
+    trainer = Starter(recipe)
+    trainer.run()
+    curve = losses(recipe)
+    assert sum(curve[-5:]) < 0.8 * sum(curve[:5])
+    again = replace(recipe, run=replace(recipe.run, out=str(tmp_path / "again")))
+    for updates in (10, 30):
+        Starter(replace(again, optimisation=replace(again.optimisation, updates=updates))).run()
+    assert losses(again) == curve
+    path = trainer.export(tmp_path / "start.safetensors")
+    assert torch.equal(
+        load_student(path, dtype=torch.float32).proj_out.weight,
+        trainer.averaged_state()["proj_out.weight"].bfloat16().float(),
+    )
+
+
+def test_teacher_forcing_needs_no_trajectory(tmp_path):
+    recipe = starting(tmp_path, "tf", history_noise=0.2, prompt_dropout=0.5)
+    Path(recipe.data.clips).mkdir()
+    for i in range(3):
+        torch.manual_seed(i)
+        save_file(
+            {"latents": torch.randn(16, 6, 4, 4) * 0.1}, Path(recipe.data.clips) / f"{i:06d}.safetensors",
+            {"prompt": "a red circle"},
+        )  # fmt: skip
+    Starter(recipe).run()
+    curve = losses(recipe)
+    assert sum(curve[-5:]) < 0.9 * sum(curve[:5])
+    with pytest.raises(RecipeError, match=r"0000..safetensors: found trajectory None, expected \(4, 16, 6, 4, 4\)"):
+        Starter(replace(recipe, stage="ode", run=replace(recipe.run, out=str(tmp_path / "o")))).run()
+
+
+def test_clips_that_do_not_fit_are_named(tmp_path):
+    recipe = starting(tmp_path, "tf")
+    folder = Path(recipe.data.clips)
+    folder.mkdir()
+    with pytest.raises(RecipeError, match="is empty, expected NNNNNN.safetensors"):
+        Starter(recipe)
+    save_file({"latents": torch.zeros(16, 3, 4, 4)}, folder / "000000.safetensors", {"prompt": "a red circle"})
+    with pytest.raises(RecipeError, match=r"found latents \(16, 3, 4, 4\), expected \(16, 6, 4, 4\)"):
+        Starter(recipe).run()
+    save_file({"latents": torch.zeros(16, 6, 4, 4)}, folder / "000001.safetensors")
+    with pytest.raises(RecipeError, match="000001.safetensors: found no prompt"):
+        Starter(recipe)
+
+
+def test_an_interrupted_making_goes_on_with_the_same_clips(tmp_path):
+    recipe = starting(tmp_path)
+    make_clips(recipe, CPU)
+    second = Path(recipe.data.clips) / "000001.safetensors"
+    before = load_file(second)["latents"]
+    second.unlink()
+    assert make_clips(recipe, CPU) == 1
+    torch.testing.assert_close(load_file(second)["latents"], before, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,121 @@
+"""What is wrong with a recipe, found before anything heavy loads: combinations that cannot work, files not there."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from salt.schedule import STEP_LISTS
+from train.recipe import Recipe, RecipeError
+
+
+def check_recipe(recipe: Recipe, processes: int = 1) -> None:
+    """Raise RecipeError for combinations that cannot work and files that are not there. Loads nothing heavy."""
+    check_files(recipe)
+    check_settings(recipe, processes)
+
+
+def missing_files(recipe: Recipe) -> list[str]:
+    """A line for every file or folder that the recipe names and that is not there, or is empty."""
+    models, data = recipe.models, recipe.data
+    lines = []
+    wanted = {"student": models.student}
+    if recipe.stage == "distill":
+        wanted |= {"teacher": models.teacher, "critic": models.critic}
+    for key, path in wanted.items():
+        if (path or key != "critic") and not Path(path or "/nonexistent").exists():
+            lines.append(f"models.{key}: found no such file {path!r}, expected a checkpoint")
+    if recipe.stage != "distill" and not data.clips:
+        lines.append(f"data.clips: found none, expected a folder of clips for the stage {recipe.stage}")
+    elif recipe.stage == "distill" and data.prompts != "shapes":
+        lines += prompt_complaints(Path(data.prompts))
+    for key in ("embeddings", "images", "clips"):
+        folder = getattr(data, key)
+        if folder and not Path(folder).is_dir():
+            lines.append(f"data.{key}: found no such folder {folder!r}, `python -m train precompute` makes it")
+    if models.text != "words" and not data.embeddings and not Path(models.text).is_dir():
+        lines.append(f"models.text: found no such folder {models.text!r}, expected text_encoder/ in it")
+    if recipe.run.sample_every and not Path(models.vae or "/nonexistent").is_dir():
+        lines.append(f"models.vae: found no such folder {models.vae!r}, expected one (run.sample_every asks for it)")
+    return lines
+
+
+def prompt_complaints(path: Path) -> list[str]:
+    """What is wrong with a prompt file, if anything."""
+    if not path.is_file():
+        return [f"data.prompts: found no such file {str(path)!r}, expected a text file, one prompt a line"]
+    with path.open(encoding="utf-8", errors="replace") as file:
+        if any(line.strip() for line in file):
+            return []
+    return [f"data.prompts: {path} is empty, expected one prompt a line"]
+
+
+def check_files(recipe: Recipe) -> None:
+    """Raise RecipeError for the first file that is not there."""
+    for line in missing_files(recipe):
+        raise RecipeError(line)
+
+
+def check_settings(recipe: Recipe, processes: int = 1) -> None:
+    """Raise RecipeError for combinations that cannot work, wherever the files are."""
+    r, loss, opt = recipe.rollout, recipe.loss, recipe.optimisation
+    unknown = sorted(set(r.share) - set(STEP_LISTS))
+    if unknown or abs(sum(r.share.values()) - 1) > 1e-6:
+        raise RecipeError(f"rollout.share: found {dict(r.share)}, expected 8, 4 and 2 with probabilities that sum to 1")
+    if loss.semigroup and 8 not in r.share:
+        raise RecipeError("loss.semigroup: found a weight, expected 8 in rollout.share (L_SC lives on the 8-step list)")
+    if loss.align != "none":
+        if r.kind == "bidirectional":
+            raise RecipeError("loss.align: found it with a bidirectional student, expected none (it is about memory)")
+        if 2 not in r.share and not (loss.align == "paper" and 4 in r.share):
+            raise RecipeError(f"loss.align: found {loss.align}, expected 2 in rollout.share (what it aligns)")
+    if loss.guidance_max and loss.guidance_max < loss.guidance:
+        raise RecipeError(f"loss.guidance_max: found {loss.guidance_max}, expected at least guidance {loss.guidance}")
+    if r.kind == "bidirectional" and (r.window or loss.score == "causal"):
+        raise RecipeError("rollout.kind: found bidirectional with a window or causal scores, expected autoregressive")
+    if r.kind == "autoregressive":
+        _check_blocks(recipe)
+    if recipe.stage != "distill":
+        _check_starting(recipe)
+    if opt.batch % (opt.micro_batch * processes):
+        raise RecipeError(
+            f"optimisation.batch: found {opt.batch}, expected a multiple of micro_batch {opt.micro_batch} x "
+            f"{processes} processes"
+        )
+    tracker = recipe.run.tracker
+    if tracker != "none" and not importlib.util.find_spec(tracker):
+        raise RecipeError(f"run.tracker: found {tracker} without its package, pip install it or use none")
+    if opt.critic_per_generator < 1 or opt.updates < 1 or recipe.run.keep < 1:
+        raise RecipeError("optimisation.critic_per_generator, optimisation.updates, run.keep: expected 1 or more")
+
+
+def _check_starting(recipe: Recipe) -> None:
+    if recipe.rollout.kind == "bidirectional":
+        raise RecipeError(f"stage: found {recipe.stage} with a bidirectional student, expected an autoregressive one")
+    if recipe.policy.relative or recipe.policy.kind == "cyclic":
+        raise RecipeError(f"stage: found {recipe.stage} with {recipe.policy}, expected absolute positions")
+    dense = max(recipe.rollout.share)
+    if recipe.start.teacher_steps % dense:
+        raise RecipeError(
+            f"start.teacher_steps: found {recipe.start.teacher_steps}, expected a multiple of {dense} "
+            "(the student's steps lie on the teacher's)"
+        )
+
+
+def _check_blocks(recipe: Recipe) -> None:
+    r = recipe.rollout
+    first = 1 if r.independent_first_frame else 0
+    window = r.window or r.frames
+    if (r.frames - first) % r.frames_per_block or (window - first * (window == r.frames)) % r.frames_per_block:
+        raise RecipeError(
+            f"rollout.frames, rollout.window: found {r.frames} and {window}, expected whole blocks of "
+            f"{r.frames_per_block}{' after the first frame' if first else ''}"
+        )
+    if window > r.frames:
+        raise RecipeError(f"rollout.window: found {window}, expected at most the clip's {r.frames} frames")
+    try:
+        recipe.policy.check_block(r.frames_per_block)
+    except ValueError as error:
+        raise RecipeError(f"rollout.memory: {error}") from error
+    if recipe.loss.score == "causal" and (recipe.policy.relative or recipe.policy.kind == "cyclic"):
+        raise RecipeError(f"loss.score: found causal with {recipe.policy}, expected absolute positions")
