@@ -2,9 +2,16 @@
 
 import argparse
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+
+from train.distill import add_distill, is_main
+from train.precompute import add_precompute
+
+FAILED, INTERRUPTED = 2, 130
 
 
 def tiny(args: argparse.Namespace) -> None:
@@ -35,6 +42,7 @@ def evaluate(args: argparse.Namespace) -> None:
 def parser() -> argparse.ArgumentParser:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     root = argparse.ArgumentParser(prog="python -m train", description=__doc__)
+    root.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
 
     one = commands.add_parser("tiny", help=tiny.__doc__)
@@ -59,9 +67,27 @@ def parser() -> argparse.ArgumentParser:
     two.add_argument("--out", type=Path, default=Path("outputs/shapebench"), help="written as OUT.md and OUT.json")
     two.add_argument("--device", default=device)
     two.set_defaults(run=evaluate)
+    for add in (add_distill, add_precompute):
+        add(commands)
     return root
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 0 when it worked, 2 after an error (one line on stderr), 130 after Ctrl-C."""
+    arguments = parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("interrupted; give the command again to go on", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, OSError, RuntimeError) as error:
+        if arguments.debug:
+            raise
+        if is_main():
+            print("error:", " ".join(str(error).splitlines()) or type(error).__name__, file=sys.stderr)
+        return FAILED
+    return 0
+
+
 if __name__ == "__main__":
-    arguments = parser().parse_args()
-    arguments.run(arguments)
+    sys.exit(main())

@@ -71,6 +71,13 @@ class Prompts:
             self._orders.pop((role, epoch - 2), None)
         return self._orders[role, epoch][place]
 
+    def first(self, count: int) -> tuple[list[str], list[int]]:
+        """The first prompts of the list and their lines; of the Shapes world, scenes that are always the same."""
+        if not self.lines:
+            return [self.prompt(0, i, "samples") for i in range(count)], []
+        lines = list(range(min(count, len(self.lines))))
+        return [self.lines[i] for i in lines], lines
+
     def batch(self, update: int, samples: range, role: str) -> Batch:
         prompts = [self.prompt(update, i, role) for i in samples]
         lines = [self.line(update, i, role) for i in samples] if self.starts else []
@@ -104,4 +111,4 @@ class ImageStarts:
             if not path.is_file():
                 raise RecipeError(f"data.images: found no {path}, expected the start of prompt line {line}")
             rows.append(load_file(path, device=str(self.device)))
-        return torch.stack([r["image"] for r in rows]), torch.stack([r["channels"] for r in rows])
+        return tuple(torch.stack([r[k].float() for r in rows]) for k in ("image", "channels"))

@@ -79,16 +79,14 @@ class Trainer(ABC):
         wrapped = Wrapped(model, mode, self.bf16)
         return Learner(wrapped, make_optimizer(wrapped.parameters(), self.recipe, lr), lr)
 
-    def run(self, on_update: Callable[[Trainer, int], None] | None = None) -> int:
-        """Train; returns the number of finished generator updates. on_update is called at the start and after each.
+    def run(self, on_update: Callable[[int], dict[str, float]] | None = None) -> int:
+        """Train; returns the number of finished updates. on_update: called after each, returns what else to log.
 
         Raises Diverged when the numbers go bad; the last good checkpoint stays.
         """
         done = self.resume()
         run, opt = self.recipe.run, self.recipe.optimisation
         with Watch(self.recipe, self.accelerator, done) as watch:
-            if on_update is not None:
-                on_update(self, done)
             while done < opt.updates:
                 values = self.update(done)
                 try:
@@ -100,8 +98,8 @@ class Trainer(ABC):
                 watch.update(done, values)
                 if (run.save_every and done % run.save_every == 0) or done == opt.updates:
                     self.save(done)
-                if on_update is not None:
-                    on_update(self, done)
+                if on_update is not None and (more := on_update(done)):
+                    watch.update(done, more)
         return done
 
     def warmup(self, update: int) -> float:

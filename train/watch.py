@@ -12,8 +12,8 @@ from typing import Any
 from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from train.plots import plot_curve
 from train.recipe import Recipe
-from train.tiny.common import plot_curve
 
 NORMS_REMEMBERED = 50
 NORMS_NEEDED = 10

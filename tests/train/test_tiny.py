@@ -6,7 +6,8 @@ import torch
 from salt.schedule import Schedule, flow_to_x0
 from salt.words import WordEmbedder
 from train.shapes.world import TRAIN_SCENES, render
-from train.tiny.common import Run, plot_curve
+from train.plots import plot_curve
+from train.tiny.common import Run
 from train.tiny.latents import Latents
 from train.tiny.muon import orthogonalize
 from train.tiny.student import forcing_forward, forcing_loss, generator_loss, rollout_to_exit, score_sigmas

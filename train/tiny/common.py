@@ -1,4 +1,4 @@
-"""What the three stages share: a run folder that can be killed and taken up again, a curve, seeds and a plot."""
+"""What the three stages share: a run folder that can be killed and taken up again, a curve and seeds."""
 
 import csv
 import time
@@ -58,29 +58,6 @@ class Run:
                 writer.writerow([step, round(self.seconds, 1), name, f"{value:.6g}"])
         values_text = " ".join(f"{k}={v:.4g}" for k, v in values.items())
         print(f"{self.folder.name} step {step} {self.seconds:.0f}s {values_text}", flush=True)
-
-
-def plot_curve(curve: Path, out: Path, title: str) -> None:
-    """Draw curve.csv, one panel per quantity, into a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    series: dict[str, list[tuple[int, float]]] = {}
-    with curve.open() as file:
-        for row in csv.DictReader(file):
-            series.setdefault(row["name"], []).append((int(row["step"]), float(row["value"])))
-    figure, axes = pyplot.subplots(1, len(series), figsize=(3.6 * len(series), 2.8), squeeze=False)
-    for axis, (name, points) in zip(axes[0], series.items(), strict=True):
-        axis.plot(*zip(*sorted(points), strict=True), linewidth=1.2)
-        axis.set_xlabel("step")
-        axis.set_title(name, fontsize=9)
-        axis.grid(alpha=0.3)
-    figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
-    figure.savefig(out, dpi=80)
-    pyplot.close(figure)
 
 
 def placed(model: Model, device: str) -> Model:

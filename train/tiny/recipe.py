@@ -16,8 +16,8 @@ from salt.checkpoints.writing import save_diffusers
 from salt.pipeline import SaltPipeline
 from salt.schedule import STEP_LISTS
 from salt.student import SaltTransformer3DModel, StudentSpec
+from train.plots import plot_curve
 from train.tiny import student, teacher, vae
-from train.tiny.common import plot_curve
 from train.tiny.latents import SHARD, make_latents
 from train.tiny.parallel import run_workers
 from train.tiny.teacher import ClipPhase

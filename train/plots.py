@@ -1,0 +1,36 @@
+"""Curves of a run as a picture, one panel per quantity."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+COLUMNS = 4
+
+
+def plot_curve(curve: Path, out: Path, title: str) -> None:
+    """Draw a csv of rows (step, name, value) into a PNG, panels in order of first appearance."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    series: dict[str, list[tuple[int, float]]] = {}
+    with curve.open() as file:
+        for row in csv.DictReader(file):
+            series.setdefault(row["name"], []).append((int(row["step"]), float(row["value"])))
+    columns = min(COLUMNS, len(series))
+    rows = math.ceil(len(series) / columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(3.6 * columns, 2.6 * rows), squeeze=False)
+    for axis in axes.flat[len(series) :]:
+        axis.axis("off")
+    for axis, (name, points) in zip(axes.flat, series.items(), strict=False):
+        axis.plot(*zip(*sorted(points), strict=True), linewidth=1.2)
+        axis.set_xlabel("step")
+        axis.set_title(name, fontsize=9)
+        axis.grid(alpha=0.3)
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    figure.savefig(out, dpi=80)
+    pyplot.close(figure)

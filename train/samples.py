@@ -1,0 +1,80 @@
+"""What the student makes as it learns: a grid of clips at fixed prompts and noise, as an mp4 one can watch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor, nn
+
+from salt.decode import WanStreamDecoder
+from salt.noise import SeededNoise
+from salt.sample import BidirectionalModel
+from salt.schedule import Schedule
+from salt.student import StudentModel
+from salt.video import VideoWriter
+from train.choices import number
+from train.rollouts import play, settings_of
+from train.trainer import Trainer
+
+GAP = 2  # pixels between clips
+
+
+class Samples:
+    """Writes `samples/NNNNNN.mp4` in the run's folder: a row per prompt, a column per step count."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        recipe = trainer.recipe
+        self.recipe, self.folder = recipe, Path(recipe.run.out) / "samples"
+        vae = AutoencoderKLWan.from_pretrained(recipe.models.vae, torch_dtype=torch.float32)
+        nn.Module.to(vae, trainer.device)
+        self.decoder = WanStreamDecoder(vae.requires_grad_(False))
+        self.prompts, lines = trainer.prompts.first(recipe.run.sample_prompts)
+        self.conditioning, _ = trainer.prompts.conditioning(self.prompts, lines)
+        self.seeds = [number(recipe.run.seed, "samples", i) for i in range(len(self.prompts))]
+
+    def write(self, trainer: Trainer, done: int) -> Path | None:
+        """One grid by the averaged student; every process takes part, the main one decodes and writes."""
+        with trainer.ema.swapped():
+            columns = [self._clips(trainer, nfe) for nfe in self.recipe.run.sample_steps]
+        if not trainer.accelerator.is_main_process:
+            return None
+        path = self.folder / f"{done:06d}.mp4"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # One clip at a time: a grid of full-size clips need not fit the device at once.
+        decoded = [[self._pixels(column[i : i + 1]) for column in columns] for i in range(len(self.prompts))]
+        with VideoWriter(path) as video:
+            video.write(grid(decoded))
+        (self.folder / "prompts.txt").write_text("\n".join(self.prompts) + "\n", encoding="utf-8")
+        return path
+
+    @torch.no_grad()
+    def _clips(self, trainer: Trainer, nfe: int) -> Tensor:
+        r, like = self.recipe.rollout, self.conditioning.text
+        settings = settings_of(self.recipe, Schedule.of(nfe, r.shift))
+
+        def made(student: Any) -> Tensor:
+            channels = student.config.out_channels
+            noise = SeededNoise(self.seeds, len(self.seeds), channels, r.height, r.width, like.device, like.dtype)
+            call = BidirectionalModel(student) if r.kind == "bidirectional" else StudentModel(student)
+            return play(call, student, self.conditioning, self.recipe, settings, noise)
+
+        return trainer.student.model(made)
+
+    def _pixels(self, latents: Tensor) -> Tensor:
+        self.decoder.reset()
+        return self.decoder.decode(latents)[0].cpu()
+
+
+def grid(clips: list[list[Tensor]]) -> Tensor:
+    """Rows of clips [3, T, H, W] of one size -> [3, T, rows * (H + gap) - gap, columns * (W + gap) - gap]."""
+    channels, frames, height, width = clips[0][0].shape
+    rows, columns = len(clips), len(clips[0])
+    whole = torch.full((channels, frames, rows * (height + GAP) - GAP, columns * (width + GAP) - GAP), -1.0)
+    for i, row in enumerate(clips):
+        for j, clip in enumerate(row):
+            y, x = i * (height + GAP), j * (width + GAP)
+            whole[:, :, y : y + height, x : x + width] = clip
+    return whole
