@@ -10,7 +10,6 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from salt.student import SaltTransformer3DModel
 from train.backbones import backbones, config_of, meta_model
 from train.parallel import Mode
 from train.recipe import Recipe, RecipeError, load_recipe
-from train.tracing import Activations, Tracer, adapt, cast_weights
+from train.tracing import Activations, Tracer, Use, adapt, text_length
 
 GIB = 2**30
 # Not computed but set aside: CUDA context, workspaces of cuBLAS, cuDNN and NCCL, the allocator's fragmentation.
@@ -61,6 +60,12 @@ class Estimate:
     @property
     def total(self) -> int:
         return sum(self.parts.values())
+
+    @property
+    def ram(self) -> int:
+        """Of the process that writes checkpoints, beside the GPU: loading is over when the first is written."""
+        steady = sum(size for name, size in self.host.items() if name not in ("loading", "checkpoint"))
+        return steady + max(self.host["loading"], self.host["checkpoint"])
 
 
 @dataclass(frozen=True)
@@ -158,10 +163,11 @@ def add_up(
         always["gradient buckets (DDP)"] = FP32 * sum(sum(w.learn) for w in learners.values())
     if mode == "fsdp":
         always["gathered blocks (FSDP)"] = gathered_bytes(found, settings.offload, opt.precision)
-    text = configs["student"].get("text_dim", 4096) * 512 * opt.micro_batch * FP32
-    always["text embeddings"] = 2 * text
+    text_dim = configs["student"].get("text_dim", 4096)
+    always["text embeddings"] = 2 * FP32 * opt.micro_batch * text_length(recipe) * text_dim
     always["reserve (runtime, fragments)"] = RESERVE
-    moments = moments_of(recipe, activations, gradients, memory_bytes(recipe, configs["student"]))
+    earlier = {name: size if accumulates else 0 for name, size in gradients.items()}
+    moments = moments_of(recipe, activations, gradients, earlier, memory_bytes(recipe, configs["student"]))
     if settings.offload and teacher and not aligns:
         moments["scores"]["teacher, while it runs"] = teacher
     if opt.optimizer == "adamw":
@@ -181,35 +187,34 @@ def gathered_bytes(found: Mapping[str, Weights], offload: bool, precision: str) 
 
 
 def moments_of(
-    recipe: Recipe, a: Activations, gradients: Mapping[str, int], memory: int
+    recipe: Recipe, a: Activations, gradients: Mapping[str, int], earlier: Mapping[str, int], memory: int
 ) -> dict[str, dict[str, int]]:
-    """What each moment of an update holds besides what is always there."""
-    kv = 0 if recipe.policy.residence == "cpu" else memory
-    student = {"gradients": gradients["student"]}
+    """What each moment of an update holds besides what is always there. earlier: gradients of micro-batches before."""
+    ours = {"gradients": gradients["student"]}
     if recipe.stage != "distill":
-        kept = {"activations until backward": a.whole.kept, "working memory": a.whole.backward}
-        return {"backward": student | kept}
+        return {"backward": ours | backward_of(a.whole)}
+    kv = 0 if recipe.policy.residence == "cpu" else memory
     # Backward recomputes blocks from memory; without checkpointing it has all it needs.
-    held = {"KV memory": kv if recipe.models.checkpointing else 0}
-    exits = student | {"activations until backward": a.exits.kept}
+    held = kv if recipe.models.checkpointing else 0
+    rolled = {"gradients": earlier["student"], "KV memory": held, "activations until backward": a.exits.kept}
+    working = {"KV memory": kv, "working memory": a.rollout.peak}
     moments = {
-        "critic's rollout": {"gradients": gradients["critic"], "KV memory": kv, "working memory": a.rollout.peak},
-        "critic's backward": {
-            "gradients": gradients["critic"],
-            "activations until backward": a.critic.kept,
-            "working memory": max(a.critic.backward, a.critic.peak - a.critic.kept),
-        },
-        "rollout": exits | {"KV memory": kv, "working memory": a.rollout.peak},
-        "scores": exits | held | {"working memory": a.scores.peak},
-        "backward": exits | held | {"working memory": a.exits.backward},
+        "critic's rollout": {"gradients": earlier["critic"]} | working,
+        "critic's backward": {"gradients": gradients["critic"]} | backward_of(a.critic),
+        "rollout": rolled | working,
+        "scores": rolled | {"working memory": a.scores.peak},
+        "backward": rolled | ours | {"working memory": a.exits.backward},
     }
     if recipe.loss.align != "none":
-        both = {"KV memory": held["KV memory"] + kv}
-        moments["alignment's reference"] = exits | both | {"working memory": a.rollout.peak}
-        working = max(a.alignment.backward, a.alignment.peak - a.alignment.kept)
-        features = {"teacher's activations": a.alignment.kept, "working memory": working}
-        moments["alignment"] = exits | held | features
+        moments["alignment's reference"] = rolled | working | {"KV memory": held + kv}
+        features = backward_of(a.alignment)
+        features["teacher's activations"] = features.pop("activations until backward")
+        moments["alignment"] = rolled | ours | features
     return moments
+
+
+def backward_of(use: Use) -> dict[str, int]:
+    return {"activations until backward": use.kept, "working memory": max(use.backward, use.peak - use.kept)}
 
 
 def host_bytes(
@@ -239,3 +244,98 @@ def text_encoder_bytes(folder: Path) -> int:
     with torch.device("meta"):
         model = UMT5EncoderModel(UMT5Config(**UMT5))
     return BF16 * sum(p.numel() for p in model.parameters())
+
+
+def estimates(recipe: Recipe, processes: Sequence[int], modes: Sequence[Mode]) -> list[Estimate]:
+    """One process on its own, more under each of the modes; ddp where it fits DDP_FITS. Forwards are traced once."""
+    configs = configurations(recipe)
+    traced: dict[bool, Activations] = {}
+    found = []
+    for count in processes:
+        for mode in ("single",) if count == 1 else [m for m in modes if m != "single"]:
+            gathered = mode == "fsdp"
+            if gathered not in traced:
+                traced[gathered] = Tracer(recipe, configs, gathered).activations()
+            one = add_up(recipe, count, mode, configs, traced[gathered])
+            if mode != "ddp" or one.total <= DDP_FITS:
+                found.append(one)
+    return found
+
+
+def table(recipe: Recipe, processes: Sequence[int] = (1, 8, 64), modes: Sequence[Mode] = ("fsdp", "ddp")) -> Table:
+    """GiB per GPU, a column for each number of GPUs; parts under a hundredth of every total are summed up."""
+    found = estimates(recipe, processes, modes)
+    title = f"{recipe.name}: GiB per GPU, estimated"
+    made = Table(title=title, title_style="bold", title_justify="left")
+    made.add_column("")
+    for one in found:
+        made.add_column(f"{one.processes} GPU{'s' * (one.processes > 1)}\n{one.mode}", justify="right")
+    names = list(dict.fromkeys(name for one in found for name in one.parts))
+    large = [n for n in names if any(one.parts.get(n, 0) > one.total / 100 for one in found)]
+    for name in large:
+        made.add_row(name, *(gib(one.parts.get(name, 0)) for one in found))
+    made.add_row("the rest", *(gib(one.total - sum(one.parts.get(n, 0) for n in large)) for one in found))
+    made.add_section()
+    made.add_row("total", *(gib(one.total) for one in found), style="bold")
+    made.add_row("hungriest moment", *(one.peak for one in found))
+    made.add_row("RAM of the first process", *(gib(one.ram) for one in found))
+    return made
+
+
+def gib(size: int) -> str:
+    return f"{size / GIB:.2f}" if size else "-"
+
+
+def check_memory(recipe: Recipe, processes: int, mode: Mode, available_bytes: int) -> None:
+    """Raise RecipeError, in one line, where a GPU has less than the recipe needs on it."""
+    one = estimate(recipe, processes, mode)
+    if one.total <= available_bytes:
+        return
+    parts = sorted(one.parts.items(), key=lambda part: -part[1])
+    biggest = ", ".join(f"{name} {gib(size)}" for name, size in parts[:5])
+    raise RecipeError(
+        f"memory: {recipe.name} needs {gib(one.total)} GiB per GPU ({biggest}), found {gib(available_bytes)} GiB; "
+        f"what would help: {', '.join(remedies(recipe, mode))}"
+    )
+
+
+def remedies(recipe: Recipe, mode: Mode) -> list[str]:
+    """What a recipe can still do to need less."""
+    settings, opt = recipe.models, recipe.optimisation
+    possible = {
+        "models.checkpointing=true": not settings.checkpointing,
+        "models.offload=true": recipe.stage == "distill" and not settings.offload,
+        "optimisation.optimizer=8bit": opt.optimizer != "8bit",
+        "models.lora_rank=64": not settings.lora_rank,
+        "optimisation.micro_batch=1": opt.micro_batch > 1,
+        "loss.align=none": recipe.loss.align != "none",
+        "fsdp over several GPUs": mode != "fsdp",
+        "more GPUs": mode == "fsdp",
+    }
+    return [remedy for remedy, helps in possible.items() if helps]
+
+
+def available_memory(device: torch.device) -> int:
+    """Free bytes of a GPU, or of the machine's RAM."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    info = Path("/proc/meminfo")
+    if info.is_file():
+        lines = dict(line.split(":", 1) for line in info.read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def add_estimate(commands: Any) -> None:
+    """The command `estimate RECIPE [key=value ...] [--gpus 1 8 64]`."""
+    about = "Print how much memory a recipe needs on each GPU; its checkpoints need not be there."
+    one: argparse.ArgumentParser = commands.add_parser("estimate", help=about, description=about)
+    one.add_argument("recipe", help="a YAML file, or the name of one of ours")
+    one.add_argument("overrides", nargs="*", metavar="key=value", help="for example models.offload=true")
+    one.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64])
+    one.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    recipe = load_recipe(args.recipe, args.overrides)
+    Console().print(table(recipe, args.gpus))

@@ -115,6 +115,11 @@ def measure(forward: Callable[[], Tensor], gradient: bool) -> Use:
     return Use(peak, kept, live.peak - kept)
 
 
+def text_length(recipe: Recipe) -> int:
+    """Tokens of a prompt's embedding."""
+    return WordEmbedder().max_length if recipe.models.text == "words" else TOKENS
+
+
 @contextmanager
 def without_storage(bf16: bool) -> Iterator[None]:
     """Within: tensors are shapes, and autocast is as `parallel.Wrapped` has it."""
@@ -211,12 +216,11 @@ class Tracer:
     def conditioning(self, model: SaltTransformer3DModel) -> Conditioning:
         recipe, c = self.recipe, model.config
         r, batch = recipe.rollout, recipe.optimisation.micro_batch
-        length = WordEmbedder().max_length if recipe.models.text == "words" else TOKENS
         image = channels = None
         if c.in_channels > c.out_channels:
             image = torch.zeros(batch, IMAGE_TOKENS, c.image_dim)
             channels = torch.zeros(batch, c.in_channels - c.out_channels, r.frames, r.height, r.width)
-        return Conditioning(torch.zeros(batch, length, c.text_dim), image, channels)
+        return Conditioning(torch.zeros(batch, text_length(recipe), c.text_dim), image, channels)
 
     def latents(self, model: SaltTransformer3DModel, frames: int) -> Tensor:
         r = self.recipe.rollout

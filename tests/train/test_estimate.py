@@ -1,0 +1,222 @@
+"""The memory estimate against bytes that were really taken, and what is said where they are not there."""
+
+import argparse
+from dataclasses import replace
+
+import pytest
+import small
+import torch
+
+from salt.checkpoints import save_diffusers
+from salt.memory import attend
+from train.backbones import backbones, meta_model
+from train.choices import Choices
+from train.distiller import Distiller
+from train.estimate import add_estimate, add_up, available_memory, check_memory, estimate, memory_bytes, table
+from train.recipe import RecipeError, load_recipe
+from train.tracing import Activations, Live, Tracer
+
+
+def larger(folder, **sections):
+    """Large enough that transformer blocks, not the odd embedding, are what takes memory."""
+    for name in ("student", "teacher"):
+        if not (folder / name / "config.json").exists():
+            shape = dict(num_attention_heads=4, attention_head_dim=32, ffn_dim=512, num_layers=4, text_dim=64)
+            save_diffusers(small.model(1, **shape), folder / name)
+    sections["rollout"] = dict(frames=6, height=16, width=16) | sections.get("rollout", {})
+    return small.recipe(folder, **sections)
+
+
+def saved_bytes(trainer, loss_of):
+    """Bytes that autograd saves for backward: every storage once, weights left out."""
+    models = [learner.model.model for learner in trainer.learners.values()] + [trainer.teacher.wrapped.model]
+    ours = {p.untyped_storage().data_ptr() for model in models for p in model.parameters()}
+    seen = {}
+
+    def pack(t):
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in ours:
+            seen[storage.data_ptr()] = (storage.nbytes(), t)  # held, so that no other storage takes its address
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        loss_of().backward()
+    return sum(size for size, _ in seen.values())
+
+
+def embed(trainer):
+    """Prompts of the models' own width in place of the Shapes world's."""
+    width = trainer.student.model.model.config.text_dim
+    batch = trainer.prompts.batch(0, range(trainer.recipe.optimisation.micro_batch), "generator")
+    narrow = [replace(c, text=c.text[..., :width]) for c in (batch.conditioning, batch.negative)]
+    return replace(batch, conditioning=narrow[0], negative=narrow[1])
+
+
+def nbytes(tensors):
+    return sum(t.nbytes for t in tensors)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_weights_are_those_of_a_built_trainer(tmp_path, rank):
+    recipe = small.recipe(tmp_path, models=dict(lora_rank=rank), optimisation=dict(updates=1))
+    trainer = Distiller(recipe)
+    trainer.run()
+    found = add_up(recipe, 1, "single", backbones(recipe), Activations())
+    for name, learner in trainer.learners.items():
+        states = learner.optimizer.state.values()
+        assert found.always[f"{name}, float32"] == nbytes(learner.model.model.parameters())
+        assert found.always[f"{name}'s optimizer"] == nbytes(t for state in states for t in state.values())
+    assert found.always["average (EMA)"] == nbytes(trainer.ema.shadow.values())
+    assert found.always["teacher"] == nbytes(trainer.teacher.wrapped.model.parameters())
+    trainer.accumulate(
+        trainer.student, trainer._generator(Choices(recipe.schedule(2), 1, None, 3.0), 0), 0, "generator"
+    )
+    grads = [p.grad for p in trainer.student.model.model.parameters() if p.grad is not None]
+    # The last self-attention of a memory has no say in the loss's gradient of nothing: every weight that learns has one.
+    assert found.moments["backward"]["gradients"] == nbytes(grads)
+
+
+@pytest.mark.parametrize("policy", ["full", "sink:1,window:4", "window:4,int8"])
+@pytest.mark.parametrize("precision, dtype", [("no", torch.float32), ("bf16", torch.bfloat16)])
+def test_memory_is_what_a_memory_takes(tmp_path, policy, precision, dtype):
+    recipe = small.recipe(tmp_path, rollout=dict(memory=policy), optimisation=dict(precision=precision))
+    config = backbones(recipe)["student"]
+    memory = small.model(**{k: v for k, v in config.items() if not k.startswith("_")}).to(dtype)
+    made = memory.new_memory(recipe.policy, recipe.optimisation.micro_batch, 4, 4, recipe.rollout.frames)
+    made.allocated(recipe.rollout.frames)
+    assert memory_bytes(recipe, config) == made.nbytes > 0
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(loss=dict(align="none")),
+        dict(loss=dict(align="none"), optimisation=dict(precision="bf16")),
+        dict(loss=dict(align="none"), rollout=dict(window=3)),
+        dict(loss=dict(align="none", semigroup_stop_gradient=False)),
+        dict(loss=dict(align="none"), rollout=dict(kind="bidirectional")),
+        dict(loss=dict(align="paper", align_block=2)),
+    ],
+)
+def test_activations_of_the_generator(tmp_path, settings, checkpointing):
+    recipe = larger(tmp_path, models=dict(checkpointing=checkpointing), **settings)
+    trainer = Distiller(recipe)
+    batch = embed(trainer)
+    schedule, triple = recipe.schedule(2), None
+    if not recipe.loss.semigroup_stop_gradient:
+        from train.losses.semigroup import grid_triples
+
+        schedule = recipe.schedule(8)
+        triple = grid_triples(schedule, 1)[0][1][0]
+    choices = Choices(schedule, 1, triple, 3.0)
+    taken = saved_bytes(trainer, lambda: trainer._generator(choices, 0)(batch)[0])
+    found = Tracer(recipe, backbones(recipe), False).activations()
+    assert found.exits.kept + found.alignment.kept == pytest.approx(taken, rel=0.3)
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("score", ["bidirectional", "causal"])
+def test_activations_of_the_critic(tmp_path, score, checkpointing):
+    recipe = larger(tmp_path, models=dict(checkpointing=checkpointing), loss=dict(align="none", score=score))
+    trainer = Distiller(recipe)
+    batch = embed(trainer)
+    taken = saved_bytes(trainer, lambda: trainer._critic(Choices(recipe.schedule(2), 1, None, 3.0), 0)(batch)[0])
+    assert Tracer(recipe, backbones(recipe), False).activations().critic.kept == pytest.approx(taken, rel=0.3)
+
+
+@pytest.mark.parametrize("policy", ["full", "sink:1,window:4"])
+def test_a_checkpointed_rollout_holds_its_memory(tmp_path, policy):
+    """What is alive before backward: exits, and the memory that the blocks will be recomputed from."""
+    recipe = larger(tmp_path, loss=dict(align="none"), rollout=dict(memory=policy, frames=12))
+    trainer = Distiller(recipe)
+    batch, configs = embed(trainer), backbones(recipe)
+    with Live() as live:
+        loss, _ = trainer._generator(Choices(recipe.schedule(2), 1, None, 3.0), 0)(batch)
+        live.sweep()
+    assert loss.requires_grad
+    found = add_up(recipe, 1, "single", configs, Tracer(recipe, configs, False).activations())
+    moment = found.moments["backward"]
+    held = moment["KV memory"] + moment["activations until backward"]
+    assert moment["KV memory"] > 0.2 * held
+    assert held == pytest.approx(live.now, rel=0.3)
+
+
+def test_tracing_leaves_no_table_without_storage_behind(tmp_path):
+    recipe = small.recipe(tmp_path)
+    estimate(recipe)
+    assert attend._table.cache_info().currsize == 0
+    trainer = Distiller(replace(recipe, optimisation=replace(recipe.optimisation, updates=1)))
+    assert trainer.run() == 1
+
+
+def test_more_gpus_need_less_each():
+    recipe = load_recipe("self_forcing_salt", ["loss.align=none"])
+    one, eight, many = (estimate(recipe, n, "fsdp" if n > 1 else "single") for n in (1, 8, 64))
+    assert one.total > eight.total > many.total
+    for part in ("student, float32", "student's optimizer", "critic's optimizer", "average (EMA)", "teacher"):
+        assert eight.always[part] == pytest.approx(one.always[part] / 8, abs=1)
+    # With 64 clips on 64 GPUs nothing accumulates; on 8 the gradients wait whole for the last micro-batch.
+    assert eight.moments["backward"]["gradients"] == one.moments["backward"]["gradients"]
+    assert many.moments["backward"]["gradients"] == pytest.approx(one.moments["backward"]["gradients"] / 64, abs=1)
+
+
+def test_what_a_recipe_can_do_makes_it_smaller():
+    keys = ["loss.align=none"]
+    base = estimate(load_recipe("self_forcing", keys))
+    smaller = {
+        "models.offload=true": "teacher",
+        "optimisation.optimizer=8bit": "student's optimizer",
+        "models.lora_rank=64": "average (EMA)",
+    }
+    for key, part in smaller.items():
+        found = estimate(load_recipe("self_forcing", [*keys, key]))
+        assert found.always.get(part, 0) < base.always[part] / 2, key
+    offloaded = estimate(load_recipe("self_forcing", [*keys, "models.offload=true"]))
+    assert offloaded.host["teacher"] == offloaded.moments["scores"]["teacher, while it runs"] == base.always["teacher"]
+    plain = estimate(load_recipe("self_forcing", [*keys, "models.checkpointing=false"]))
+    assert (
+        plain.moments["critic's backward"]["activations until backward"]
+        > 20 * (base.moments["critic's backward"]["activations until backward"])
+    )
+
+
+def test_every_stage_has_an_estimate(tmp_path):
+    distilled = small.recipe(tmp_path)
+    for stage in ("ode", "tf"):
+        found = estimate(replace(distilled, stage=stage))
+        assert not any("critic" in name or "teacher" in name for name in found.always)
+        assert found.moments["backward"]["activations until backward"] > 0
+
+
+def test_too_little_is_told_in_one_line(tmp_path):
+    recipe = small.recipe(tmp_path)
+    need = estimate(recipe).total
+    check_memory(recipe, 1, "single", need)
+    with pytest.raises(RecipeError) as told:
+        check_memory(recipe, 1, "single", 2**30)
+    line = str(told.value)
+    assert line.startswith(f"memory: small needs {need / 2**30:.2f} GiB per GPU (") and "found 1.00 GiB" in line
+    assert "models.offload=true" in line and "fsdp" in line and "\n" not in line
+    assert 2**20 < available_memory(torch.device("cpu")) < 2**50
+
+
+def test_the_command_prints_a_column_for_each_number_of_gpus(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    parser = argparse.ArgumentParser()
+    add_estimate(parser.add_subparsers())
+    args = parser.parse_args(["estimate", "self_forcing_salt", "loss.align=none", "--gpus", "1", "8"])
+    args.run(args)
+    shown = capsys.readouterr().out
+    totals = [estimate(load_recipe("self_forcing_salt", ["loss.align=none"]), n, m).total for n, m in ((1, "single"), (8, "fsdp"))]  # fmt: skip
+    row = next(line for line in shown.splitlines() if " total " in line)
+    assert [float(cell) for cell in row.split("│")[2:-1]] == [round(t / 2**30, 2) for t in totals]
+    assert table(load_recipe("tiny"), (1,)).row_count > 4
+
+
+def test_known_sizes_by_hand():
+    """Wan 2.1's two transformers, in values: 1.42 and 14.29 milliards; 21 latent frames of 1.3B keys and values."""
+    found = backbones(load_recipe("self_forcing"))
+    sizes = [sum(p.numel() for p in meta_model(found[name]).parameters()) for name in ("student", "teacher")]
+    assert sizes == pytest.approx([1.42e9, 14.29e9], rel=2e-3)
+    assert memory_bytes(load_recipe("self_forcing"), found["student"]) == 2 * 2 * 30 * 1536 * 1560 * 21
