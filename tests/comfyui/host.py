@@ -1,0 +1,75 @@
+"""Runs inside ComfyUI's own Python: starts its modules on the CPU, loads the pack as core does, makes tiny models.
+
+Used by the scripts of this folder that tests start as processes; never imported by the tests themselves.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "data" / "golden"
+HEADS, TEXT_DIM = 2, 64  # of the golden model; core would take a head for 128 wide and text for 4096
+
+
+def start() -> None:
+    """ComfyUI's modules from COMFYUI_PATH, as `main.py --cpu` would have them."""
+    sys.argv = [sys.argv[0], "--cpu"]
+    sys.path.insert(0, os.environ["COMFYUI_PATH"])
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import comfy.model_management  # noqa: F401
+
+
+def pack(folder: Path) -> SimpleNamespace:
+    """The pack's modules, imported from a link in a custom_nodes folder by the name core gives it (not an identifier)."""
+    home = folder / "custom_nodes" / "ComfyUI-Salt"
+    home.parent.mkdir(parents=True, exist_ok=True)
+    if not home.exists():
+        home.symlink_to(ROOT, target_is_directory=True)
+    name = str(home).replace(".", "_x_")
+    spec = importlib.util.spec_from_file_location(name, home / "__init__.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+
+    def part(path: str) -> ModuleType:
+        return importlib.import_module(f"{name}.{path}")
+
+    names = ("nodes.bridge", "nodes.sampling", "nodes.fingerprint", "nodes.attention_patch")
+    engine = ("memory", "rollout", "schedule", "noise", "prompts", "student", "checkpoints")
+    return SimpleNamespace(**{n.split(".")[1]: part(n) for n in names}, **{n: part(f"salt.{n}") for n in engine})
+
+
+def save_golden(path: Path, **extra) -> Path:
+    """The golden model as a Wan-named file whose metadata says what core cannot see in the shapes."""
+    from safetensors.torch import load_file, save_file
+
+    weights = {**load_file(GOLDEN / "tiny_a.safetensors"), **extra}
+    config = {"transformer": {"num_heads": HEADS, "text_dim": TEXT_DIM}}
+    save_file({k: v.contiguous() for k, v in weights.items()}, path, metadata={"config": json.dumps(config)})
+    return path
+
+
+def load(path: Path, **options):
+    """A MODEL by core's own loader. Older cores do not read the metadata of a Wan file, so it is read to them."""
+    import comfy.model_detection as detection
+    import comfy.sd
+
+    plain = detection.detect_unet_config
+
+    def told(*args, **kwargs):
+        return {**plain(*args, **kwargs), "num_heads": HEADS, "text_dim": TEXT_DIM}
+
+    detection.detect_unet_config = told
+    try:
+        return comfy.sd.load_diffusion_model(str(path), model_options=options)
+    finally:
+        detection.detect_unet_config = plain
