@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from train.distill import add_distill, is_main
+from train.estimate import add_estimate
 from train.precompute import add_precompute
 
 FAILED, INTERRUPTED = 2, 130
@@ -67,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     two.add_argument("--out", type=Path, default=Path("outputs/shapebench"), help="written as OUT.md and OUT.json")
     two.add_argument("--device", default=device)
     two.set_defaults(run=evaluate)
-    for add in (add_distill, add_precompute):
+    for add in (add_distill, add_precompute, add_estimate):
         add(commands)
     return root
 

@@ -19,18 +19,22 @@ WAN_1_3B: dict[str, Any] = {"num_attention_heads": 12, "num_layers": 30, "ffn_di
 WAN_14B: dict[str, Any] = {"num_attention_heads": 40, "num_layers": 40, "ffn_dim": 13824, "in_channels": 16}
 I2V: dict[str, Any] = {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120}
 # Released students whose file names do not tell their size.
-SMALL = ("ode_init", "causal_ode", "longlive", "salt_cf", "salt_ll", "self_forcing")
+SMALL = ("ode_init", "causal_ode", "causal_forcing", "longlive", "salt_cf", "salt_ll", "self_forcing")
+TINY = Path(__file__).parents[1] / "salt" / "assets" / "tiny" / "transformer"
 
 
 def config_of(path: str, key: str = "checkpoint") -> dict[str, Any]:
     """Arguments of `SaltTransformer3DModel` for a checkpoint, which need not be there if its name tells its size.
 
-    Names with 1.3B or 14B (and I2V) are Wan 2.1's, those of released students are 1.3B.
+    Names with 1.3B or 14B (and I2V) are Wan 2.1's, those of released students (and of runs that make such) are 1.3B,
+    and tiny is salt-tiny's.
     Raises RecipeError for a name that says nothing, CheckpointError for a file that is no Wan transformer.
     """
     if Path(path).exists():
         return {"out_channels": 16, **read_checkpoint(path).config}
     name = path.lower()
+    if "tiny" in name:
+        return config_of(str(TINY))
     if re.search(r"1[._]3b", name) or any(word in name for word in SMALL):
         return {"out_channels": 16, **WAN_1_3B}
     if "14b" in name:
@@ -45,9 +49,14 @@ def meta_model(config: dict[str, Any]) -> SaltTransformer3DModel:
 
 
 def backbones(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Configurations of student, critic and teacher; the critic's as `building.build_critic` chooses it."""
+    """Configurations of student, critic and teacher; the critic's as `building.build_critic` chooses it.
+
+    Where a stage has no critic or needs no teacher, the student's stands in its place.
+    """
     models = recipe.models
     student = config_of(models.student, "models.student")
+    if recipe.stage == "tf" or (recipe.stage == "ode" and not models.teacher):
+        return {"student": student, "critic": dict(student), "teacher": dict(student)}
     teacher = config_of(models.teacher, "models.teacher")
     critic = config_of(models.critic, "models.critic") if models.critic else dict(student)
     return {"student": student, "critic": critic, "teacher": teacher}

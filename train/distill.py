@@ -21,6 +21,7 @@ from train.backbones import check_backbones
 from train.checks import check_recipe, check_settings, missing_files
 from train.clips import make_clips
 from train.distiller import Distiller
+from train.estimate import available_memory, check_memory
 from train.parallel import Mode
 from train.publish import export, last_values, push
 from train.recipe import Recipe, RecipeError, load_recipe
@@ -142,6 +143,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         check_recipe(recipe, processes())
         check_backbones(recipe)
+        check_memory(recipe, processes(), mode, available_memory(PartialState().device))
         lines = [f"student: {distill(recipe, mode, arguments.push)}"]
     if is_main():
         print("\n".join(lines))

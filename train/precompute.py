@@ -20,6 +20,7 @@ from salt.text import CachedTextEncoder, UMT5TextEncoder
 from train.checks import check_settings, prompt_complaints
 from train.clips import make_clips
 from train.data import CACHE_KEY, read_prompts
+from train.footage import encode_footage
 from train.recipe import Recipe, RecipeError, load_recipe
 
 BATCH = 8
@@ -69,7 +70,7 @@ def starts(recipe: Recipe, pictures: Path, device: str) -> int:
     return len(new)
 
 
-def from_recipe(recipe: Recipe, pictures: Path | None, device: str) -> list[str]:
+def from_recipe(recipe: Recipe, pictures: Path | None, videos: Path | None, device: str) -> list[str]:
     """Everything that the recipe names and that can be made: a line for each, saying what was new."""
     done, data = [], recipe.data
     if data.embeddings:
@@ -81,19 +82,24 @@ def from_recipe(recipe: Recipe, pictures: Path | None, device: str) -> list[str]
         if pictures is None:
             raise RecipeError(f"--images: found none, expected a folder of pictures to make {data.images} from")
         done.append(f"{data.images}: {starts(recipe, pictures, device)} start images")
-    if recipe.stage == "ode":
+    if recipe.stage != "distill":
         check_settings(recipe)
-        made = make_clips(recipe, torch.device(device), lambda n: print(f"clip {n} of {recipe.start.clips}"))
-        done.append(f"{data.clips}: {made} trajectories")
+
+        def tell(count: int) -> None:
+            print(f"{data.clips}: clip {count}", flush=True)
+
+        there = torch.device(device)
+        made = make_clips(recipe, there, tell) if recipe.stage == "ode" else encode_footage(recipe, videos, there, tell)
+        done.append(f"{data.clips}: {made} clips")
     if not done:
         raise RecipeError(
-            f"{recipe.name}: found nothing to precompute, expected data.embeddings, data.images or stage ode"
+            f"{recipe.name}: found nothing to precompute, expected data.embeddings, data.images or data.clips"
         )
     return done
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Make prompt embeddings, start images or teacher trajectories before a run."""
+    """Make prompt embeddings, start images, a teacher's trajectories or encoded videos before a run."""
     source: Path = arguments.source
     if source.suffix == ".txt":
         for line in prompt_complaints(source):
@@ -103,7 +109,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{arguments.out}: {new} of {len(prompts)} prompts embedded, the others were there")
         return
     recipe = load_recipe(source, arguments.overrides)
-    for line in from_recipe(recipe, arguments.images, arguments.device):
+    for line in from_recipe(recipe, arguments.images, arguments.videos, arguments.device):
         print(line)
 
 
@@ -115,5 +121,6 @@ def add_precompute(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--text", default="", help="folder with text_encoder/ and tokenizer/, for a prompt file")
     command.add_argument("--out", default="data/embeddings", help="where a prompt file's embeddings go")
     command.add_argument("--images", type=Path, help="folder of pictures named by prompt line, for an I2V recipe")
+    command.add_argument("--videos", type=Path, help="folder of NAME.mp4 and NAME.txt (caption), for the stage tf")
     command.add_argument("--device", default=device)
     command.set_defaults(run=run)

@@ -1,0 +1,239 @@
+"""The one command: from a recipe to a student that loads, on stand-ins and on files laid out as Wan's are."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import small
+import system
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
+from salt.checkpoints import load_student, save_diffusers
+from salt.pipeline import SaltPipeline
+from salt.video import read_video
+from train import publish
+from train.__main__ import main
+from train.distill import dry_run, mode_of
+from train.recipe import RECIPES, load_recipe
+from train.rehearsal import meeting_every_loss
+
+ROOT = Path(__file__).parents[2]
+# One of each kind; the others are variations of these, and run under the slow marker.
+KINDS = ("self_forcing_salt", "i2v_sc", "relative_salt", "longlive_streaming", "causal_forcing_ode", "tiny_tf")
+NAMES = sorted(p.stem for p in RECIPES.glob("*.yaml"))
+
+
+def rehearsed(name):
+    line, *missing = dry_run(load_recipe(name, ["optimisation.critic_per_generator=1"]), "single")
+    recipe = load_recipe(name)
+    assert line.startswith(f"dry run of {name} ({recipe.stage}, single): 2 updates")
+    losses = {"ode": ["ode"], "tf": ["tf"]}.get(recipe.stage, ["critic", "dmd"])
+    if recipe.stage == "distill":
+        losses += ["semigroup"] if recipe.loss.semigroup else []
+        losses += ["align"] if recipe.loss.align != "none" else []
+    for loss in losses:
+        assert f" {loss} " in line, (loss, line)
+    return missing
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_dry_run_plays_everything_through(name):
+    missing = rehearsed(name)
+    assert any("models.student: found no such file" in line for line in missing) == (name != "tiny_tf")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(KINDS)))
+def test_dry_run_of_every_other_recipe(name):
+    rehearsed(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_dry_run_in_two_processes(mode):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
+               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+               "-m", "train", "distill", "tiny_salt", "--dry-run", "--mode", mode]  # fmt: skip
+    run = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("dry run of tiny_salt") == 1 and f"(distill, {mode})" in run.stdout
+
+
+def test_a_rehearsal_without_the_losses_would_be_noticed():
+    recipe = load_recipe("self_forcing_salt", ["rollout.share={4: 1.0}"])
+    with pytest.raises(RuntimeError, match="no seed meets every loss"):
+        meeting_every_loss(recipe)
+
+
+def wan_i2v(folder: Path) -> Path:
+    """A folder laid out as Wan 2.1 I2V's, of random parts that are next to nothing."""
+    system.umt5(folder)
+    system.vae().save_pretrained(folder / "vae")
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=28, patch_size=14
+    )
+    CLIPVisionModel(vision).save_pretrained(folder / "image_encoder")
+    CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}).save_pretrained(
+        folder / "image_processor"
+    )
+    save_diffusers(
+        small.model(3, in_channels=36, text_dim=32, image_dim=48, added_kv_proj_dim=32), folder / "transformer"
+    )
+    return folder
+
+
+def placed(folder: Path, **names: str) -> dict[str, str]:
+    return {key: str(folder / name) for key, name in names.items()}
+
+
+def recipe_file(folder: Path, **sections) -> Path:
+    base = {
+        "optimisation": dict(batch=2, micro_batch=1, updates=2, critic_per_generator=1, precision="no", ema_start=1),
+        "run": dict(out=str(folder / "run"), save_every=1, sample_every=1, sample_prompts=2, tracker="tensorboard"),
+    }
+    values = {k: {**base.get(k, {}), **v} if isinstance(v, dict) else v for k, v in {**base, **sections}.items()}
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_from_prompts_and_pictures_to_an_image_to_video_student(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("train.distill.check_memory", lambda *_: None)  # some seconds that are another test's
+    wan = wan_i2v(tmp_path / "wan")
+    (tmp_path / "prompts.txt").write_text("a red circle\na circle moving right\n")
+    (tmp_path / "pictures").mkdir()
+    for i, name in enumerate(("0.png", "01.jpg")):
+        iio.imwrite(tmp_path / "pictures" / name, np.full((24, 40, 3), 80 * i, np.uint8))
+    scale = 8
+    path = recipe_file(
+        tmp_path,
+        models=placed(wan, student="transformer", teacher="transformer", text="", vae="vae"),
+        data=placed(tmp_path, prompts="prompts.txt", embeddings="embeddings", images="starts") | {"negative": "moving"},
+        rollout=dict(kind="bidirectional", frames=3, height=4, width=6, share={8: 1.0}),
+        loss=dict(semigroup=0.2),
+    )  # fmt: skip
+    assert main(["distill", str(path)]) == 2
+    assert "data.embeddings: found no such folder" in capsys.readouterr().err
+    assert main(["precompute", str(path), "--images", str(tmp_path / "pictures")]) == 0
+    assert len(list((tmp_path / "embeddings").iterdir())) == 3
+    start = load_file(tmp_path / "starts" / "000001.safetensors")
+    assert start["channels"].shape == (20, 3, 4, 6) and start["image"].shape == (5, 48)
+    assert start["channels"][:4, 0].min() == 1 and start["channels"][:4, 1:].max() == 0
+    assert main(["distill", str(path)]) == 0
+    out = tmp_path / "run"
+    assert (out / "losses.png").stat().st_size > 1000 and list((out / "logs").rglob("events*"))
+    grid = read_video(out / "samples" / "000002.mp4")
+    assert grid.shape[2:] == (9, 2 * 4 * scale + 2, 2 * 6 * scale + 2)
+    pipe = SaltPipeline.from_single_file(out / "export" / "mine.safetensors", parts=wan)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.spec.frames_per_block == 0 and pipe.spec.schedule.nfe == 8
+    assert pipe("a red circle", image=torch.zeros(3, 32, 48), num_frames=9, output_type="latent").latents.shape[2] == 3
+    card = (out / "export" / "README.md").read_text()
+    assert "library_name: comfyui-salt" in card and "semigroup: 0.2" in card and "| dmd |" in card
+
+
+def test_videos_with_captions_are_footage_for_teacher_forcing(tmp_path, capsys):
+    recipe = small.recipe(tmp_path)
+    system.vae().save_pretrained(tmp_path / "vae")
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    frames = np.random.default_rng(0).integers(0, 255, (25, 64, 64, 3), np.uint8)
+    iio.imwrite(videos / "one.mp4", frames, fps=16)
+    path = recipe_file(
+        tmp_path,
+        stage="tf",
+        models=dict(student=recipe.models.student, vae=str(tmp_path / "vae")),
+        data=dict(clips=str(tmp_path / "clips")),
+        rollout=dict(frames=6, height=4, width=4, share={4: 1.0}),
+    )
+    command = ["precompute", str(path), "--videos", str(videos)]
+    assert main(command) == 2 and "found no caption, expected one in" in capsys.readouterr().err
+    (videos / "one.txt").write_text("a red circle\n")
+    assert main(command) == 0
+    clip = load_file(tmp_path / "clips" / "000000.safetensors")["latents"]
+    assert clip.shape == (16, 6, 4, 4) and clip.std() > 0
+    assert main(["distill", str(path)]) == 0
+    assert load_student(tmp_path / "run" / "export" / "mine.safetensors").config.num_layers == 2
+
+
+def test_a_run_goes_on_only_as_what_it_was(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("train.distill.check_memory", lambda *_: None)  # some seconds that are another test's
+    recipe = small.recipe(tmp_path)
+    path = recipe_file(
+        tmp_path, models=dict(student=recipe.models.student, teacher=recipe.models.teacher),
+        rollout=dict(frames=3, height=4, width=4, share={4: 1.0}), run=dict(sample_every=0, tracker="none"),
+    )  # fmt: skip
+    assert main(["distill", str(path), "optimisation.updates=1"]) == 0
+    capsys.readouterr()
+    assert main(["distill", str(path), "rollout.share={8: 1.0}"]) == 2
+    error = capsys.readouterr().err
+    assert "holds a run with rollout" in error and error.count("\n") == 1
+    assert main(["distill", str(path), "optimisation.lr=1e-5", "--keep", "1"]) == 0
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+    assert main(["distill", str(path), "run.out=" + str(tmp_path / "other"), "optimisation.updates=1"]) == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, complaint",
+    [
+        (["distill", "nowhere"], "expected a YAML file or one of"),
+        (["distill", "tiny_salt", "loss.gudance=2"], "did you mean guidance"),
+        (["distill", "self_forcing"], "models.student: found no such file 'checkpoints/ode_init.pt'"),
+        (["precompute", "none.txt"], "data.prompts: found no such file 'none.txt'"),
+        (["precompute", "tiny_salt"], "found nothing to precompute"),
+        (["precompute", "i2v", "data.embeddings="], "--images: found none"),
+    ],
+)
+def test_errors_are_one_line(arguments, complaint, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and complaint in error and error.count("\n") == 1
+
+
+def test_not_enough_memory_is_said_before_anything_loads(tmp_path, monkeypatch, capsys):
+    recipe = small.recipe(tmp_path)
+    path = recipe_file(tmp_path, models=dict(student=recipe.models.student, teacher=recipe.models.teacher),
+                       rollout=dict(frames=3, height=4, width=4, share={4: 1.0}), run=dict(sample_every=0))  # fmt: skip
+    monkeypatch.setattr("train.distill.available_memory", lambda device: 2**30)
+    assert main(["distill", str(path)]) == 2
+    assert "GiB per GPU" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_mode_follows_the_launcher(monkeypatch):
+    assert mode_of("auto") == "single"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert mode_of("auto") == "ddp" and mode_of("fsdp") == "fsdp"
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert mode_of("auto") == "fsdp"
+
+
+def test_push_uploads_the_export_folder_or_says_why_not(tmp_path, monkeypatch):
+    calls = []
+
+    class Hub:
+        def create_repo(self, name, exist_ok):
+            return f"https://hub/{name}"
+
+        def upload_folder(self, **options):
+            calls.append(options)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    assert publish.push(tmp_path, "me/student", "2 updates") == "https://hub/me/student"
+    assert calls == [dict(repo_id="me/student", folder_path=tmp_path, commit_message="2 updates")]
+
+    def refuse(self, **options):
+        raise OSError("no\nconnection")
+
+    monkeypatch.setattr(Hub, "upload_folder", refuse)
+    with pytest.raises(publish.PublishError, match="me/student: not uploaded .no connection.; the export is in"):
+        publish.push(tmp_path, "me/student", "2 updates")
