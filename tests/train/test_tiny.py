@@ -5,8 +5,8 @@ import torch
 
 from salt.schedule import Schedule, flow_to_x0
 from salt.words import WordEmbedder
-from train.shapes.world import TRAIN_SCENES, render
 from train.plots import plot_curve
+from train.shapes.world import TRAIN_SCENES, render
 from train.tiny.common import Run
 from train.tiny.latents import Latents
 from train.tiny.muon import orthogonalize
