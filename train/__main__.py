@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("tiny", help=tiny.__doc__)
     one.add_argument("--stage", choices=("vae", "teacher", "student", "all"), default="all")
-    one.add_argument("--budget", choices=("quick", "full"), default="full", help="quick: two minutes, to see it run")
+    one.add_argument("--budget", choices=("quick", "full"), default="full", help="quick: some minutes, to see it learn")
     one.add_argument("--out", type=Path, default=Path("runs/tiny"), help="checkpoints, curves and results; resumable")
     one.add_argument("--device", default=device)
     one.add_argument(

@@ -1,10 +1,13 @@
 """The one command: it makes a system that the engine's own loaders read, and says what is missing when it cannot."""
 
+import csv
 import json
 
 import pytest
 import torch
 
+from salt.checkpoints import read_checkpoint
+from salt.pipeline import SaltPipeline
 from salt.student import SaltTransformer3DModel
 from train.__main__ import parser
 from train.shapes.world import HELD_OUT_SCENES, TRAIN_SCENES, render
@@ -66,3 +69,13 @@ def test_the_whole_recipe_runs_and_ships(tmp_path):
     assert json.loads((shipped / "model_index.json").read_text())["words"]["dim"] == 4096
     assert (shipped / "vae" / "config.json").exists() and (shipped / "rollout.png").exists()
     assert (tmp_path / "tiny_teacher" / "diffusion_pytorch_model.safetensors").exists()
+    for stage in ("vae", "teacher", "forcing"):
+        with (tmp_path / stage / "curve.csv").open() as file:
+            losses = [float(row["value"]) for row in csv.DictReader(file) if row["name"] == "loss"]
+        assert losses[-1] < 0.9 * losses[0], stage
+    file = tmp_path / "salt_tiny.safetensors"
+    assert read_checkpoint(file).spec.frames_per_block == 3
+    pipe = SaltPipeline.from_single_file(file, parts=shipped)
+    assert torch.equal(pipe.transformer.proj_out.weight.float(), student.proj_out.weight)
+    clip = pipe(PROMPTS[0].caption, num_frames=9, num_inference_steps=2, output_type="latent").latents
+    assert clip.isfinite().all() and clip.shape == (1, 16, 3, 8, 8)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan
 
-from salt.checkpoints.writing import save_diffusers
+from salt.checkpoints import save_diffusers, save_wan
 from salt.pipeline import SaltPipeline
 from salt.schedule import STEP_LISTS
 from salt.student import SaltTransformer3DModel, StudentSpec
@@ -36,7 +36,7 @@ CURVES = {  # the plot kept next to the model card: stage folder, title
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of everything. `quick` is for seeing the recipe run (minutes), not for its results."""
+    """How much of everything. `quick` shows that every stage learns, in minutes; its clips are no good yet."""
 
     vae: tuple[vae.Phase, ...]
     clips: int
@@ -51,8 +51,8 @@ BUDGETS = {
         vae.QUICK,
         SHARD,
         teacher.QUICK,
-        tuple(replace(phase, steps=1, batch=2) for phase in student.FORCING),
-        replace(student.RolloutTraining(), steps=1, imitation=1, batch=2),
+        tuple(replace(phase, steps=30, batch=4) for phase in student.FORCING),
+        replace(student.RolloutTraining(), steps=6, imitation=12, batch=4),
     ),
 }
 
@@ -99,7 +99,8 @@ def _require(folder: Path, stage: str) -> None:
 
 
 def ship(out: Path, student_to: Path, teacher_to: Path) -> None:
-    """Copy the results of `out` in fp16: `student_to`/{transformer,vae,model_index.json,*.png} and the teacher.
+    """Copy the results of `out` in fp16: `student_to`/{transformer,vae,model_index.json,*.png} and the teacher; for
+    ComfyUI, `out`/salt_tiny.safetensors, the student in Wan's names.
 
     Takes the furthest there is of each: the decoder's last state, and for the student its last finished stage.
     """
@@ -112,6 +113,7 @@ def ship(out: Path, student_to: Path, teacher_to: Path) -> None:
     pipe = SaltPipeline(best, vae_model, student=spec, words=WORDS, default_size=(64, 64))
     pipe.to(torch.float16).save_pretrained(student_to)
     save_diffusers(best, student_to / "transformer", spec=spec)  # the same again, with the spec in the file itself
+    save_wan(best, out / "salt_tiny.safetensors", spec=spec, dtype=torch.float16)
     teacher_model = SaltTransformer3DModel.from_pretrained(out / "teacher/final")
     bidirectional = StudentSpec(frames_per_block=0)
     save_diffusers(teacher_model, teacher_to, spec=bidirectional, dtype=torch.float16)

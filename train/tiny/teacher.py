@@ -6,7 +6,7 @@ clips of 5 latent frames, then all 21.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ FULL = (
     ClipPhase(frames=5, batch=24, steps=500, lr=2e-3, lr_end=0.8),
     ClipPhase(frames=21, batch=12, steps=1500, lr=1.5e-3, lr_end=0.02),
 )
-QUICK = tuple(ClipPhase(p.frames, 4, 4, p.lr, p.lr_end) for p in FULL)
+QUICK = tuple(replace(p, batch=max(p.batch // 3, 4), steps=60) for p in FULL)
 
 
 def new_transformer(seed: int) -> SaltTransformer3DModel:

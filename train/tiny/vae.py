@@ -41,7 +41,7 @@ FULL = (
     Phase(frames=9, crop=64, batch=3, steps=300, lr=1.2e-3),
     Phase(frames=17, crop=64, batch=2, steps=600, lr=1e-3, decoder_only=True),
 )
-QUICK = tuple(replace(phase, steps=max(phase.steps // 100, 2)) for phase in FULL)
+QUICK = tuple(replace(phase, steps=phase.steps // 15) for phase in FULL)
 
 OBJECT_WEIGHT = 4.0  # added to 1 where the object is
 LATENT_NOISE = 0.1  # standard deviations of the channel
