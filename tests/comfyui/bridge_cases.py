@@ -1,94 +1,171 @@
-"""Runs inside ComfyUI's own Python, started by test_bridge.py: one case of the bridge, figures out as a line of JSON."""
+"""Runs inside ComfyUI's own Python, started by test_bridge.py: the bridge beside reference tensors and the engine."""
 
 from __future__ import annotations
 
 import json
-import sys
-import tempfile
-from pathlib import Path
+from types import SimpleNamespace
 
 import host
+from play import (
+    FOLDER,
+    PACK,
+    SIZE,
+    TWO_STEPS,
+    answer,
+    error,
+    golden_model,
+    seeded,
+    text,
+    through_comfyui,
+    through_engine,
+)
 
-CASE = sys.argv[1]
-host.start()
+import torch  # isort: skip - play has started ComfyUI
+from safetensors.torch import load_file, save_file  # isort: skip
 
-import torch  # noqa: E402 - after ComfyUI has read its arguments
-from safetensors.torch import load_file  # noqa: E402
-
-FOLDER = Path(tempfile.mkdtemp())
-PACK = host.pack(FOLDER)
-ROWS = {row["case"]: row for row in json.loads((host.GOLDEN / "rollouts.json").read_text())}
-
-
-def error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((found.float() - expected.float()).norm() / expected.float().norm()).item()
-
-
-def policy_of(row: dict):
-    window, sink = row["window_frames"], row["sink_frames"]
-    if window < 0:
-        return PACK.memory.MemoryPolicy()
-    if row["source"] == "infinity-rope":
-        return PACK.memory.MemoryPolicy("relative", window, sink)
-    return PACK.memory.MemoryPolicy("sink" if sink else "window", window, sink)
+Conditioning = PACK.prompts.Conditioning
+TINY = host.GOLDEN / "tiny_a.safetensors"
 
 
-def through_comfyui(model, context, noise, settings, policy=None, *, initial=None, negative=None):
-    """Latents of a rollout by the engine's loop inside core's sampling; noise: a source, and its initial noise."""
-    source, shape_like = noise
-    given = 0 if initial is None else initial.shape[2]
-    kept = {}
-
-    def work(run):
-        batch, _, _, height, width = shape_like.shape
-        memory = PACK.bridge.new_memory(model, policy or PACK.memory.MemoryPolicy(), batch, height, width)
-        blocks = PACK.rollout.rollout(
-            run.model,
-            run.conds["positive"],
-            memory,
-            source,
-            shape_like.shape[2] - given,
-            settings,
-            negative=run.conds.get("negative"),
-            initial_latents=initial,
-        )
-        kept["raw"] = torch.cat(([] if initial is None else [initial]) + [b.latents for b in blocks], dim=2)
-        kept["dtype"] = str(memory.dtype)
-        return kept["raw"]
-
-    conds = {"positive": [[context, {}]], **({} if negative is None else {"negative": [[negative, {}]]})}
-    sigmas = torch.tensor([*settings.schedule.sigmas, 0.0])
-    with torch.inference_mode():  # as core's executor runs nodes
-        out = PACK.sampling.sample(model, conds, shape_like, sigmas, work, reserve=(1 << 20, settings.frames_per_block))
-        assert error(model.model.process_latent_in(out), kept["raw"]) < 1e-6
-    return kept["raw"], kept["dtype"]
+def goldens() -> dict[str, float]:
+    """Relative error of every published rollout, plain and fused."""
+    model = golden_model(dtype=torch.float32)
+    rows = json.loads((host.GOLDEN / "rollouts.json").read_text())
+    return {f"{row['case']}{' fused' * fuse}": _golden(model, row, fuse) for row in rows for fuse in (False, True)}
 
 
-def golden(case: str, fuse: bool, model=None) -> float:
-    row, data = ROWS[case], load_file(host.GOLDEN / f"rollout_{case}.safetensors")
-    noise, renoise = data["noise"].transpose(1, 2), data["renoise"].transpose(2, 3)
-    given = row["init_frames"]
-    initial = data["initial_latent"].transpose(1, 2) if given else None
+def _golden(model, row: dict, fuse: bool) -> float:
+    data = load_file(host.GOLDEN / f"rollout_{row['case']}.safetensors")
+    noise, renoise, given = data["noise"].transpose(1, 2), data["renoise"].transpose(2, 3), row["init_frames"]
     settings = PACK.rollout.RolloutSettings(
         PACK.schedule.Schedule(tuple(row["steps"])), frames_per_block=row["frames_per_block"], fuse=fuse
     )
     frames = given + row["blocks"] * row["frames_per_block"]
-    shape_like = noise.new_zeros(noise.shape[0], noise.shape[1], frames, *noise.shape[3:])
-    source = PACK.noise.RecordedNoise(noise, renoise, given)
-    model = model or host.load(host.save_golden(FOLDER / "golden.safetensors"), dtype=torch.float32)
-    made, _ = through_comfyui(model, data["context"], (source, shape_like), settings, policy_of(row), initial=initial)
+    made, _ = through_comfyui(
+        model,
+        data["context"],
+        PACK.noise.RecordedNoise(noise, renoise, given),
+        (*noise.shape[:2], frames, *noise.shape[3:]),
+        settings,
+        _policy(row),
+        initial=data["initial_latent"].transpose(1, 2) if given else None,
+    )
     expected = data["latents"].transpose(1, 2)
     return error(made[:, :, made.shape[2] - expected.shape[2] :], expected)
 
 
-def goldens() -> dict:
-    model = host.load(host.save_golden(FOLDER / "golden.safetensors"), dtype=torch.float32)
+def _policy(row: dict):
+    window, sink = row["window_frames"], row["sink_frames"]
+    if window < 0:
+        return PACK.memory.MemoryPolicy()
+    kind = "relative" if row["source"] == "infinity-rope" else "sink" if sink else "window"
+    return PACK.memory.MemoryPolicy(kind, window, sink)
+
+
+def guidance() -> dict[str, float]:
+    """Guidance 3 in core's sampling beside the engine's own; and how far guidance moves the clip at all."""
+    settings = PACK.rollout.RolloutSettings(TWO_STEPS.schedule, guidance=3.0)
+    model, student, shape = golden_model(dtype=torch.float32), PACK.checkpoints.load_student(TINY), (1, 16, 9, *SIZE)
+    made, _ = through_comfyui(model, text(0), seeded(), shape, settings, negative=text(1))
+    guided = through_engine(student, Conditioning(text(0)), seeded(), shape, settings, negative=Conditioning(text(1)))
+    plain = through_engine(student, Conditioning(text(0)), seeded(), shape)
+    return {"error": error(made, guided), "moved": error(plain, guided)}
+
+
+def batch() -> dict[str, float]:
+    """Two clips with prompts of their own in one batch, beside the engine's batch; one text serves all rows, too."""
+    model, student, shape = golden_model(dtype=torch.float32), PACK.checkpoints.load_student(TINY), (2, 16, 6, *SIZE)
+    two, _ = through_comfyui(model, text(0, 2), seeded(2), shape)
+    one, _ = through_comfyui(model, text(0), seeded(2), shape)
+    shared = Conditioning(text(0).expand(2, -1, -1))
     return {
-        f"{case} {'fused' if fuse else 'plain'}": golden(case, fuse, model) for case in ROWS for fuse in (False, True)
+        "own prompts": error(two, through_engine(student, Conditioning(text(0, 2)), seeded(2), shape)),
+        "one prompt": error(one, through_engine(student, shared, seeded(2), shape)),
     }
 
 
-CASES = {f.__name__: f for f in (goldens,)}
+def lora() -> dict[str, float]:
+    """A LoRA that core applies at load, beside the one that the engine merges; and how far it moves the clip at all."""
+    import comfy.sd
+
+    draw = torch.Generator().manual_seed(3)
+    factors = {}
+    for layer in range(2):
+        for name, rows, columns in (("self_attn.q", 128, 128), ("self_attn.v", 128, 128), ("ffn.0", 256, 128)):
+            stem = f"diffusion_model.blocks.{layer}.{name}"
+            factors[f"{stem}.lora_A.weight"] = torch.randn(4, columns, generator=draw) * 0.1
+            factors[f"{stem}.lora_B.weight"] = torch.randn(rows, 4, generator=draw) * 0.1
+    save_file(factors, FOLDER / "lora.safetensors")
+    model, shape = golden_model(dtype=torch.float32), (1, 16, 6, *SIZE)
+    patched, _ = comfy.sd.load_lora_for_models(model, None, load_file(FOLDER / "lora.safetensors"), 1.0, 0.0)
+    made, _ = through_comfyui(patched, text(0), seeded(), shape)
+    student = PACK.checkpoints.load_student(TINY, lora=FOLDER / "lora.safetensors")
+    expected = through_engine(student, Conditioning(text(0)), seeded(), shape)
+    plain = through_engine(PACK.checkpoints.load_student(TINY), Conditioning(text(0)), seeded(), shape)
+    again, _ = through_comfyui(model, text(0), seeded(), shape)
+    return {"error": error(made, expected), "moved": error(plain, expected), "unpatched": error(again, plain)}
+
+
+def fp8() -> dict[str, object]:
+    """fp8 weights, computed in float32: exact against the engine with the same rounded weights; and as core casts."""
+    shape = (1, 16, 6, *SIZE)
+    student, rounded = PACK.checkpoints.load_student(TINY), PACK.checkpoints.load_student(TINY)
+    model = golden_model(dtype=torch.float8_e4m3fn)
+    stored = {k.replace("diffusion_model.", ""): v for k, v in model.model.state_dict().items()}
+    names = {PACK.keys.to_wan(name): p for name, p in rounded.named_parameters()}
+    for name, parameter in names.items():
+        parameter.data = stored[name].to(torch.float32).view_as(parameter)
+    exact = model.clone()
+    exact.set_model_compute_dtype(torch.float32)
+    made, memory = through_comfyui(exact, text(0), seeded(), shape)
+    reference = through_engine(student, Conditioning(text(0)), seeded(), shape)
+    expected = through_engine(rounded, Conditioning(text(0)), seeded(), shape)
+    half = model.clone()
+    half.set_model_compute_dtype(torch.bfloat16)
+    bf16, bf16_memory = through_comfyui(half, text(0), seeded(), shape)
+    cast, cast_memory = through_comfyui(model, text(0), seeded(), shape)
+    return {
+        "error": error(made, expected),
+        "error of fp8 itself": error(expected, reference),
+        "error as core casts": error(cast, reference),
+        "error in bfloat16": error(bf16, reference),
+        "memory": [str(m.store.buffers[0][0].dtype) for m in (memory, cast_memory, bf16_memory)],
+        "weights": str(stored["blocks.0.self_attn.q.weight"].dtype),
+    }
+
+
+def image_to_video() -> dict[str, float]:
+    """Wan 2.1 I2V: 36 channels, CLIP embeddings; channels are cut to each block, plain and fused. Beside the engine."""
+    torch.manual_seed(2)
+    student = PACK.student.SaltTransformer3DModel(
+        num_attention_heads=2, in_channels=36, ffn_dim=256, num_layers=2, image_dim=1280, added_kv_proj_dim=256
+    ).eval()
+    with torch.no_grad():
+        student.proj_out.weight.normal_(std=0.1)
+    path = PACK.checkpoints.save_wan(student, FOLDER / "i2v.safetensors")
+    model = host.load(path, dtype=torch.float32, plain=True)
+    frames, shape = 9, (1, 16, 9, *SIZE)
+    draw = torch.Generator().manual_seed(4)
+    latents = torch.randn(shape, generator=draw)
+    mask = torch.ones(1, 1, frames, *SIZE)
+    mask[:, :, :2] = 0  # of core's mask 0 is given
+    clip = torch.randn(1, 257, 1280, generator=draw)
+    told = {
+        "concat_latent_image": model.model.process_latent_out(latents),
+        "concat_mask": mask,
+        "clip_vision_output": SimpleNamespace(penultimate_hidden_states=clip),
+    }
+    words = text(0, width=4096)
+    channels = torch.cat([1 - mask.expand(-1, 4, -1, -1, -1), latents], dim=1)
+    errors = {}
+    for fuse in (False, True):
+        settings = PACK.rollout.RolloutSettings(TWO_STEPS.schedule, fuse=fuse)
+        made, _ = through_comfyui(model, [[words, told]], seeded(), shape, settings)
+        expected = through_engine(student, Conditioning(words, clip, channels), seeded(), shape, settings)
+        errors["fused" if fuse else "plain"] = error(made, expected)
+    other = through_engine(student, Conditioning(words, clip, channels.roll(3, dims=2)), seeded(), shape)
+    return {**errors, "moved": error(other, expected)}
+
 
 if __name__ == "__main__":
-    print("RESULT " + json.dumps(CASES[CASE]()))
+    answer(goldens, guidance, batch, lora, fp8, image_to_video)

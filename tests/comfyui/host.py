@@ -28,7 +28,7 @@ def start() -> None:
 
 
 def pack(folder: Path) -> SimpleNamespace:
-    """The pack's modules, imported from a link in a custom_nodes folder by the name core gives it (not an identifier)."""
+    """The pack's modules, imported from a link in a custom_nodes folder by the name core gives it (no identifier)."""
     home = folder / "custom_nodes" / "ComfyUI-Salt"
     home.parent.mkdir(parents=True, exist_ok=True)
     if not home.exists():
@@ -44,8 +44,10 @@ def pack(folder: Path) -> SimpleNamespace:
         return importlib.import_module(f"{name}.{path}")
 
     names = ("nodes.bridge", "nodes.sampling", "nodes.fingerprint", "nodes.attention_patch")
-    engine = ("memory", "rollout", "schedule", "noise", "prompts", "student", "checkpoints")
-    return SimpleNamespace(**{n.split(".")[1]: part(n) for n in names}, **{n: part(f"salt.{n}") for n in engine})
+    engine = ("memory", "rollout", "schedule", "noise", "prompts", "student", "checkpoints", "checkpoints.keys")
+    return SimpleNamespace(
+        **{n.split(".")[1]: part(n) for n in names}, **{n.rpartition(".")[2]: part(f"salt.{n}") for n in engine}
+    )
 
 
 def save_golden(path: Path, **extra) -> Path:
@@ -58,18 +60,21 @@ def save_golden(path: Path, **extra) -> Path:
     return path
 
 
-def load(path: Path, **options):
-    """A MODEL by core's own loader. Older cores do not read the metadata of a Wan file, so it is read to them."""
+def load(path: Path, plain: bool = False, **options):
+    """A MODEL by core's own loader. plain: a file whose shapes say everything.
+
+    Cores before 0.27 do not read the metadata of a Wan file, so the golden model's is read to them.
+    """
     import comfy.model_detection as detection
     import comfy.sd
 
-    plain = detection.detect_unet_config
+    detect = detection.detect_unet_config
 
     def told(*args, **kwargs):
-        return {**plain(*args, **kwargs), "num_heads": HEADS, "text_dim": TEXT_DIM}
+        return {**detect(*args, **kwargs), "num_heads": HEADS, "text_dim": TEXT_DIM}
 
-    detection.detect_unet_config = told
+    detection.detect_unet_config = detect if plain else told
     try:
         return comfy.sd.load_diffusion_model(str(path), model_options=options)
     finally:
-        detection.detect_unet_config = plain
+        detection.detect_unet_config = detect

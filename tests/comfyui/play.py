@@ -1,0 +1,105 @@
+"""Runs inside ComfyUI's own Python: one rollout through core's sampling, and the same one by the engine alone.
+
+Importing it starts ComfyUI's modules and the pack (`PACK`). A script that does so is run as `SCRIPT CASE` and prints
+what the case returns as a line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import host
+
+CASE = sys.argv[1]
+host.start()
+
+import torch  # noqa: E402 - after ComfyUI has read its arguments
+from torch import Tensor  # noqa: E402
+
+FOLDER = Path(tempfile.mkdtemp())
+PACK = host.pack(FOLDER)
+SIZE = (8, 12)
+TWO_STEPS = PACK.rollout.RolloutSettings(PACK.schedule.Schedule.of(2))
+
+
+def answer(*cases: Callable[[], object]) -> None:
+    from comfyui_version import __version__
+
+    result = {f.__name__: f for f in cases}[CASE]()
+    print("RESULT " + json.dumps({"comfyui": __version__, "result": result}))
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """Relative error."""
+    return ((found.float() - expected.float()).norm() / expected.float().norm()).item()
+
+
+def golden_model(**options):
+    return host.load(host.save_golden(FOLDER / "golden.safetensors"), **options)
+
+
+def text(seed: int, batch: int = 1, width: int = host.TEXT_DIM) -> Tensor:
+    return torch.randn(batch, 12, width, generator=torch.Generator().manual_seed(100 + seed))
+
+
+def seeded(batch: int = 1):
+    return PACK.noise.SeededNoise(5, batch, 16, *SIZE)
+
+
+def through_comfyui(
+    model,
+    positive,
+    source,
+    shape: tuple[int, ...],
+    settings=TWO_STEPS,
+    policy=None,
+    *,
+    initial: Tensor | None = None,
+    negative=None,
+    on_step=None,
+) -> tuple[Tensor, object]:
+    """Latents [B, 16, F, H, W] (given ones included) of a rollout in core's sampling, in model space; and its memory.
+
+    positive, negative: a text tensor, or a whole CONDITIONING.
+    """
+    given = 0 if initial is None else initial.shape[2]
+    kept = []
+
+    def work(run):
+        memory = PACK.bridge.new_memory(model, policy or PACK.memory.MemoryPolicy(), shape[0], *shape[3:])
+        blocks = PACK.rollout.rollout(
+            run.model,
+            run.conds["positive"],
+            memory,
+            source,
+            shape[2] - given,
+            settings,
+            negative=run.conds.get("negative"),
+            initial_latents=initial,
+            on_step=on_step,
+        )
+        kept.extend([torch.cat(([] if initial is None else [initial]) + [b.latents for b in blocks], dim=2), memory])
+        return kept[0]
+
+    named = {"positive": positive, **({} if negative is None else {"negative": negative})}
+    conds = {k: [[v, {}]] if isinstance(v, Tensor) else v for k, v in named.items()}
+    sigmas = torch.tensor([*settings.schedule.sigmas, 0.0])
+    with torch.inference_mode():  # as core's executor runs nodes
+        out = PACK.sampling.sample(
+            model, conds, torch.zeros(shape), sigmas, work, reserve=(1 << 20, settings.frames_per_block)
+        )
+        assert error(model.model.process_latent_in(out), kept[0]) < 1e-6, "a LATENT holds what the VAE reads"
+    return kept[0], kept[1]
+
+
+def through_engine(student, conditioning, source, shape: tuple[int, ...], settings=TWO_STEPS, negative=None) -> Tensor:
+    """The same rollout by the engine and its own transformer."""
+    memory = student.new_memory(PACK.memory.MemoryPolicy(), shape[0], *shape[3:])
+    model = PACK.student.StudentModel(student)
+    with torch.no_grad():
+        blocks = PACK.rollout.rollout(model, conditioning, memory, source, shape[2], settings, negative=negative)
+        return torch.cat([b.latents for b in blocks], dim=2)
