@@ -86,8 +86,7 @@ class Weights:
 def weights(config: dict[str, Any], lora_rank: int = 0) -> Weights:
     model = meta_model(config)
     if lora_rank:
-        with torch.device("meta"):
-            adapt(model, lora_rank)
+        adapt(model, lora_rank)
     precise = SaltTransformer3DModel._keep_in_fp32_modules or []
     named = list(model.named_parameters())
     total = sum(p.numel() for _, p in named)

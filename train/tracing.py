@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -25,6 +25,7 @@ from salt.sample import BidirectionalModel
 from salt.student import SaltTransformer3DModel, StudentModel
 from salt.text import TOKENS
 from salt.words import WordEmbedder
+from train.backbones import meta_model
 from train.building import LORA_TARGETS
 from train.causal import blocks_of, causal_flow
 from train.losses import linear_mmd, rbf_mmd, token_relation_distance
@@ -79,27 +80,31 @@ class Live(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.known: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.outside: dict[int, StorageWeakRef] = {}
+        self.born: dict[int, tuple[StorageWeakRef, int]] = {}
         self.now = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for t in tree_leaves((args, kwargs)):
-            self._note(t, new=False)
+            if isinstance(t, Tensor):
+                ref = StorageWeakRef(t.untyped_storage())
+                if ref.cdata not in self.born:
+                    self.outside.setdefault(ref.cdata, ref)
         out = func(*args, **(kwargs or {}))
         for t in tree_leaves(out):
-            self._note(t, new=True)
+            if isinstance(t, Tensor):
+                storage = t.untyped_storage()
+                ref = StorageWeakRef(storage)  # as long as it is held, its address is nobody else's
+                if ref.cdata not in self.outside and ref.cdata not in self.born:
+                    self.born[ref.cdata] = (ref, storage.nbytes())
         self.sweep()
         return out
 
-    def _note(self, t: Any, new: bool) -> None:
-        if isinstance(t, Tensor):
-            storage = t.untyped_storage()
-            ref = StorageWeakRef(storage)
-            self.known.setdefault(ref.cdata, (ref, storage.nbytes() if new else 0))
-
     def sweep(self) -> None:
-        self.known = {k: v for k, v in self.known.items() if not v[0].expired()}
-        self.now = sum(size for _, size in self.known.values())
+        """Forget what has died since."""
+        for key in [k for k, (ref, _) in self.born.items() if ref.expired()]:
+            del self.born[key]
+        self.now = sum(size for _, size in self.born.values())
         self.peak = max(self.peak, self.now)
 
 
@@ -136,14 +141,16 @@ def adapt(model: SaltTransformer3DModel, rank: int) -> None:
     from peft import LoraConfig
 
     model.requires_grad_(False)
-    model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_TARGETS))
+    with torch.device("meta"):
+        model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_TARGETS))
 
 
-def cast_weights(model: SaltTransformer3DModel, dtype: torch.dtype) -> SaltTransformer3DModel:
-    """`model.to(dtype)`, which cannot be done to weights without storage."""
+def place(model: SaltTransformer3DModel, dtype: torch.dtype) -> SaltTransformer3DModel:
+    """A meta model's weights as tensors that only have shapes, on what passes for a device."""
     for module in model.modules():
         for name, p in list(module.named_parameters(recurse=False)):
-            setattr(module, name, nn.Parameter(torch.empty_like(p, dtype=dtype), p.requires_grad))
+            here = torch.empty(p.shape, dtype=dtype)
+            setattr(module, name, nn.Parameter(here, p.requires_grad))
     return model
 
 
@@ -199,15 +206,15 @@ class Tracer:
     def model(self, name: str, layers: int) -> SaltTransformer3DModel:
         """A model as `building` and `parallel` make it, but for its depth."""
         settings = self.recipe.models
-        model = SaltTransformer3DModel(**{**self.configs[name], "num_layers": layers})
+        with unset_fake_temporarily():  # peft's adapters can be laid over meta weights, not over fake ones
+            model = meta_model({**self.configs[name], "num_layers": layers})
+            if name == "student" and settings.lora_rank:
+                adapt(model, settings.lora_rank)
         if name == "teacher":
-            return cast_weights(model.requires_grad_(False), self.dtype)
+            return place(model.requires_grad_(False), self.dtype)
         if settings.checkpointing:
             model.enable_gradient_checkpointing()
-        if name == "student" and settings.lora_rank:
-            adapt(model, settings.lora_rank)
-        if self.gathered:
-            cast_weights(model, self.dtype)
+        place(model, self.dtype if self.gathered else torch.float32)
         for p in model.parameters():
             # Gradients are counted with the weights: here they are there already, and are added to.
             p.grad = torch.zeros_like(p) if p.requires_grad else None
