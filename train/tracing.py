@@ -295,14 +295,17 @@ class Tracer:
         def at(index: int, gradient: bool) -> Use:
             return self._layers("student", lambda model: self._block(model, lengths, index), gradient)
 
-        kept, groups = 0, sorted({n for n, s in zip(lengths, starts, strict=True) if s >= r.frames - self.counted})
-        for n in groups:
-            here = [i for i, s in enumerate(starts) if s >= r.frames - self.counted and lengths[i] == n]
-            low, high = at(here[0], True), at(here[-1], True)
+        kept, final = 0, Use()
+        counted = [i for i, start in enumerate(starts) if start >= r.frames - self.counted]
+        for n in sorted({lengths[i] for i in counted}):
+            here = [i for i in counted if lengths[i] == n]
+            low = high = at(here[0], True)
+            if seen[here[-1]] > seen[here[0]]:
+                high = at(here[-1], True)
             span = max(seen[here[-1]] - seen[here[0]], 1)
             kept += sum(low.towards(high, (seen[i] - seen[here[0]]) / span).kept for i in here)
-        last = len(lengths) - 1
-        return at(last, False), Use(0, kept * self._branches, at(last, True).backward)
+            final = high if here[-1] == counted[-1] else final
+        return at(counted[-1], False), Use(0, kept * self._branches, final.backward)
 
     def _block(self, model: SaltTransformer3DModel, lengths: list[int], index: int) -> Callable[[], Tensor]:
         """Block `index` of a rollout, with the blocks before it in a memory as `rollouts.play` makes one."""
