@@ -11,6 +11,7 @@ import torch
 from train.distill import add_distill, is_main
 from train.estimate import add_estimate
 from train.precompute import add_precompute
+from train.recipe import RecipeError
 
 FAILED, INTERRUPTED = 2, 130
 
@@ -84,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         if arguments.debug:
             raise
-        if is_main():
+        # What is wrong with a recipe every process finds; anything else may have met only this one.
+        if is_main() or not isinstance(error, RecipeError):
             print("error:", " ".join(str(error).splitlines()) or type(error).__name__, file=sys.stderr)
         return FAILED
     return 0

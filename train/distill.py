@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from salt.checkpoints import load_student
@@ -22,7 +21,7 @@ from train.checks import check_recipe, check_settings, missing_files
 from train.clips import make_clips
 from train.distiller import Distiller
 from train.estimate import available_memory, check_memory
-from train.parallel import Mode
+from train.parallel import Mode, process_state
 from train.publish import export, last_values, push
 from train.recipe import Recipe, RecipeError, load_recipe
 from train.rehearsal import rehearsal
@@ -46,10 +45,17 @@ def is_main() -> bool:
 
 
 def mode_of(asked: Literal["auto", "single", "ddp", "fsdp"]) -> Mode:
-    """The way to use several processes: as asked, or as accelerate's configuration says."""
+    """The way to use several processes: as asked, or as accelerate's configuration says.
+
+    Raises RecipeError for a way that the launcher did not make: several processes as single, or one as several.
+    """
+    several = processes() > 1
+    if asked != "auto" and several == (asked == "single"):
+        expected = "ddp or fsdp" if several else "auto or single (accelerate launch or torchrun makes more)"
+        raise RecipeError(f"--mode: found {asked} with {processes()} process(es), expected {expected}")
     if asked != "auto":
         return asked
-    if processes() == 1:
+    if not several:
         return "single"
     return "fsdp" if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" else "ddp"
 
@@ -108,7 +114,7 @@ def dry_run(recipe: Recipe, mode: Mode) -> list[str]:
     check_settings(recipe, processes())
     check_backbones(recipe)
     with tempfile.TemporaryDirectory(prefix="salt-dry-run-") as mine:
-        state = PartialState()
+        state = process_state()
         names = [mine]
         if processes() > 1:
             broadcast_object_list(names)
@@ -143,10 +149,11 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         check_recipe(recipe, processes())
         check_backbones(recipe)
-        check_memory(recipe, processes(), mode, available_memory(PartialState().device))
+        check_memory(recipe, processes(), mode, available_memory(process_state().device))
         lines = [f"student: {distill(recipe, mode, arguments.push)}"]
     if is_main():
         print("\n".join(lines))
+    process_state().destroy_process_group()
 
 
 def add_distill(commands: argparse._SubParsersAction) -> None:

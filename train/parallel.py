@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -27,6 +28,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 Mode = Literal["single", "ddp", "fsdp"]
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def process_state() -> PartialState:
+    """This process among the others, joined to them if there are any; on the CPU where there is nothing better."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 class Root(nn.Module):
@@ -103,7 +109,8 @@ def _shard(model: nn.Module, root: Root, bf16: bool, offload: bool) -> None:
     options["offload_policy"] = CPUOffloadPolicy() if offload and device == "cuda" else OffloadPolicy()
     for block in model.blocks:  # pyright: ignore[reportGeneralTypeIssues]
         fully_shard(block, **options)
-    fully_shard(root, **options)
+    # A forward without backward (critic's clips, samples) must leave shards behind, which the average is made of.
+    fully_shard(root, reshard_after_forward=True, **options)
 
 
 def mean_over_processes(value: float, device: torch.device) -> float:

@@ -22,7 +22,7 @@ from train.building import build_student, export_student, make_optimizer
 from train.checkpoints import CheckpointFolder
 from train.data import Prompts
 from train.objectives import Batch
-from train.parallel import Ema, Mode, Wrapped, mean_over_processes
+from train.parallel import Ema, Mode, Wrapped, mean_over_processes, process_state
 from train.recipe import Recipe
 from train.watch import Diverged, Guard, Watch
 
@@ -56,6 +56,7 @@ class Trainer(ABC):
         out, opt = Path(recipe.run.out), recipe.optimisation
         tracker = None if recipe.run.tracker == "none" else recipe.run.tracker
         places = ProjectConfiguration(str(out), str(out / "logs"))
+        process_state()
         self.accelerator = Accelerator(log_with=tracker, project_config=places)
         self.device = self.accelerator.device
         student = build_student(recipe, self.device)
@@ -156,7 +157,7 @@ class Trainer(ABC):
         for name, learner in self.learners.items():
             parts[name] = learner.model.state()
             parts[f"{name}_optimizer"] = learner.model.optimizer_state(learner.optimizer)
-        parts["run"] = {"updates": done, "rng": list(states.cpu()), "norms": list(self.guard.norms)}
+        parts["run"] = {"updates": done, "rng": [row.clone() for row in states.cpu()], "norms": list(self.guard.norms)}
         if self.accelerator.is_main_process:
             self.folder.save(done, parts)
         self.accelerator.wait_for_everyone()

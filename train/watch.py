@@ -72,8 +72,9 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
-        if self.recipe.run.tracker != "none":
-            self.accelerator.end_training()
+        # Not accelerate's end_training, which parts the processes too: the export still needs all of them.
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
         if self.accelerator.is_main_process and self.csv.exists():
             plot_curve(self.csv, self.folder / "losses.png", self.recipe.name)
 

@@ -21,7 +21,7 @@ from salt.video import read_video
 from train import publish
 from train.__main__ import main
 from train.distill import dry_run, mode_of
-from train.recipe import RECIPES, load_recipe
+from train.recipe import RECIPES, RecipeError, load_recipe
 from train.rehearsal import meeting_every_loss
 
 ROOT = Path(__file__).parents[2]
@@ -58,8 +58,7 @@ def test_dry_run_of_every_other_recipe(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["ddp", "fsdp"])
 def test_dry_run_in_two_processes(mode):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
-               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
                "-m", "train", "distill", "tiny_salt", "--dry-run", "--mode", mode]  # fmt: skip
     run = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
@@ -210,7 +209,9 @@ def test_not_enough_memory_is_said_before_anything_loads(tmp_path, monkeypatch, 
 
 
 def test_mode_follows_the_launcher(monkeypatch):
-    assert mode_of("auto") == "single"
+    assert mode_of("auto") == mode_of("single") == "single"
+    with pytest.raises(RecipeError, match="--mode: found fsdp with 1 process.*, expected auto or single"):
+        mode_of("fsdp")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert mode_of("auto") == "ddp" and mode_of("fsdp") == "fsdp"
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
