@@ -65,7 +65,7 @@ def wrong_models() -> dict[str, str]:
     other = {**weights, "head.head.weight": torch.zeros(192, 128), "head.head.bias": torch.zeros(192)}
     other["patch_embedding.weight"] = torch.zeros(128, 48, 1, 2, 2)
     vace = {**weights, "vace_patch_embedding.weight": torch.zeros(128, 96, 1, 2, 2)}
-    vace |= {k.replace("blocks.0", "vace_blocks.0"): v for k, v in weights.items() if k.startswith("blocks.0")}
+    vace |= {k.replace("blocks.0", "vace_blocks.0"): v.clone() for k, v in weights.items() if k.startswith("blocks.0")}
     vace |= {f"vace_blocks.0.{n}.weight": torch.zeros(128, 128) for n in ("before_proj", "after_proj")}
     vace |= {f"vace_blocks.0.{n}.bias": torch.zeros(128) for n in ("before_proj", "after_proj")}
     answers = {}
@@ -119,6 +119,51 @@ def overrides() -> dict[str, object]:
     return {"longest keys": max(k for _, k in seen), "moved": error(made, plain), "calls": len(seen)}
 
 
+def replaced() -> dict[str, object]:
+    """Another node's patch of self-attention: said in the log, set aside for the rollout, back in place after it."""
+    import logging
+
+    model, said = golden_model(dtype=torch.float32), []
+    plain, _ = through_comfyui(model, text(0), seeded(), SHAPE)
+    patched = model.clone()
+
+    def theirs(x, freqs, transformer_options=None):
+        return torch.zeros_like(x)
+
+    patched.add_object_patch("diffusion_model.blocks.1.self_attn.forward", theirs)
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    PACK.attention_patch.log.addHandler(handler)
+    made, _ = through_comfyui(patched, text(0), seeded(), SHAPE)
+    back = model.model.diffusion_model.blocks[1].self_attn.forward is theirs
+    return {"error": error(made, plain), "said": [m for m in said if "1 layers is patched" in m], "back": back}
+
+
+def reserving() -> dict[str, object]:
+    """What core is asked to make room for: one call's frames and the memory, however long the clip is."""
+    import comfy.model_management as management
+
+    load, asked = management.load_models_gpu, []
+
+    def recording(models, *args, **kwargs):
+        asked.append(kwargs["memory_required"])
+        return load(models, *args, **kwargs)
+
+    management.load_models_gpu = recording
+    model, noise = golden_model(dtype=torch.float32), torch.zeros(1, 16, 30, *SIZE)
+    for reserve in (None, (0, 30), (0, 3), (5 << 30, 3)):
+        PACK.sampling.sample(
+            model,
+            {"positive": [[text(0), {}]]},
+            noise,
+            torch.tensor([1.0, 0.0]),
+            lambda run: run.noise,
+            reserve=reserve,
+        )
+    whole, thirty, three, memory = asked
+    return {"whole": thirty / whole, "share": three / thirty, "memory": memory - three, "clean": untouched(model)}
+
+
 def fingerprints() -> dict[str, object]:
     """The same before and after loading, with and without merged weights; another for a LoRA; a memory is refused."""
     import comfy.sd
@@ -164,4 +209,4 @@ def compiled() -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    answer(conditioning, skipping, wrong_models, cancelled, overrides, fingerprints, compiled)
+    answer(conditioning, skipping, wrong_models, cancelled, overrides, replaced, reserving, fingerprints, compiled)

@@ -1,0 +1,47 @@
+"""The ComfyUI that these tests run in: COMFYUI_PATH (a checkout) and COMFYUI_PYTHON (its environment's interpreter).
+
+ComfyUI has its own environment, so a test starts a script of this folder in it and reads the figures that it prints.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+PATH, PYTHON = os.environ.get("COMFYUI_PATH"), os.environ.get("COMFYUI_PYTHON")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = [n for n, v in {"COMFYUI_PATH": PATH, "COMFYUI_PYTHON": PYTHON}.items() if not v]
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.comfyui)
+            if missing:
+                item.add_marker(pytest.mark.skip(reason=f"{' and '.join(missing)} not set"))
+
+
+@pytest.fixture(scope="session")
+def inside() -> Callable[[str, str], Any]:
+    """`inside(script, case)`: what a case returns when it runs in ComfyUI's own Python."""
+
+    def run(script: str, case: str) -> Any:
+        assert PATH and PYTHON
+        command = [PYTHON, str(HERE / script), case]
+        environment = {**os.environ, "COMFYUI_PATH": str(Path(PATH).resolve())}
+        done = subprocess.run(command, cwd=PATH, env=environment, capture_output=True, text=True, timeout=600)
+        answers = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+        assert done.returncode == 0 and answers, f"{script} {case}:\n{done.stderr[-3000:]}"
+        if case != "replaced":
+            assert "Salt:" not in done.stderr, "the pack loads and runs without a warning"
+        answer = json.loads(answers[-1].removeprefix("RESULT "))
+        print(f"ComfyUI {answer['comfyui']} {case}: {answer['result']}")
+        return answer["result"]
+
+    return run
