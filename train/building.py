@@ -49,6 +49,8 @@ def build_teacher(recipe: Recipe) -> SaltTransformer3DModel:
             f"loss.align_block: found {recipe.loss.align_block}, expected 0 to {len(teacher.blocks) - 1} "
             "(the teacher's transformer blocks)"
         )
+    if recipe.models.checkpointing:  # the alignment's gradient goes through it
+        teacher.enable_gradient_checkpointing()
     return teacher
 
 

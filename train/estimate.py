@@ -148,8 +148,7 @@ def add_up(
     for name, w in learners.items():
         always[f"{name}, float32"] = ceil(FP32 * w.total / shards)
         always[f"{name}'s optimizer"] = ceil(optimizer_bytes(w.learn, opt.optimizer) / shards)
-        # FSDP2 keeps what is not yet reduced whole, in float32.
-        gradients[name] = ceil(FP32 * sum(w.learn) / (1 if accumulates else shards))
+        gradients[name] = ceil(FP32 * sum(w.learn) / shards)
     always["average (EMA)"] = ceil(FP32 * sum(found["student"].learn) / shards)
     teacher = 0
     if "teacher" in found:
@@ -303,7 +302,7 @@ def remedies(recipe: Recipe, mode: Mode) -> list[str]:
     settings, opt = recipe.models, recipe.optimisation
     possible = {
         "models.checkpointing=true": not settings.checkpointing,
-        "models.offload=true": recipe.stage == "distill" and not settings.offload,
+        "models.offload=true": recipe.stage == "distill" and not settings.offload and mode != "fsdp",
         "optimisation.optimizer=8bit": opt.optimizer != "8bit",
         "models.lora_rank=64": not settings.lora_rank,
         "optimisation.micro_batch=1": opt.micro_batch > 1,

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 Mode = Literal["single", "ddp", "fsdp"]
@@ -70,13 +70,12 @@ class Wrapped:
 
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
-        """Gradients of all but the last micro-batch stay in this process."""
+        """DDP: gradients of all but the last micro-batch stay in this process. FSDP reduces each, as it would keep them
+        whole."""
         if isinstance(self.root, DistributedDataParallel) and not last:
             with self.root.no_sync():
                 yield
             return
-        if isinstance(self.root, FSDPModule):
-            self.root.set_requires_gradient_sync(last)
         yield
 
     def parameters(self) -> list[nn.Parameter]:

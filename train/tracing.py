@@ -210,10 +210,10 @@ class Tracer:
             model = meta_model({**self.configs[name], "num_layers": layers})
             if name == "student" and settings.lora_rank:
                 adapt(model, settings.lora_rank)
-        if name == "teacher":
-            return place(model.requires_grad_(False), self.dtype)
         if settings.checkpointing:
             model.enable_gradient_checkpointing()
+        if name == "teacher":
+            return place(model.requires_grad_(False), self.dtype)
         place(model, self.dtype if self.gathered else torch.float32)
         for p in model.parameters():
             # Gradients are counted with the weights: here they are there already, and are added to.

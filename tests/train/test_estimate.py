@@ -90,11 +90,11 @@ def test_memory_is_what_a_memory_takes(tmp_path, policy, precision, dtype):
 @pytest.mark.parametrize(
     "settings",
     [
-        dict(loss=dict(align="none")),
-        dict(loss=dict(align="none"), optimisation=dict(precision="bf16")),
-        dict(loss=dict(align="none"), rollout=dict(window=3)),
-        dict(loss=dict(align="none", semigroup_stop_gradient=False)),
-        dict(loss=dict(align="none"), rollout=dict(kind="bidirectional")),
+        pytest.param(dict(loss=dict(align="none")), marks=pytest.mark.slow),
+        pytest.param(dict(loss=dict(align="none"), optimisation=dict(precision="bf16")), marks=pytest.mark.slow),
+        pytest.param(dict(loss=dict(align="none"), rollout=dict(window=3)), marks=pytest.mark.slow),
+        pytest.param(dict(loss=dict(align="none", semigroup_stop_gradient=False)), marks=pytest.mark.slow),
+        pytest.param(dict(loss=dict(align="none"), rollout=dict(kind="bidirectional")), marks=pytest.mark.slow),
         dict(loss=dict(align="paper", align_block=2)),
     ],
 )
@@ -114,6 +114,7 @@ def test_activations_of_the_generator(tmp_path, settings, checkpointing):
     assert found.exits.kept + found.alignment.kept == pytest.approx(taken, rel=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("score", ["bidirectional", "causal"])
 def test_activations_of_the_critic(tmp_path, score, checkpointing):
@@ -124,6 +125,7 @@ def test_activations_of_the_critic(tmp_path, score, checkpointing):
     assert Tracer(recipe, backbones(recipe), False).activations().critic.kept == pytest.approx(taken, rel=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["full", "sink:1,window:4"])
 def test_a_checkpointed_rollout_holds_its_memory(tmp_path, policy):
     """What is alive before backward: exits, and the memory that the blocks will be recomputed from."""
@@ -141,6 +143,7 @@ def test_a_checkpointed_rollout_holds_its_memory(tmp_path, policy):
     assert held == pytest.approx(live.now, rel=0.3)
 
 
+@pytest.mark.slow
 def test_tracing_leaves_no_table_without_storage_behind(tmp_path):
     recipe = small.recipe(tmp_path)
     estimate(recipe)
@@ -149,17 +152,19 @@ def test_tracing_leaves_no_table_without_storage_behind(tmp_path):
     assert trainer.run() == 1
 
 
+@pytest.mark.slow
 def test_more_gpus_need_less_each():
     recipe = load_recipe("self_forcing_salt", ["loss.align=none"])
     one, eight, many = (estimate(recipe, n, "fsdp" if n > 1 else "single") for n in (1, 8, 64))
     assert one.total > eight.total > many.total
     for part in ("student, float32", "student's optimizer", "critic's optimizer", "average (EMA)", "teacher"):
         assert eight.always[part] == pytest.approx(one.always[part] / 8, abs=1)
-    # With 64 clips on 64 GPUs nothing accumulates; on 8 the gradients wait whole for the last micro-batch.
-    assert eight.moments["backward"]["gradients"] == one.moments["backward"]["gradients"]
-    assert many.moments["backward"]["gradients"] == pytest.approx(one.moments["backward"]["gradients"] / 64, abs=1)
+    for found, share in ((eight, 8), (many, 64)):
+        expected = one.moments["backward"]["gradients"] / share
+        assert found.moments["backward"]["gradients"] == pytest.approx(expected, abs=1)
 
 
+@pytest.mark.slow
 def test_what_a_recipe_can_do_makes_it_smaller():
     def still(*keys):
         recipe = load_recipe("self_forcing", keys)
@@ -204,6 +209,7 @@ def test_too_little_is_told_in_one_line(tmp_path):
     assert 2**20 < available_memory(torch.device("cpu")) < 2**50
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_column_for_each_number_of_gpus(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     parser = argparse.ArgumentParser()
