@@ -1,1 +1,6 @@
-"""The door ComfyUI knocks on. The pack's nodes come with a later release; until then nothing is registered."""
+"""The door ComfyUI knocks on: nothing but registration."""
+
+from .nodes import comfy_entrypoint
+
+WEB_DIRECTORY = "./nodes/web"
+__all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]

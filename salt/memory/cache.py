@@ -137,8 +137,17 @@ class KVMemory:
 
     def fork(self) -> KVMemory:
         """An independent branch: same content, nothing mutable shared."""
+        return self.copied(self.device)
+
+    def copied(self, device: torch.device | str) -> KVMemory:
+        """An independent branch on another device (or the same): where a memory rests between runs, and comes back."""
         twin = self._like(self.geometry)
-        twin.store = self.store.clone() if self.store is not None else None
+        twin.device = torch.device(device)
+        if self.store is not None:
+            twin.store = Store(self.policy, self.geometry, self.dtype, twin.device, self.store.slots)
+            for ours, theirs in zip(twin.store.buffers, self.store.buffers, strict=True):
+                for to, source in zip(ours, theirs, strict=True):
+                    to.copy_(source)
         return twin
 
     def empty_like(self) -> KVMemory:

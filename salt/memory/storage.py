@@ -115,14 +115,6 @@ class Store:
             self.buffers[i] = new
         self.slots = slots
 
-    def clone(self) -> Store:
-        """A copy that shares no tensor with this one."""
-        twin = object.__new__(Store)
-        twin.__dict__.update(self.__dict__)
-        twin._fetched = {}
-        twin.buffers = [tuple(t.clone() for t in layer) for layer in self.buffers]
-        return twin
-
     def put(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """Write keys and values [B, F * tokens, heads, head_dim] of F frames into slots [F]."""
         parts = [x.detach().unflatten(1, (slots.shape[0], -1)) for x in (k, v)]
