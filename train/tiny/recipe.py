@@ -51,7 +51,7 @@ BUDGETS = {
         vae.QUICK,
         SHARD,
         teacher.QUICK,
-        tuple(replace(phase, steps=30, batch=4) for phase in student.FORCING),
+        tuple(replace(phase, steps=100, batch=4) for phase in student.FORCING),
         replace(student.RolloutTraining(), steps=6, imitation=12, batch=4),
     ),
 }
