@@ -91,6 +91,7 @@ class ComfyModel:
         import comfy.model_management
         import comfy.samplers
 
+        # Cores before 0.8 look for Cancel nowhere in a model call, and compiled code does not on any.
         comfy.model_management.throw_exception_if_processing_interrupted()
         _, p_h, p_w = self.wan.patch_size
         memory.check(x.shape[0], x.shape[2], x.shape[3] // p_h, x.shape[4] // p_w)

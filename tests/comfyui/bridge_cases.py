@@ -85,7 +85,8 @@ def batch() -> dict[str, float]:
 
 
 def lora() -> dict[str, float]:
-    """A LoRA that core applies at load, beside the one that the engine merges; and how far it moves the clip at all."""
+    """A LoRA that core applies at load, or as a hook of the conditioning, beside the engine's merge; and what it moves."""
+    import comfy.hooks
     import comfy.sd
 
     draw = torch.Generator().manual_seed(3)
@@ -103,7 +104,14 @@ def lora() -> dict[str, float]:
     expected = through_engine(student, Conditioning(text(0)), seeded(), shape)
     plain = through_engine(PACK.checkpoints.load_student(TINY), Conditioning(text(0)), seeded(), shape)
     again, _ = through_comfyui(model, text(0), seeded(), shape)
-    return {"error": error(made, expected), "moved": error(plain, expected), "unpatched": error(again, plain)}
+    group = comfy.hooks.create_hook_lora(load_file(FOLDER / "lora.safetensors"), 1.0, 0.0)
+    hooked, _ = through_comfyui(model, [[text(0), {"hooks": group}]], seeded(), shape)
+    return {
+        "error": error(made, expected),
+        "error as a hook": error(hooked, expected),
+        "moved": error(plain, expected),
+        "unpatched": error(again, plain),
+    }
 
 
 def fp8() -> dict[str, object]:

@@ -22,7 +22,7 @@ def test_batches_equal_the_engines(inside):
 
 def test_lora_of_core_equals_lora_of_the_engine(inside):
     found = inside(PARITY, "lora")
-    assert found["error"] <= 1e-4 and found["moved"] > 0.02
+    assert max(found["error"], found["error as a hook"]) <= 1e-4 and found["moved"] > 0.02
     assert found["unpatched"] <= 1e-4, "the MODEL without the LoRA is as it was"
 
 
