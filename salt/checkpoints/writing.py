@@ -42,15 +42,19 @@ def save_wan(
     foreign = [name for name, wan in names.items() if wan is None]
     if foreign:
         raise CheckpointError(f"{path}: not written: the model has weights that Wan has no name for: {some(foreign)}")
-    config = model.config
+    metadata = {**comfy_metadata(model.config, causal_ar), **_spec_metadata(spec)}
+    _write(path, {names[name] or name: tensor for name, tensor in weights.items()}, dtype, metadata)
+    return path
+
+
+def comfy_metadata(config: Mapping[str, Any], causal_ar: bool) -> dict[str, str]:
+    """What core ComfyUI cannot see in a model's shapes, as it reads it from a file's metadata (0.27)."""
     said: dict[str, Any] = {key: config[key] for key, assumed in COMFY_ASSUMES.items() if config[key] != assumed}
     if config["attention_head_dim"] != 128:
         said["num_heads"] = config["num_attention_heads"]
     if causal_ar and config["in_channels"] == config["out_channels"]:
         said["causal_ar"] = True
-    metadata = {"config": json.dumps({"transformer": said}), **_spec_metadata(spec)}
-    _write(path, {names[name] or name: tensor for name, tensor in weights.items()}, dtype, metadata)
-    return path
+    return {"config": json.dumps({"transformer": said})}
 
 
 def save_diffusers(
