@@ -85,7 +85,7 @@ def batch() -> dict[str, float]:
 
 
 def lora() -> dict[str, float]:
-    """A LoRA that core applies at load, or as a hook of the conditioning, beside the engine's merge; and what it moves."""
+    """A LoRA that core applies at load, or as a hook of the conditioning, beside the engine's; and what it moves"""
     import comfy.hooks
     import comfy.sd
 
