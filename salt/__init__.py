@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "SaltPipeline": ".pipeline",
     "SaltTransformer3DModel": ".student",
-    "StudentSpec": ".student",
+    "StudentSpec": ".spec",
     "KVMemory": ".memory",
     "MemoryPolicy": ".memory",
     "Schedule": ".schedule",

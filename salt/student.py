@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -23,34 +23,6 @@ from .attention import Bidirectional, BlockCausal, CrossAttention, Scope, SelfAt
 from .memory import KVMemory, MemoryGeometry, MemoryPass, MemoryPolicy
 from .prompts import Conditioning
 from .rope import rotary_table, wide
-from .schedule import STEP_LISTS, Schedule
-
-
-@dataclass(frozen=True)
-class StudentSpec:
-    """What a student was trained for. frames_per_block 0 means bidirectional (no blocks, no memory)."""
-
-    frames_per_block: int = 3
-    steps: tuple[float, ...] = STEP_LISTS[4]
-    shift: float = 5.0
-    policy: MemoryPolicy = field(default_factory=MemoryPolicy)
-    independent_first_frame: bool = False
-
-    @property
-    def schedule(self) -> Schedule:
-        return Schedule(self.steps, self.shift)
-
-    def to_dict(self) -> dict:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict) -> StudentSpec:
-        known = {k: v for k, v in values.items() if k in cls.__dataclass_fields__}
-        if "steps" in known:
-            known["steps"] = tuple(known["steps"])
-        if isinstance(known.get("policy"), dict):
-            known["policy"] = MemoryPolicy(**known["policy"])
-        return cls(**known)
 
 
 @dataclass

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from salt.checkpoints import load_student, read_checkpoint, save_wan
-from salt.student import SaltTransformer3DModel, StudentSpec
+from salt.spec import StudentSpec
+from salt.student import SaltTransformer3DModel
 from train.recipe import Recipe, RecipeError
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from ..memory import MemoryPolicy
-from ..student import StudentSpec
+from ..spec import StudentSpec
 from .errors import CheckpointError, some
 from .files import find_files, open_tensors
 from .keys import check_shapes, infer_config, metadata_json, refuse_stranger, sort_names, variant_of

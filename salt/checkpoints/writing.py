@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from diffusers import WanTransformer3DModel, __version__
 
-from ..student import StudentSpec
+from ..spec import StudentSpec
 from .errors import CheckpointError, some
 from .files import atomic_file, write_safetensors
 from .keys import bare, to_wan

@@ -20,7 +20,8 @@ from ..memory import KVMemory
 from ..rollout import Block, Step, rollout
 from ..sample import BidirectionalModel, sample_bidirectional
 from ..schedule import step_list
-from ..student import SaltTransformer3DModel, StudentModel, StudentSpec
+from ..spec import StudentSpec
+from ..student import SaltTransformer3DModel, StudentModel
 from ..text import TextEncoder, UMT5TextEncoder
 from ..words import WordEmbedder
 from .job import Job, prepare

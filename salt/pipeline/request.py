@@ -13,8 +13,8 @@ from torch import Tensor
 from ..memory import KVMemory, MemoryPolicy
 from ..prompts import Switch
 from ..schedule import Schedule, step_list
+from ..spec import StudentSpec
 from ..starts import Picture
-from ..student import StudentSpec
 
 FPS = 16
 DEFAULT_SECONDS = 5.0

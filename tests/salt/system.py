@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from salt.pipeline import SaltPipeline
-from salt.student import SaltTransformer3DModel, StudentSpec
+from salt.spec import StudentSpec
+from salt.student import SaltTransformer3DModel
 
 SMALL = dict(num_attention_heads=2, attention_head_dim=16, ffn_dim=48, num_layers=2, text_dim=4096, freq_dim=32)
 

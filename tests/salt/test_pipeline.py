@@ -8,7 +8,7 @@ from salt.checkpoints import save_wan
 from salt.memory import MemoryPolicy
 from salt.pipeline import SaltPipeline
 from salt.schedule import STEP_LISTS
-from salt.student import StudentSpec
+from salt.spec import StudentSpec
 
 PROMPT = "a fast red circle moving right"
 

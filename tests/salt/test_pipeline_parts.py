@@ -15,7 +15,7 @@ from salt.cli.jobs import Options, load_pipeline
 from salt.memory import MemoryPolicy
 from salt.pipeline import SaltPipeline
 from salt.pipeline.pipeline import WAN_SPEC
-from salt.student import StudentSpec
+from salt.spec import StudentSpec
 from salt.taehv import TinyDecoder
 from salt.text import CachedTextEncoder, UMT5TextEncoder
 

@@ -8,11 +8,13 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
-from salt.memory import MemoryPolicy
+from salt.checkpoints import load_student, read_checkpoint
 from salt.noise import SeededNoise
 from salt.prompts import Conditioning
 from salt.rollout import RolloutSettings, rollout
+from salt.sample import BidirectionalModel, sample_bidirectional
 from salt.schedule import Schedule
+from salt.spec import StudentSpec
 from salt.student import SaltTransformer3DModel, StudentModel
 from salt.words import WordEmbedder
 from train.shapes.bench import ClipScore, as_rows, score_clip, score_table, summarize
@@ -25,6 +27,7 @@ PROMPTS = (*HELD_OUT_SCENES, *TRAIN_SCENES[::5])
 TEACHER_STEPS = 50
 TEACHER_GUIDANCE = 2.0
 BATCH = 8
+SPEC = StudentSpec()  # of a student that does not say
 SEED = 2000  # of reported tables; salt-tiny's weights were chosen among candidates on 1000
 
 
@@ -34,8 +37,8 @@ def load_vae(folder: Path, device: str = "cpu") -> AutoencoderKLWan:
     return placed(channels_last(vae), device).requires_grad_(False)
 
 
-def _transformer(folder: Path, device: str) -> SaltTransformer3DModel:
-    return placed(SaltTransformer3DModel.from_pretrained(folder, torch_dtype=torch.float32), device)
+def _transformer(path: Path, device: str) -> SaltTransformer3DModel:
+    return placed(load_student(path, dtype=torch.float32), device)
 
 
 @torch.no_grad()
@@ -52,14 +55,22 @@ def student_clips(
     steps: int,
     frames: int,
     seed: int,
-    policy: MemoryPolicy | None = None,
+    spec: StudentSpec = SPEC,
 ) -> Tensor:
-    """Latents [B, 16, frames, 8, 8] by the student's own rollout, blocks of 3; clip i has seed `seed` + i."""
-    policy = policy or MemoryPolicy()
+    """Latents [B, 16, frames, 8, 8] as the student makes them by its spec; clip i has seed `seed` + i."""
     batch = text.shape[0]
-    memory = student.new_memory(policy, batch, 8, 8, frames)
     noise = SeededNoise(seed, batch, 16, 8, 8, device=text.device)
-    settings = RolloutSettings(schedule=Schedule.of(steps), fuse=True)
+    schedule = Schedule.of(steps, spec.shift)
+    if spec.frames_per_block == 0:
+        settings = RolloutSettings(schedule=schedule, stepping="ode")
+        return sample_bidirectional(BidirectionalModel(student), Conditioning(text), noise, frames, settings)
+    memory = student.new_memory(spec.policy, batch, 8, 8, frames)
+    settings = RolloutSettings(
+        schedule=schedule,
+        frames_per_block=spec.frames_per_block,
+        independent_first_frame=spec.independent_first_frame,
+        fuse=True,
+    )
     blocks = rollout(StudentModel(student), Conditioning(text), memory, noise, frames, settings)
     return torch.cat([block.latents for block in blocks], dim=2)
 
@@ -73,8 +84,12 @@ def score_model(
     frames: int = 21,
     bidirectional: bool = False,
     seed: int = SEED,
+    spec: StudentSpec = SPEC,
 ) -> list[ClipScore]:
-    """One clip per prompt, decoded and scored. Seeds are fixed, so a table can be made again."""
+    """One clip per prompt, decoded and scored. Seeds are fixed, so a table can be made again.
+
+    bidirectional: a teacher, sampled with guidance. spec: how a student makes clips.
+    """
     words = WordEmbedder()
     device = next(model.parameters()).device
     scores = []
@@ -85,7 +100,7 @@ def score_model(
             generator = torch.Generator().manual_seed(seed + first)
             latents = sample_teacher(model, text, frames, steps, TEACHER_GUIDANCE, generator)
         else:
-            latents = student_clips(model, text, steps, frames, seed + first)  # type: ignore[arg-type]
+            latents = student_clips(model, text, steps, frames, seed + first, spec)  # type: ignore[arg-type]
         pixels = decode_latents(vae, latents)
         scores += [score_clip(clip, scene) for clip, scene in zip(pixels.cpu(), scenes, strict=True)]
     return scores
@@ -114,9 +129,9 @@ def evaluate(
             f"teacher, {TEACHER_STEPS} steps", score_model(model, decoder, TEACHER_STEPS, bidirectional=True)
         )
     if student is not None:
-        model = _transformer(student, device)
+        model, spec = _transformer(student, device), read_checkpoint(student).spec or SPEC
         for count in steps:
-            rows |= split_rows(f"student, {count} steps", score_model(model, decoder, count))
+            rows |= split_rows(f"student, {count} steps", score_model(model, decoder, count, spec=spec))
     table = score_table(rows)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".md").write_text(table + "\n")

@@ -15,7 +15,8 @@ from diffusers import AutoencoderKLWan
 from salt.checkpoints import save_diffusers, save_wan
 from salt.pipeline import SaltPipeline
 from salt.schedule import STEP_LISTS
-from salt.student import SaltTransformer3DModel, StudentSpec
+from salt.spec import StudentSpec
+from salt.student import SaltTransformer3DModel
 from train.plots import plot_curve
 from train.tiny import student, teacher, vae
 from train.tiny.latents import SHARD, make_latents
