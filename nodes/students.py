@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from ..salt.student import StudentSpec
+from ..salt.spec import StudentSpec
 from .bridge import wan_of
 
 log = logging.getLogger(__name__)
