@@ -117,6 +117,8 @@ def test_the_mean_is_over_seeds_and_prompts():
         return measure_defect(student, TEXT, settings, seeds, [TRIPLE])[TRIPLE, "euler"]
 
     one, two = value([1]), value([2])
+    by_one = measure_defect(student, TEXT, settings, [1], [TRIPLE], batch=1)
+    assert by_one[TRIPLE, "euler"] == pytest.approx(one, rel=1e-4)
     assert one != two and value([1, 2]) == pytest.approx((one + two) / 2, rel=1e-5) and value([1]) == one
 
 

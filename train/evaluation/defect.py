@@ -25,7 +25,8 @@ blocks, prompts and seeds, each counting the same. The ratios are squared; their
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, Literal
 
 import torch
@@ -38,7 +39,8 @@ from salt.prompts import Conditioning
 from salt.rollout import RolloutSettings, rollout
 from salt.sample import BidirectionalModel, sample_bidirectional
 from salt.schedule import NUM_TRAIN_TIMESTEPS, STEP_LISTS, Schedule, add_noise, flow_to_x0, warp
-from salt.student import StudentModel, StudentSpec
+from salt.spec import StudentSpec
+from salt.student import StudentModel
 from train.choices import number
 from train.losses.semigroup import GridTriple, composed_endpoint, direct_endpoint, middle_point
 
@@ -98,28 +100,32 @@ def measure_defect(
     seeds: Sequence[int] = (0,),
     triples: Sequence[Triple] = TRIPLES,
     operators: Sequence[Operator] = OPERATORS,
+    batch: int | None = None,
 ) -> Defects:
     """The defect of a student at every triple, by every operator: the mean over the prompts, seeds and blocks.
 
     student: a module in the engine's sense, in training or not; it runs in the dtype of its parameters, or in
         autocast's where that is on. conditioning: one row per prompt, on the student's device.
     seeds: one clip of every prompt for each. The same seeds draw the same noise, so values of two students, or of one
-        as it learns, can be laid beside each other. Cost: per clip one ordinary rollout and, for each block and triple,
-        a call per operator.
+        as it learns, can be laid beside each other. batch: prompts at a time (default: all); it changes no value.
+    Cost: per clip one ordinary rollout and, for each block and triple, a call per operator.
     Raises ValueError for a triple that does not fall, or begins off the list of steps.
     """
     for triple in triples:
         _check(triple, settings.steps)
-    batch = conditioning.text.shape[0]
-    device = conditioning.text.device
+    count, device = conditioning.text.shape[0], conditioning.text.device
+    batch = batch or count
+    bidirectional = settings.frames_per_block == 0
+    call = BidirectionalModel(student) if bidirectional else StudentModel(student)
+    dtype = compute_dtype(student, device)
     sums: dict[tuple[Triple, Operator], list[Tensor]] = {(t, o): [] for t in triples for o in operators}
-    for seed in seeds:
-        rows = [number("defect", seed, row) for row in range(batch)]
-        noise = SeededNoise(rows, batch, student.config.out_channels, settings.height, settings.width, device)
-        bidirectional = settings.frames_per_block == 0
-        call = BidirectionalModel(student) if bidirectional else StudentModel(student)
-        dtype = compute_dtype(student, device)
-        _play(_Measured(call, dtype, noise, settings.shift, sums), student, conditioning, settings, noise, dtype)
+    for seed, first in product(seeds, range(0, count, batch)):
+        rows = range(count)[first : first + batch]
+        given = {name: value for name, value in vars(conditioning).items() if value is not None}
+        part = replace(conditioning, **{name: value[first : first + batch] for name, value in given.items()})
+        own = [number("defect", seed, row) for row in rows]
+        noise = SeededNoise(own, len(own), student.config.out_channels, settings.height, settings.width, device)
+        _play(_Measured(call, dtype, noise, settings.shift, sums), student, part, settings, noise, dtype)
     return {key: float(torch.cat(ratios).mean()) for key, ratios in sums.items()}
 
 

@@ -1,0 +1,223 @@
+"""Videos for the public VBench and VBench-Long, so laid out that their own tools score the folder.
+
+What they expect was read in github Vchitect/VBench (prompts/README.md, vbench/__init__.py, static_filter.py,
+vbench2_beta_long/):
+  Names are PROMPT-INDEX.mp4 with the prompt as the list has it, case and full stop included; index 0 to 4, and 0 to 24
+  for temporal_flickering, whose videos pass a static filter first. VBench-Long takes 5 of everything: it filters the
+  clips that it cuts from each video.
+  The prompt is looked up by its file name, so VBench's own prompts all fit one (210 bytes at most) and none has a
+  slash. A longer telling of a prompt is sampled under the name of the short one. (Only VBench-2.0, another benchmark,
+  cuts names at 180 characters.) VBench-Long finds the clips of a video by what stands before the first underscore.
+  The ending of all videos is taken from whatever the folder lists first, so nothing but finished videos may be in it.
+  Seeds are random, not chosen, and recorded: ours are a hash of (--seed, prompt, index).
+  No length is asked for; VBench-Long's clips are 2 and 10 seconds of a longer video.
+
+A folder: videos/PROMPT-INDEX.mp4, samples.json (what was made how), samples.md (how many of each dimension).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from accelerate import PartialState
+
+from salt.cli.jobs import read_prompts, write_clip
+from salt.files import replacing
+from salt.pipeline import SaltPipeline
+from salt.student import fingerprint
+from train.choices import number
+
+SAMPLES = 5
+FILTERED, FILTERED_SAMPLES = "temporal_flickering", 25
+DIMENSIONS = (
+    *("subject_consistency", "background_consistency", "temporal_flickering", "motion_smoothness", "dynamic_degree"),
+    *("aesthetic_quality", "imaging_quality", "object_class", "multiple_objects", "human_action", "color"),
+    *("spatial_relationship", "scene", "temporal_style", "appearance_style", "overall_consistency"),
+)
+NAME_BYTES = 255  # of a file name, on every file system in use
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt of the list. text: names the files; told: what the student is given; dimensions: that it is for."""
+
+    text: str
+    told: str
+    dimensions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One video to make."""
+
+    file: str
+    prompt: Prompt
+    index: int
+    seed: int
+
+    @property
+    def row(self) -> dict[str, Any]:
+        told = {} if self.prompt.told == self.prompt.text else {"told": self.prompt.told}
+        known = {"file": self.file, "prompt": self.prompt.text, "index": self.index, "seed": self.seed}
+        return {**known, **told, "dimensions": list(self.prompt.dimensions)}
+
+
+def read_list(path: Path, extended: Path | None = None) -> list[Prompt]:
+    """A prompt list: text, one a line, or VBench_full_info.json. A prompt that is there twice is taken once.
+
+    A text file belongs to the dimension that it is named after, as VBench's prompts_per_dimension/ are; of others
+    (all_dimension.txt) the dimensions are not known. extended: longer tellings, line by line (VBench's
+    augmented_prompts/). Raises FileNotFoundError, or ValueError for a file that is neither, or lists of two lengths.
+    """
+    if path.suffix == ".json":
+        entries = _read_info(path)
+    else:
+        dimensions = (path.stem,) if path.stem in DIMENSIONS else ()
+        entries = [(line, dimensions) for line in read_prompts(path)]
+    told = read_prompts(extended) if extended else [text for text, _ in entries]
+    if len(told) != len(entries):
+        raise ValueError(f"{extended}: found {len(told)} lines, expected one for each of {path}'s {len(entries)}")
+    prompts: dict[str, Prompt] = {}
+    for (text, dimensions), line in zip(entries, told, strict=True):
+        first = prompts.get(text, Prompt(text, line, ()))
+        prompts[text] = Prompt(text, first.told, tuple(dict.fromkeys((*first.dimensions, *dimensions))))
+    return list(prompts.values())
+
+
+def _read_info(path: Path) -> list[tuple[str, tuple[str, ...]]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: found no such file, expected VBench_full_info.json or prompts, one a line")
+    try:
+        return [(entry["prompt_en"], tuple(entry["dimension"])) for entry in json.loads(path.read_text("utf-8"))]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected a JSON list of prompt_en and dimension ({error!r})") from error
+
+
+def plan(prompts: Sequence[Prompt], seed: int = 0, samples: int | None = None, long: bool = False) -> list[Sample]:
+    """Every video of the benchmark. samples: per prompt, instead of VBench's own numbers.
+
+    Raises ValueError for a prompt that cannot be found again by its file name.
+    """
+    made = []
+    for prompt in prompts:
+        count = samples or (FILTERED_SAMPLES if FILTERED in prompt.dimensions and not long else SAMPLES)
+        for index in range(count):
+            file = f"{prompt.text}-{index}.mp4"
+            _check_name(file, prompt.text, long)
+            made.append(Sample(file, prompt, index, number("vbench", seed, prompt.text, index)))
+    return made
+
+
+def _check_name(file: str, prompt: str, long: bool) -> None:
+    shown = prompt if len(prompt) <= 60 else prompt[:59] + "…"
+    for mark in ("/", "\\", "\0") + (("_",) if long else ()):
+        if mark in prompt:
+            raise ValueError(f"prompt {shown!r}: found {mark!r} in it, expected none (VBench looks it up by file name)")
+    if len(file.encode()) > NAME_BYTES:
+        raise ValueError(
+            f"prompt {shown!r}: found a file name of {len(file.encode())} bytes, expected {NAME_BYTES} at most "
+            "(give VBench's own prompts, and the longer telling of them by --extended)"
+        )
+
+
+def sample_all(
+    load: Callable[[], SaltPipeline], student: str, samples: Sequence[Sample], folder: Path, frames: int,
+    **request: Any,
+) -> str:  # fmt: skip
+    """Make every video that is not there yet, `frames` latent frames long; returns the table of samples.md.
+
+    Of the processes of an accelerate launch each makes its share. A video is moved into the folder when it is whole,
+    so a run that was ended at any moment goes on where it was. student: its name in samples.json. request: further
+    options of `SaltPipeline.stream`. Raises ValueError where the folder holds what another student, or the same with
+    other settings, has made; and what the pipeline raises.
+    """
+    state = PartialState()
+    pipe = load()
+    request["num_frames"] = frames * pipe.temporal_scale - (pipe.temporal_scale - 1)
+    videos, staging = folder / "videos", folder / "unfinished"
+    record = _record(folder, _facts(pipe, student, request), samples)
+    state.wait_for_everyone()  # all have read the record of before
+    if state.is_main_process:
+        for place in (videos, staging):
+            place.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / "samples.json") as partial:
+            partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    left = [sample for sample in samples if not (videos / sample.file).exists()]
+    state.wait_for_everyone()  # all have looked before the first video is finished
+    with state.split_between_processes(left) as mine:
+        for sample in cast(list[Sample], mine):
+            staged = staging / (hashlib.sha256(sample.file.encode()).hexdigest()[:16] + ".mp4")
+            write_clip(pipe, sample.prompt.told, staged, sample.seed, request)
+            os.replace(staged, videos / sample.file)
+    state.wait_for_everyone()
+    table = coverage(samples, videos)
+    if state.is_main_process:
+        (folder / "samples.md").write_text(table + "\n", encoding="utf-8")
+        for leftover in staging.iterdir():  # of runs that were killed
+            leftover.unlink()
+        staging.rmdir()
+    return table
+
+
+def _facts(pipe: SaltPipeline, student: str, request: dict[str, Any]) -> dict[str, Any]:
+    """What all videos of a folder have in common."""
+    steps = request.get("num_inference_steps")
+    return {
+        "student": student,
+        "fingerprint": fingerprint(pipe.transformer),
+        "nfe": steps or len(pipe.spec.steps),
+        "num_frames": request["num_frames"],
+        "size": list(pipe.default_size),
+        "memory": str(request.get("memory_policy") or pipe.spec.policy),
+    }
+
+
+def _record(folder: Path, facts: dict[str, Any], samples: Sequence[Sample]) -> dict[str, Any]:
+    """The new samples.json: what it said, and these samples."""
+    path = folder / "samples.json"
+    rows: dict[str, dict[str, Any]] = {}
+    if path.is_file():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            rows = {row["file"]: row for row in before["samples"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: is damaged ({error!r})") from error
+        for name, value in facts.items():
+            if name != "student" and before.get(name) != value:
+                raise ValueError(
+                    f"{folder}: found videos made with {name} {before.get(name)}, expected {value} (or another --out)"
+                )
+    for sample in samples:
+        row = sample.row
+        known = rows.get(sample.file, row)
+        for name in ("seed", "told"):
+            if known.get(name) != row.get(name):
+                raise ValueError(
+                    f"{folder}: found {sample.file!r} made with {name} {known.get(name)!r}, expected {row.get(name)!r} "
+                    "(or another --out)"
+                )
+        rows[sample.file] = row
+    # VBench-Long puts folders of its own beside the videos.
+    strangers = [p.name for p in (folder / "videos").glob("*") if p.is_file() and p.name not in rows]
+    if strangers:
+        raise ValueError(f"{folder / 'videos'}: found {strangers[0]!r}, which samples.json does not know")
+    return {**facts, "samples": list(rows.values())}
+
+
+def coverage(samples: Sequence[Sample], videos: Path) -> str:
+    """A markdown table: prompts and finished videos of each dimension."""
+    lines = ["| dimension | prompts | videos |", "|---|---|---|"]
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        for dimension in sample.prompt.dimensions or ("all",):
+            groups.setdefault(dimension, []).append(sample)
+    for dimension, group in groups.items():
+        done = sum((videos / sample.file).is_file() for sample in group)
+        lines.append(f"| {dimension} | {len({s.prompt.text for s in group})} | {done} of {len(group)} |")
+    return "\n".join(lines)
