@@ -10,6 +10,7 @@ import torch
 
 from train.distill import add_distill, is_main
 from train.estimate import add_estimate
+from train.evaluation.command import add_evaluate
 from train.precompute import add_precompute
 from train.recipe import RecipeError
 
@@ -32,15 +33,6 @@ def tiny(args: argparse.Namespace) -> None:
         print(f"shipped to {places[0]} and {places[1]}")
 
 
-def evaluate(args: argparse.Namespace) -> None:
-    """Score a student (and a teacher) on ShapeBench."""
-    from train.tiny import evaluate as bench
-    from train.tiny.recipe import STUDENT_ASSETS
-
-    vae = args.vae or STUDENT_ASSETS / "vae"
-    print(bench.evaluate(args.student, vae, args.out, args.teacher, tuple(args.steps), args.device))
-
-
 def parser() -> argparse.ArgumentParser:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     root = argparse.ArgumentParser(prog="python -m train", description=__doc__)
@@ -61,15 +53,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--install", action="store_true", help="put the result in the repository's assets, not in OUT")
     one.set_defaults(run=tiny)
 
-    two = commands.add_parser("evaluate", help=evaluate.__doc__)
-    two.add_argument("student", type=Path, nargs="?", help="diffusers folder of a student's transformer")
-    two.add_argument("--teacher", type=Path, help="diffusers folder of a bidirectional teacher, scored at 50 steps")
-    two.add_argument("--vae", type=Path, help="its VAE (default: salt-tiny's)")
-    two.add_argument("--steps", type=int, nargs="+", default=[2, 4, 8])
-    two.add_argument("--out", type=Path, default=Path("outputs/shapebench"), help="written as OUT.md and OUT.json")
-    two.add_argument("--device", default=device)
-    two.set_defaults(run=evaluate)
-    for add in (add_distill, add_precompute, add_estimate):
+    for add in (add_evaluate, add_distill, add_precompute, add_estimate):
         add(commands)
     return root
 

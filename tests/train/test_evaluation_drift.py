@@ -7,7 +7,7 @@ import torch
 
 from salt.memory import MemoryPolicy
 from salt.pipeline import SaltPipeline
-from salt.student import StudentSpec
+from salt.spec import StudentSpec
 from train.evaluation.drift import (
     cut_windows,
     drift_rows,

@@ -1,0 +1,215 @@
+"""`python -m train evaluate`: one student, one or several benches, a table and a JSON file beside each other for each.
+
+ShapeBench, the semigroup defect and drift give figures; vbench and vbench-long give the videos that VBench's own tools
+score.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from salt.files import replacing
+
+if TYPE_CHECKING:
+    from salt.pipeline import SaltPipeline
+    from train.evaluation.defect import Triple
+
+BENCHES = ("shapes", "defect", "drift", "vbench", "vbench-long")
+OUTPUTS = Path("outputs")
+NAMES = {"shapes": "shapebench"}
+
+
+def add_evaluate(commands: Any) -> None:
+    """Add the command to `python -m train`."""
+    command = commands.add_parser("evaluate", help=evaluate.__doc__, description=__doc__)
+    command.add_argument("student", type=Path, nargs="?", help="any checkpoint, diffusers folder or pipeline folder")
+    command.add_argument("--bench", nargs="+", choices=BENCHES, default=["shapes"], metavar="BENCH",
+                         help=f"{', '.join(BENCHES)} (default: shapes)")  # fmt: skip
+    command.add_argument("--out", type=Path, help="written as OUT.md and OUT.json (vbench: a folder); of several "
+                         "benches OUT is the folder they lie in (default: outputs/BENCH)")  # fmt: skip
+    command.add_argument("--steps", type=int, nargs="+", metavar="NFE",
+                         help="steps per block; shapes 2 4 8, others the student's own; vbench takes one")  # fmt: skip
+    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    shapes = command.add_argument_group("shapes")
+    shapes.add_argument("--teacher", type=Path, help="a bidirectional teacher, scored at 50 steps")
+    shapes.add_argument("--vae", type=Path, help="its VAE (default: salt-tiny's)")
+    others = command.add_argument_group("the other benches")
+    others.add_argument("--parts", type=Path, help="folder with vae/, text_encoder/, tokenizer/ "
+                        "(default: those the student lies with, else the pulled)")  # fmt: skip
+    others.add_argument("--weights", choices=("auto", "ema", "regular"), default="auto")
+    others.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: bfloat16 on CUDA")
+    others.add_argument("--prompts", type=Path, help="prompts, one a line, or VBench_full_info.json "
+                        "(Shapes world: ShapeBench's captions by default)")  # fmt: skip
+    others.add_argument("--extended", type=Path, help="vbench: a longer telling of each prompt, line by line")
+    others.add_argument("--limit", type=int, metavar="N", help="only the first N prompts")
+    others.add_argument("--samples", type=int, metavar="N",
+                        help="clips per prompt (default: 1; vbench 5, and 25 for temporal_flickering)")  # fmt: skip
+    others.add_argument("--seed", type=int, default=0)
+    others.add_argument("--frames", type=int, help="latent frames of a clip (default: defect and vbench 21, drift and "
+                        "vbench-long 120, which is half a minute)")  # fmt: skip
+    others.add_argument("--memory", metavar="POLICY", help="as `salt generate --memory` (default: the student's)")
+    others.add_argument("--batch", type=int, default=1, metavar="N", help="defect, drift: clips at a time")
+    others.add_argument("--triples", type=_triple, nargs="+", metavar="S,M,E",
+                        help="defect: steps before warping (default: 1000,875,750 750,625,500 ...)")  # fmt: skip
+    command.set_defaults(run=evaluate)
+
+
+def _triple(text: str) -> Triple:
+    try:
+        t_s, t_m, t_e = (float(x) for x in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected three steps with commas, as 750,625,500") from None
+    return t_s, t_m, t_e
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Measure a student: ShapeBench, semigroup defect, drift, videos for VBench."""
+    for name in ("limit", "samples", "frames", "batch"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise ValueError(f"--{name}: found {value}, expected 1 or more")
+    if args.student is None and not (args.teacher and args.bench == ["shapes"]):
+        raise ValueError("student: found none, expected a checkpoint or folder (or --teacher, for shapes alone)")
+    if any(bench.startswith("vbench") for bench in args.bench):
+        _check_vbench(args)
+    benches: dict[str, Callable[[argparse.Namespace, Path], None]] = {
+        "shapes": _shapes,
+        "defect": _defect,
+        "drift": _drift,
+        "vbench": _vbench,
+        "vbench-long": partial(_vbench, long=True),
+    }
+    chosen = list(dict.fromkeys(args.bench))
+    for bench in chosen:
+        out = args.out if args.out and len(chosen) == 1 else (args.out or OUTPUTS) / NAMES.get(bench, bench)
+        benches[bench](args, out)
+
+
+def _check_vbench(args: argparse.Namespace) -> None:
+    """What would be wrong with a list of prompts or steps, before any other bench has run."""
+    if args.prompts is None:
+        raise ValueError("--prompts: found none, expected VBench_full_info.json or a list of VBench's prompts")
+    if args.steps and len(args.steps) > 1:
+        raise ValueError(f"--steps: found {' '.join(map(str, args.steps))}, expected one number of steps for vbench")
+
+
+def open_pipeline(args: argparse.Namespace) -> SaltPipeline:
+    """The student with its text encoder and VAE. A transformer/ that lies in a pipeline's folder brings its parts."""
+    from salt.cli.jobs import Options, load_pipeline
+    from salt.pipeline.loading import INDEX
+
+    path: Path = args.student
+    if args.parts is None and path.name == "transformer" and (path.parent / INDEX).is_file():
+        path = path.parent
+    options = Options(model=str(path), parts=args.parts, weights=args.weights, dtype=args.dtype)
+    return load_pipeline(options, torch.device(args.device))
+
+
+def bench_prompts(args: argparse.Namespace, pipe: SaltPipeline) -> list[str]:
+    """The file's prompts, or ShapeBench's captions for a student of the Shapes world."""
+    from salt.cli.jobs import read_prompts
+    from salt.words import WordEmbedder
+    from train.tiny.evaluate import PROMPTS
+
+    if args.prompts is None and not isinstance(pipe.text, WordEmbedder):
+        raise ValueError("--prompts: found none, expected a file of them (the student is not of the Shapes world)")
+    if args.prompts is None:
+        prompts = [scene.caption for scene in PROMPTS]
+    elif args.prompts.suffix == ".json":
+        from train.evaluation.vbench import read_list
+
+        prompts = [prompt.text for prompt in read_list(args.prompts)]
+    else:
+        prompts = read_prompts(args.prompts)
+    return prompts[: args.limit]
+
+
+def _shapes(args: argparse.Namespace, out: Path) -> None:
+    from salt.pipeline.loading import TINY, TINY_NAME
+    from train.tiny import evaluate as bench
+
+    named_tiny = str(args.student) == TINY_NAME and not args.student.exists()
+    student = TINY / "transformer" if named_tiny else args.student
+    steps = tuple(args.steps or (2, 4, 8))
+    print(bench.evaluate(student, args.vae or TINY / "vae", out, args.teacher, steps, args.device))
+
+
+def _defect(args: argparse.Namespace, out: Path) -> None:
+    from salt.memory import MemoryPolicy
+    from salt.prompts import Conditioning
+    from train.evaluation.defect import TRIPLES, DefectSettings, defect_rows, defect_table, measure_defect, steps_for
+
+    triples = args.triples or TRIPLES
+    steps = steps_for(triples)
+    pipe = open_pipeline(args)
+    config, spec = pipe.transformer.config, pipe.spec
+    if config.in_channels > config.out_channels:
+        raise ValueError(
+            f"{args.student}: found an image-to-video student, expected a text-to-video one for the defect"
+        )
+    prompts = bench_prompts(args, pipe)
+    height, width = (side // pipe.spatial_scale for side in pipe.default_size)
+    settings = DefectSettings.of(
+        spec,
+        frames=args.frames or 21,
+        height=height,
+        width=width,
+        policy=MemoryPolicy.parse(args.memory) if args.memory else spec.policy,
+        steps=steps,
+    )
+    text = pipe.text.encode(prompts).to(args.device, pipe.transformer.dtype)
+    seeds = range(args.seed, args.seed + (args.samples or 1))
+    found = measure_defect(pipe.transformer, Conditioning(text), settings, seeds, triples, batch=args.batch)
+    facts = {"prompts": len(prompts), "seeds": list(seeds), "frames": settings.frames, "steps": list(steps)}
+    data = {"student": str(args.student), **facts, "memory": str(settings.policy), "defects": defect_rows(found)}
+    _write(out, defect_table({"student": found}), data)
+
+
+def _drift(args: argparse.Namespace, out: Path) -> None:
+    from train.evaluation.drift import FRAMES, drift_rows, drift_table, measure_drift, summarize_drift
+
+    pipe = open_pipeline(args)
+    prompts = bench_prompts(args, pipe)
+    groups = [prompts[i : i + args.batch] for i in range(0, len(prompts), args.batch)]
+    options = {} if args.memory is None else {"memory_policy": args.memory}
+    rows, clips = {}, {}
+    for steps in args.steps or [len(pipe.spec.steps)]:
+        if args.steps:
+            options["num_inference_steps"] = steps
+        windows = []
+        for seed in range(args.seed, args.seed + (args.samples or 1)):
+            for group in groups:
+                windows += measure_drift(pipe, group, args.frames or FRAMES, seed, **options)
+        name = f"student, {steps} steps"
+        rows[name], clips[name] = summarize_drift(windows), drift_rows(windows)
+    data = {name: {"windows": rows[name], "clips": clips[name]} for name in rows}
+    _write(out, drift_table(rows), {"student": str(args.student), **data})
+
+
+def _vbench(args: argparse.Namespace, out: Path, long: bool = False) -> None:
+    from train.distill import is_main
+    from train.evaluation.vbench import plan, read_list, sample_all
+
+    prompts = read_list(args.prompts, args.extended)[: args.limit]
+    samples = plan(prompts, args.seed, args.samples, long)
+    request = {"num_inference_steps": args.steps[0] if args.steps else None, "memory_policy": args.memory}
+    given = {name: value for name, value in request.items() if value is not None}
+    frames = args.frames or (120 if long else 21)
+    table = sample_all(lambda: open_pipeline(args), str(args.student), samples, out, frames, **given)
+    if is_main():
+        print(table)
+        tool = "python vbench2_beta_long/eval_long.py --mode long_vbench_standard" if long else "vbench evaluate"
+        print(f"score with: {tool} --videos_path {out / 'videos'} --dimension ...")
+
+
+def _write(out: Path, table: str, data: dict[str, Any]) -> None:
+    for suffix, text in ((".md", table), (".json", json.dumps(data))):
+        with replacing(out.with_name(out.name + suffix)) as whole:
+            whole.write_text(text + "\n", encoding="utf-8")
+    print(table)
