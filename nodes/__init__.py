@@ -10,7 +10,7 @@ from comfy_api.latest import ComfyExtension, io
 log = logging.getLogger(__name__)
 
 # Each has a list NODES.
-ROOMS = ("loaders", "tiny", "sampling_nodes", "policy", "memories", "decode", "diagnostics")
+ROOMS = ("loaders", "tiny", "sampling_nodes", "rollouts", "policy", "memories", "decode", "diagnostics")
 
 
 def nodes_of(room: str) -> list[type[io.ComfyNode]]:

@@ -1,0 +1,155 @@
+"""Host 1: what is seen while a rollout runs: progress per model call, and the clip so far as a small animation.
+
+Previews go through core's own progress bar, so they appear on the node in every version. Core sends a picture by
+calling its `save`; a picture whose `save` writes an animated PNG is an animation in the browser, with no script.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..salt.rollout import Block, Step
+
+log = logging.getLogger(__name__)
+SIDE = 256  # longest side of a preview, in pixels
+FRAMES = 96  # newest frames that it shows
+PIXEL_FPS, LATENT_FPS = 16, 4
+TAEHV_NAMES = ("taew2_1", "lighttaew2_1")
+
+
+class Animation:
+    """Frames [T, 3, H, W] in [0, 1] as what core takes for a picture."""
+
+    def __init__(self, frames: Tensor, fps: float) -> None:
+        self.frames, self.fps = frames, fps
+
+    def save(self, file: Any, format: str = "PNG", **_: Any) -> None:
+        from PIL import Image
+
+        pixels = (self.frames.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        first, *others = [Image.fromarray(frame) for frame in pixels]
+        first.save(file, "PNG", save_all=True, append_images=others, duration=round(1000 / self.fps), loop=0)
+
+
+class LatentColours:
+    """Latent-to-RGB with core's factors of the model's latent format: one small picture per latent frame."""
+
+    fps = LATENT_FPS
+
+    def __init__(self, latent_format: Any) -> None:
+        self.factors = torch.tensor(latent_format.latent_rgb_factors)
+        bias = latent_format.latent_rgb_factors_bias
+        self.bias = torch.zeros(3) if bias is None else torch.tensor(bias)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """[B, C, F, H, W] -> [F, 3, H, W] in [0, 1], of the first clip of the batch."""
+        x = latents[0].float().cpu().permute(1, 2, 3, 0) @ self.factors + self.bias
+        return ((x + 1) / 2).clamp(0, 1).permute(0, 3, 1, 2)
+
+
+class Stream:
+    """A streaming decoder (`salt.decode.FrameDecoder`) for previews: the first clip of the batch, made small."""
+
+    fps = PIXEL_FPS
+
+    def __init__(self, decoder: Any) -> None:
+        self.decoder = decoder
+        decoder.reset()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return (self.decoder.decode(latents[:1])[0].float().cpu().transpose(0, 1) + 1) / 2
+
+
+def preview_decoder(model: Any, vae: Any = None) -> LatentColours | Stream | None:
+    """The best there is: the VAE that was given, TAEHV from models/vae_approx, else latent colours; None if the user
+    has switched previews off."""
+    import latent_preview
+    from comfy.cli_args import LatentPreviewMethod, args
+
+    if args.preview_method == LatentPreviewMethod.NoPreviews and vae is None:
+        return None
+    if vae is not None:
+        from .decode import ComfyStreamDecoder
+
+        return Stream(ComfyStreamDecoder(vae))
+    if args.preview_method in (LatentPreviewMethod.Auto, LatentPreviewMethod.TAESD) and (path := taehv_file()):
+        from ..salt.taehv import TinyStreamDecoder, load_taehv
+
+        try:
+            return Stream(TinyStreamDecoder(load_taehv(path, model.load_device)))
+        except ValueError as error:
+            log.warning("Salt: previews go without TAEHV (%s)", error)
+    assert latent_preview  # core's module is there; its own previewer shows one frame only
+    return LatentColours(model.model.latent_format)
+
+
+def taehv_file() -> str | None:
+    """Path of a tiny Wan 2.1 decoder in models/vae_approx, if there is one."""
+    import folder_paths
+
+    for name in folder_paths.get_filename_list("vae_approx"):
+        if name.startswith(TAEHV_NAMES):
+            return folder_paths.get_full_path("vae_approx", name)
+    return None
+
+
+def small(frames: Tensor) -> Tensor:
+    """Frames [T, 3, H, W] with the longest side at SIDE pixels: larger ones shrunk, small latents enlarged."""
+    height, width = frames.shape[2:]
+    scale = SIDE / max(height, width)
+    size = (max(round(height * scale), 1), max(round(width * scale), 1))
+    mode = "nearest" if scale > 1 else "area"
+    return torch.nn.functional.interpolate(frames, size, mode=mode)
+
+
+class Watch:
+    """Progress and previews of one rollout. `step` before every model call, `block` after every finished block."""
+
+    def __init__(self, calls: int, decoder: LatentColours | Stream | None, given: Sequence[Tensor] = ()) -> None:
+        import comfy.utils
+
+        self.bar = comfy.utils.ProgressBar(calls)
+        self.calls, self.decoder = calls, decoder
+        self.made = 0
+        self.began = time.perf_counter()
+        self.first: float | None = None
+        self.pixel_frames = 0
+        self.frames: Tensor | None = None
+        for latents in given:
+            self._show(latents)
+
+    def step(self, step: Step) -> None:
+        """Raises core's InterruptProcessingException when the user has cancelled."""
+        import comfy.model_management
+
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self.bar.update_absolute(min(self.made, self.calls - 1), self.calls)
+        self.made += 1
+
+    def block(self, block: Block) -> None:
+        now = time.perf_counter()
+        self.first = self.first or now - self.began
+        self.pixel_frames += 4 * (block.stop - block.start) - (3 if block.start == 0 else 0)
+        if self.decoder is not None:
+            self._show(block.latents)
+            assert self.frames is not None
+            picture = ("PNG", Animation(self.frames, self.decoder.fps), None)
+            self.bar.update_absolute(min(self.made, self.calls), self.calls, picture)
+
+    def _show(self, latents: Tensor) -> None:
+        if self.decoder is None:
+            return
+        new = small(self.decoder.decode(latents))
+        self.frames = new if self.frames is None else torch.cat([self.frames, new])[-FRAMES:]
+
+    def report(self) -> str:
+        """Frames, time to the first block, frames per second."""
+        seconds = time.perf_counter() - self.began
+        rate = self.pixel_frames / seconds if seconds else 0.0
+        return f"{self.pixel_frames} frames, first after {self.first or 0:.2f} s, {rate:.1f} frames per second"

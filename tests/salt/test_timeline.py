@@ -1,0 +1,32 @@
+"""Prompts at seconds as text."""
+
+import pytest
+
+from salt.timeline import TimedPrompt, parse_timeline
+
+
+def test_lines_become_prompts_in_time():
+    text = "a red circle\n\n 3.5 recache: a blue circle: bright\n7s cut : night\n9: day"
+    assert parse_timeline(text) == (
+        TimedPrompt(0.0, "a red circle"),
+        TimedPrompt(3.5, "a blue circle: bright", "recache"),
+        TimedPrompt(7.0, "night", "cut"),
+        TimedPrompt(9.0, "day"),
+    )
+    assert parse_timeline("0: one") == (TimedPrompt(0.0, "one"),)
+
+
+@pytest.mark.parametrize(
+    "text, complaint",
+    [
+        ("", "found no prompt"),
+        ("0: a\nlater: b", "line 2: found 'later: b', expected SECONDS"),
+        ("0: a\n2 fade: b", "line 2: found 'fade', expected keep, recache, cut"),
+        ("0: a\n3: b\n2: c", "line 3: found 2 s after 3 s"),
+        ("2: a", "line 1: found 2 s, expected the first prompt at 0"),
+        ("0: a\n3:", "line 2: found no prompt after 3 s"),
+    ],
+)
+def test_what_cannot_be_read_is_named(text, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        parse_timeline(text)
