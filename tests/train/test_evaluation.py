@@ -1,0 +1,85 @@
+"""The evaluate command, from arguments to tables and JSON, with an untrained system of the Shapes world."""
+
+import json
+
+import pytest
+
+from salt.pipeline import SaltPipeline
+from salt.spec import StudentSpec
+from train.__main__ import main
+from train.tiny.teacher import new_transformer
+from train.tiny.vae import new_vae
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory):
+    """A pipeline's folder; its transformer is a diffusers folder by itself."""
+    spec, folder = StudentSpec(3, (1000, 500)), tmp_path_factory.mktemp("system")
+    words = dict(dim=4096, max_length=16)
+    SaltPipeline(new_transformer(0), new_vae(), student=spec, words=words, default_size=(64, 64)).save_pretrained(
+        folder
+    )
+    return folder
+
+
+def run(*arguments) -> int:
+    return main(["evaluate", *map(str, arguments), "--device", "cpu"])
+
+
+@pytest.mark.parametrize("student", [".", "transformer"])
+def test_defect_writes_its_table_and_figures(system, tmp_path, capsys, student):
+    options = ["--limit", 3, "--batch", 2, "--frames", 3, "--triples", "875,750,500", "--samples", 2]
+    assert run(system / student, "--bench", "defect", *options, "--out", tmp_path / "mine") == 0
+    table = (tmp_path / "mine.md").read_text()
+    assert table.splitlines()[0] == "| | operator | 875,750,500 | mean |" and table in capsys.readouterr().out
+    told = json.loads((tmp_path / "mine.json").read_text())
+    assert (told["prompts"], told["seeds"], told["frames"], len(told["steps"])) == (3, [0, 1], 3, 8)
+    assert [(d["operator"], d["triple"]) for d in told["defects"]] == [
+        ("euler", [875, 750, 500]),
+        ("sampler", [875, 750, 500]),
+    ]
+    assert all(0 < d["defect"] < 100 for d in told["defects"])
+
+
+def test_several_benches_lie_in_one_folder(system, tmp_path):
+    prompts = tmp_path / "color.txt"
+    prompts.write_text("a slow red circle moving right\na fast blue square moving up\n")
+    options = ["--prompts", prompts, "--limit", 1, "--samples", 1, "--frames", 3, "--steps", 1]
+    assert run(system, "--bench", "drift", "vbench", "vbench-long", *options, "--out", tmp_path / "all") == 0
+    drift = json.loads((tmp_path / "all" / "drift.json").read_text())
+    assert drift["student, 1 steps"]["windows"][0]["shapes"]["passed"] == 0
+    assert "| student, 1 steps | 0-2 | 1.000 |" in (tmp_path / "all" / "drift.md").read_text()
+    for name in ("vbench", "vbench-long"):
+        assert [p.name for p in (tmp_path / "all" / name / "videos").iterdir()] == [
+            "a slow red circle moving right-0.mp4"
+        ]
+        record = json.loads((tmp_path / "all" / name / "samples.json").read_text())
+        assert record["nfe"] == 1 and record["samples"][0]["dimensions"] == ["color"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "student: found none, expected a checkpoint or folder"),
+        (["nowhere", "--bench", "defect"], "nowhere: found no such file or folder, expected a model"),
+        (["nowhere"], "nowhere"),
+        (["{system}", "--bench", "defect", "--triples", "900,500,0"], "found t_s 900, expected one of 1000, 875"),
+        (["{system}", "--bench", "defect", "--memory", "sideways"], "sideways"),
+        (["{system}", "--bench", "drift", "--frames", "4"], "num_frames: found 13, expected 9 or 21"),
+        (["{system}", "--bench", "vbench"], "--prompts: found none, expected VBench_full_info.json"),
+        (["{system}", "--bench", "vbench", "--prompts", "none.txt"], "none.txt: found no such file"),
+        (["{system}", "--bench", "vbench", "--prompts", "none.txt", "--steps", "2", "4"], "--steps: found 2 4"),
+        (["{system}", "--bench", "drift", "--samples", "0"], "--samples: found 0, expected 1 or more"),
+    ],
+)
+def test_errors_are_one_line(system, tmp_path, capsys, arguments, complaint):
+    assert run(*(a.format(system=system) for a in arguments), "--out", tmp_path / "out") == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("error: ") and complaint in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_student_that_is_not_of_the_shapes_world_needs_prompts(system, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("salt.pipeline.SaltPipeline.text", object())
+    assert run(system, "--bench", "defect", "--out", tmp_path / "out") == 2
+    assert "--prompts: found none, expected a file of them" in capsys.readouterr().err
