@@ -212,8 +212,8 @@ class SaltPromptSchedule(io.ComfyNode):
                     multiline=True,
                     default="0: a red circle moving right\n2.5 recache: a blue circle moving right",
                     tooltip="One prompt a line: SECONDS [keep|recache|cut]: PROMPT. keep changes the words only; "
-                    "recache lets the memory of the last seconds be read under the new words (LongLive), so that they take "
-                    "hold at once; cut forgets the scene.",
+                    "recache lets the memory of the last seconds be read under the new words (LongLive), so that they "
+                    "take hold at once; cut forgets the scene.",
                 ),
             ],
             outputs=[
