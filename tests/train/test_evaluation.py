@@ -3,10 +3,16 @@
 import json
 
 import pytest
+import torch
 
+from salt.checkpoints import save_wan
 from salt.pipeline import SaltPipeline
 from salt.spec import StudentSpec
+from salt.words import WordEmbedder
 from train.__main__ import main
+from train.shapes.bench import score_clip
+from train.shapes.world import SCENES, render
+from train.tiny.evaluate import student_clips
 from train.tiny.teacher import new_transformer
 from train.tiny.vae import new_vae
 
@@ -83,3 +89,29 @@ def test_a_student_that_is_not_of_the_shapes_world_needs_prompts(system, tmp_pat
     monkeypatch.setattr("salt.pipeline.SaltPipeline.text", object())
     assert run(system, "--bench", "defect", "--out", tmp_path / "out") == 2
     assert "--prompts: found none, expected a file of them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("per_block", [0, 1, 3])
+def test_shape_bench_plays_a_student_of_any_file_as_its_spec_says(tmp_path, monkeypatch, per_block):
+    spec, played = StudentSpec(per_block, (1000, 500), shift=3.0), []
+    new_vae().save_pretrained(tmp_path / "vae")
+    save_wan(new_transformer(0), tmp_path / "mine.safetensors", spec=spec, dtype=torch.float32)
+
+    def noted(model, vae, steps, **options):
+        text = WordEmbedder().encode([SCENES[0].caption])
+        played.append(student_clips(model, text, steps, 3, 7, options["spec"]))
+        return [score_clip(render(SCENES[:1], 9, torch.Generator()).pixels[0], SCENES[0])]
+
+    monkeypatch.setattr("train.tiny.evaluate.score_model", noted)
+    arguments = ["--vae", tmp_path / "vae", "--steps", 2, "--out", tmp_path / "out"]
+    assert run(tmp_path / "mine.safetensors", *arguments) == 0
+    pipe = SaltPipeline.from_single_file(tmp_path / "mine.safetensors", parts=parts_of(tmp_path))
+    clip = pipe(SCENES[0].caption, num_frames=9, seed=7, num_inference_steps=2, output_type="latent").latents
+    assert torch.allclose(played[0], clip, atol=1e-4)
+
+
+def parts_of(folder):
+    """The folder as one of a pipeline's parts: its vae/, and the words of the Shapes world."""
+    words = {"words": dict(dim=4096, max_length=16), "default_size": [64, 64]}
+    (folder / "model_index.json").write_text(json.dumps(words))
+    return folder
