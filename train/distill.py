@@ -97,6 +97,7 @@ def distill(recipe: Recipe, mode: Mode, repository: str = "") -> Path:
     def watch(done: int) -> dict[str, float]:
         if samples and (done % recipe.run.sample_every == 0 or done == recipe.optimisation.updates):
             samples.write(trainer, done)
+            return samples.defects(trainer)
         return {}
 
     done = trainer.run(watch)

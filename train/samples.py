@@ -1,8 +1,10 @@
-"""What the student makes as it learns: a grid of clips at fixed prompts and noise, as an mp4 one can watch."""
+"""What the student makes as it learns: a grid of clips at fixed prompts and noise as an mp4 one can watch, and the
+semigroup defect on the way to them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from salt.schedule import Schedule
 from salt.student import StudentModel
 from salt.video import VideoWriter
 from train.choices import number
+from train.evaluation.defect import OPERATORS, Defects, DefectSettings, measure_defect
 from train.rollouts import play, settings_of
 from train.trainer import Trainer
 
@@ -49,6 +52,24 @@ class Samples:
             video.write(grid(decoded))
         (self.folder / "prompts.txt").write_text("\n".join(self.prompts) + "\n", encoding="utf-8")
         return path
+
+    def defects(self, trainer: Trainer) -> dict[str, float]:
+        """The averaged student's semigroup defect on the same prompts, by operator: means over the 4-step grid."""
+        r = self.recipe.rollout
+        settings = DefectSettings(
+            r.frames, r.height, r.width, r.frames_per_block if r.kind == "autoregressive" else 0, self.recipe.policy,
+            r.shift, r.independent_first_frame,
+        )  # fmt: skip
+
+        def measured(student: Any) -> Defects:
+            return measure_defect(student, self.conditioning, settings)
+
+        with trainer.ema.swapped():
+            found = trainer.student.model(measured)
+        return {
+            f"defect, {operator}": fmean(value for (_, by), value in found.items() if by == operator)
+            for operator in OPERATORS
+        }
 
     @torch.no_grad()
     def _clips(self, trainer: Trainer, nfe: int) -> Tensor:
