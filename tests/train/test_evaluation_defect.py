@@ -4,6 +4,7 @@ import pytest
 import small
 import torch
 
+from salt.checkpoints import load_student, save_diffusers
 from salt.memory import MemoryPolicy
 from salt.noise import SeededNoise
 from salt.prompts import Conditioning
@@ -130,6 +131,16 @@ def test_a_student_in_training_is_left_as_it_was():
     assert student.training and all(p.grad is None for p in student.parameters())
     exact = measure_defect(student, TEXT, DefectSettings(**SMALL), triples=[TRIPLE])
     assert found[TRIPLE, "euler"] == pytest.approx(exact[TRIPLE, "euler"], rel=0.1)
+
+
+def test_a_student_in_half_precision_has_the_defect_of_the_whole_one(tmp_path):
+    save_diffusers(small.model(3), tmp_path)
+    values = []
+    for dtype in (torch.float32, torch.bfloat16):  # in which the loader keeps norms and modulations in float32
+        text = Conditioning(TEXT.text.to(dtype))
+        found = measure_defect(load_student(tmp_path, dtype=dtype), text, DefectSettings(**SMALL), triples=[TRIPLE])
+        values.append(found[TRIPLE, "euler"])
+    assert values[1] == pytest.approx(values[0], rel=0.1) and values[1] != values[0]
 
 
 def test_triples_that_cannot_be_are_told():

@@ -130,10 +130,10 @@ def measure_defect(
 
 
 def compute_dtype(student: Any, device: torch.device) -> torch.dtype:
-    """The dtype of a student's keys and values: autocast's where it is on, else that of its weights."""
+    """The dtype of a student's keys and values: autocast's where it is on, else its own (norms may be finer)."""
     if torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
-    return next(student.parameters()).dtype
+    return student.dtype
 
 
 def _check(triple: Triple, steps: tuple[float, ...]) -> None:
