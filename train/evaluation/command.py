@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 BENCHES = ("shapes", "defect", "drift", "vbench", "vbench-long")
 OUTPUTS = Path("outputs")
-NAMES = {"shapes": "shapebench"}
+NAMES = dict(zip(BENCHES, ("shapebench", *BENCHES[1:]), strict=True))
 
 
 def add_evaluate(commands: Any) -> None:
@@ -87,7 +87,7 @@ def evaluate(args: argparse.Namespace) -> None:
     }
     chosen = list(dict.fromkeys(args.bench))
     for bench in chosen:
-        out = args.out if args.out and len(chosen) == 1 else (args.out or OUTPUTS) / NAMES.get(bench, bench)
+        out = args.out if args.out and len(chosen) == 1 else (args.out or OUTPUTS) / NAMES[bench]
         benches[bench](args, out)
 
 
