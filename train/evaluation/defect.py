@@ -213,7 +213,8 @@ def defect_table(rows: dict[str, Defects]) -> str:
     head = "| | operator | " + " | ".join(",".join(f"{s:g}" for s in triple) for triple in triples) + " | mean |"
     lines = [head, "|" + "---|" * (len(triples) + 3)]
     for name, row in rows.items():
-        for operator in [o for o in OPERATORS if any(o == key for _, key in row)]:
+        present: list[Operator] = [o for o in OPERATORS if any(o == key for _, key in row)]
+        for operator in present:
             values = [row[triple, operator] for triple in triples]
             cells = [f"{value:.5f}" for value in (*values, sum(values) / len(values))]
             lines.append(f"| {name} | {operator} | {' | '.join(cells)} |")
