@@ -21,7 +21,7 @@ BLOCK = 3
 SIZES = {
     "tiny": dict(frames=24, size=16, nfe=2),
     "tiny, long": dict(frames=120, size=16, nfe=2),
-    "0.3B": dict(frames=15, size=16, nfe=2),
+    "0.3B": dict(frames=24, size=16, nfe=2),
 }
 HOSTS = {"core": None, "ours": "full", "ours, window": "sink:3,window:12"}
 
