@@ -7,9 +7,9 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from . import convert, demo, generate, inspect, pull
+from . import convert, demo, generate, inspect, pull, run_workflow
 
-COMMANDS = (generate, demo, convert, inspect, pull)
+COMMANDS = (generate, demo, convert, inspect, pull, run_workflow)
 FAILED, INTERRUPTED = 2, 130
 
 
@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
     for module in COMMANDS:
-        name = module.__name__.rpartition(".")[2]
+        name = module.__name__.rpartition(".")[2].replace("_", "-")
         about = (module.__doc__ or "").partition("\n")[0]
         command = commands.add_parser(name, help=about, description=about)
         module.add_arguments(command)

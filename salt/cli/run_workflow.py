@@ -1,0 +1,114 @@
+"""Send a workflow to a running ComfyUI, wait for it, and save what it made."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..remote import ComfyServer
+    from ..workflow import Prompt
+
+POLL = 0.5  # seconds between questions
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("file", type=Path, help="API-format file (workflows/api/*.json), or a flat browser workflow")
+    command.add_argument("--server", default="http://127.0.0.1:8188", metavar="URL", help="default: %(default)s")
+    command.add_argument("--out", type=Path, default=Path("outputs"), help="folder for the results (outputs)")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NODE.WIDGET=VALUE",
+        help="another value for a widget; NODE is a number, a title or a type. May be given again",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from ..remote import ComfyServer, results
+
+    graph = read_graph(arguments.file)
+    server = ComfyServer(arguments.server)
+    prompt = as_prompt(graph, server.info(), arguments.file)
+    for change in arguments.set:
+        set_widget(prompt, change)
+    record = finished(server, server.queue(prompt), arguments.file.name)
+    paths = [server.fetch(result, arguments.out) for result in results(record)]
+    if not paths:
+        raise ValueError(f"{arguments.file}: the run left no file, expected a node in it that saves something")
+    for path in paths:
+        print(path)
+
+
+def read_graph(path: Path) -> dict[str, Any]:
+    """A workflow of either format. Raises ValueError for a file that is none."""
+    try:
+        graph = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no text
+        raise ValueError(f"{path}: found no JSON ({error}), expected a ComfyUI workflow") from None
+    nodes = graph.get("nodes", graph.values()) if isinstance(graph, dict) else None
+    if not nodes or not all(isinstance(node, dict) and ("class_type" in node or "type" in node) for node in nodes):
+        raise ValueError(f"{path}: found JSON of another kind, expected a ComfyUI workflow")
+    return graph
+
+
+def as_prompt(graph: dict[str, Any], info: dict[str, Any], path: Path) -> Prompt:
+    """The workflow as the server takes it. Raises ValueError naming nodes that it does not have."""
+    from ..workflow import is_browser_format, to_prompt
+
+    prompt = to_prompt(graph, info) if is_browser_format(graph) else graph
+    if missing := sorted({node["class_type"] for node in prompt.values()} - info.keys()):
+        hint = "; is ComfyUI-Salt in its custom_nodes?" if any(name.startswith("Salt") for name in missing) else ""
+        raise ValueError(f"{path}: found nodes that this server does not have: {', '.join(missing)}{hint}")
+    return prompt
+
+
+def set_widget(prompt: Prompt, change: str) -> None:
+    """Put NODE.WIDGET=VALUE into a prompt. Raises ValueError where there is no such node or widget, or several."""
+    target, equals, text = change.partition("=")
+    node, dot, widget = target.rpartition(".")
+    if not (equals and dot):
+        raise ValueError(f"--set: found {change!r}, expected NODE.WIDGET=VALUE")
+    named = {
+        number
+        for number, about in prompt.items()
+        if node in (number, about["class_type"], about.get("_meta", {}).get("title"))
+    }
+    if len(named) != 1:
+        among = ", ".join(f"{n} ({prompt[n]['class_type']})" for n in sorted(named or prompt))
+        raise ValueError(f"--set {target}: found {len(named)} nodes of that name, expected one of: {among}")
+    inputs = prompt[named.pop()]["inputs"]
+    widgets = [name for name, value in inputs.items() if not isinstance(value, list)]
+    if widget not in widgets:
+        raise ValueError(f"--set {target}: found no such widget, expected one of: {', '.join(widgets)}")
+    old = inputs[widget]
+    inputs[widget] = text if isinstance(old, str) else _value(text, target)
+
+
+def _value(text: str, target: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise ValueError(f"--set {target}: found {text!r}, expected a number, true or false") from None
+
+
+def finished(server: ComfyServer, number: str, title: str) -> dict[str, Any]:
+    """Wait for a run and show how it stands; its record. Ctrl-C takes it off the server as well."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()) as bar:
+        task = bar.add_task(title)
+        try:
+            while (record := server.history(number)) is None:
+                ahead = server.ahead(number)
+                told = {None: "", 0: "  running"}.get(ahead, f"  waiting for {ahead} before it")
+                bar.update(task, description=title + told)
+                time.sleep(POLL)
+        except KeyboardInterrupt:
+            server.cancel(number)
+            raise
+    return record

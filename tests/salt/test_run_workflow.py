@@ -1,0 +1,288 @@
+"""`salt run-workflow` against a small server that answers as ComfyUI does; the real one is in tests/comfyui."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from salt import cli
+from salt.workflow import to_prompt
+
+INFO = {
+    "Loader": {"input": {"required": {"file": [["a.pt", "b.pt"]]}}, "display_name": "A Loader"},
+    "Sampler": {
+        "input": {
+            "required": {
+                "model": ["MODEL"],
+                "seed": ["INT", {"control_after_generate": True}],
+                "seconds": ["FLOAT", {"default": 5.0}],
+                "text": ["STRING", {"multiline": True}],
+            },
+            "optional": {"vae": ["VAE"], "forced": ["STRING", {"forceInput": True}], "cfg": ["FLOAT", {}]},
+        }
+    },
+    "LoadImage": {"input": {"required": {"image": [["x.png"], {"image_upload": True}]}}},
+}
+PROMPT = {
+    "1": {"class_type": "Loader", "inputs": {"file": "a.pt"}, "_meta": {"title": "A Loader"}},
+    "2": {
+        "class_type": "Sampler",
+        "inputs": {"seed": 3, "seconds": 1.5, "text": "a circle", "cfg": 1.0, "model": ["1", 0]},
+        "_meta": {"title": "Make it"},
+    },
+}
+OUTPUTS = {
+    "2": {
+        "images": [{"filename": "clip.mp4", "subfolder": "video", "type": "output"}],
+        "text": ["21 frames"],
+        "previews": [{"filename": "seen.png", "subfolder": "", "type": "temp"}],
+    }
+}
+FAILED = {
+    "node_id": "2",
+    "node_type": "Sampler",
+    "exception_message": "MODEL: found a plain Wan,\nexpected a student\n",
+}
+
+
+def browser_graph():
+    return {
+        "version": 0.4,
+        "nodes": [
+            {"id": 1, "type": "Loader", "widgets_values": ["a.pt"], "outputs": [{"name": "MODEL", "links": [7]}]},
+            {
+                "id": 2,
+                "type": "Sampler",
+                "title": "Make it",
+                "inputs": [{"name": "model", "link": 7}, {"name": "vae", "link": None}],
+                "widgets_values": [3, "randomize", 1.5, "a circle", 1.0],
+            },
+            {"id": 3, "type": "MarkdownNote", "widgets_values": ["read me"]},
+            {"id": 4, "type": "Loader", "mode": 2, "widgets_values": ["b.pt"]},
+        ],
+        "links": [[7, 1, 0, 2, 0, "MODEL"]],
+    }
+
+
+class Stub:
+    """What the server does, and what it was told. A run takes as many questions after it as `waits` says."""
+
+    def __init__(self):
+        self.info, self.outputs, self.messages, self.waits = INFO, OUTPUTS, [], 2
+        self.refusal, self.started = None, False
+        self.posted = []
+
+    def get(self, path, query):
+        if path == "/object_info":
+            return self.info
+        if path == "/queue":
+            ours, other = [[2, "n1", {}, {}, []]], [[1, "other", {}, {}, []]]
+            return {"queue_running": ours if self.started else other, "queue_pending": [] if self.started else ours}
+        if path == "/history/n1":
+            self.waits -= 1
+            if self.waits > 0:
+                return {}
+            return {"n1": {"outputs": self.outputs, "status": {"messages": self.messages}}}
+        if path == "/view":
+            return (
+                f"content of {query['subfolder'][0]}/{query['filename'][0]}".encode() if query.get("subfolder") else 404
+            )
+        return 404
+
+    def post(self, path, body):
+        self.posted.append((path, body))
+        if path == "/prompt":
+            return self.refusal or {"prompt_id": "n1", "number": 1, "node_errors": {}}
+        return {}
+
+
+@pytest.fixture
+def stub():
+    state = Stub()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            split = urlsplit(self.path)
+            self.reply(state.get(split.path, parse_qs(split.query)))
+
+        def do_POST(self):
+            size = int(self.headers["Content-Length"])
+            answer = state.post(self.path, json.loads(self.rfile.read(size)))
+            self.reply(answer, 400 if "error" in answer else 200)
+
+        def reply(self, answer, code=200):
+            code, answer = (answer, {}) if isinstance(answer, int) else (code, answer)
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(answer if isinstance(answer, bytes) else json.dumps(answer).encode())
+
+        def log_message(self, *_):
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    state.url = f"http://127.0.0.1:{server.server_port}"
+    yield state
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def send(stub, tmp_path, monkeypatch):
+    monkeypatch.setattr("salt.cli.run_workflow.POLL", 0.01)
+
+    def run(*more, graph=PROMPT):
+        (tmp_path / "w.json").write_text(json.dumps(graph))
+        told = [str(a) for a in ("run-workflow", tmp_path / "w.json", "--server", stub.url, "--out", tmp_path / "out")]
+        return cli.main([*told, *more])
+
+    return run
+
+
+def test_the_results_are_saved_and_the_previews_are_not(send, stub, tmp_path, capsys):
+    assert send() == 0
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["clip.mp4"]
+    assert (tmp_path / "out" / "clip.mp4").read_text() == "content of video/clip.mp4"
+    assert stub.posted[0][1]["prompt"] == PROMPT
+    assert str(tmp_path / "out" / "clip.mp4") in capsys.readouterr().out
+
+
+def test_a_second_run_overwrites_nothing_and_a_path_stays_in_the_folder(send, stub, tmp_path):
+    assert send() == 0
+    stub.outputs = {"2": {"images": [{"filename": "../../clip.mp4", "subfolder": "other", "type": "output"}]}}
+    assert send() == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["clip (2).mp4", "clip.mp4"]
+    assert (tmp_path / "out" / "clip.mp4").read_text() == "content of video/clip.mp4"
+
+
+def test_a_browser_workflow_is_converted_by_what_the_server_says_of_its_nodes(send, stub):
+    assert send(graph=browser_graph()) == 0
+    assert stub.posted[0][1]["prompt"] == PROMPT
+
+
+def test_an_upload_button_and_a_widget_newer_than_the_file():
+    image = {"id": 1, "type": "LoadImage", "widgets_values": ["x.png", "image"]}
+    older = {"id": 2, "type": "Sampler", "widgets_values": [3, "fixed", 1.5, "a circle"]}
+    made = to_prompt({"nodes": [image, older], "links": []}, INFO)
+    assert made["1"]["inputs"] == {"image": "x.png"}
+    assert made["2"]["inputs"] == {"seed": 3, "seconds": 1.5, "text": "a circle"}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"widgets_values": ["a.pt", "more"]}, r"node 1 \(Loader\): found 2 widget values, expected at most 1"),
+        ({"mode": 4}, r"node 1 \(Loader\): found it bypassed"),
+        ({"type": "Nowhere"}, "nodes that this server does not have: Nowhere"),
+    ],
+)
+def test_a_browser_workflow_that_cannot_be_converted(change, expected):
+    graph = browser_graph()
+    graph["nodes"][0] |= change
+    with pytest.raises(ValueError, match=expected):
+        to_prompt(graph, INFO)
+
+
+def test_widgets_are_set_by_number_title_and_type(send, stub):
+    changes = ["2.seconds=9", "Make it.seed=12", "Loader.file=b.pt"]
+    assert send(*(a for c in changes for a in ("--set", c))) == 0
+    sent = stub.posted[0][1]["prompt"]
+    assert sent["2"]["inputs"] == PROMPT["2"]["inputs"] | {"seconds": 9, "seed": 12}
+    assert sent["1"]["inputs"] == {"file": "b.pt"}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("Sampler.steps=4", "found no such widget, expected one of: seed, seconds, text, cfg"),
+        ("Sampler.model=4", "found no such widget"),
+        ("Nobody.seed=4", "found 0 nodes of that name, expected one of: 1 (Loader), 2 (Sampler)"),
+        ("2.seconds=long", "found 'long', expected a number"),
+        ("seconds", "expected NODE.WIDGET=VALUE"),
+    ],
+)
+def test_a_widget_that_cannot_be_set_is_said_and_nothing_is_sent(send, stub, capsys, change, expected):
+    assert send("--set", change) == cli.FAILED
+    assert expected in one_line(capsys) and stub.posted == []
+
+
+def one_line(capsys):
+    told = capsys.readouterr().err
+    assert told.startswith("error: ") and told.count("\n") == 1, told
+    return told
+
+
+def test_nobody_at_the_url(tmp_path, capsys):
+    (tmp_path / "w.json").write_text(json.dumps(PROMPT))
+    assert cli.main(["run-workflow", str(tmp_path / "w.json"), "--server", "127.0.0.1:9"]) == cli.FAILED
+    assert "http://127.0.0.1:9: found no ComfyUI there" in one_line(capsys)
+
+
+def test_something_else_at_the_url(send, stub, capsys):
+    stub.info = 404
+    assert send() == cli.FAILED
+    assert "/object_info: found HTTP Error 404" in one_line(capsys)
+
+
+def test_a_node_that_the_server_does_not_have(send, capsys):
+    graph = {**PROMPT, "3": {"class_type": "SaltRollout", "inputs": {}}}
+    assert send(graph=graph) == cli.FAILED
+    told = one_line(capsys)
+    assert "does not have: SaltRollout; is ComfyUI-Salt in its custom_nodes?" in told
+
+
+def test_a_rejected_prompt_in_the_servers_own_words(send, stub, capsys):
+    fault = {"message": "Value not in list", "details": "file: 'a.pt' not in ['b.pt']"}
+    stub.refusal = {
+        "error": {"type": "prompt_outputs_failed_validation", "message": "Prompt outputs failed validation"},
+        "node_errors": {"1": {"class_type": "Loader", "errors": [fault]}},
+    }
+    assert send() == cli.FAILED
+    assert "node 1 (Loader): Value not in list: file: 'a.pt' not in ['b.pt']" in one_line(capsys)
+
+
+def test_a_prompt_that_is_only_good_in_part_does_not_run_in_part(send, stub, capsys):
+    fault = {"message": "Value not in list", "details": "file"}
+    stub.refusal = {"prompt_id": "n1", "node_errors": {"1": {"class_type": "Loader", "errors": [fault]}}}
+    assert send() == cli.FAILED
+    assert "node 1 (Loader): Value not in list" in one_line(capsys)
+    assert ("/queue", {"delete": ["n1"]}) in stub.posted
+
+
+def test_a_node_that_fails_is_named_with_its_message(send, stub, capsys):
+    stub.messages = [["execution_start", {}], ["execution_error", FAILED]]
+    assert send() == cli.FAILED
+    assert "node 2 (Sampler): MODEL: found a plain Wan, expected a student" in one_line(capsys)
+
+
+def test_a_run_cancelled_on_the_server(send, stub, capsys):
+    stub.messages = [["execution_interrupted", {"node_id": "2"}]]
+    assert send() == cli.FAILED
+    assert "cancelled on the server" in one_line(capsys)
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_ctrl_c_takes_the_run_off_the_server(send, stub, monkeypatch, started):
+    def press(_):
+        raise KeyboardInterrupt
+
+    stub.waits, stub.started = 1000, started
+    monkeypatch.setattr("salt.cli.run_workflow.time.sleep", press)
+    assert send() == cli.INTERRUPTED
+    assert ("/queue", {"delete": ["n1"]}) in stub.posted
+    assert (("/interrupt", {"prompt_id": "n1"}) in stub.posted) is started, "a run of somebody else goes on"
+
+
+def test_a_run_that_saves_nothing_says_so(send, stub, capsys):
+    stub.outputs = {"2": {"text": ["21 frames"]}}
+    assert send() == cli.FAILED
+    assert "the run left no file" in one_line(capsys)
+
+
+@pytest.mark.parametrize("content", ["no json", "[]", "{}", '{"a": 1}'])
+def test_a_file_that_is_no_workflow(stub, tmp_path, capsys, content):
+    (tmp_path / "w.json").write_text(content)
+    assert cli.main(["run-workflow", str(tmp_path / "w.json"), "--server", stub.url]) == cli.FAILED
+    assert "expected a ComfyUI workflow" in one_line(capsys)
