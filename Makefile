@@ -6,13 +6,15 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help demo test lint bench
+.PHONY: help demo test test-comfyui workflows lint bench
 
 help:
 	@echo "make demo    write demo.mp4 from a text prompt with the embedded model (no download, no GPU)"
 	@echo "make test    run the tests that need neither a GPU, nor ComfyUI, nor patience"
+	@echo "make test-comfyui COMFYUI_PATH=... COMFYUI_PYTHON=...   the nodes' tests, in that ComfyUI checkout and its Python"
 	@echo "make lint    ruff and pyright"
 	@echo "make bench   time and memory of long rollouts, beside a cache that is cloned per layer"
+	@echo "make workflows   write workflows/*.json anew from workflows/maker (ARGS='--server URL' asks a running ComfyUI)"
 
 # torch goes first, so that a CPU build which pip finds on this machine is taken before another package asks for
 # whatever build is newest. A .venv that is already there is kept and added to.
@@ -27,6 +29,16 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not gpu and not comfyui" $(ARGS)
+
+# A plain `make test-comfyui` says what is missing instead of skipping all.
+test-comfyui: $(STAMP)
+	@test -n "$(COMFYUI_PATH)" -a -n "$(COMFYUI_PYTHON)" || \
+		{ echo "expected COMFYUI_PATH (a checkout) and COMFYUI_PYTHON (its environment's python)"; exit 2; }
+	COMFYUI_PATH="$(COMFYUI_PATH)" COMFYUI_PYTHON="$(COMFYUI_PYTHON)" \
+		$(BIN)/python -m pytest tests/comfyui $(ARGS)
+
+workflows: $(STAMP)
+	$(BIN)/python -m workflows.maker $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

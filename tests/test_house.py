@@ -69,15 +69,29 @@ def test_the_packs_door_opens_on_next_to_nothing():
 
 
 def test_requirements_are_the_dependencies_without_torch():
-    needed = importlib.metadata.requires("comfyui-salt") or []
+    needed = importlib.metadata.requires("salt-video") or []
     expected = {line.replace(" ", "") for line in needed if "extra ==" not in line and not line.startswith("torch")}
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     assert {line.strip() for line in lines if line.strip() and not line.startswith("#")} == expected
 
 
 def test_nothing_but_the_engine_is_installed():
-    top = importlib.metadata.distribution("comfyui-salt").read_text("top_level.txt")
+    top = importlib.metadata.distribution("salt-video").read_text("top_level.txt")
     assert top is not None
     assert top.split() == ["salt"]
     console = importlib.metadata.entry_points(group="console_scripts", name="salt")
     assert [point.value for point in console] == ["salt.cli:main"]
+
+
+def test_the_registry_takes_the_pack():
+    """Its rules (docs.comfy.org/registry/specifications): a name without ComfyUI, three numbers, a repository; and what
+    is left out of its copy exists, and is nothing that the pack needs."""
+    about = importlib.metadata.metadata("salt-video")
+    assert "comfyui" not in about["Name"].lower()
+    assert re.fullmatch(r"\d+\.\d+\.\d+", about["Version"])
+    assert [u for u in about.get_all("Project-URL") or [] if u.startswith("Repository, https://github.com/")]
+    lines = (ROOT / ".comfyignore").read_text().splitlines()
+    left_out = [line.rstrip("/") for line in lines if line and not line.startswith("#")]
+    assert left_out and all((ROOT / name).exists() for name in left_out)
+    needed = {"__init__.py", "nodes", "salt", "workflows", "requirements.txt", "pyproject.toml", "LICENSE", "README.md"}
+    assert not needed & set(left_out)
