@@ -66,26 +66,25 @@ class Stream:
         return (self.decoder.decode(latents[:1])[0].float().cpu().transpose(0, 1) + 1) / 2
 
 
-def preview_decoder(model: Any, vae: Any = None) -> LatentColours | Stream | None:
-    """The best there is: the VAE that was given, TAEHV from models/vae_approx, else latent colours; None if the user
-    has switched previews off."""
-    import latent_preview
+def preview_decoder(model: Any, vae: Any = None) -> LatentColours | Stream:
+    """The best there is: the VAE that was given, TAEHV from models/vae_approx, else latent colours.
+
+    Core's preview method is honoured where it is latent2rgb; its default, no previews, is meant for steps of an image,
+    while a rollout shows finished video.
+    """
     from comfy.cli_args import LatentPreviewMethod, args
 
-    if args.preview_method == LatentPreviewMethod.NoPreviews and vae is None:
-        return None
     if vae is not None:
         from .decode import ComfyStreamDecoder
 
         return Stream(ComfyStreamDecoder(vae))
-    if args.preview_method in (LatentPreviewMethod.Auto, LatentPreviewMethod.TAESD) and (path := taehv_file()):
+    if args.preview_method != LatentPreviewMethod.Latent2RGB and (path := taehv_file()):
         from ..salt.taehv import TinyStreamDecoder, load_taehv
 
         try:
             return Stream(TinyStreamDecoder(load_taehv(path, model.load_device)))
         except ValueError as error:
             log.warning("Salt: previews go without TAEHV (%s)", error)
-    assert latent_preview  # core's module is there; its own previewer shows one frame only
     return LatentColours(model.model.latent_format)
 
 
@@ -111,7 +110,7 @@ def small(frames: Tensor) -> Tensor:
 class Watch:
     """Progress and previews of one rollout. `step` before every model call, `block` after every finished block."""
 
-    def __init__(self, calls: int, decoder: LatentColours | Stream | None, given: Sequence[Tensor] = ()) -> None:
+    def __init__(self, calls: int, decoder: LatentColours | Stream, given: Sequence[Tensor] = ()) -> None:
         import comfy.utils
 
         self.bar = comfy.utils.ProgressBar(calls)
@@ -136,17 +135,13 @@ class Watch:
         now = time.perf_counter()
         self.first = self.first or now - self.began
         self.pixel_frames += 4 * (block.stop - block.start) - (3 if block.start == 0 else 0)
-        if self.decoder is not None:
-            self._show(block.latents)
-            assert self.frames is not None
-            picture = ("PNG", Animation(self.frames, self.decoder.fps), None)
-            self.bar.update_absolute(min(self.made, self.calls), self.calls, picture)
+        picture = ("PNG", Animation(self._show(block.latents), self.decoder.fps), None)
+        self.bar.update_absolute(min(self.made, self.calls), self.calls, picture)
 
-    def _show(self, latents: Tensor) -> None:
-        if self.decoder is None:
-            return
+    def _show(self, latents: Tensor) -> Tensor:
         new = small(self.decoder.decode(latents))
         self.frames = new if self.frames is None else torch.cat([self.frames, new])[-FRAMES:]
+        return self.frames
 
     def report(self) -> str:
         """Frames, time to the first block, frames per second."""

@@ -40,18 +40,14 @@ def parse_timeline(text: str) -> tuple[TimedPrompt, ...]:
             prompts.append(TimedPrompt(0.0, line.strip()))
             continue
         if found is None:
-            raise ValueError(
-                f"{where}: found {line.strip()!r}, expected SECONDS [keep|recache|cut]: PROMPT"
-            )
+            raise ValueError(f"{where}: found {line.strip()!r}, expected SECONDS [keep|recache|cut]: PROMPT")
         seconds, switch = float(found["seconds"]), (found["switch"] or "keep").lower()
         if switch not in SWITCHES:
             raise ValueError(f"{where}: found {switch!r}, expected {', '.join(SWITCHES)}")
         if not found["text"].strip():
             raise ValueError(f"{where}: found no prompt after {found['seconds']} s")
         if prompts and seconds <= prompts[-1].seconds:
-            raise ValueError(
-                f"{where}: found {seconds:g} s after {prompts[-1].seconds:g} s, expected later"
-            )
+            raise ValueError(f"{where}: found {seconds:g} s after {prompts[-1].seconds:g} s, expected later")
         if not prompts and seconds:
             raise ValueError(f"{where}: found {seconds:g} s, expected the first prompt at 0")
         prompts.append(TimedPrompt(seconds, found["text"].strip(), switch))

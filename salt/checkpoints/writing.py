@@ -49,7 +49,7 @@ def save_wan(
 
 def comfy_metadata(config: Mapping[str, Any], causal_ar: bool) -> dict[str, str]:
     """What core ComfyUI cannot see in a model's shapes, as it reads it from a file's metadata (0.27)."""
-    said: dict[str, Any] = {key: config[key] for key, assumed in COMFY_ASSUMES.items() if config[key] != assumed}
+    said: dict[str, Any] = {k: config[k] for k, assumed in COMFY_ASSUMES.items() if config.get(k, assumed) != assumed}
     if config["attention_head_dim"] != 128:
         said["num_heads"] = config["num_attention_heads"]
     if causal_ar and config["in_channels"] == config["out_channels"]:

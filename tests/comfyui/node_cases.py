@@ -1,0 +1,271 @@
+"""Runs inside ComfyUI's own Python: the sampling nodes on salt-tiny, beside the engine's own pipeline."""
+
+from __future__ import annotations
+
+import io as streams
+from importlib import import_module
+from types import SimpleNamespace
+
+import play
+import torch
+from play import FOLDER, PACK, answer, error
+
+ROOT = play.host.ROOT
+NAME = PACK.bridge.__name__.removesuffix(".nodes.bridge")
+PROMPT, OTHER = "a fast purple square moving up", "a slow red circle moving right"
+WIDGETS = dict(seed=0, nfe="2", steps="", shift=5.0, stepping="sde", cfg=1.0, frames_per_block=0)
+
+
+def part(path: str):
+    return import_module(f"{NAME}.{path}")
+
+
+ROLLOUTS, NODES, LOADERS = part("nodes.rollouts"), part("nodes.sampling_nodes"), part("nodes.loaders")
+TINY = ROOT / "salt" / "assets" / "tiny" / "transformer"
+
+
+def text(prompt: str):
+    return [[part("salt.words").WordEmbedder().encode([prompt]), {}]]
+
+
+def tiny():
+    return LOADERS.load_model(TINY)
+
+
+@torch.inference_mode()
+def rollout(model, **changes):
+    """LATENT, memory and report of Salt Rollout."""
+    asked = dict(positive=text(PROMPT), seconds=2.0, width=64, height=64, batch_size=1) | WIDGETS | changes
+    return ROLLOUTS.SaltRollout.execute(model=model, **asked).args
+
+
+@torch.inference_mode()
+def extend(model, memory, latents, **changes):
+    asked = dict(positive=text(PROMPT), seconds=2.0) | WIDGETS | changes
+    return ROLLOUTS.SaltExtendVideo.execute(model=model, memory=memory, latents=latents, **asked).args
+
+
+def pipeline(prompt=PROMPT, **options):
+    made = part("salt.pipeline").SaltPipeline.from_pretrained("salt-tiny")
+    made.set_progress_bar_config(disable=True)
+    return made(prompt, **dict(num_frames=33, num_inference_steps=2, seed=0, output_type="latent") | options).latents
+
+
+def refusal(call, *arguments, **options) -> str:
+    try:
+        call(*arguments, **options)
+    except BaseException as found:  # noqa: BLE001 - core's interruption is no Exception
+        return f"{type(found).__name__}: {found}"
+    return "nothing was refused"
+
+
+def parity():
+    """Salt Rollout beside SaltPipeline: relative error of the latents, in the model's space."""
+    model, inside = tiny(), lambda latent: model.model.process_latent_in(latent["samples"])
+    policy = PACK.memory.MemoryPolicy.parse("sink:3,window:6")
+    timeline = f"0: {PROMPT}\n1 recache: {OTHER}"
+    words = part("salt.words").WordEmbedder()
+    clip = SimpleNamespace(tokenize=lambda t: t, encode_from_tokens_scheduled=lambda t: [[words.encode([t]), {}]])
+    prompts = NODES.SaltPromptSchedule.execute(clip, timeline).args[0]
+    changed = [(1.0, OTHER, "recache")]
+    negative = [[torch.zeros_like(text(PROMPT)[0][0]), {}]]
+    cases = {
+        "8 steps": (dict(nfe="8"), dict(num_inference_steps=8)),
+        "custom": (dict(nfe="custom", steps="1000, 600, 200"), dict(num_inference_steps=None, steps=[1000, 600, 200])),
+        "window": (dict(policy=policy), dict(memory_policy=policy)),
+        "ode": (dict(stepping="ode"), dict(stepping="ode")),
+        "prompts": (dict(positive=None, prompts=prompts), dict(prompt_schedule=changed)),
+        "guidance": (dict(cfg=3.0, negative=negative), dict(guidance_scale=3.0)),
+        "two": (dict(batch_size=2), dict(prompt=[PROMPT, PROMPT])),
+    }
+    return {name: error(inside(rollout(model, **a)[0]), pipeline(**b)) for name, (a, b) in cases.items()}
+
+
+def extension():
+    """Two seconds and two more, beside four in one go; and rewound half a second first. Relative errors."""
+    model, found = tiny(), {}
+    for name in ("full", "sink:3,window:6", "relative:3,window:6,int8"):
+        policy = PACK.memory.MemoryPolicy.parse(name)
+        latents, memory, _ = rollout(model, policy=policy)
+        before = [t.clone() for layer in memory.memory.store.buffers for t in layer]
+        longer, after, report = extend(model, memory, latents)
+        whole = rollout(model, policy=policy, seconds=(4 * longer["samples"].shape[2] - 3) / 16)[0]["samples"]
+        unchanged = [t for layer in memory.memory.store.buffers for t in layer]
+        found[name] = {
+            "error": error(longer["samples"], whole),
+            "frames": [latents["samples"].shape[2], longer["samples"].shape[2], after.memory.next_frame],
+            "memory untouched": all(torch.equal(a, b) for a, b in zip(before, unchanged, strict=True)),
+            "report": report,
+        }
+    latents, memory, _ = rollout(model)
+    rewound = part("nodes.sockets").ClipMemory(memory.memory.fork())
+    rewound.memory.trim(6)
+    again = extend(model, rewound, latents, seconds=0.7)[0]["samples"]
+    found["rewound"] = error(again, latents["samples"][:, :, : again.shape[2]])
+    return found
+
+
+def refusals():
+    model, other = tiny(), tiny()
+    latents, memory, _ = rollout(model)
+    other.add_patches({"diffusion_model.head.head.weight": (torch.ones(1),)}, 0.5)
+    bidirectional = part("nodes.students").with_spec(model, part("salt.spec").StudentSpec(frames_per_block=0))
+    plain = model.clone()
+    plain.model_options.pop("salt_student")
+    plain.model.diffusion_model.__class__ = type("WanModel", (type(plain.model.diffusion_model),), {})
+    found = {
+        "plain": refusal(rollout, plain),
+        "plain by the user's word": refusal(rollout, plain, frames_per_block=3),
+    }
+    plain.model.diffusion_model.__class__ = type(plain.model.diffusion_model).__mro__[1]
+    masked = {**latents, "noise_mask": torch.ones(1)}
+    policy = PACK.memory.MemoryPolicy.parse("window:6")
+    return found | {
+        "bidirectional": refusal(rollout, bidirectional),
+        "no prompt": refusal(rollout, model, positive=None),
+        "cfg": refusal(rollout, model, cfg=2.0),
+        "mask": refusal(rollout, model, latents=masked),
+        "image latent": refusal(rollout, model, latents={"samples": torch.zeros(1, 4, 8, 8)}),
+        "no vae": refusal(rollout, model, start_image=torch.zeros(1, 64, 64, 3)),
+        "steps": refusal(rollout, model, nfe="custom", steps="500, 700"),
+        "size": refusal(rollout, model, width=72),
+        "other model": refusal(rollout, other, memory=memory),
+        "policy beside a memory": refusal(rollout, model, memory=memory, policy=policy),
+        "short clip": refusal(extend, model, memory, {"samples": latents["samples"][:, :, :3]}),
+        "window": refusal(rollout, model, policy=PACK.memory.MemoryPolicy.parse("window:2")),
+    }
+
+
+def cancelled():
+    """Cancelled in mid-run: core's own exception, within one model call; model and memory as usable as before."""
+    import comfy.model_management as management
+
+    model = tiny()
+    latents, memory, _ = rollout(model)
+    first = extend(model, memory, latents)[0]["samples"]
+    calls = []
+
+    def counted(apply_model, call):
+        calls.append(1)
+        if len(calls) == 5:
+            management.interrupt_current_processing()
+        return apply_model(call["input"], call["timestep"], **call["c"])
+
+    stopped = model.clone()
+    stopped.set_model_unet_function_wrapper(counted)
+    said = refusal(extend, stopped, memory, latents)
+    management.interrupt_current_processing(False)
+    again = extend(model, memory, latents)[0]["samples"]
+    return {"said": said, "calls": len(calls), "equal": torch.equal(first, again)}
+
+
+def custom_sampling():
+    """Salt Sampler in core's SamplerCustomAdvanced; a bidirectional student with core's own samplers."""
+    from comfy_extras.nodes_custom_sampler import (
+        BasicGuider,
+        CFGGuider,
+        KSamplerSelect,
+        RandomNoise,
+        SamplerCustomAdvanced,
+    )
+
+    def one(node, **inputs):
+        made = node.execute(**inputs) if hasattr(node, "execute") else getattr(node(), node.FUNCTION)(**inputs)
+        return (made.args if hasattr(made, "args") else made)[0]
+
+    model = tiny()
+    latent = {"samples": torch.zeros(1, 16, 9, 8, 8)}
+    sigmas = NODES.SaltSigmas.execute(nfe="2", steps="", shift=5.0).args[0]
+    sampler = NODES.SaltSampler.execute(frames_per_block=0, stepping="sde").args[0]
+    noise = one(RandomNoise, noise_seed=3)
+
+    @torch.inference_mode()
+    def sampled(guider, sampler=sampler, latent=latent):
+        out = one(
+            SamplerCustomAdvanced, noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=latent
+        )
+        return model.model.process_latent_in(out["samples"])
+
+    basic = one(BasicGuider, model=model, conditioning=text(PROMPT))
+    zero = [[torch.zeros_like(text(PROMPT)[0][0]), {}]]
+    guided = one(CFGGuider, model=model, positive=text(PROMPT), negative=zero, cfg=3.0)
+    initial = noise.generate_noise(latent)
+    source = NODES.NoiseOfGraph(initial, PACK.noise.SeededNoise(3, 1, 16, 8, 8))
+    student = PACK.checkpoints.load_student(TINY, dtype=torch.float32)
+    words = PACK.prompts.Conditioning(text(PROMPT)[0][0])
+    engine = play.through_engine(student, words, source, initial.shape)
+    with torch.no_grad():
+        whole = part("salt.sample").sample_bidirectional(
+            part("salt.sample").BidirectionalModel(student), words, lambda start, frames, draw: initial, 9,
+            PACK.rollout.RolloutSettings(PACK.schedule.Schedule.of(2), "ode"),
+        )  # fmt: skip
+    bidirectional = part("nodes.students").with_spec(model, part("salt.spec").StudentSpec(frames_per_block=0))
+    euler = one(KSamplerSelect, sampler_name="euler")
+    by_core = sampled(one(BasicGuider, model=bidirectional, conditioning=text(PROMPT)), euler)
+    return {
+        "error": error(sampled(basic), engine),
+        "guidance moves": error(sampled(guided), engine),
+        "bidirectional by core's euler": error(by_core, whole),
+        "mask": refusal(sampled, basic, latent={**latent, "noise_mask": torch.ones(1, 1, 9, 8, 8)}),
+    }
+
+
+def loaders():
+    """One student in every form; which weights were taken; and files that are none."""
+    student = PACK.checkpoints.load_student(TINY, dtype=torch.float32)
+    save_wan, save_diffusers = PACK.checkpoints.save_wan, PACK.checkpoints.save_diffusers
+    spec = part("salt.spec").StudentSpec(steps=(1000.0, 500.0))
+    state = {f"model.{PACK.keys.to_wan(k)}": v for k, v in student.state_dict().items()}
+    averaged = {k: v * 1.5 for k, v in state.items()}
+    torch.save({"generator": state, "generator_ema": averaged}, FOLDER / "student.pt")
+    save_wan(student, FOLDER / "student.safetensors", spec=spec)
+    save_wan(student, FOLDER / "plain.safetensors", causal_ar=False)
+    save_diffusers(student, FOLDER / "folder", spec=spec)
+
+    def told(model):
+        known, head = part("nodes.students").spec_of(model), model.model.diffusion_model.head.head.weight
+        scale = (head.float().norm() / student.proj_out.weight.norm()).item()
+        return [known and known.schedule.nfe, round(scale, 3), str(head.dtype)]
+
+    load = LOADERS.load_model
+    (FOLDER / "cut.safetensors").write_bytes((FOLDER / "student.safetensors").read_bytes()[:5000])
+    torch.save({"input_blocks.0.0.weight": torch.zeros(1)}, FOLDER / "image.pt")
+    return {
+        "auto": told(load(FOLDER / "student.pt")),
+        "regular": told(load(FOLDER / "student.pt", "regular")),
+        "safetensors": told(load(FOLDER / "student.safetensors")),
+        "folder": told(load(FOLDER / "folder")),
+        "fp8": told(load(FOLDER / "student.safetensors", dtype="fp8_e4m3fn")),
+        "plain, trained as": told(load(FOLDER / "plain.safetensors", kind="frame by frame")),
+        "cut": refusal(load, FOLDER / "cut.safetensors"),
+        "image": refusal(load, FOLDER / "image.pt"),
+        "absent": refusal(LOADERS.student_path, "nothing.pt"),
+    }
+
+
+def previews():
+    """What a hook of core's progress bar sees of one rollout: values, totals, and pictures that move."""
+    import comfy.utils
+    from PIL import Image
+
+    seen, pictures = [], []
+
+    def hook(value, total, preview, node_id=None):
+        seen.append((value, total))
+        if preview is not None:
+            file = streams.BytesIO()
+            preview[1].save(file, format=preview[0], quality=95, compress_level=1)
+            pictures.append(Image.open(file))
+
+    comfy.utils.set_progress_bar_global_hook(hook)
+    rollout(tiny())
+    values = [value for value, _ in seen]
+    return {
+        "frames": [picture.n_frames for picture in pictures],
+        "size": list(pictures[-1].size),
+        "rising": values == sorted(values) and seen[-1][0] == seen[-1][1],
+        "colours": len(pictures[-1].convert("RGB").getcolors(1 << 16)),
+    }
+
+
+answer(parity, extension, refusals, cancelled, custom_sampling, loaders, previews)

@@ -1,0 +1,66 @@
+"""The sampling nodes in a real ComfyUI: equal to the engine's own pipeline, clear about what they refuse."""
+
+CASES = "node_cases.py"
+
+
+def test_rollouts_equal_the_pipelines(inside):
+    found = inside(CASES, "parity")
+    assert len(found) == 7 and max(found.values()) <= 1e-4
+
+
+def test_an_extension_equals_the_clip_made_in_one_go(inside):
+    found = inside(CASES, "extension")
+    assert found.pop("rewound") <= 1e-4
+    for case in found.values():
+        assert case["error"] <= 1e-4 and case["memory untouched"]
+        assert case["frames"][0] < case["frames"][1] == case["frames"][2]
+        assert "frames per second" in case["report"]
+
+
+def test_what_cannot_be_is_said_with_what_to_do(inside):
+    found = inside(CASES, "refusals")
+    said = {
+        "plain": "expected one from Load Salt Student; if the file is an autoregressive student all the same",
+        "plain by the user's word": "nothing was refused",
+        "bidirectional": "found a bidirectional student",
+        "no prompt": "positive, prompts: found neither",
+        "cfg": "cfg: found 2 without a negative",
+        "mask": "latents: found a noise mask, expected none",
+        "image latent": "expected a Wan 2.1 video [B, 16, F, H, W]",
+        "no vae": "start_image: found one without a vae",
+        "steps": "steps: found '500, 700', expected falling numbers",
+        "size": "expected multiples of the patch 2x2",
+        "other model": "memory: found one written by another model or LoRA",
+        "policy beside a memory": "policy: found window:6 beside a memory of full",
+        "short clip": "latents: found 3 latent frames, expected the clip's 9",
+        "window": "window: found 2, expected at least 3",
+    }
+    assert {key: text for key, text in said.items() if text not in found[key]} == {}, found
+
+
+def test_a_cancelled_run_leaves_everything_usable(inside):
+    found = inside(CASES, "cancelled")
+    assert found["said"].startswith("InterruptProcessingException") and found["calls"] == 5 and found["equal"]
+
+
+def test_core_s_custom_sampling_plays_the_rollout(inside):
+    found = inside(CASES, "custom_sampling")
+    assert found["error"] <= 1e-4 and found["guidance moves"] > 0.01
+    assert found["bidirectional by core's euler"] <= 1e-4
+    assert "LATENT: found a noise mask, expected none" in found["mask"]
+
+
+def test_every_form_of_a_student_loads_and_remembers_what_it_is(inside):
+    found = inside(CASES, "loaders")
+    assert found["auto"][:2] == [4, 1.5] and found["regular"][:2] == [4, 1.0]
+    assert found["safetensors"][:2] == found["folder"][:2] == [2, 1.0]
+    assert found["fp8"][2] == "torch.float8_e4m3fn" and found["plain, trained as"][0] == 4
+    assert "cut.safetensors is damaged or cut short" in found["cut"]
+    assert "image.pt" in found["image"] and "Stable Diffusion UNet" in found["image"]
+    assert "nothing.pt: found no such file, expected it in one of" in found["absent"]
+
+
+def test_previews_move_and_progress_rises(inside):
+    found = inside(CASES, "previews")
+    assert found["frames"] == [3, 6, 9] and max(found["size"]) == 256
+    assert found["rising"] and found["colours"] > 3
