@@ -268,4 +268,5 @@ def previews():
     }
 
 
-answer(parity, extension, refusals, cancelled, custom_sampling, loaders, previews)
+if __name__ == "__main__":
+    answer(parity, extension, refusals, cancelled, custom_sampling, loaders, previews)

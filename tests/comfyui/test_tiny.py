@@ -1,0 +1,23 @@
+"""Load Salt Tiny and Salt Decode in a real ComfyUI, beside core's own nodes and the engine's decoder."""
+
+CASES = "tiny_cases.py"
+
+
+def test_the_embedded_model_works_with_core_s_nodes(inside):
+    found = inside(CASES, "loaded")
+    assert found["latents"] <= 1e-4 and found["images"] == [33, 64, 64, 3]
+    assert found["pixels"] <= 2e-3 and found["round trip"] < 0.5
+    assert "unknown word 'dragon'" in found["word"]
+
+
+def test_streaming_decode_equals_core_s_whole_clip(inside):
+    found = inside(CASES, "streaming")
+    sizes = found.pop("cache")
+    assert len(set(sizes[1:])) == 1, "what the stream carries does not grow"
+    assert len(found) == 6 and max(found.values()) <= 1e-4
+
+
+def test_what_cannot_be_decoded_is_named(inside):
+    found = inside(CASES, "refusals")
+    assert "vae: found Linear, expected Wan 2.1's VAE" in found["vae"]
+    assert "latents: found shape [1, 4, 8, 8], expected a video latent" in found["image"]
