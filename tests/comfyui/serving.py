@@ -1,0 +1,111 @@
+"""A real ComfyUI server as a process of its own, with the pack in its custom_nodes and stand-ins for the models."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from salt.remote import ComfyServer, ServerError
+from salt.workflow import Prompt
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+COLORS = re.compile(r"\x1b\[[0-9;]*m")
+PATIENCE = 600.0  # seconds for a run of stand-ins
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "COMFYUI_PATH": str(Path(os.environ["COMFYUI_PATH"]).resolve()), "OMP_NUM_THREADS": "1"}
+
+
+def furnish(base: Path) -> Path:
+    """A base directory for ComfyUI: the pack, thin encoders, stand-ins for the released models, an image to load."""
+    nodes = base / "custom_nodes"
+    for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
+        (base / name).mkdir(parents=True, exist_ok=True)
+    (nodes / "ComfyUI-Salt").symlink_to(ROOT, target_is_directory=True)
+    shutil.copytree(HERE / "shrunk_encoders", nodes / "shrunk_encoders")
+    shutil.copy(Path(os.environ["COMFYUI_PATH"]) / "input" / "example.png", base / "input")
+    command = [os.environ["COMFYUI_PYTHON"], str(HERE / "standins.py"), str(base)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return base
+
+
+class Serving(ComfyServer):
+    """A server started in `base` (see `furnish`); it is a ComfyServer to ask."""
+
+    def __init__(self, base: Path, *more: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        super().__init__(f"http://127.0.0.1:{port}")
+        self.base, self.log_file = base, base / f"server_{port}.log"
+        command = [os.environ["COMFYUI_PYTHON"], "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
+        with self.log_file.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*command, "--base-directory", str(base), *more],
+                cwd=os.environ["COMFYUI_PATH"], env=environment(), stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        self._wait()
+
+    def _wait(self) -> None:
+        until = time.monotonic() + 180
+        while True:
+            try:
+                self.read("/queue")
+                return
+            except ServerError:
+                assert self.process.poll() is None and time.monotonic() < until, self.log[-3000:]
+                time.sleep(0.3)
+
+    @property
+    def log(self) -> str:
+        return COLORS.sub("", self.log_file.read_text(errors="replace"))
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        return tuple(int(n) for n in self.read("/system_stats")["system"]["comfyui_version"].split(".")[:3])
+
+    @property
+    def rss(self) -> int:
+        """Bytes of resident memory."""
+        return psutil.Process(self.process.pid).memory_info().rss
+
+    def run(self, prompt: Prompt) -> dict[str, Any]:
+        """A prompt to its end; the record. Raises ServerError where it fails."""
+        return self.wait_for(self.queue(prompt))
+
+    def wait_for(self, number: str) -> dict[str, Any]:
+        until = time.monotonic() + PATIENCE
+        while (record := self.history(number)) is None:
+            assert self.process.poll() is None, self.log[-3000:]
+            assert time.monotonic() < until, f"{number} still runs after {PATIENCE:g} s"
+            time.sleep(0.1)
+        return record
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        """As kill -9, or a power cut, would have it."""
+        self.process.kill()
+        self.process.wait()
+
+
+def twin(name: str) -> Prompt:
+    """The API-format file of a workflow."""
+    return json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())

@@ -1,0 +1,351 @@
+"""What each shared workflow is: which nodes, which words beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .graph import Graph, Wire
+
+HUB = "https://huggingface.co"
+WAN = f"{HUB}/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
+
+
+def model(url: str, directory: str) -> dict[str, str]:
+    """A file as the browser offers it for download: name, where it is, and the folder below models/."""
+    return {"name": url.rpartition("/")[2], "url": url, "directory": directory}
+
+
+SALT_CF = model(f"{HUB}/domiso/Salt/resolve/main/checkpoints/salt_cf.pt", "diffusion_models")
+SALT_LL = model(f"{HUB}/domiso/Salt/resolve/main/checkpoints/salt_ll.pt", "diffusion_models")
+UMT5 = model(f"{WAN}/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors", "text_encoders")
+WAN_VAE = model(f"{WAN}/vae/wan_2.1_vae.safetensors", "vae")
+CLIP_H = model(f"{WAN}/clip_vision/clip_vision_h.safetensors", "clip_vision")
+
+TINY = "a fast purple square moving up"
+CAT = (
+    "A ginger cat walks along a stone wall above the sea at sunset, tail high, warm light on its fur, waves below, "
+    "the camera follows at its side."
+)
+TINY_WORDS = (
+    "The embedded model knows a small world of moving shapes: `a SPEED COLOUR SHAPE moving DIRECTION`, with slow or "
+    "fast; red, green, blue, yellow, purple or cyan; circle, square or triangle; up, down, left or right."
+)
+SWAP = (
+    "**With a released student** put *Load Salt Student*, *Load CLIP* (type wan) and *Load VAE* in the place of "
+    "*Load Salt Tiny*, and 832 x 480 for the size."
+)
+SEED = "The seed is fixed, so that a second run changes nothing; set *control after generate* to randomize for more."
+
+
+def files(*models: dict[str, str]) -> str:
+    """What has to lie where, for a note."""
+    lines = [f"- `models/{m['directory']}/` [{m['name']}]({m['url']})" for m in models]
+    return "\n".join(["**Files** (the browser offers to download what is missing)", "", *lines])
+
+
+class Parts:
+    """The three sources of a graph: MODEL, CLIP and VAE."""
+
+    def __init__(self, transformer: Wire, clip: Wire, vae: Wire) -> None:
+        self.model, self.clip, self.vae = transformer, clip, vae
+
+
+def tiny(g: Graph) -> Parts:
+    g.group("Model (nothing to download)", 0)
+    loaded = g.add("SaltLoadTiny")
+    return Parts(loaded["MODEL"], loaded["CLIP"], loaded["VAE"])
+
+
+def real(g: Graph, student: str, models: list[dict[str, str]] | None = None, trained_as: str = "auto") -> Parts:
+    g.group("Models", 0)
+    loaded = g.add("SaltLoadStudent", student=student, trained_as=trained_as, models=models)
+    clip = g.add("CLIPLoader", clip_name=UMT5["name"], type="wan", models=[UMT5])
+    vae = g.add("VAELoader", vae_name=WAN_VAE["name"], models=[WAN_VAE])
+    return Parts(loaded["MODEL"], clip["CLIP"], vae["VAE"])
+
+
+def prompt(g: Graph, parts: Parts, text: str, title: str = "Prompt") -> Wire:
+    return g.add("CLIPTextEncode", title=title, clip=parts.clip, text=text)["CONDITIONING"]
+
+
+def saved(g: Graph, parts: Parts, latent: Wire, name: str, column: int, title: str = "Video") -> None:
+    """Streaming decode and a video file."""
+    g.group(title, column)
+    decoded = g.add("SaltDecode", latents=latent, vae=parts.vae)
+    g.add("SaveVideo", video=decoded["VIDEO"], filename_prefix=f"salt/{name}", size=(480, 420))
+
+
+def text_to_video(g: Graph, parts: Parts, text: str, **widgets: Any) -> None:
+    g.group("Prompt", 1)
+    positive = prompt(g, parts, text)
+    g.group("Rollout", 2)
+    rolled = g.add("SaltRollout", model=parts.model, positive=positive, vae=parts.vae, size=(360, 640), **widgets)
+    saved(g, parts, rolled["LATENT"], g.name, 3)
+
+
+def tiny_text_to_video(g: Graph) -> None:
+    g.note(f"""
+# Salt, at once
+Press **Run**: nothing is downloaded, and a CPU will do. Blocks of three latent frames (twelve frames of video) appear
+in *Salt Rollout* as they are made.
+
+{TINY_WORDS}
+
+{SEED}
+
+{SWAP}
+""")
+    text_to_video(g, tiny(g), TINY, seconds=5.0, width=64, height=64, nfe="8")
+
+
+def causal_forcing(g: Graph, nfe: str, words: str) -> None:
+    g.note(f"""
+# Salt on Causal Forcing, {nfe} NFE
+A few-step causal student of Wan 2.1 1.3B: five seconds, block by block, {nfe} model evaluations a block. {words}
+
+{files(SALT_CF, UMT5, WAN_VAE)}
+
+Long prompts, as Wan likes them, work best. {SEED}
+""")
+    parts = real(g, SALT_CF["name"], [SALT_CF])
+    text_to_video(g, parts, CAT, seconds=5.0, width=832, height=480, nfe=nfe)
+
+
+def salt_causal_forcing_4nfe(g: Graph) -> None:
+    causal_forcing(g, "4", "This is what it was trained for.")
+
+
+def salt_causal_forcing_2nfe(g: Graph) -> None:
+    causal_forcing(g, "2", "Half the work of the usual four; Salt's training is what makes two hold together.")
+
+
+def salt_longlive_30s(g: Graph) -> None:
+    g.note(f"""
+# Salt on LongLive, 30 seconds
+The student's memory is a window of 12 latent frames and a sink of the first 3, which the MODEL remembers by itself:
+every block takes the same time and room, however long the clip. *Salt Decode* streams, so that does the decoding.
+
+{files(SALT_LL, UMT5, WAN_VAE)}
+
+{SEED}
+""")
+    parts = real(g, SALT_LL["name"], [SALT_LL])
+    text_to_video(g, parts, CAT, seconds=30.0, width=832, height=480, nfe="4")
+
+
+INTERACTIVE = """
+A line of *Salt Prompt Schedule* is `SECONDS [keep|recache|cut]: PROMPT`:
+- **keep** changes the words only: the change comes slowly,
+- **recache** lets the last seconds be read again under the new words, so that they take hold at once (LongLive),
+- **cut** forgets the scene.
+"""
+
+
+def scheduled(g: Graph, parts: Parts, timeline: str, **widgets: Any) -> None:
+    g.group("Prompts", 1)
+    prompts = g.add("SaltPromptSchedule", clip=parts.clip, timeline=timeline, size=(520, 300))["prompts"]
+    g.group("Rollout", 2)
+    rolled = g.add("SaltRollout", model=parts.model, prompts=prompts, vae=parts.vae, size=(360, 640), **widgets)
+    saved(g, parts, rolled["LATENT"], g.name, 3)
+
+
+def interactive_prompts(g: Graph) -> None:
+    g.note(f"""
+# Prompts that change as the clip is made
+{INTERACTIVE}
+{files(SALT_LL, UMT5, WAN_VAE)}
+
+*tiny_interactive_prompts* is the same with nothing to download.
+""")
+    timeline = (
+        f"0: {CAT}\n"
+        "8 recache: The ginger cat on the stone wall sits down and looks out over the sea, the sun has set, blue dusk, "
+        "the camera stands still.\n"
+        "16 recache: The ginger cat on the stone wall curls up and sleeps, night, stars over the sea, a lantern glows."
+    )
+    parts = real(g, SALT_LL["name"], [SALT_LL])
+    scheduled(g, parts, timeline, seconds=24.0, width=832, height=480, nfe="4")
+
+
+def tiny_interactive_prompts(g: Graph) -> None:
+    g.note(f"""
+# Prompts that change, at once
+{INTERACTIVE}
+{TINY_WORDS}
+
+{SWAP}
+""")
+    timeline = (
+        "0: a fast purple square moving up\n3 recache: a fast purple square moving right\n"
+        "6 recache: a fast purple square moving down"
+    )
+    scheduled(g, tiny(g), timeline, seconds=9.0, width=64, height=64, nfe="8")
+
+
+def extend_from_memory(g: Graph) -> None:
+    raise NotImplementedError
+
+
+def image_to_video_start(g: Graph) -> None:
+    g.note(f"""
+# A picture that goes on
+The picture becomes the first latent frame, and is read into the memory like any other; the prompt says what happens
+next. This needs no I2V model. Any picture: it is cut to the size of the clip. Several frames (a video) may start a clip
+as well.
+
+{files(SALT_CF, UMT5, WAN_VAE)}
+
+{SEED}
+""")
+    parts = real(g, SALT_CF["name"], [SALT_CF])
+    g.group("Start and prompt", 1)
+    image = g.add("LoadImage", image="example.png", title="Start image", size=(340, 360))["IMAGE"]
+    positive = prompt(g, parts, "The scene of the picture comes to life, slow camera move forward, soft light.")
+    g.group("Rollout", 2)
+    rolled = g.add(
+        "SaltRollout", model=parts.model, positive=positive, vae=parts.vae, start_image=image, seconds=5.0,
+        width=832, height=480, nfe="4", size=(360, 660),
+    )  # fmt: skip
+    saved(g, parts, rolled["LATENT"], g.name, 3)
+
+
+def branch_memory(g: Graph) -> None:
+    g.note(f"""
+# One beginning, two endings
+*Salt Rollout* makes the first three seconds and hands out its memory. Two *Extend Video* go on from it, each under
+words of its own. A memory on a wire is never written, so both start from the same moment, and the beginning is made
+only once.
+
+{TINY_WORDS}
+
+{SWAP}
+""")
+    parts = tiny(g)
+    g.group("Prompts", 1)
+    first = prompt(g, parts, TINY, "The beginning")
+    endings = {
+        "a": prompt(g, parts, "a fast purple square moving right", "Ending A"),
+        "b": prompt(g, parts, "a fast purple square moving left", "Ending B"),
+    }
+    g.group("The beginning", 2)
+    rolled = g.add(
+        "SaltRollout", model=parts.model, positive=first, vae=parts.vae, seconds=3.0, width=64, height=64, nfe="8",
+        size=(360, 640),
+    )  # fmt: skip
+    g.group("Two endings", 3)
+    longer = {
+        name: g.add(
+            "SaltExtendVideo", title=f"Ending {name.upper()}", model=parts.model, positive=positive, vae=parts.vae,
+            memory=rolled["memory"], latents=rolled["LATENT"], seconds=3.0, seed=0, nfe="8", size=(360, 560),
+        )
+        for name, positive in endings.items()
+    }  # fmt: skip
+    for name, extended in longer.items():
+        saved(g, parts, extended["LATENT"], f"{g.name}_{name}", 4, f"Video {name.upper()}")
+
+
+def bidirectional(g: Graph, parts: Parts, positive: Wire, latent: Wire, column: int) -> None:
+    """Core's own custom sampling with the student's step list."""
+    g.group("Few-step sampling", column)
+    sigmas = g.add("SaltSigmas", model=parts.model, nfe="4")["SIGMAS"]
+    sampler = g.add("KSamplerSelect", sampler_name="lcm")["SAMPLER"]
+    guider = g.add("BasicGuider", model=parts.model, conditioning=positive)["GUIDER"]
+    noise = g.add("RandomNoise", noise_seed=0)["NOISE"]
+    made = g.add(
+        "SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=latent
+    )
+    saved(g, parts, made["output"], g.name, column + 1)
+
+
+BIDIRECTIONAL = """
+A student that makes the whole clip at once, distilled with SC-DMD in a few steps: no blocks, no memory, and core's own
+sampling. *Salt Sigmas* has its steps. **lcm** mixes fresh noise in between them, as the student was trained; **euler**
+takes straight steps. No guidance: that is distilled in.
+"""
+
+
+def bidirectional_t2v(g: Graph) -> None:
+    g.note(f"""
+# SC-DMD student of Wan 2.1 T2V, 4 NFE
+{BIDIRECTIONAL}
+No such weights are published yet: train one (`python -m train`, recipe `t2v_sc`) and put it into
+`models/diffusion_models/`, under this name or another.
+
+{files(UMT5, WAN_VAE)}
+""")
+    parts = real(g, "salt_bidirectional_t2v_1.3b.safetensors", trained_as="bidirectional")
+    g.group("Prompt and length", 1)
+    positive = prompt(g, parts, CAT)
+    latent = g.add("EmptyHunyuanLatentVideo", title="Size and length", width=832, height=480, length=81)["LATENT"]
+    bidirectional(g, parts, positive, latent, 2)
+
+
+def bidirectional_i2v(g: Graph) -> None:
+    g.note(f"""
+# SC-DMD student of Wan 2.1 I2V, 4 NFE
+{BIDIRECTIONAL}
+No such weights are published yet: train one (`python -m train`, recipe `i2v_sc`) and put it into
+`models/diffusion_models/`, under this name or another.
+
+{files(UMT5, WAN_VAE, CLIP_H)}
+""")
+    parts = real(g, "salt_bidirectional_i2v_14b.safetensors", trained_as="bidirectional")
+    vision = g.add("CLIPVisionLoader", clip_name=CLIP_H["name"], models=[CLIP_H])["CLIP_VISION"]
+    g.group("Picture and prompt", 1)
+    image = g.add("LoadImage", image="example.png", title="Start image", size=(340, 360))["IMAGE"]
+    positive = prompt(g, parts, "The scene of the picture comes to life, slow camera move forward, soft light.")
+    g.group("What the model is given", 2)
+    seen = g.add("CLIPVisionEncode", clip_vision=vision, image=image, crop="none")["CLIP_VISION_OUTPUT"]
+    given = g.add(
+        "WanImageToVideo", positive=positive, negative=positive, vae=parts.vae, clip_vision_output=seen,
+        start_image=image, width=832, height=480, length=81,
+    )  # fmt: skip
+    bidirectional(g, parts, given["positive"], given["latent"], 3)
+
+
+def compare_nfe(g: Graph) -> None:
+    g.note(f"""
+# 2, 4 and 8 NFE side by side
+The same prompt and the same noise, with two, four and eight model evaluations a block, from left to right.
+
+{TINY_WORDS}
+
+{SWAP}
+""")
+    parts = tiny(g)
+    g.group("Prompt", 1)
+    positive = prompt(g, parts, TINY)
+    decoded = []
+    for nfe in ("2", "4", "8"):
+        g.group(f"{nfe} NFE", 2)
+        rolled = g.add(
+            "SaltRollout", title=f"{nfe} NFE", model=parts.model, positive=positive, seconds=5.0, width=64, height=64,
+            nfe=nfe, size=(360, 640),
+        )  # fmt: skip
+        decoded.append(g.add("SaltDecode", latents=rolled["LATENT"], vae=parts.vae)["IMAGE"])
+    g.group("Side by side", 3)
+    two = g.add("ImageStitch", image1=decoded[0], image2=decoded[1], spacing_width=4)["IMAGE"]
+    three = g.add("ImageStitch", image1=two, image2=decoded[2], spacing_width=4)["IMAGE"]
+    g.add("SaveAnimatedWEBP", images=three, filename_prefix=f"salt/{g.name}", fps=16.0, size=(480, 420))
+
+
+WORKFLOWS: dict[str, Callable[[Graph], None]] = {
+    draw.__name__: draw
+    for draw in (
+        tiny_text_to_video, salt_causal_forcing_4nfe, salt_causal_forcing_2nfe, salt_longlive_30s, interactive_prompts,
+        tiny_interactive_prompts, image_to_video_start, branch_memory, bidirectional_t2v,
+        bidirectional_i2v, compare_nfe,
+    )
+}  # fmt: skip
+
+# Pictures of those that need files which nobody can give away with them: a title, and what it is.
+CARDS: dict[str, tuple[str, ...]] = {
+    "salt_causal_forcing_4nfe": ("Salt + Causal Forcing", "text to video, 5 s", "4 evaluations a block"),
+    "salt_causal_forcing_2nfe": ("Salt + Causal Forcing", "text to video, 5 s", "2 evaluations a block"),
+    "salt_longlive_30s": ("Salt + LongLive", "text to video, 30 s", "window 12, sink 3: memory stays flat"),
+    "interactive_prompts": ("Interactive prompts", "Salt + LongLive, 24 s", "new words at 8 s and 16 s, with recache"),
+    "image_to_video_start": ("Image to video", "Salt + Causal Forcing, 5 s", "a picture is the first frame"),
+    "bidirectional_t2v": ("SC-DMD text to video", "Wan 2.1 T2V 1.3B, whole clip", "4 evaluations, core's samplers"),
+    "bidirectional_i2v": ("SC-DMD image to video", "Wan 2.1 I2V 14B, whole clip", "4 evaluations, core's samplers"),
+}
