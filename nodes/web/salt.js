@@ -1,0 +1,94 @@
+/** What the pack adds to ComfyUI's page: a timeline on Salt Prompt Schedule, a memory bar and the report on nodes. */
+
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+import { memoryBar } from "./memory_bar.js";
+import { make, timelineView } from "./timeline.js";
+
+const TIMELINE_HEIGHT = 170;
+let words = {};
+const word = (english) => words[english] ?? english;
+
+/** locales/LANGUAGE/main.json says under "salt" how each English word of this extension reads. */
+async function learnWords() {
+  const language = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
+  const answer = await api.fetchApi("/i18n");
+  if (answer.ok) words = (await answer.json())[language]?.salt ?? {};
+}
+
+/** Seconds of the clip that this node's prompts go to; 0 where nothing says it, as when a memory is extended. */
+function clipSeconds(node) {
+  const goals = (node.getOutputNodes?.(0) ?? []).filter((n) => !n.inputs?.find((i) => i.name === "memory")?.link);
+  return Math.max(0, ...goals.map((n) => Number(n.widgets?.find((w) => w.name === "seconds")?.value) || 0));
+}
+
+function chain(object, name, then) {
+  const before = object[name];
+  object[name] = function (...args) {
+    const answer = before?.apply(this, args);
+    then.apply(this, args);
+    return answer;
+  };
+}
+
+function addTimeline(node) {
+  const text = node.widgets?.find((w) => w.name === "timeline");
+  if (!text || !node.addDOMWidget) return;
+  const view = timelineView({
+    read: () => String(text.value ?? ""),
+    write: (value) => {
+      text.value = value;
+      node.graph?.change?.();
+    },
+    clip: () => clipSeconds(node),
+    locked: () => Boolean(node.inputs?.find((i) => i.widget?.name === "timeline")?.link),
+    word,
+  });
+  const height = () => TIMELINE_HEIGHT;
+  const widget = node.addDOMWidget("timeline_picture", "salt_timeline", view.element, {
+    serialize: false,
+    getMinHeight: height,
+    getMaxHeight: height,
+  });
+  widget.serialize = false;
+  chain(text, "callback", view.refresh);
+  chain(node, "onConnectionsChange", view.refresh);
+  chain(node, "onConfigure", view.refresh);
+  if (node.size[1] < 380) node.setSize([Math.max(node.size[0], 420), 380]);
+}
+
+/** The memory bar, and the text that the node reports, below its widgets from its first run on. */
+function showKept(node, { salt_memory: memories = [], text = [] }) {
+  if (!memories.length && !text.length) return;
+  const report = text.join("\n");
+  node.saltKept = { bars: memories.length, lines: report ? report.split("\n").length + 1 : 0 };
+  let kept = node.widgets?.find((w) => w.name === "salt_kept");
+  if (!kept) {
+    const height = () => 22 * node.saltKept.bars + (node.saltKept.lines ? 6 + 14 * Math.min(node.saltKept.lines, 8) : 0);
+    kept = node.addDOMWidget("salt_kept", "salt_kept", make("div", "salt-kept"), {
+      serialize: false,
+      getMinHeight: height,
+      getMaxHeight: height,
+    });
+    kept.serialize = false;
+  }
+  kept.element.replaceChildren(...memories.map((memory) => memoryBar(memory, word)));
+  if (report) kept.element.append(make("pre", "salt-report", {}, [report]));
+  const [width, tall] = node.computeSize();
+  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], tall)]);
+  node.setDirtyCanvas?.(true, true);
+}
+
+app.registerExtension({
+  name: "Salt",
+  async init() {
+    const style = make("link", "", { rel: "stylesheet", href: new URL("./salt.css", import.meta.url).href });
+    document.head.append(style);
+    await learnWords();
+  },
+  nodeCreated(node) {
+    if (!node.comfyClass?.startsWith("Salt")) return;
+    if (node.comfyClass === "SaltPromptSchedule") addTimeline(node);
+    chain(node, "onExecuted", (output) => showKept(node, output ?? {}));
+  },
+});
