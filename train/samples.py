@@ -12,13 +12,14 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
 from salt.decode import WanStreamDecoder
+from salt.defect import OPERATORS, Defects
 from salt.noise import SeededNoise
 from salt.sample import BidirectionalModel
 from salt.schedule import Schedule
 from salt.student import StudentModel
 from salt.video import VideoWriter
 from train.choices import number
-from train.evaluation.defect import OPERATORS, Defects, DefectSettings, measure_defect
+from train.evaluation.defect import DefectSettings, measure_defect
 from train.rollouts import play, settings_of
 from train.trainer import Trainer
 

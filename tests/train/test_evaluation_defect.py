@@ -5,13 +5,14 @@ import small
 import torch
 
 from salt.checkpoints import load_student, save_diffusers
+from salt.defect import TRIPLES, defect_table, steps_for
 from salt.memory import MemoryPolicy
 from salt.noise import SeededNoise
 from salt.prompts import Conditioning
 from salt.schedule import Schedule, add_noise, warp
 from salt.student import SaltTransformer3DModel
 from train.choices import number
-from train.evaluation.defect import TRIPLES, DefectSettings, defect_table, measure_defect, steps_for
+from train.evaluation.defect import DefectSettings, measure_defect
 
 TEXT = Conditioning(torch.randn(2, 5, 4096, generator=torch.Generator().manual_seed(5)))
 SMALL = dict(frames=6, height=4, width=4)

@@ -18,8 +18,8 @@ import torch
 from salt.files import replacing
 
 if TYPE_CHECKING:
+    from salt.defect import Triple
     from salt.pipeline import SaltPipeline
-    from train.evaluation.defect import Triple
 
 BENCHES = ("shapes", "defect", "drift", "vbench", "vbench-long")
 OUTPUTS = Path("outputs")
@@ -141,9 +141,10 @@ def _shapes(args: argparse.Namespace, out: Path) -> None:
 
 
 def _defect(args: argparse.Namespace, out: Path) -> None:
+    from salt.defect import TRIPLES, defect_table, steps_for
     from salt.memory import MemoryPolicy
     from salt.prompts import Conditioning
-    from train.evaluation.defect import TRIPLES, DefectSettings, defect_rows, defect_table, measure_defect, steps_for
+    from train.evaluation.defect import DefectSettings, defect_rows, measure_defect
 
     triples = args.triples or TRIPLES
     steps = steps_for(triples)

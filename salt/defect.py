@@ -1,0 +1,133 @@
+"""The semigroup defect of a student: how far one long step lands from two shorter ones, on its own path.
+
+Source: Salt (arXiv 2604.03118, section 3.2). The paper prints 0.0135 (DMD) and 0.0111 (SC-DMD) and calls its protocol
+displacement-normalised and local, without saying more. Ours, for a triple (t_s, t_m, t_e) of steps before warping:
+
+Where. x_s is the student's own state: a clip is made from noise and prompt as the engine makes it, re-noising on the
+list of steps given, and every block is measured when it arrives at t_s, against the memory that the student has written
+of its own earlier blocks. A bidirectional student is measured on the whole clip at once.
+
+`euler`, the operator that L_SC speaks of, Psi^{a->b}(x) = x - (sigma_a - sigma_b) v(x, a):
+    ||Psi^{s->e}(x_s) - Psi^{m->e}(Psi^{s->m}(x_s))||^2 / ||Psi^{s->e}(x_s) - x_s||^2
+  which is ((sigma_m - sigma_e) / (sigma_s - sigma_e))^2 ||v_m - v_s||^2 / ||v_s||^2, and 0 for an exact flow that is
+  straight. (One that bends has a defect though it be exact: an Euler step is a chord.)
+`sampler`, what inference does: x0 is predicted and re-noised. With the noise of the last step shared, the two ways end
+  (1 - sigma_e)(x0_s - x0_m) apart, so t_e is a mere factor, and the step itself moves mostly by fresh noise. What is
+  compared is therefore x0, over the way to it, with x_m = (1 - sigma_m) x0_s + sigma_m eps:
+    ||x0_s - x0_m||^2 / ||x0_s - x_s||^2
+  Fresh noise may rightly change the picture, so this is no law that an exact student obeys: it is how much of what the
+  first step decided the next one revises.
+
+How averaged. Local: the ratio is taken per block of each clip, over its channels, frames and pixels; then the mean over
+blocks, prompts and seeds, each counting the same. The ratios are squared; their root is a relative distance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .memory import MemoryPass
+from .noise import NoiseSource
+from .schedule import NUM_TRAIN_TIMESTEPS, STEP_LISTS, add_noise, euler, flow_to_x0, warp
+
+Operator = Literal["euler", "sampler"]
+Triple = tuple[float, float, float]
+Defects = dict[tuple[Triple, Operator], float]
+
+OPERATORS: tuple[Operator, ...] = ("euler", "sampler")
+# Each step of the 4-step grid, halved by the 8-step grid it is trained on.
+TRIPLES: tuple[Triple, ...] = ((1000, 875, 750), (750, 625, 500), (500, 375, 250), (250, 125, 0))
+
+
+def steps_for(triples: Sequence[Triple]) -> tuple[float, ...]:
+    """The sparsest of the lists Salt trains on (4 or 8 steps) that has every t_s. Raises ValueError where none has."""
+    for count in (4, 8):
+        if all(t_s in STEP_LISTS[count] for t_s, _, _ in triples):
+            return STEP_LISTS[count]
+    stray = next(t_s for t_s, _, _ in triples if t_s not in STEP_LISTS[8])
+    raise ValueError(f"triples: found t_s {stray:g}, expected one of {', '.join(f'{s:g}' for s in STEP_LISTS[8])}")
+
+
+def check_triple(triple: Triple, steps: tuple[float, ...]) -> None:
+    """Raise ValueError for a triple that does not fall, or begins off the list of steps."""
+    t_s, t_m, t_e = triple
+    if not NUM_TRAIN_TIMESTEPS >= t_s > t_m > t_e >= 0:
+        raise ValueError(f"triples: found {t_s:g},{t_m:g},{t_e:g}, expected falling steps from 1000 to 0")
+    if t_s not in steps:
+        raise ValueError(f"triples: found t_s {t_s:g}, expected one of the steps {', '.join(f'{s:g}' for s in steps)}")
+
+
+class DefectMeter:
+    """A rollout's model callable that calls another and, where a triple begins, goes both ways and notes how they part.
+
+    call: the model as the engine's rollout or `sample_bidirectional` calls it. noise: the rollout's. dtype: what the
+    model is given; latents and noise levels stay in float32. Raises ValueError for triples off the list `steps`.
+    """
+
+    def __init__(
+        self,
+        call: Callable[..., Tensor],
+        noise: NoiseSource,
+        steps: Sequence[float],
+        shift: float = 5.0,
+        triples: Sequence[Triple] = TRIPLES,
+        operators: Sequence[Operator] = OPERATORS,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        for triple in triples:
+            check_triple(triple, steps)
+        self.call, self.noise, self.shift, self.dtype = call, noise, shift, dtype
+        self.ratios: dict[tuple[Triple, Operator], list[Tensor]] = {(t, o): [] for t in triples for o in operators}
+
+    def __call__(self, x: Tensor, t: Tensor, *rest: Any) -> Tensor:
+        flow = self.flow(x, t, *rest)
+        now = float(t.flatten()[0])
+        for (triple, operator), ratios in self.ratios.items():
+            if abs(now - NUM_TRAIN_TIMESTEPS * float(warp(triple[0], self.shift))) < 1e-3:
+                ratios.append(self.ratio(operator, triple, x, flow, t, rest).cpu())
+        return flow
+
+    def flow(self, x: Tensor, t: Tensor, *rest: Any) -> Tensor:
+        return self.call(x.to(self.dtype), t, *rest).float()
+
+    def ratio(self, operator: Operator, triple: Triple, x: Tensor, v_s: Tensor, t: Tensor, rest: tuple) -> Tensor:
+        """The defect of each clip's block, [B]."""
+        s, m, e = (float(warp(step, self.shift)) for step in triple)
+        t_m = torch.full_like(t, NUM_TRAIN_TIMESTEPS * m)
+        if operator == "euler":
+            direct = euler(x, v_s, s, e)
+            x_m = euler(x, v_s, s, m)
+            other = euler(x_m, self.flow(x_m, t_m, *rest), m, e)
+        else:
+            start = rest[0].start_frame if isinstance(rest[0], MemoryPass) else 0
+            direct = flow_to_x0(x, v_s, s)
+            # A draw that the rollout never makes, so that the noise is fresh to this block.
+            x_m = add_noise(direct, self.noise(start, x.shape[2], -1), m)
+            other = flow_to_x0(x_m, self.flow(x_m, t_m, *rest), m)
+        return (direct - other).square().flatten(1).sum(1) / (direct - x).square().flatten(1).sum(1)
+
+
+def mean_defects(meters: Sequence[DefectMeter]) -> Defects:
+    """Means over all blocks and clips that the meters have seen, each counting the same."""
+    return {
+        key: float(torch.cat([ratio for meter in meters for ratio in meter.ratios[key]]).mean())
+        for key in meters[0].ratios
+    }
+
+
+def defect_table(rows: dict[str, Defects]) -> str:
+    """A markdown table: a line per name and operator, a column per triple, then the mean of the line."""
+    triples = list(dict.fromkeys(triple for row in rows.values() for triple, _ in row))
+    head = "| | operator | " + " | ".join(",".join(f"{s:g}" for s in triple) for triple in triples) + " | mean |"
+    lines = [head, "|" + "---|" * (len(triples) + 3)]
+    for name, row in rows.items():
+        present: list[Operator] = [o for o in OPERATORS if any(o == key for _, key in row)]
+        for operator in present:
+            values = [row[triple, operator] for triple in triples]
+            cells = [f"{value:.5f}" for value in (*values, sum(values) / len(values))]
+            lines.append(f"| {name} | {operator} | {' | '.join(cells)} |")
+    return "\n".join(lines)
