@@ -10,7 +10,7 @@ from salt.workflow import inputs_of, widgets_of
 
 KEPT = Path(__file__).with_name("nodes.json")
 # Widgets whose choices are the files on that machine.
-FILES = {"student", "clip_name", "vae_name", "image", "file"}
+FILES = {"student", "clip_name", "vae_name", "image", "file", "latent"}
 TOLD = ("control_after_generate", "forceInput", "image_upload", "multiline")
 
 

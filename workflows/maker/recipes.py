@@ -31,6 +31,7 @@ TINY_WORDS = (
     "The embedded model knows a small world of moving shapes: `a SPEED COLOUR SHAPE moving DIRECTION`, with slow or "
     "fast; red, green, blue, yellow, purple or cyan; circle, square or triangle; up, down, left or right."
 )
+KEPT_CLIP = "salt_tiny_clip"
 SWAP = (
     "**With a released student** put *Load Salt Student*, *Load CLIP* (type wan) and *Load VAE* in the place of "
     "*Load Salt Tiny*, and 832 x 480 for the size."
@@ -176,15 +177,58 @@ def tiny_interactive_prompts(g: Graph) -> None:
 
 {SWAP}
 """)
-    timeline = (
-        "0: a fast purple square moving up\n3 recache: a fast purple square moving right\n"
-        "6 recache: a fast purple square moving down"
-    )
-    scheduled(g, tiny(g), timeline, seconds=9.0, width=64, height=64, nfe="8")
+    timeline = "0: a slow green triangle moving down\n2.25 recache: a slow green triangle moving up"
+    scheduled(g, tiny(g), timeline, seconds=5.0, width=64, height=64, nfe="8", seed=1)
+
+
+def save_memory(g: Graph) -> None:
+    g.note(f"""
+# Keep a clip to go on from
+Makes a clip and keeps what going on takes: its memory (`output/salt_memories/`) and its latents (`output/latents/`).
+*Inspect Memory* shows what the memory holds. Then, today or another day, open **extend_from_memory**.
+
+{TINY_WORDS}
+
+{SWAP}
+""")
+    parts = tiny(g)
+    g.group("Prompt", 1)
+    positive = prompt(g, parts, TINY)
+    g.group("Rollout", 2)
+    rolled = g.add(
+        "SaltRollout", model=parts.model, positive=positive, vae=parts.vae, seconds=3.0, width=64, height=64, nfe="8",
+        size=(360, 640),
+    )  # fmt: skip
+    g.group("Keep", 3)
+    g.add("SaltSaveMemory", memory=rolled["memory"], filename_prefix=f"salt_memories/{KEPT_CLIP}")
+    g.add("SaveLatent", samples=rolled["LATENT"], filename_prefix=f"latents/{KEPT_CLIP}")
+    g.add("SaltInspectMemory", memory=rolled["memory"], size=(420, 520))
+    saved(g, parts, rolled["LATENT"], g.name, 4)
 
 
 def extend_from_memory(g: Graph) -> None:
-    raise NotImplementedError
+    g.note(f"""
+# Go on from a saved memory
+**Run save_memory first**: it makes the two files that are loaded here (press R to see new files in the lists). *Extend
+Video* goes on where the clip stopped and joins the new part to it; the result equals a clip made in one go. A memory of
+another model is refused.
+
+{TINY_WORDS}
+
+{SWAP}
+""")
+    parts = tiny(g)
+    g.group("The clip so far", 0)
+    memory = g.add("SaltLoadMemory", model=parts.model, file=f"salt_memories/{KEPT_CLIP}_00001_.safetensors [output]")
+    latents = g.add("LoadLatent", latent=f"latents/{KEPT_CLIP}_00001_.latent [output]")["LATENT"]
+    g.group("Prompt", 1)
+    positive = prompt(g, parts, TINY)
+    g.group("Go on", 2)
+    longer = g.add(
+        "SaltExtendVideo", model=parts.model, positive=positive, vae=parts.vae, memory=memory["memory"],
+        latents=latents, seconds=2.0, nfe="8", size=(360, 580),
+    )  # fmt: skip
+    saved(g, parts, longer["LATENT"], g.name, 3)
 
 
 def image_to_video_start(g: Graph) -> None:
@@ -213,7 +257,7 @@ as well.
 def branch_memory(g: Graph) -> None:
     g.note(f"""
 # One beginning, two endings
-*Salt Rollout* makes the first three seconds and hands out its memory. Two *Extend Video* go on from it, each under
+*Salt Rollout* makes the first two seconds and hands out its memory. Two *Extend Video* go on from it, each under
 words of its own. A memory on a wire is never written, so both start from the same moment, and the beginning is made
 only once.
 
@@ -223,21 +267,21 @@ only once.
 """)
     parts = tiny(g)
     g.group("Prompts", 1)
-    first = prompt(g, parts, TINY, "The beginning")
+    first = prompt(g, parts, "a slow green triangle moving down", "The beginning")
     endings = {
-        "a": prompt(g, parts, "a fast purple square moving right", "Ending A"),
-        "b": prompt(g, parts, "a fast purple square moving left", "Ending B"),
+        "a": prompt(g, parts, "a slow green triangle moving up", "Ending A"),
+        "b": prompt(g, parts, "a slow green triangle moving right", "Ending B"),
     }
     g.group("The beginning", 2)
     rolled = g.add(
-        "SaltRollout", model=parts.model, positive=first, vae=parts.vae, seconds=3.0, width=64, height=64, nfe="8",
-        size=(360, 640),
+        "SaltRollout", model=parts.model, positive=first, vae=parts.vae, seconds=2.25, width=64, height=64, nfe="8",
+        seed=1, size=(360, 640),
     )  # fmt: skip
     g.group("Two endings", 3)
     longer = {
         name: g.add(
             "SaltExtendVideo", title=f"Ending {name.upper()}", model=parts.model, positive=positive, vae=parts.vae,
-            memory=rolled["memory"], latents=rolled["LATENT"], seconds=3.0, seed=0, nfe="8", size=(360, 560),
+            memory=rolled["memory"], latents=rolled["LATENT"], seconds=3.0, seed=1, nfe="8", size=(360, 560),
         )
         for name, positive in endings.items()
     }  # fmt: skip
@@ -334,8 +378,8 @@ WORKFLOWS: dict[str, Callable[[Graph], None]] = {
     draw.__name__: draw
     for draw in (
         tiny_text_to_video, salt_causal_forcing_4nfe, salt_causal_forcing_2nfe, salt_longlive_30s, interactive_prompts,
-        tiny_interactive_prompts, image_to_video_start, branch_memory, bidirectional_t2v,
-        bidirectional_i2v, compare_nfe,
+        tiny_interactive_prompts, save_memory, extend_from_memory, image_to_video_start, branch_memory,
+        bidirectional_t2v, bidirectional_i2v, compare_nfe,
     )
 }  # fmt: skip
 
