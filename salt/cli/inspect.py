@@ -37,13 +37,14 @@ def facts(path: Path) -> dict[str, str]:
 
 def _memory(path: Path, info: dict[str, Any]) -> dict[str, str]:
     from ..memory import MemoryPolicy
+    from ..memory.report import ranges
 
     g, held = info["geometry"], info["held"]
     return {
         "format": "Salt memory",
         "policy": str(MemoryPolicy(**info["policy"])),
         "stands at latent frame": str(info["next_frame"]),
-        "holds": f"{len(held)} latent frames ({_ranges(held)})",
+        "holds": f"{len(held)} latent frames ({ranges(held)})",
         "geometry": f"{g['layers']} layers, {g['heads']} heads of {g['head_dim']}, {g['height']}x{g['width']} tokens",
         "batch": str(g["batch"]),
         "dtype": info["dtype"],
@@ -51,17 +52,6 @@ def _memory(path: Path, info: dict[str, Any]) -> dict[str, str]:
         "model fingerprint": info["fingerprint"] or "none",
         "bytes": f"{path.stat().st_size:,}",
     }
-
-
-def _ranges(frames: list[int]) -> str:
-    """[0, 1, 2, 6, 7] -> `0-2, 6-7`."""
-    runs: list[list[int]] = []
-    for frame in sorted(frames):
-        if runs and frame == runs[-1][1] + 1:
-            runs[-1][1] = frame
-        else:
-            runs.append([frame, frame])
-    return ", ".join(f"{a}-{b}" if a != b else str(a) for a, b in runs)
 
 
 def _text(values: dict[str, Any]) -> dict[str, str]:

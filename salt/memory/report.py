@@ -1,0 +1,110 @@
+"""What there is to see in a memory: which frame lies in which slot, how large keys and values are in every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .cache import KVMemory
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A slot of the buffer: the latent frame in it, None where nothing is kept; `sink` frames are never evicted."""
+
+    frame: int | None
+    kind: Literal["sink", "recent", "empty"]
+
+
+def slots(memory: KVMemory) -> list[Slot]:
+    """All slots of the buffers in order; none before the first use."""
+    if memory.store is None:
+        return []
+    found = [Slot(None, "empty")] * memory.store.slots
+    for frame in memory.held:
+        sink = frame - memory.origin < memory.policy.sink
+        found[memory.slot(frame)] = Slot(frame, "sink" if sink else "recent")
+    return found
+
+
+def norms(memory: KVMemory) -> Tensor:
+    """Mean L2 norm over tokens and heads of keys and values, [2, layers, held frames], float32 on the CPU."""
+    g = memory.geometry
+    if memory.store is None or not memory.held:
+        return torch.zeros(2, g.layers, 0)
+    index = memory.slot_index(memory.held)
+    layers = []
+    for layer in range(g.layers):
+        pair = memory.store.gather(layer, index)
+        by_frame = [x.unflatten(1, (len(memory.held), g.tokens)).float().norm(dim=-1).mean((0, 2, 3)) for x in pair]
+        layers.append(torch.stack(by_frame).cpu())
+    return torch.stack(layers, dim=1)
+
+
+def ranges(frames: Sequence[int]) -> str:
+    """[0, 1, 2, 6, 7] -> `0-2, 6-7`."""
+    runs: list[list[int]] = []
+    for frame in sorted(frames):
+        if runs and frame == runs[-1][1] + 1:
+            runs[-1][1] = frame
+        else:
+            runs.append([frame, frame])
+    return ", ".join(f"{a}-{b}" if a != b else str(a) for a, b in runs)
+
+
+def lost_by_rewinding(memory: KVMemory, frame: int) -> list[int]:
+    """Latent frames that the memory would hold had the clip stopped at `frame`, and that are evicted for good."""
+    policy, held = memory.policy, ()
+    if policy.window is None:
+        return []
+    for at in range(memory.origin, frame):
+        held = policy.kept(held, 1, memory.origin) + (at,)
+    return sorted(set(held) - set(memory.held))
+
+
+def as_text(memory: KVMemory) -> str:
+    """A table for a person: what is held, then mean norms per layer."""
+    g = memory.geometry
+    lines = [
+        f"policy            {memory.policy}",
+        f"stands at         latent frame {memory.next_frame} ({memory.next_frame / 4:g} s)",
+        f"holds             {len(memory.held)} latent frames ({ranges(memory.held) or 'none'})",
+        f"geometry          {g.layers} layers, {g.heads} heads of {g.head_dim}, {g.height}x{g.width} tokens",
+        f"batch             {g.batch}",
+        f"dtype, bytes      {str(memory.dtype).removeprefix('torch.')}, {memory.nbytes / 2**20:.1f} MiB",
+        f"model             {memory.fingerprint or 'unknown'}",
+    ]
+    if memory.held:
+        lines += ["", "layer   |k|      |v|"]
+        k, v = norms(memory).mean(dim=2)
+        lines += [f"{i:5d} {a:8.3f} {b:8.3f}" for i, (a, b) in enumerate(zip(k.tolist(), v.tolist(), strict=True))]
+    return "\n".join(lines)
+
+
+def picture(memory: KVMemory, width: int = 768) -> Tensor:
+    """RGB [H, W, 3] in [0, 1]: a strip of slots (sink, recent, empty), then norms of keys and of values, a row per
+    layer and a column per held frame, each from its smallest (dark) to its largest (bright)."""
+    colours = {"sink": (0.95, 0.65, 0.2), "recent": (0.25, 0.6, 0.9), "empty": (0.2, 0.2, 0.22)}
+    found = slots(memory) or [Slot(None, "empty")]
+    strip = torch.tensor([[colours[s.kind] for s in found]])
+    parts = [_enlarged(strip, 32, width)]
+    gap = torch.zeros(6, width, 3)
+    for values in norms(memory):
+        if values.numel():
+            low, high = values.min(), values.max()
+            x = (values - low) / (high - low).clamp_min(1e-9)
+            # Dark violet over orange to light yellow, so that it reads in grey as well.
+            rgb = torch.stack([x.sqrt(), x**1.5, (0.35 + 0.5 * x * (x - 0.4)).clamp(0, 1)], dim=-1)
+            parts += [gap, _enlarged(rgb, max(6 * values.shape[0], 96), width)]
+    return torch.cat(parts).clamp(0, 1)
+
+
+def _enlarged(rgb: Tensor, height: int, width: int) -> Tensor:
+    """Cells [h, w, 3] as blocks of pixels."""
+    rows = torch.arange(height) * rgb.shape[0] // height
+    columns = torch.arange(width) * rgb.shape[1] // width
+    return rgb[rows][:, columns]

@@ -1,0 +1,110 @@
+"""Runs inside ComfyUI's own Python: the memory nodes and the semigroup defect, on salt-tiny."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from node_cases import PROMPT, ROOT, extend, part, refusal, rollout, text, tiny
+from play import FOLDER, PACK, answer, error
+
+NODES, POLICY, DIAGNOSTICS = part("nodes.memories"), part("nodes.policy"), part("nodes.diagnostics")
+STUDENT = ROOT / "salt" / "assets" / "tiny" / "transformer"
+
+
+def at_home() -> None:
+    """ComfyUI's output and temp folders, of this process alone."""
+    import folder_paths
+
+    folder_paths.set_output_directory(str(FOLDER / "output"))
+    folder_paths.set_input_directory(str(FOLDER / "input"))
+    folder_paths.set_temp_directory(str(FOLDER / "temp"))
+
+
+def files():
+    """Saved, listed, loaded and gone on from, with and without guidance; what another model's memory says."""
+    at_home()
+    model, other, found = tiny(), tiny(), {}
+    other.add_patches({"diffusion_model.head.head.weight": (torch.ones(1),)}, 0.5)
+    negative = [[torch.zeros_like(text(PROMPT)[0][0]), {}]]
+    for name, guided in (("plain", {}), ("guided", {"cfg": 2.0, "negative": negative})):
+        latents, memory, _ = rollout(model, **guided)
+        path = NODES.SaltSaveMemory.execute(memory, f"salt_memories/{name}").args[0]
+        listed = NODES.memory_files()[0]
+        assert NODES.SaltLoadMemory.validate_inputs(listed) is True
+        loaded = NODES.SaltLoadMemory.execute(listed, model).args[0]
+        ours, theirs = (extend(model, m, latents, **guided)[0]["samples"] for m in (memory, loaded))
+        found[name] = {"listed": listed, "path": Path(path).is_file(), "equal": torch.equal(ours, theirs)}
+    again = NODES.SaltSaveMemory.execute(memory, "salt_memories/guided").args[0]
+    return found | {
+        "second name differs": again != path and Path(path).is_file(),
+        "other model": refusal(NODES.SaltLoadMemory.execute, listed, other),
+        "absent": NODES.SaltLoadMemory.validate_inputs("salt_memories/none.safetensors [output]"),
+        "bar": NODES.SaltSaveMemory.execute(memory, "salt_memories/bar").ui["salt_memory"],
+    }
+
+
+def rewinding():
+    model = tiny()
+    policy = PACK.memory.MemoryPolicy.parse("sink:3,window:6")
+    latents, memory, _ = rollout(model)
+    back, told = NODES.SaltRewindMemory.execute(memory, 1.5, "seconds").args
+    a, b = NODES.SaltForkMemory.execute(back).args
+    again, other = (extend(model, m, latents, seconds=0.7, seed=s)[0]["samples"] for m, s in ((a, 0), (b, 5)))
+    _, windowed, _ = rollout(model, policy=policy, seconds=3.0)
+    return {
+        "told": told,
+        "again": error(again, latents["samples"][:, :, : again.shape[2]]),
+        "other": error(other, latents["samples"][:, :, : again.shape[2]]),
+        "untouched": memory.memory.next_frame,
+        "lost": NODES.SaltRewindMemory.execute(windowed, 6, "latent frames").args[1],
+        "beyond": refusal(NODES.SaltRewindMemory.execute, memory, 100.0, "seconds"),
+    }
+
+
+def inspecting():
+    at_home()
+    _, memory, _ = rollout(tiny(), policy=PACK.memory.MemoryPolicy.parse("sink:3,window:6,int8"))
+    node = NODES.SaltInspectMemory
+    table, picture = node.execute(memory).args
+    return {"table": table, "size": list(picture.shape), "colours": len(picture.reshape(-1, 3).unique(dim=0))}
+
+
+def policies():
+    """Every kind as the widgets make it; the predicted bytes beside the allocated ones."""
+    model, found = tiny(), {}
+    for kind in POLICY.KINDS:
+        asked = dict(kind=kind, window=6, sink=3, blend=0.8, precision="int8", residence="device")
+        policy, told = POLICY.SaltMemoryPolicy.execute(**asked, model=model, width=64, height=64, seconds=2.0).args
+        memory = rollout(model, policy=policy)[1].memory
+        found[kind] = [str(policy), told, POLICY.predicted_bytes(model, policy, 64, 64, 2.0), memory.nbytes]
+    bad = dict(kind="window", window=1, sink=0, blend=0.9, precision="model", residence="device")
+    found["small"] = refusal(rollout, model, policy=POLICY.policy_of(**bad))
+    return found
+
+
+@torch.inference_mode()
+def defect():
+    """The node's numbers beside the engine's own on the same noise."""
+    at_home()
+    asked = dict(seconds=1.5, width=64, height=64, seed=4, frames_per_block=0)
+    node = DIAGNOSTICS.SaltSemigroupDefect
+    mean, table, image = node.execute(tiny(), text(PROMPT), "1000,875,750; 500,375,250", **asked).args
+    student = PACK.checkpoints.load_student(STUDENT, dtype=torch.float32)
+    engine = part("salt.defect")
+    noise = PACK.noise.SeededNoise(4, 1, 16, 8, 8)
+    steps, triples = (1000, 750, 500, 250), [(1000, 875, 750), (500, 375, 250)]
+    meter = engine.DefectMeter(PACK.student.StudentModel(student), noise, steps, 5.0, triples)
+    settings = PACK.rollout.RolloutSettings(PACK.schedule.Schedule.of(4))
+    memory = student.new_memory(PACK.memory.MemoryPolicy(), 1, 8, 8)
+    list(PACK.rollout.rollout(meter, PACK.prompts.Conditioning(text(PROMPT)[0][0]), memory, noise, 6, settings))
+    ours = [v for (_, o), v in engine.mean_defects([meter]).items() if o == "euler"]
+    return {
+        "mean": mean, "engine": sum(ours) / 2, "table": table, "image": list(image.shape),
+        "colours": len(image.reshape(-1, 3).unique(dim=0)),
+        "bad": refusal(node.execute, tiny(), text(PROMPT), "1000, 875", **asked),
+        "off the list": refusal(node.execute, tiny(), text(PROMPT), "900, 875, 0", **asked),
+    }  # fmt: skip
+
+
+answer(files, rewinding, inspecting, policies, defect)
