@@ -1,0 +1,139 @@
+"""Real servers: the pack loads without a word, every workflow is taken and runs to its end on stand-ins for the models,
+and the embedded model's clip shows what its prompt says."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from serving import ROOT, Serving, furnish, small, twin
+
+from salt import cli
+from salt.remote import ServerError, results
+from salt.video import read_video
+from salt.workflow import to_prompt
+from train.shapes.bench import score_clip
+from workflows.maker.about import digest, kept
+from workflows.maker.recipes import TINY, WORKFLOWS
+
+NODES = {
+    "SaltLoadStudent", "SaltLoadTiny", "SaltSigmas", "SaltSampler", "SaltRollout", "SaltPromptSchedule",
+    "SaltMemoryPolicy", "SaltSaveMemory", "SaltLoadMemory", "SaltInspectMemory", "SaltRewindMemory", "SaltForkMemory",
+    "SaltExtendVideo", "SaltDecode", "SaltSemigroupDefect",
+}  # fmt: skip
+NEWEST = (0, 27, 0)
+SECONDS = 1.0  # for the pack's import, beyond core's
+# extend_from_memory goes on from what save_memory keeps.
+IN_ORDER = sorted(WORKFLOWS, key=lambda name: (name == "extend_from_memory", name))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    running = Serving(furnish(tmp_path_factory.mktemp("base")))
+    print(f"ComfyUI {'.'.join(map(str, running.version))}")
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def newest(server):
+    if server.version < NEWEST:
+        pytest.skip(f"ComfyUI {server.version}, expected {NEWEST}")
+    return server
+
+
+def test_the_pack_loads_without_a_word(server):
+    for line in server.log.splitlines():
+        assert not re.search(r"Salt: |Traceback|IMPORT FAILED|Cannot import .*Salt", line), line
+
+
+def test_every_node_is_there_with_its_tooltips(server):
+    info = server.info()
+    assert {name for name in info if name.startswith("Salt")} == NODES
+    silent = [
+        f"{name}.{widget}"
+        for name in NODES
+        for group in ("required", "optional")
+        for widget, entry in info[name]["input"].get(group, {}).items()
+        if not (len(entry) > 1 and entry[1].get("tooltip"))
+    ]
+    assert silent == []
+    assert all(info[name]["category"].startswith("Salt/") for name in NODES)
+
+
+def test_the_pack_is_imported_in_no_time(server):
+    found = re.search(r"([\d.]+) seconds.*ComfyUI-Salt", server.log)
+    assert found, server.log
+    print(f"import: {found[1]} s")
+    assert float(found[1]) < SECONDS
+
+
+def test_the_browser_is_served_the_extension_and_the_templates(server):
+    scripts = json.loads(server.ask("/extensions"))
+    assert [path for path in scripts if "ComfyUI-Salt" in path and path.endswith(".js")]
+    offered = server.read("/workflow_templates")
+    assert set(offered["ComfyUI-Salt"]) == set(WORKFLOWS)
+    picture = server.ask("/api/workflow_templates/ComfyUI-Salt/tiny_text_to_video.jpg")
+    assert picture[:2] == b"\xff\xd8", "a JPEG"
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_a_twin_is_its_workflow_by_what_this_server_says(server, name):
+    workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    assert to_prompt(workflow, server.info()) == twin(name)
+
+
+def test_what_is_kept_of_the_nodes_is_what_the_server_says(newest):
+    info = newest.info()
+    assert {kind: digest(info[kind]) for kind in kept()} == kept(), "run `make workflows ARGS='--server URL'`"
+
+
+@pytest.mark.parametrize("name", IN_ORDER)
+def test_a_workflow_is_taken_as_it_is_and_runs_to_its_end_when_small(server, name):
+    number = server.queue(twin(name))  # the server's own validation, at full size
+    server.cancel(number)
+    made = list(results(server.run(small(twin(name)))))
+    savers = [n for n in twin(name).values() if n["class_type"] in ("SaveVideo", "SaveAnimatedWEBP")]
+    saved = [r for r in made if r.name.endswith((".mp4", ".webp"))]
+    assert len(saved) == len(savers)
+    for result in saved:
+        assert (server.base / "output" / result.subfolder / result.name).stat().st_size > 500
+
+
+def test_the_tiny_workflow_shows_what_its_prompt_says(newest, tmp_path, capsys):
+    api = ROOT / "workflows" / "api" / "tiny_text_to_video.json"
+    assert cli.main(["run-workflow", str(api), "--server", newest.url, "--out", str(tmp_path)]) == 0
+    (video,) = tmp_path.glob("*.mp4")
+    assert str(video) in capsys.readouterr().out
+    pixels = read_video(video)
+    assert pixels.shape == (1, 3, 81, 64, 64)
+    score = score_clip(pixels[0], TINY)
+    assert score.color and score.shape and score.direction and score.speed and score.count, score
+    assert not score_clip(pixels[0], "a fast red square moving up").color
+
+
+def test_run_workflow_converts_a_browsers_file(server, tmp_path):
+    sizes = ["SaltRollout.seconds=1", "SaltRollout.nfe=2"]
+    browsers = ROOT / "workflows" / "tiny_text_to_video.json"
+    told = ["run-workflow", str(browsers), "--server", server.url, "--out", str(tmp_path)]
+    assert cli.main([*told, *(a for s in sizes for a in ("--set", s))]) == 0
+    assert [read_video(path).shape[2] for path in tmp_path.glob("*.mp4")] == [21]
+
+
+def test_run_workflow_hands_on_what_the_server_says(server, tmp_path, capsys):
+    api = ROOT / "workflows" / "api" / "tiny_text_to_video.json"
+    told = ["run-workflow", str(api), "--server", server.url, "--out", str(tmp_path), "--set"]
+    assert cli.main([*told, "SaltRollout.nfe=3"]) == cli.FAILED
+    said = capsys.readouterr().err
+    assert "the server rejects the workflow: node 3 (SaltRollout): Value not in list: nfe: '3'" in said
+    assert cli.main([*told, "Prompt.text=a pink elephant"]) == cli.FAILED
+    said = capsys.readouterr().err
+    assert said.startswith("error: node 2 (CLIPTextEncode): ") and "pink" in said and said.count("\n") == 1
+
+
+def test_a_student_that_is_not_there_is_named_with_its_folder(server):
+    prompt = twin("salt_causal_forcing_4nfe")
+    prompt["1"]["inputs"]["student"] = "salt_nowhere.pt"
+    with pytest.raises(ServerError, match=r"node 1 \(SaltLoadStudent\).*salt_nowhere\.pt"):
+        server.queue(prompt)
