@@ -6,6 +6,7 @@ import { memoryBar } from "./memory_bar.js";
 import { make, timelineView } from "./timeline.js";
 
 const TIMELINE_HEIGHT = 170;
+const PREVIEW_HEIGHT = 220;
 let words = {};
 const word = (english) => words[english] ?? english;
 
@@ -74,9 +75,32 @@ function showKept(node, { salt_memory: memories = [], text = [] }) {
   }
   kept.element.replaceChildren(...memories.map((memory) => memoryBar(memory, word)));
   if (report) kept.element.append(make("pre", "salt-report", {}, [report]));
-  const [width, tall] = node.computeSize();
-  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], tall)]);
+  grow(node);
+}
+
+/** Room for what was added, and none taken away that the user gave. */
+function grow(node) {
+  const [width, height] = node.computeSize();
+  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
   node.setDirtyCanvas?.(true, true);
+}
+
+/**
+ * Live previews are animations, and the canvas draws only the first picture of one. The frontend has a way to show
+ * animations, for saved files; a node that has a preview is sent that way.
+ */
+function animatePreviews(node) {
+  const core = node.onDrawBackground;
+  node.onDrawBackground = function (...args) {
+    core?.apply(this, args);
+    if (!this.preview || !this.imgs?.length || this.animatedImages) return;
+    this.animatedImages = true;
+    core?.apply(this, args);
+    const picture = this.widgets?.find((w) => w.type === "img");
+    if (!picture || picture.options.getMinHeight) return;
+    picture.options.getMinHeight = () => PREVIEW_HEIGHT;
+    grow(this);
+  };
 }
 
 app.registerExtension({
@@ -89,6 +113,7 @@ app.registerExtension({
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("Salt")) return;
     if (node.comfyClass === "SaltPromptSchedule") addTimeline(node);
+    animatePreviews(node);
     chain(node, "onExecuted", (output) => showKept(node, output ?? {}));
   },
 });
