@@ -19,6 +19,7 @@ from .files import replacing
 from .workflow import Prompt
 
 PATIENCE = 60.0  # seconds that one answer may take
+LONGEST = 600  # characters of a server's words
 
 
 class ServerError(RuntimeError):
@@ -89,7 +90,7 @@ class ComfyServer:
         status = (record or {}).get("status") or {}
         for event, told in status.get("messages", []):
             if event == "execution_error":
-                words = " ".join(str(told["exception_message"]).split())
+                words = " ".join(str(told["exception_message"]).split())[:LONGEST]
                 raise ServerError(f"node {told['node_id']} ({told['node_type']}): {words}")
             if event == "execution_interrupted":
                 raise ServerError("the run was cancelled on the server")
@@ -124,7 +125,7 @@ def rejection(body: bytes, prompt: Prompt) -> str:
     try:
         answer = json.loads(body)
     except ValueError:
-        return " ".join(body.decode(errors="replace").split())[:300]
+        return " ".join(body.decode(errors="replace").split())[:LONGEST]
     error = answer.get("error") or {}
     words = error if isinstance(error, str) else f"{error.get('message', '')} {error.get('details', '')}".strip()
     return "; ".join(node_errors(answer, prompt)) or words

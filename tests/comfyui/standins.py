@@ -3,6 +3,7 @@ that the workflows ask for, below FOLDER/models. With them goes the pack shrunk_
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import sys
@@ -71,7 +72,7 @@ def text_encoder() -> None:
     config = json.loads((Path(t5.__file__).parent / "umt5_config_xxl.json").read_text())
     weights = drawn_weights(t5.T5(config, torch.float32, "cpu", disable_weight_init))
     # By this one core tells the file from other encoders; the shrunk model has no such layer and leaves it.
-    weights["encoder.block.23.layer.1.DenseReluDense.wi_1.weight"] = torch.zeros(10240, 1)
+    weights["encoder.block.23.layer.1.DenseReluDense.wi_1.weight"] = torch.zeros(10240, 4096, dtype=torch.float8_e4m3fn)
     vocabulary = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([" ".join(WORDS)] * 50), model_writer=vocabulary, vocab_size=TEXT["vocab_size"],
@@ -94,10 +95,20 @@ def clip_vision() -> None:
 
 
 def vae() -> None:
+    import comfy.sd
     from comfy.ldm.wan.vae import WanVAE
 
-    layout = dict(dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, temperal_downsample=[False, True, True])
-    save(drawn_weights(WanVAE(**layout)), "vae", "wan_2.1_vae.safetensors")
+    # Before 0.4 core knows Wan's VAE in its full width alone.
+    narrow = "decoder.head.0.gamma" in inspect.getsource(comfy.sd.VAE.__init__)
+    layout = dict(
+        dim=8 if narrow else 96,
+        z_dim=16,
+        dim_mult=[1, 2, 4, 4],
+        num_res_blocks=2,
+        temperal_downsample=[False, True, True],
+    )
+    weights = {name: tensor.half() for name, tensor in drawn_weights(WanVAE(**layout)).items()}
+    save(weights, "vae", "wan_2.1_vae.safetensors")
 
 
 if __name__ == "__main__":

@@ -81,7 +81,12 @@ def test_the_browser_is_served_the_extension_and_the_templates(server):
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_a_twin_is_its_workflow_by_what_this_server_says(server, name):
     workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
-    assert to_prompt(workflow, server.info()) == twin(name)
+    assert untitled(to_prompt(workflow, server.info())) == untitled(twin(name))
+
+
+def untitled(prompt):
+    """Without the display names, which change from version to version."""
+    return {number: (node["class_type"], node["inputs"]) for number, node in prompt.items()}
 
 
 def test_what_is_kept_of_the_nodes_is_what_the_server_says(newest):
@@ -124,9 +129,9 @@ def test_run_workflow_converts_a_browsers_file(server, tmp_path):
 def test_run_workflow_hands_on_what_the_server_says(server, tmp_path, capsys):
     api = ROOT / "workflows" / "api" / "tiny_text_to_video.json"
     told = ["run-workflow", str(api), "--server", server.url, "--out", str(tmp_path), "--set"]
-    assert cli.main([*told, "SaltRollout.nfe=3"]) == cli.FAILED
+    assert cli.main([*told, "SaltRollout.seconds=-1"]) == cli.FAILED
     said = capsys.readouterr().err
-    assert "the server rejects the workflow: node 3 (SaltRollout): Value not in list: nfe: '3'" in said
+    assert "the server rejects the workflow: node 3 (SaltRollout): Value -1.0 smaller than min" in said
     assert cli.main([*told, "Prompt.text=a pink elephant"]) == cli.FAILED
     said = capsys.readouterr().err
     assert said.startswith("error: node 2 (CLIPTextEncode): ") and "pink" in said and said.count("\n") == 1
@@ -136,4 +141,4 @@ def test_a_student_that_is_not_there_is_named_with_its_folder(server):
     prompt = twin("salt_causal_forcing_4nfe")
     prompt["1"]["inputs"]["student"] = "salt_nowhere.pt"
     with pytest.raises(ServerError, match=r"node 1 \(SaltLoadStudent\).*salt_nowhere\.pt"):
-        server.queue(prompt)
+        server.run(small(prompt))  # the server itself says so before the run, from 0.8 on
