@@ -1,0 +1,166 @@
+"""A headless Chromium with ComfyUI's page in it, for the tests of the front end.
+
+Pictures of each step go to SALT_SCREENSHOTS, a folder, where that is set.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WEB = Path(__file__).parents[2] / "nodes" / "web"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+RUN_PATIENCE = 120_000  # milliseconds for a run of the embedded model on a busy machine
+OURS = "/extensions/ComfyUI-Salt/"
+
+# What the page is told by the server, in order, from `listen` on; pictures by their bytes.
+LISTEN = """() => {
+  window.heard = [];
+  const names = ['execution_start', 'executed', 'execution_success', 'execution_error', 'execution_interrupted'];
+  for (const name of names) app.api.addEventListener(name, ({detail}) => heard.push({name, detail}));
+  app.api.addEventListener('b_preview_with_metadata', async ({detail}) => {
+    const event = {name: 'preview', node: detail.displayNodeId};
+    heard.push(event);
+    const digest = await crypto.subtle.digest('SHA-256', await detail.blob.arrayBuffer());
+    event.digest = [...new Uint8Array(digest)].join(',');
+  });
+}"""
+DROP = """([name, text]) => {
+  const carried = new DataTransfer();
+  carried.items.add(new File([text], name, {type: 'application/json'}));
+  const canvas = document.querySelector('#graph-canvas');
+  for (const kind of ['dragenter', 'dragover', 'drop'])
+    canvas.dispatchEvent(new DragEvent(kind, {dataTransfer: carried, bubbles: true, cancelable: true}));
+}"""
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A browser. Skips the test where playwright or Chromium is missing."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no chromium on the PATH")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def bare_page(browser: Any) -> Iterator[Any]:
+    """An empty page that can import the modules of nodes/web, without any ComfyUI."""
+    page = browser.new_page()
+    kinds = {".js": "text/javascript", ".css": "text/css"}
+
+    def serve(route: Any) -> None:
+        path = WEB / route.request.url.rsplit("/", 1)[-1]
+        if path.suffix in kinds:
+            route.fulfill(body=path.read_text(), content_type=kinds[path.suffix])
+        else:
+            route.fulfill(body="<!doctype html><link rel=stylesheet href=salt.css>", content_type="text/html")
+
+    page.route("http://salt.test/**", serve)
+    page.goto("http://salt.test/")
+    yield page
+    page.close()
+
+
+class ComfyPage:
+    """ComfyUI's page as a user has it. `errors`: what our files did wrong, from the console and from exceptions."""
+
+    def __init__(self, browser: Any, url: str) -> None:
+        self.errors: list[str] = []
+        self.page = browser.new_page(viewport={"width": 1600, "height": 1000})
+        self.page.on("console", self._said)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(url)
+        self.page.wait_for_function("window.app?.graph && document.querySelector('#graph-canvas')", timeout=60_000)
+        self.page.wait_for_function("!!LiteGraph.registered_node_types['SaltRollout']", timeout=60_000)
+        self.page.wait_for_timeout(1500)  # the page opens its template dialog and its last workflow some time later
+        self.page.keyboard.press("Escape")
+
+    def _said(self, message: Any) -> None:
+        where = message.location.get("url", "")
+        if message.type in ("error", "warning") and (OURS in where or "salt" in message.text.lower()):
+            self.errors.append(f"{message.text} ({where})")
+
+    def setting(self, name: str, value: Any) -> None:
+        self.page.evaluate("([n, v]) => app.extensionManager.setting.set(n, v)", [name, value])
+        self.page.wait_for_timeout(500)
+
+    def drop(self, file: Path) -> None:
+        """A workflow file, dragged in from outside."""
+        self.page.evaluate(DROP, [file.name, file.read_text()])
+        self.page.wait_for_function("t => app.graph._nodes.some(n => n.type === t)", arg="SaltRollout")
+        self.page.wait_for_timeout(500)
+
+    def lone(self, kind: str) -> None:
+        """A graph of one node."""
+        self.page.evaluate(
+            "kind => { app.graph.clear(); const n = LiteGraph.createNode(kind); n.pos = [500, 200]; app.graph.add(n) }",
+            kind,
+        )
+        self.page.wait_for_function("() => app.graph._nodes.length === 1")
+        self.page.wait_for_timeout(300)
+
+    def look_at(self, *kinds: str) -> None:
+        """Bring the nodes of these kinds into view."""
+        self.page.evaluate(
+            """kinds => { const nodes = app.graph._nodes.filter(n => kinds.includes(n.type));
+            const [x, y] = [0, 1].map(i => Math.min(...nodes.map(n => n.pos[i])));
+            app.canvas.ds.scale = 0.85; app.canvas.ds.offset = [120 - x, 160 - y]; app.canvas.setDirty(true, true) }""",
+            kinds,
+        )
+        self.page.wait_for_timeout(400)
+
+    def widget(self, kind: str, name: str) -> Any:
+        return self.page.evaluate(
+            "([k, n]) => app.graph._nodes.find(x => x.type === k).widgets.find(w => w.name === n).value", [kind, name]
+        )
+
+    def set_widget(self, kind: str, name: str, value: Any) -> None:
+        self.page.evaluate(
+            "([k, n, v]) => { app.graph._nodes.find(x => x.type === k).widgets.find(w => w.name === n).value = v }",
+            [kind, name, value],
+        )
+
+    def listen(self) -> None:
+        self.page.evaluate(LISTEN)
+
+    def heard(self, name: str) -> list[dict[str, Any]]:
+        return self.page.evaluate("name => heard.filter(e => e.name === name)", name)
+
+    def press_run(self) -> None:
+        self.page.get_by_role("button", name="Run", exact=True).first.click()
+
+    def wait_for(self, name: str, times: int = 1) -> None:
+        """Until the server has said `name`; fails at once where a node fails."""
+        condition = (
+            "([n, t]) => heard.some(e => e.name === 'execution_error') || heard.filter(e => e.name === n).length >= t"
+        )
+        self.page.wait_for_function(condition, arg=[name, times], timeout=RUN_PATIENCE)
+        failed = self.heard("execution_error")
+        assert not failed or name == "execution_error", failed[0]["detail"]["exception_message"]
+
+    def drag(self, selector: str, by: float) -> None:
+        """Hold the middle of an element, and let go `by` pixels to the right."""
+        box = self.page.locator(selector).bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        self.page.mouse.move(x, y)
+        self.page.mouse.down()
+        self.page.mouse.move(x + by, y, steps=8)
+        self.page.mouse.up()
+
+    def picture(self, name: str) -> None:
+        if folder := os.environ.get("SALT_SCREENSHOTS"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            self.page.screenshot(path=Path(folder) / f"comfyui_{name}.png")
+
+    def close(self) -> None:
+        self.page.close()
