@@ -154,4 +154,4 @@ def run_blocks(
     ):  # fmt: skip
         new.append(block.latents)
         watch.block(block)
-    return new, watch.report()
+    return new, watch.done()

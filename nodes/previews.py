@@ -143,8 +143,9 @@ class Watch:
         self.frames = new if self.frames is None else torch.cat([self.frames, new])[-FRAMES:]
         return self.frames
 
-    def report(self) -> str:
-        """Frames, time to the first block, frames per second."""
+    def done(self) -> str:
+        """Fill the bar; frames, time to the first block, frames per second."""
+        self.bar.update_absolute(self.calls, self.calls)
         seconds = time.perf_counter() - self.began
         rate = self.pixel_frames / seconds if seconds else 0.0
         return f"{self.pixel_frames} frames, first after {self.first or 0:.2f} s, {rate:.1f} frames per second"

@@ -43,7 +43,7 @@ class WordsClip:
 
 
 def load_vae() -> Any:
-    """salt-tiny's autoencoder as a native VAE."""
+    """salt-tiny's autoencoder as a native VAE. Raises ValueError where this ComfyUI builds Wan's at full width only."""
     import comfy.sd
     from safetensors.torch import load_file
 
@@ -51,7 +51,13 @@ def load_vae() -> Any:
     from ..salt.pipeline.loading import tiny_folder
 
     path = tiny_folder() / "vae" / "diffusion_pytorch_model.safetensors"
-    return comfy.sd.VAE(sd=vae_to_wan(load_file(path), str(path)))
+    try:
+        return comfy.sd.VAE(sd=vae_to_wan(load_file(path), str(path)))
+    except RuntimeError as error:
+        raise ValueError(
+            "Load Salt Tiny: this ComfyUI builds Wan's VAE at its full width only, expected 0.8 or newer; the other "
+            "nodes work"
+        ) from error
 
 
 class SaltLoadTiny(io.ComfyNode):

@@ -1,6 +1,17 @@
 """Load Salt Tiny and Salt Decode in a real ComfyUI, beside core's own nodes and the engine's decoder."""
 
+import pytest
+
 CASES = "tiny_cases.py"
+
+
+@pytest.fixture(autouse=True)
+def needs_a_vae_of_any_width(inside):
+    """0.3.64 builds Wan's VAE at its full width only; Load Salt Tiny then says so."""
+    said = inside(CASES, "width")
+    if said != "nothing was refused":
+        assert "expected 0.8 or newer; the other nodes work" in said
+        pytest.skip(said)
 
 
 def test_the_embedded_model_works_with_core_s_nodes(inside):

@@ -70,5 +70,10 @@ def refusals():
     }
 
 
+def width() -> str:
+    """What Load Salt Tiny says in this version, if anything."""
+    return refusal(TINY.load_vae)
+
+
 assert PACK
-answer(loaded, streaming, refusals)
+answer(loaded, streaming, refusals, width)
