@@ -52,7 +52,7 @@ def steps_for(triples: Sequence[Triple]) -> tuple[float, ...]:
     raise ValueError(f"triples: found t_s {stray:g}, expected one of {', '.join(f'{s:g}' for s in STEP_LISTS[8])}")
 
 
-def check_triple(triple: Triple, steps: tuple[float, ...]) -> None:
+def check_triple(triple: Triple, steps: Sequence[float]) -> None:
     """Raise ValueError for a triple that does not fall, or begins off the list of steps."""
     t_s, t_m, t_e = triple
     if not NUM_TRAIN_TIMESTEPS >= t_s > t_m > t_e >= 0:

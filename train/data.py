@@ -111,4 +111,5 @@ class ImageStarts:
             if not path.is_file():
                 raise RecipeError(f"data.images: found no {path}, expected the start of prompt line {line}")
             rows.append(load_file(path, device=str(self.device)))
-        return tuple(torch.stack([r[k].float() for r in rows]) for k in ("image", "channels"))
+        image, channels = (torch.stack([r[k].float() for r in rows]) for k in ("image", "channels"))
+        return image, channels

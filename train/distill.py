@@ -21,7 +21,7 @@ from train.checks import check_recipe, check_settings, missing_files
 from train.clips import make_clips
 from train.distiller import Distiller
 from train.estimate import available_memory, check_memory
-from train.parallel import Mode, process_state
+from train.parallel import Mode, own_device, process_state
 from train.publish import export, last_values, push
 from train.recipe import Recipe, RecipeError, load_recipe
 from train.rehearsal import rehearsal
@@ -123,7 +123,7 @@ def dry_run(recipe: Recipe, mode: Mode) -> list[str]:
         # Every process writes the same stand-ins, each file in one step, so that none waits for another.
         small = rehearsal(recipe, folder, processes())
         if small.stage != "distill":
-            make_clips(small, state.device)
+            make_clips(small, own_device())
         distill(replace(small, optimisation=replace(small.optimisation, updates=1)), mode)
         path = distill(small, mode)
         seen = last_values(Path(small.run.out) / "losses.csv")
@@ -150,7 +150,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         check_recipe(recipe, processes())
         check_backbones(recipe)
-        check_memory(recipe, processes(), mode, available_memory(process_state().device))
+        check_memory(recipe, processes(), mode, available_memory(own_device()))
         lines = [f"student: {distill(recipe, mode, arguments.push)}"]
     if is_main():
         print("\n".join(lines))

@@ -31,7 +31,14 @@ RESERVE = 3 * GIB
 DDP_FITS = 80 * GIB
 FP32, BF16 = 4, 2
 # Wan 2.1's text encoder, UMT5-XXL, for where its folder is not there.
-UMT5 = {"vocab_size": 256384, "d_model": 4096, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "d_kv": 64}
+UMT5: dict[str, Any] = {
+    "vocab_size": 256384,
+    "d_model": 4096,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "d_kv": 64,
+}
 
 
 @dataclass(frozen=True)
@@ -250,7 +257,8 @@ def estimates(recipe: Recipe, processes: Sequence[int], modes: Sequence[Mode]) -
     traced: dict[bool, Activations] = {}
     found = []
     for count in processes:
-        for mode in ("single",) if count == 1 else [m for m in modes if m != "single"]:
+        shared: list[Mode] = ["single"] if count == 1 else [m for m in modes if m != "single"]
+        for mode in shared:
             gathered = mode == "fsdp"
             if gathered not in traced:
                 traced[gathered] = Tracer(recipe, configs, gathered).activations()

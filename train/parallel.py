@@ -35,6 +35,11 @@ def process_state() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
+def own_device() -> torch.device:
+    """Where this process computes."""
+    return torch.device(process_state().device or "cpu")
+
+
 class Root(nn.Module):
     """Runs functions of its model inside its own forward."""
 

@@ -76,7 +76,9 @@ def meeting_every_loss(recipe: Recipe) -> Recipe:
 def _stand_in(config: dict[str, Any], seed: int) -> SaltTransformer3DModel:
     torch.manual_seed(seed)
     heads, head_dim = 2, 16
-    image = {"image_dim": 32, "added_kv_proj_dim": heads * head_dim} if config.get("image_dim") else {}
+    image: dict[str, Any] = {}
+    if config.get("image_dim"):
+        image = {"image_dim": 32, "added_kv_proj_dim": heads * head_dim}
     model = SaltTransformer3DModel(
         num_attention_heads=heads, attention_head_dim=head_dim, ffn_dim=32, num_layers=LAYERS, freq_dim=32,
         text_dim=4096, in_channels=config["in_channels"], out_channels=config["out_channels"], **image,

@@ -252,7 +252,8 @@ class Tracer:
         def features(x: Tensor) -> Tensor:
             if conditioning.channels is not None:
                 x = torch.cat([x, conditioning.channels[:, :, : x.shape[2]]], dim=1)
-            t, image = torch.ones(x.shape[0]), conditioning.image
+            t = torch.ones(x.shape[0])
+            image: Any = conditioning.image
             made = model.features(x, t, conditioning.text, len(model.blocks) - 1, encoder_hidden_states_image=image)
             return made.float()
 
