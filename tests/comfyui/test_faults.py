@@ -1,0 +1,127 @@
+"""What may go wrong on a real server: killed as it writes, the wrong memory, one memory for two, two hundred runs."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from serving import Serving, furnish, small, twin
+
+from salt.memory import load_memory
+from salt.remote import ServerError
+
+MEMORY, LATENTS = "salt_tiny_clip_00001_.safetensors", "salt_tiny_clip_00001_.latent"
+RUNS, WARM = 200, 40
+
+
+@pytest.fixture
+def base(tmp_path):
+    return furnish(tmp_path / "base")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    running = Serving(furnish(tmp_path_factory.mktemp("base")))
+    yield running
+    running.stop()
+
+
+def node(prompt, kind):
+    """The number of the one node of a type."""
+    (number,) = [n for n, about in prompt.items() if about["class_type"] == kind]
+    return number
+
+
+def without(prompt, *kinds):
+    return {n: about for n, about in prompt.items() if about["class_type"] not in kinds}
+
+
+def test_a_server_killed_while_it_writes_a_memory_leaves_the_old_one(base):
+    server, folder = Serving(base), base / "output" / "salt_memories"
+    server.run(small(twin("save_memory")))
+    before = hashlib.sha256((folder / MEMORY).read_bytes()).hexdigest()
+    large = without(twin("save_memory"), "SaveVideo", "SaltDecode", "SaveLatent", "SaltInspectMemory")
+    large[node(large, "SaltRollout")]["inputs"] |= {"width": 256, "height": 256, "nfe": "2"}
+    server.queue(large)
+    until = time.monotonic() + 300
+    while not (started := [p for p in folder.glob(".*.part") if p.stat().st_size]):
+        assert time.monotonic() < until, server.log[-2000:]
+        time.sleep(0.002)
+    server.kill()
+    assert started[0].exists(), "killed while it was being written"
+    assert [path.name for path in folder.glob("*.safetensors")] == [MEMORY], "no half of a file under a file's name"
+    assert hashlib.sha256((folder / MEMORY).read_bytes()).hexdigest() == before
+    again = Serving(base)
+    try:
+        offered = again.info()["SaltLoadMemory"]["input"]["required"]["file"]
+        listed = offered[0] if isinstance(offered[0], list) else offered[1]["options"]
+        assert listed == [f"salt_memories/{MEMORY} [output]"]
+        again.run(small(twin("extend_from_memory")))
+    finally:
+        again.stop()
+
+
+def test_a_memory_of_another_model_is_refused_by_name(server):
+    server.run(small(twin("save_memory")))
+    prompt = small(twin("extend_from_memory"))
+    other = twin("salt_causal_forcing_4nfe")["1"]  # a student of another shape, with the same words
+    prompt["99"] = other
+    extend, load = node(prompt, "SaltExtendVideo"), node(prompt, "SaltLoadMemory")
+    prompt[extend]["inputs"]["model"] = ["99", 0]
+    prompt[load]["inputs"]["model"] = ["99", 0]
+    with pytest.raises(ServerError, match=r"\(SaltLoadMemory\): .*the memory was written by another model"):
+        server.run(prompt)
+    del prompt[load]["inputs"]["model"]
+    with pytest.raises(ServerError, match=r"\(SaltExtendVideo\): .*memory"):
+        server.run(prompt)
+    server.run(small(twin("extend_from_memory")))  # with its own model it goes on
+
+
+def test_two_queued_runs_with_one_memory_give_the_same_clip(server):
+    """Both go on from the memory on the first run's wire: the rollout behind it is made once."""
+    prompt = without(small(twin("branch_memory")), "SaltDecode", "SaveVideo")
+    first, second = [n for n, about in prompt.items() if about["class_type"] == "SaltExtendVideo"]
+    del prompt[second]
+    prompt["90"] = {"class_type": "SaveLatent", "inputs": {"samples": [first, 0], "filename_prefix": "latents/two"}}
+    numbers = []
+    for spelling in ("1000, 500", "1000,500"):  # of a list that is not used, so that the node is not taken from cache
+        prompt[first]["inputs"]["steps"] = spelling
+        numbers.append(server.queue(prompt))
+    records = [server.wait_for(number) for number in numbers]
+    cached = [told["nodes"] for event, told in records[1]["status"]["messages"] if event == "execution_cached"]
+    rollout = node(prompt, "SaltRollout")
+    assert rollout in cached[0] and first not in cached[0]
+    made = [load_file(path)["latent_tensor"] for path in sorted((server.base / "output/latents").glob("two_*"))]
+    assert len(made) == 2 and made[0].shape[2] == 15 and torch.equal(*made)
+
+
+def test_a_saved_memory_is_the_engines_own_format(server):
+    server.run(small(twin("save_memory")))
+    memory = load_memory(server.base / "output" / "salt_memories" / MEMORY)
+    latents = load_file(server.base / "output" / "latents" / LATENTS)["latent_tensor"]
+    assert memory.next_frame == latents.shape[2] == 9
+
+
+@pytest.mark.slow
+def test_two_hundred_queued_runs_leave_memory_flat(base):
+    server = Serving(base, "--cache-classic")  # core's newer cache keeps results while there is RAM, by design
+    try:
+        prompt = small(twin("tiny_text_to_video"), seconds=0.75)
+        prompt[node(prompt, "SaltRollout")]["inputs"]["nfe"] = "2"
+        resident = []
+        numbers = []
+        for seed in range(RUNS):
+            prompt[node(prompt, "SaltRollout")]["inputs"]["seed"] = seed
+            numbers.append(server.queue(prompt))
+        for number in numbers:
+            server.wait_for(number)
+            resident.append(server.rss)
+        early, late = sum(resident[WARM : WARM + 10]) / 10, sum(resident[-10:]) / 10
+        print(f"RSS after {WARM} runs {early / 2**20:.0f} MiB, after {RUNS} runs {late / 2**20:.0f} MiB")
+        assert len(list((base / "output" / "salt").glob("*.mp4"))) == RUNS
+        assert abs(late / early - 1) <= 0.05
+    finally:
+        server.stop()
