@@ -76,7 +76,7 @@ class ComfyPage:
 
     def __init__(self, browser: Any, url: str) -> None:
         self.errors: list[str] = []
-        self.page = browser.new_page(viewport={"width": 1600, "height": 1000})
+        self.page = browser.new_page(viewport={"width": 1500, "height": 850})
         self.page.on("console", self._said)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(url)

@@ -1,0 +1,216 @@
+"""ComfyUI's own page with the pack in it, in a headless Chromium, used as a person would use it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from browser import ComfyPage, chromium
+from serving import Serving
+
+from salt.video import read_video
+
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = ROOT / "workflows"
+SCHEDULE, ROLLOUT = "SaltPromptSchedule", "SaltRollout"
+DESIGNS = {"canvas": False, "vue": True}  # ComfyUI's two ways to draw a node
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    base = tmp_path_factory.mktemp("comfyui")
+    for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
+        (base / name).mkdir()
+    (base / "custom_nodes" / "ComfyUI-Salt").symlink_to(ROOT, target_is_directory=True)
+    serving = Serving(base)
+    yield serving
+    serving.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def comfy(browser: Any, server: Serving) -> Iterator[ComfyPage]:
+    """A fresh page; whatever a test does, our files leave no error in the console."""
+    page = ComfyPage(browser, server.url)
+    page.setting("Comfy.VueNodes.Enabled", False)
+    yield page
+    page.close()
+    assert page.errors == []
+
+
+def seconds_of(text: str) -> list[float]:
+    return [float(line.split(":")[0].split()[0]) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_the_mouse_moves_a_prompt_and_the_text_follows(comfy, design):
+    comfy.setting("Comfy.VueNodes.Enabled", DESIGNS[design])
+    comfy.lone(SCHEDULE)
+    comfy.set_widget(SCHEDULE, "timeline", "0: a fast red circle moving up\n2 recache: a blue square moving left\n4: c")
+    assert comfy.page.locator(".salt-block").count() == 3, "a change of the text draws anew"
+    comfy.picture(f"timeline_{design}")
+    comfy.drag(".salt-edge >> nth=1", 40)
+    edge = seconds_of(comfy.widget(SCHEDULE, "timeline"))
+    assert edge[0] == 0 and 2 < edge[1] < edge[2] == 4
+    comfy.drag(".salt-block >> nth=1", -30)
+    block = seconds_of(comfy.widget(SCHEDULE, "timeline"))
+    assert block[1] < edge[1] and block[2] - block[1] == pytest.approx(edge[2] - edge[1]), "a block keeps its length"
+    comfy.page.locator(".salt-mode").select_option("cut")
+    comfy.page.locator(".salt-text").fill("a yellow triangle moving down")
+    line = comfy.widget(SCHEDULE, "timeline").splitlines()[1]
+    assert line == f"{block[1]:g} cut: a yellow triangle moving down"
+    assert comfy.page.evaluate("app.graph._nodes.length") == 1
+    saved = comfy.page.evaluate("app.graph.serialize().nodes[0].widgets_values")
+    assert saved == [comfy.widget(SCHEDULE, "timeline")], "the picture itself is not saved"
+
+
+def test_typing_in_the_text_redraws_and_keys_in_the_picture_do_not_reach_the_canvas(comfy):
+    comfy.lone(SCHEDULE)
+    text = comfy.page.locator("textarea:not(.salt-text)").first
+    text.fill("0: a cat\n3 cut: a dog\n6: a bird\n9: a fish")
+    assert comfy.page.locator(".salt-block").count() == 4
+    comfy.page.locator(".salt-block").nth(3).focus()
+    comfy.page.keyboard.press("Delete")
+    assert comfy.widget(SCHEDULE, "timeline") == "0: a cat\n3 cut: a dog\n6: a bird"
+    assert comfy.page.evaluate("app.graph._nodes.length") == 1, "Delete took the prompt and left the node"
+
+
+def test_every_theme_can_be_read(comfy):
+    comfy.lone(SCHEDULE)
+    contrast = """() => {
+      const light = css => { const c = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+        c.fillStyle = css; c.fillRect(0, 0, 1, 1); const p = c.getImageData(0, 0, 1, 1).data;
+        const [r, g, b] = [...p].slice(0, 3).map(v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b };
+      return [...document.querySelectorAll('.salt-block')].map(e => { const s = getComputedStyle(e);
+        const [a, b] = [light(s.color), light(s.backgroundColor)].sort((x, y) => y - x);
+        return (a + 0.05) / (b + 0.05) }) }"""
+    found = {}
+    for theme in ("dark", "light"):
+        comfy.setting("Comfy.ColorPalette", theme)
+        found[theme] = comfy.page.evaluate(contrast)
+        if theme == "light":
+            comfy.look_at(SCHEDULE)
+            comfy.picture("timeline_light")
+    print(found)
+    comfy.setting("Comfy.ColorPalette", "dark")
+    assert min(found["dark"] + found["light"]) >= 4.5, "WCAG AA"
+
+
+def workflow_names() -> list[str]:
+    return sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+
+
+def test_every_workflow_opens_without_a_missing_node(comfy):
+    names = workflow_names()
+    assert names
+    for name in names:
+        graph = json.loads((WORKFLOWS / f"{name}.json").read_text())
+        found = comfy.page.evaluate(
+            """async graph => { await app.loadGraphData(graph);
+            const missing = app.graph._nodes.filter(n => !LiteGraph.registered_node_types[n.type]);
+            const { output } = await app.graphToPrompt();
+            return [missing.map(n => n.type), Object.keys(output)] }""",
+            graph,
+        )
+        assert found[0] == [], f"{name}: nodes that ComfyUI does not know"
+        twin = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text())
+        assert set(found[1]) == set(twin), f"{name}: the page's prompt has the nodes of the API file"
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_drag_in_run_watch_cancel_and_run_again(comfy, server, design):
+    comfy.setting("Comfy.VueNodes.Enabled", DESIGNS[design])
+    comfy.drop(WORKFLOWS / "tiny_text_to_video.json")
+    comfy.set_widget(ROLLOUT, "seed", 100 + len(design))
+    comfy.look_at(ROLLOUT, "SaltDecode")
+    comfy.picture(f"{design}_1_dropped")
+    comfy.listen()
+    node = comfy.page.evaluate("t => String(app.graph._nodes.find(n => n.type === t).id)", ROLLOUT)
+
+    comfy.press_run()
+    comfy.wait_for("preview", 2)
+    shown = comfy.page.locator("img[src^='blob:']")
+    shown.first.wait_for(timeout=10_000)
+    comfy.picture(f"{design}_2_preview")
+    comfy.wait_for("execution_success")
+    order = comfy.page.evaluate("heard.map(e => e.name)")
+    previews = comfy.heard("preview")
+    assert {p["node"] for p in previews} == {node}
+    assert len({p["digest"] for p in previews}) == len(previews) >= 3, "each is a longer clip"
+    assert order.index("preview") < order.index("executed")
+    comfy.page.locator(".salt-memory").wait_for(timeout=10_000)
+    memory = next(
+        e["detail"]["output"]["salt_memory"][0] for e in comfy.heard("executed") if e["detail"]["node"] == node
+    )
+    assert memory["policy"] in comfy.page.locator(".salt-memory").get_attribute("title")
+    assert "frames per second" in comfy.page.locator(".salt-report").inner_text()
+    comfy.look_at(ROLLOUT, "SaltDecode")
+    comfy.picture(f"{design}_3_done")
+
+    comfy.set_widget(ROLLOUT, "seed", 200 + len(design))
+    comfy.page.evaluate("heard.length = 0")
+    comfy.press_run()
+    comfy.wait_for("preview", 2)
+    comfy.page.get_by_role("button", name="Cancel current run").click()
+    comfy.wait_for("execution_interrupted")
+    cut_short = len(comfy.heard("preview"))
+    assert cut_short < len(previews) and comfy.heard("execution_success") == []
+    comfy.picture(f"{design}_4_cancelled")
+
+    comfy.page.evaluate("heard.length = 0")
+    comfy.press_run()
+    comfy.wait_for("execution_success")
+    assert len(comfy.heard("preview")) == len(previews), "nothing of the cancelled run is left"
+    assert "Salt:" not in server.log
+
+
+def test_a_prompt_moved_by_mouse_changes_the_video(comfy, server):
+    comfy.drop(WORKFLOWS / "tiny_interactive_prompts.json")
+    comfy.look_at(SCHEDULE, ROLLOUT)
+    comfy.listen()
+
+    def run() -> torch.Tensor:
+        comfy.page.evaluate("heard.length = 0")
+        comfy.press_run()
+        comfy.wait_for("execution_success")
+        images = [i for e in comfy.heard("executed") for i in e["detail"]["output"].get("images", [])]
+        assert len(images) == 1
+        return read_video(server.base / "output" / images[0]["subfolder"] / images[0]["filename"])
+
+    before, text = run(), comfy.widget(SCHEDULE, "timeline")
+    comfy.picture("prompts_1_before")
+    comfy.drag(".salt-edge >> nth=1", -60)
+    assert seconds_of(comfy.widget(SCHEDULE, "timeline"))[1] < seconds_of(text)[1]
+    after = run()
+    changed = (after - before).abs().mean(dim=(0, 1, 3, 4))
+    print(f"mean difference of 81 frames: {[round(float(x), 4) for x in changed]}")
+    assert changed[:16].max() < 0.02, "under the same words only the file's compression differs"
+    assert changed[-32:].mean() > 5 * changed[:16].max()
+    comfy.picture("prompts_2_after")
+    comfy.set_widget(SCHEDULE, "timeline", text)
+    assert torch.equal(run(), before), "and the old text gives the old video again"
+
+
+def test_the_pack_speaks_chinese(comfy):
+    comfy.setting("Comfy.Locale", "zh")
+    try:
+        comfy.page.reload()
+        comfy.page.wait_for_function("window.app?.graph && !!LiteGraph.registered_node_types['SaltRollout']")
+        comfy.page.wait_for_timeout(1500)
+        comfy.lone(SCHEDULE)
+        expected = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text())[SCHEDULE]
+        assert comfy.page.evaluate("app.graph._nodes[0].title") == expected["display_name"]
+        words = json.loads((ROOT / "locales" / "zh" / "main.json").read_text())["salt"]
+        assert comfy.page.locator(".salt-add").get_attribute("title") == words["add a prompt"]
+    finally:
+        comfy.setting("Comfy.Locale", "en")
