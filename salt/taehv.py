@@ -163,7 +163,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError) as error:
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, LookupError, ValueError) as error:
+        # torch takes bytes that are no zip for an old pickle, and then stumbles over them in any of these ways.
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path}: cannot be read as weights ({reason})") from error
     if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):

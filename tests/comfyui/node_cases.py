@@ -243,8 +243,8 @@ def loaders():
     }
 
 
-def previews():
-    """What a hook of core's progress bar sees of one rollout: values, totals, and pictures that move."""
+def seen_of(**changes):
+    """What a hook of core's progress bar sees of one rollout: values with totals, and pictures as files."""
     import comfy.utils
     from PIL import Image
 
@@ -258,15 +258,52 @@ def previews():
             pictures.append(Image.open(file))
 
     comfy.utils.set_progress_bar_global_hook(hook)
-    rollout(tiny())
+    out = rollout(tiny(), **changes)
+    comfy.utils.set_progress_bar_global_hook(None)
+    return seen, pictures, out
+
+
+def previews():
+    """Previews as latent colours, by a tiny decoder in models/vae_approx, and by a VAE that is connected."""
+    import folder_paths
+
+    seen, pictures, _ = seen_of()
     values = [value for value, _ in seen]
-    return {
+    found = {
         "frames": [picture.n_frames for picture in pictures],
         "size": list(pictures[-1].size),
         "rising": values == sorted(values) and seen[-1][0] == seen[-1][1],
         "colours": len(pictures[-1].convert("RGB").getcolors(1 << 16)),
     }
+    decoder = part("salt.taehv").TinyDecoder()
+    folder = FOLDER / "vae_approx"
+    folder.mkdir()
+    torch.save(decoder.state_dict(), folder / "taew2_1.pth")
+    folder_paths.add_model_folder_path("vae_approx", str(folder))
+    found["taehv"] = [picture.n_frames for picture in seen_of()[1]]
+    (folder / "taew2_1.pth").write_bytes(b"half a file")
+    found["damaged taehv"] = [picture.n_frames for picture in seen_of()[1]]
+    return found
+
+
+@torch.inference_mode()
+def starts():
+    """A start image: the clip begins with it; previews by the VAE show it too."""
+    vae = part("nodes.tiny").load_vae()
+    image = torch.zeros(1, 64, 64, 3)
+    image[:, 20:40, 20:40, 0] = 1
+    seen, pictures, (latents, memory, _) = seen_of(start_image=image, vae=vae, seconds=1.5)
+    begun = vae.decode(latents["samples"][:, :, :1]).reshape(64, 64, 3)
+    again = rollout(tiny(), latents={"samples": latents["samples"][:, :, :1]}, seconds=1.5)[0]["samples"]
+    return {
+        "frames": latents["samples"].shape[2],
+        "stands": memory.memory.next_frame,
+        "difference": (begun - vae.decode(vae.encode(image)).reshape(64, 64, 3)).abs().mean().item(),
+        "from latents": error(again, latents["samples"]),
+        "pictures": [picture.n_frames for picture in pictures],
+        "whole": seen[-1][0] == seen[-1][1],
+    }
 
 
 if __name__ == "__main__":
-    answer(parity, extension, refusals, cancelled, custom_sampling, loaders, previews)
+    answer(parity, extension, refusals, cancelled, custom_sampling, loaders, previews, starts)

@@ -69,7 +69,7 @@ def test_an_attention_override_sees_block_and_memory(inside):
 
 
 def test_a_patch_of_self_attention_is_set_aside_and_said_so(inside):
-    found = inside(FAULTS, "replaced")
+    found = inside(FAULTS, "replaced", warns=True)
     assert found["error"] <= 1e-6 and found["back"]
     assert len(found["said"]) == 1 and "the KV-cache memory takes its place" in found["said"][0]
 

@@ -61,6 +61,14 @@ def test_every_form_of_a_student_loads_and_remembers_what_it_is(inside):
 
 
 def test_previews_move_and_progress_rises(inside):
-    found = inside(CASES, "previews")
+    found = inside(CASES, "previews", warns=True)
     assert found["frames"] == [3, 6, 9] and max(found["size"]) == 256
     assert found["rising"] and found["colours"] > 3
+    assert found["taehv"] == [9, 21, 33] and found["damaged taehv"] == [3, 6, 9]
+
+
+def test_a_clip_begins_with_its_start_image(inside):
+    found = inside(CASES, "starts")
+    assert found["frames"] == found["stands"] == 7 and found["whole"]
+    assert found["difference"] < 0.1 and found["from latents"] <= 1e-3
+    assert found["pictures"] == [13, 25]

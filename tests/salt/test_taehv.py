@@ -141,6 +141,7 @@ def test_wrong_files_are_named(weights, path, tmp_path):
     refused(path.read_bytes()[:50_000], "cannot be read as weights")
     refused(b"", "cannot be read as weights")
     refused(b"not a header", "cannot be read as weights", name="bad.safetensors")
+    refused(b"half a file", "cannot be read as weights")
     with pytest.raises(FileNotFoundError, match="nowhere.pth: no such file"):
         load_taehv(tmp_path / "nowhere.pth")
 
