@@ -112,8 +112,8 @@ def twin(name: str) -> Prompt:
 
 
 def small(prompt: Prompt, seconds: float = 1.5) -> Prompt:
-    """The same workflow for a clip that a CPU makes in a moment: 64x64, two blocks."""
-    smaller = {"width": 64, "height": 64, "seconds": seconds, "length": 21}
+    """The same workflow for a clip that a CPU makes in a moment: 32x32, two or three blocks."""
+    smaller = {"width": 32, "height": 32, "seconds": seconds, "length": 21}
     for node in prompt.values():
         inputs = node["inputs"]
         inputs |= {name: value for name, value in smaller.items() if isinstance(inputs.get(name), (int, float))}
