@@ -25,26 +25,26 @@ def frames_of(path: Path) -> list[Image.Image]:
 
 
 def strip(files: list[Path], target: Path) -> None:
-    """A row of frames of each file, from its first to its last."""
-    rows = [frames_of(path) for path in files]
-    columns = COLUMNS if len(rows) == 1 and rows[0][0].width == rows[0][0].height else 4 if len(rows) > 1 else 1
-    shown = [[row[round(i * (len(row) - 1) / max(columns * lines - 1, 1))] for i in range(columns * lines)]
-             for row in rows for lines in [_lines(len(rows), row[0], columns)]]  # fmt: skip
-    cells = [(row[i : i + columns]) for row in shown for i in range(0, len(row), columns)]
-    scale = min((WIDTH - 4) / (columns * cells[0][0].width), (HEIGHT - 4) / (len(cells) * cells[0][0].height))
-    wide, high = round(cells[0][0].width * scale), round(cells[0][0].height * scale)
+    """A sheet of frames: of one square clip six in a row, of a wide one in a column, of several clips a row each."""
+    clips = [frames_of(path) for path in files]
+    width, height = clips[0][0].size
+    columns = 4 if len(clips) > 1 else COLUMNS if width == height else 1
+    lines = max(1, round(HEIGHT / len(clips) / (WIDTH / columns * height / width)))  # of one clip, to fill the sheet
+    cells = [frame for clip in clips for frame in evenly(clip, columns * lines)]
+    rows = len(cells) // columns
+    scale = min((WIDTH - 4) / (columns * width), (HEIGHT - 4) / (rows * height))
+    wide, high = round(width * scale), round(height * scale)
     sheet = Image.new("RGB", (WIDTH, HEIGHT), DARK)
-    left, top = (WIDTH - columns * wide) // 2, (HEIGHT - len(cells) * high) // 2
-    for y, line in enumerate(cells):
-        for x, frame in enumerate(line):
-            place = (left + x * wide + 1, top + y * high + 1)
-            sheet.paste(frame.resize((wide - 2, high - 2), Image.Resampling.LANCZOS), place)
+    left, top = (WIDTH - columns * wide) // 2, (HEIGHT - rows * high) // 2
+    for i, frame in enumerate(cells):
+        place = (left + i % columns * wide + 1, top + i // columns * high + 1)
+        sheet.paste(frame.resize((wide - 2, high - 2), Image.Resampling.LANCZOS), place)
     sheet.save(target, quality=QUALITY)
 
 
-def _lines(clips: int, frame: Image.Image, columns: int) -> int:
-    """How many lines one clip's frames take, so that the sheet is filled."""
-    return max(1, round(HEIGHT / clips / (WIDTH / columns * frame.height / frame.width)))
+def evenly(clip: list[Image.Image], count: int) -> list[Image.Image]:
+    """So many frames of a clip, from its first to its last."""
+    return [clip[round(i * (len(clip) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
 def card(title: str, lines: list[str], target: Path) -> None:
