@@ -174,6 +174,31 @@ def test_drag_in_run_watch_cancel_and_run_again(comfy, server, design):
     assert "Salt:" not in server.log
 
 
+def test_the_memory_bar_shows_what_a_window_forgets(comfy):
+    comfy.drop(WORKFLOWS / "tiny_text_to_video.json")
+    comfy.page.evaluate(
+        """kind => { const policy = LiteGraph.createNode('SaltMemoryPolicy'); app.graph.add(policy);
+        const rollout = app.graph._nodes.find(n => n.type === kind);
+        policy.pos = [rollout.pos[0] - 380, rollout.pos[1] + 330];
+        policy.connect(0, rollout, rollout.inputs.findIndex(i => i.name === 'policy')) }""",
+        ROLLOUT,
+    )
+    comfy.set_widget("SaltMemoryPolicy", "window", 9)
+    comfy.listen()
+    comfy.press_run()
+    comfy.wait_for("execution_success")
+    comfy.page.locator(".salt-memory").wait_for(timeout=10_000)
+    kinds = comfy.page.evaluate(
+        "[...document.querySelectorAll('.salt-segment')].map(e => e.className.split('-').at(-1))"
+    )
+    assert kinds == ["sink", "gone", "window", "next"]
+    titles = comfy.page.evaluate("[...document.querySelectorAll('.salt-segment')].map(e => e.title)")
+    assert "(latent frames 0–2)" in titles[0] and "(latent frames 15–20)" in titles[2]
+    assert comfy.page.locator(".salt-bytes").inner_text().startswith("9 / 21 · ")
+    comfy.look_at("SaltMemoryPolicy", ROLLOUT)
+    comfy.picture("memory_bar")
+
+
 def test_a_prompt_moved_by_mouse_changes_the_video(comfy, server):
     comfy.drop(WORKFLOWS / "tiny_interactive_prompts.json")
     comfy.look_at(SCHEDULE, ROLLOUT)
@@ -193,24 +218,40 @@ def test_a_prompt_moved_by_mouse_changes_the_video(comfy, server):
     assert seconds_of(comfy.widget(SCHEDULE, "timeline"))[1] < seconds_of(text)[1]
     after = run()
     changed = (after - before).abs().mean(dim=(0, 1, 3, 4))
-    print(f"mean difference of 81 frames: {[round(float(x), 4) for x in changed]}")
+    print(f"mean difference of the frames: {[round(float(x), 3) for x in changed[::8]]}")
     assert changed[:16].max() < 0.02, "under the same words only the file's compression differs"
     assert changed[-32:].mean() > 5 * changed[:16].max()
     comfy.picture("prompts_2_after")
     comfy.set_widget(SCHEDULE, "timeline", text)
-    assert torch.equal(run(), before), "and the old text gives the old video again"
+    again = (run() - before).abs().mean()
+    assert again < 0.1 * changed.mean(), "and the old text gives the old video again, as the file's compression has it"
+
+
+def open_help(comfy: ComfyPage, heading: str) -> None:
+    """The help page of the one node there is, as its info button opens it."""
+    comfy.page.evaluate("app.canvas.selectNode(app.graph._nodes[0])")
+    comfy.page.get_by_test_id("info-button").click()
+    comfy.page.locator("h1", has_text=heading).wait_for(timeout=10_000)
 
 
 def test_the_pack_speaks_chinese(comfy):
     comfy.setting("Comfy.Locale", "zh")
     try:
-        comfy.page.reload()
-        comfy.page.wait_for_function("window.app?.graph && !!LiteGraph.registered_node_types['SaltRollout']")
-        comfy.page.wait_for_timeout(1500)
+        comfy.open()
         comfy.lone(SCHEDULE)
-        expected = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text())[SCHEDULE]
-        assert comfy.page.evaluate("app.graph._nodes[0].title") == expected["display_name"]
-        words = json.loads((ROOT / "locales" / "zh" / "main.json").read_text())["salt"]
+        name = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))[SCHEDULE][
+            "display_name"
+        ]
+        assert comfy.page.evaluate("app.graph._nodes[0].title") == name
+        words = json.loads((ROOT / "locales" / "zh" / "main.json").read_text(encoding="utf-8"))["salt"]
         assert comfy.page.locator(".salt-add").get_attribute("title") == words["add a prompt"]
+        open_help(comfy, name)
+        comfy.picture("help_zh")
     finally:
         comfy.setting("Comfy.Locale", "en")
+
+
+def test_the_help_page_opens(comfy):
+    comfy.lone(ROLLOUT)
+    open_help(comfy, "Salt Rollout")
+    comfy.picture("help")
