@@ -13,6 +13,7 @@ from train.estimate import add_estimate
 from train.evaluation.command import add_evaluate
 from train.precompute import add_precompute
 from train.recipe import RecipeError
+from train.study.runner import add_reproduce
 
 FAILED, INTERRUPTED = 2, 130
 
@@ -53,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--install", action="store_true", help="put the result in the repository's assets, not in OUT")
     one.set_defaults(run=tiny)
 
-    for add in (add_evaluate, add_distill, add_precompute, add_estimate):
+    for add in (add_evaluate, add_distill, add_precompute, add_estimate, add_reproduce):
         add(commands)
     return root
 

@@ -1,0 +1,60 @@
+"""The study: every arm is a recipe that can run, and a scored arm is a row that stays."""
+
+import json
+
+import pytest
+
+from train.backbones import check_backbones
+from train.checks import check_recipe
+from train.shapes.world import render
+from train.study import runner, scores
+from train.study.arms import ARMS, arms_named
+
+
+def test_every_arm_is_a_recipe_that_fits(tmp_path):
+    hashes = set()
+    for arm in ARMS:
+        recipe = runner.recipe_of(arm, 1, tmp_path, ["optimisation.updates=7"])
+        check_recipe(recipe)
+        check_backbones(recipe)
+        assert recipe.run.seed == 1 and recipe.optimisation.updates == 7
+        hashes.add(runner.recipe_hash(recipe))
+    assert len(hashes) == len(ARMS), "no two arms are the same"
+    assert [a.name for a in arms_named(["1"])] == ["dmd4", "dmd8", "scdmd"]
+    with pytest.raises(ValueError, match="--arms: found 'best'"):
+        arms_named(["best"])
+
+
+def test_scores_count_what_the_clips_show():
+    import torch
+
+    from train.shapes.bench import score_clip
+
+    clips = render(scores.PROMPTS[:2], 33, torch.Generator().manual_seed(0))
+    true = [score_clip(clip, scene) for clip, scene in zip(clips.pixels, clips.scenes, strict=True)]
+    found = scores.measured(true)
+    assert found["passed"] == found["semantics"] == 1 and found["motion"] == pytest.approx(1, abs=0.1)
+    still = [
+        score_clip(clip[:, :1].expand(-1, 33, -1, -1), s) for clip, s in zip(clips.pixels, clips.scenes, strict=True)
+    ]
+    assert scores.measured(still)["motion"] < 0.2 and scores.measured(still)["passed"] == 0
+
+
+@pytest.mark.slow
+def test_an_arm_is_trained_scored_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(scores, "LONG", 24)
+    small = ["optimisation.updates=1", "optimisation.batch=4", "run.sample_every=0"]
+    for name in ("dmd4", "mixed-sc"):
+        (arm,) = arms_named([name])
+        first = runner.run_arm(arm, 0, tmp_path, small, prompts=1)
+        assert first["defect"]["euler"] > 0
+        monkeypatch.setattr(runner, "distill", lambda *_: pytest.fail("trained again"))
+        assert runner.run_arm(arm, 0, tmp_path, small, prompts=1) == first
+        monkeypatch.undo()
+        monkeypatch.setattr(scores, "LONG", 24)
+    shown = runner.table(tmp_path)
+    assert shown.count("\n") == 1 + 2 + 8 and "| mixed steps and SC | 2 / sink+window / 24 |" in shown
+    second = {**json.loads((tmp_path / "dmd4" / "seed-0" / runner.SCORES).read_text()), "seed": 1}
+    (tmp_path / "dmd4" / "seed-1").mkdir()
+    (tmp_path / "dmd4" / "seed-1" / runner.SCORES).write_text(json.dumps(second))
+    assert "±" in runner.table(tmp_path)

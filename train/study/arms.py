@@ -1,0 +1,59 @@
+"""The arms of the study: which recipe, changed how. Every arm of a group begins with the same student and teacher.
+
+Groups 1 to 3 are the paper's ablations (arXiv 2604.03118, section 5) with the controls that it does not report (mixed
+steps without SC, alignment without SC); group 4 is beyond the paper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIXED = "rollout.share={8: 0.4, 4: 0.4, 2: 0.2}"
+EIGHT = "rollout.share={8: 1.0}"
+SC = "loss.semigroup=0.2"
+WHOLE = ("models.student=train/assets/tiny_teacher", "rollout.kind=bidirectional")
+ALIGN = ("loss.align_block=2", "loss.align_start=10")
+RELEASE = ("loss.align=release", *ALIGN)
+PAPER = ("loss.align=paper", *ALIGN)
+ALL = (MIXED, SC, *RELEASE)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the table: the recipe `tiny` with `overrides`; about: what is different, in a person's words."""
+
+    name: str
+    group: int
+    about: str
+    overrides: tuple[str, ...]
+
+
+ARMS = (
+    Arm("dmd4", 1, "bidirectional, DMD on 4 steps", WHOLE),
+    Arm("dmd8", 1, "bidirectional, DMD on 8 steps", (*WHOLE, EIGHT)),
+    Arm("scdmd", 1, "bidirectional, SC-DMD on 8 steps", (*WHOLE, EIGHT, SC)),
+    Arm("fixed", 2, "autoregressive, fixed 4 steps", ()),
+    Arm("sc", 2, "SC alone, on the fixed 8-step list it needs", (EIGHT, SC)),
+    Arm("mixed", 2, "mixed steps alone", (MIXED,)),
+    Arm("mixed-align-paper", 2, "mixed steps, alignment as in the paper", (MIXED, *PAPER)),
+    Arm("mixed-align", 2, "mixed steps, alignment as released", (MIXED, *RELEASE)),
+    Arm("mixed-sc", 2, "mixed steps and SC", (MIXED, SC)),
+    Arm("all-paper", 2, "all, alignment as in the paper", (MIXED, SC, *PAPER)),
+    Arm("all", 2, "all, alignment as released: Salt", ALL),
+    Arm("all-sink", 3, "Salt, trained with sink 3 + window 12", (*ALL, 'rollout.memory="sink:3,window:12"')),
+    Arm("all-relative", 3, "Salt, trained with relative memory", (*ALL, 'rollout.memory="relative:3,window:12"')),
+    Arm("no-time-weight", 4, "SC without the time weight", (*ALL, "loss.semigroup_time_weight=false")),
+    Arm("both-branches", 4, "SC with gradient through both branches", (*ALL, "loss.semigroup_stop_gradient=false")),
+    Arm("sc-sampler", 4, "SC on the re-noising sampler", (*ALL, "loss.semigroup_operator=sampler")),
+    Arm("causal-scores", 4, "block-causal real and fake scores", (*ALL, "loss.score=causal")),
+    Arm("drawn-guidance", 4, "guidance drawn from U(1, 3.5)", (*ALL, "loss.guidance=1.0", "loss.guidance_max=3.5")),
+)
+
+
+def arms_named(names: list[str]) -> list[Arm]:
+    """Arms by name or group number, in the study's order. Raises ValueError naming those there are."""
+    unknown = [n for n in names if n not in {a.name for a in ARMS} | {str(a.group) for a in ARMS}]
+    if unknown:
+        known = ", ".join(a.name for a in ARMS)
+        raise ValueError(f"--arms: found {unknown[0]!r}, expected a group 1 to 4 or names among: {known}")
+    return [a for a in ARMS if not names or a.name in names or str(a.group) in names]
