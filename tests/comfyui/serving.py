@@ -44,7 +44,7 @@ def furnish(base: Path) -> Path:
 class Serving(ComfyServer):
     """A server started in `base` (see `furnish`); it is a ComfyServer to ask."""
 
-    def __init__(self, base: Path, *more: str) -> None:
+    def __init__(self, base: Path) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -53,7 +53,7 @@ class Serving(ComfyServer):
         command = [os.environ["COMFYUI_PYTHON"], "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, "--base-directory", str(base), *more],
+                [*command, "--base-directory", str(base)],
                 cwd=os.environ["COMFYUI_PATH"], env=environment(), stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
         self._wait()

@@ -107,7 +107,7 @@ def test_a_saved_memory_is_the_engines_own_format(server):
 
 @pytest.mark.slow
 def test_two_hundred_queued_runs_leave_memory_flat(base):
-    server = Serving(base, "--cache-classic")  # core's newer cache keeps results while there is RAM, by design
+    server = Serving(base)
     try:
         prompt = small(twin("tiny_text_to_video"), seconds=0.75)
         prompt[node(prompt, "SaltRollout")]["inputs"]["nfe"] = "2"
