@@ -10,7 +10,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .sockets import schema
+from .sockets import ADVANCED, schema
 from .students import with_spec
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class SaltLoadStudent(io.ComfyNode):
                     options=list(DTYPES),
                     default="default",
                     tooltip="fp8 halves the weights' memory at a small loss; default keeps what suits your device.",
-                    advanced=True,
+                    **ADVANCED,
                 ),
                 io.Combo.Input(
                     "trained_as",
@@ -150,7 +150,7 @@ class SaltLoadStudent(io.ComfyNode):
                     default="auto",
                     tooltip="For files that do not say it themselves: blocks of 3 latent frames (most students), frame "
                     "by frame, or the whole clip at once (bidirectional SC-DMD).",
-                    advanced=True,
+                    **ADVANCED,
                 ),
             ],
             outputs=[io.Model.Output(tooltip="A native Wan 2.1 MODEL.")],

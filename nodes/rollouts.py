@@ -14,7 +14,7 @@ from ..salt.rollout import RolloutSettings
 from .memory_bar import memory_ui
 from .playing import Change, Plan, play
 from .sampling_nodes import STEPPING, TimedConditioning, schedule_of, step_inputs
-from .sockets import ClipMemory, Memory, Policy, Prompts, schema
+from .sockets import ADVANCED, ClipMemory, Memory, Policy, Prompts, schema
 from .students import autoregressive
 
 PIXELS = 8  # pixels per latent row and column of Wan 2.1
@@ -71,7 +71,7 @@ def sampling_widgets() -> list[Any]:
             options=STEPPING,
             default="sde",
             tooltip="sde mixes fresh noise in between steps, as students are trained; ode takes Euler steps.",
-            advanced=True,
+            **ADVANCED,
         ),
         io.Float.Input(
             "cfg",
@@ -80,7 +80,7 @@ def sampling_widgets() -> list[Any]:
             max=30.0,
             step=0.1,
             tooltip="Guidance. Few-step students need none: 1 is off. Above, every step is evaluated twice.",
-            advanced=True,
+            **ADVANCED,
         ),
         io.Int.Input(
             "frames_per_block",
@@ -88,7 +88,7 @@ def sampling_widgets() -> list[Any]:
             min=0,
             max=21,
             tooltip="Latent frames per block; 0 takes what the MODEL was trained for.",
-            advanced=True,
+            **ADVANCED,
         ),
     ]
 

@@ -18,7 +18,7 @@ from ..salt.timeline import parse_timeline
 from .playing import NEGATIVE, Plan, run_blocks
 from .previews import preview_decoder
 from .sampling import Sampling, sampler
-from .sockets import ClipMemory, Policy, Prompts, schema
+from .sockets import ADVANCED, ClipMemory, Policy, Prompts, schema
 from .students import autoregressive, spec_of
 
 NFE = ["student's", "2", "4", "8", "custom"]
@@ -51,7 +51,7 @@ def step_inputs() -> list[Any]:
             "steps",
             default="1000, 750, 500, 250",
             tooltip="For nfe custom: falling steps in (0, 1000], before the shift.",
-            advanced=True,
+            **ADVANCED,
         ),
         io.Float.Input(
             "shift",
@@ -60,7 +60,7 @@ def step_inputs() -> list[Any]:
             max=100.0,
             step=0.1,
             tooltip="Flow shift. Every released student was trained with 5.",
-            advanced=True,
+            **ADVANCED,
         ),
     ]
 

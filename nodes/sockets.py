@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from comfy_api.latest import io
 
 from ..salt.memory import KVMemory
 
+# Widgets that few need, folded away by a front end that can (core 0.9 and newer know the word).
+ADVANCED: dict[str, Any] = {"advanced": True} if "advanced" in inspect.signature(io.Int.Input).parameters else {}
 Memory = io.Custom("SALT_MEMORY")
 Policy = io.Custom("SALT_MEMORY_POLICY")
 Prompts = io.Custom("SALT_PROMPTS")
