@@ -151,6 +151,9 @@ def test_segments_of_a_memory(page):
     assert found[0] == [["sink", 0, 2], ["gone", 3, 8], ["window", 9, 11], ["next", 12, 12]]
     assert "6 / 12 · 25.2 MB" in found[1]
     assert "sink:3 window:6" in found[2] and "0–2, 9–11" in found[2]
+    whole = memory | {"held": [0, 1, 2, 3, 4, 5], "next_frame": 6}
+    found = page.evaluate("async m => (await import('/memory_bar.js')).segments(m)", whole)
+    assert [(s["kind"], s["frames"]) for s in found] == [("sink", 3), ("window", 3), ("next", 1)]
     sizes = "async bytes => { const m = await import('/memory_bar.js'); return bytes.map(m.size) }"
     assert page.evaluate(sizes, [0, 999, 1000, 123_456_789, 4.2e9]) == ["0 B", "999 B", "1.00 kB", "123 MB", "4.20 GB"]
     empty = json.loads(json.dumps(memory | {"held": [], "next_frame": 0, "bytes": 0}))
