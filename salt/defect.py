@@ -43,6 +43,20 @@ OPERATORS: tuple[Operator, ...] = ("euler", "sampler")
 TRIPLES: tuple[Triple, ...] = ((1000, 875, 750), (750, 625, 500), (500, 375, 250), (250, 125, 0))
 
 
+def parse_triples(text: str) -> list[Triple]:
+    """`1000, 875, 750; 750, 625, 500` as triples. Raises ValueError naming the part that is none."""
+    found: list[Triple] = []
+    for part in filter(None, map(str.strip, text.split(";"))):
+        try:
+            s, m, e = (float(x) for x in part.split(","))
+        except ValueError:
+            raise ValueError(f"triples: found {part!r}, expected three falling steps as 1000, 875, 750") from None
+        found.append((s, m, e))
+    if not found:
+        raise ValueError("triples: found none, expected steps as 1000, 875, 750; 750, 625, 500")
+    return found
+
+
 def steps_for(triples: Sequence[Triple]) -> tuple[float, ...]:
     """The sparsest of the lists Salt trains on (4 or 8 steps) that has every t_s. Raises ValueError where none has."""
     for count in (4, 8):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -56,23 +58,47 @@ def ranges(frames: Sequence[int]) -> str:
     return ", ".join(f"{a}-{b}" if a != b else str(a) for a, b in runs)
 
 
+def held_at(memory: KVMemory, frame: int) -> tuple[int, ...]:
+    """Latent frames that the memory held when the clip stood at `frame`."""
+    held: tuple[int, ...] = ()
+    for at in range(memory.origin, frame):
+        held = memory.policy.kept(held, 1, memory.origin) + (at,)
+    return held
+
+
 def lost_by_rewinding(memory: KVMemory, frame: int) -> list[int]:
     """Latent frames that the memory would hold had the clip stopped at `frame`, and that are evicted for good."""
-    policy, held = memory.policy, ()
-    if policy.window is None:
+    return sorted(set(held_at(memory, frame)) - set(memory.held))
+
+
+def blended_since(memory: KVMemory, frame: int) -> list[int]:
+    """Latent frames evicted since the clip stood at `frame` that a blended sink may have taken in (it does where as
+    many go at once as it has itself): a rewind leaves them in it. None for other policies."""
+    if memory.policy.kind != "blended":
         return []
-    for at in range(memory.origin, frame):
-        held = policy.kept(held, 1, memory.origin) + (at,)
-    return sorted(set(held) - set(memory.held))
+    before = set(range(memory.origin, frame)) - set(held_at(memory, frame))
+    return sorted(set(range(memory.origin, memory.next_frame)) - set(memory.held) - before)
+
+
+def slots_as_text(memory: KVMemory) -> str:
+    """The frame in every slot, in the slots' order, `-` where none is: `sink 0 1 2, then 9 10 11 6 7 8`."""
+    found = slots(memory)
+    names = ["-" if s.frame is None else str(s.frame) for s in found]
+    count = sum(s.kind == "sink" for s in found)
+    sink, others = " ".join(names[:count]), " ".join(names[count:])
+    return f"sink {sink}, then {others}" if sink else others or "none"
 
 
 def as_text(memory: KVMemory) -> str:
-    """A table for a person: what is held, then mean norms per layer."""
+    """A table for a person: what is held and where, then mean norms per layer."""
     g = memory.geometry
+    places = textwrap.wrap(slots_as_text(memory), 78)
     lines = [
         f"policy            {memory.policy}",
         f"stands at         latent frame {memory.next_frame} ({memory.next_frame / 4:g} s)",
         f"holds             {len(memory.held)} latent frames ({ranges(memory.held) or 'none'})",
+        f"slots             {places[0]}",
+        *(" " * 18 + more for more in places[1:]),
         f"geometry          {g.layers} layers, {g.heads} heads of {g.head_dim}, {g.height}x{g.width} tokens",
         f"batch             {g.batch}",
         f"dtype, bytes      {str(memory.dtype).removeprefix('torch.')}, {memory.nbytes / 2**20:.1f} MiB",
@@ -86,12 +112,13 @@ def as_text(memory: KVMemory) -> str:
 
 
 def picture(memory: KVMemory, width: int = 768) -> Tensor:
-    """RGB [H, W, 3] in [0, 1]: a strip of slots (sink, recent, empty), then norms of keys and of values, a row per
-    layer and a column per held frame, each from its smallest (dark) to its largest (bright)."""
+    """RGB [H, W, 3] in [0, 1]: a strip of slots (sink, recent, empty) with the numbers of the frames in them, then
+    norms of keys and of values, a row per layer and a column per held frame, each from its smallest (dark) to its
+    largest (bright)."""
     colours = {"sink": (0.95, 0.65, 0.2), "recent": (0.25, 0.6, 0.9), "empty": (0.2, 0.2, 0.22)}
     found = slots(memory) or [Slot(None, "empty")]
     strip = torch.tensor([[colours[s.kind] for s in found]])
-    parts = [_enlarged(strip, 32, width)]
+    parts = [_numbered(_enlarged(strip, 32, width), [s.frame for s in found])]
     gap = torch.zeros(6, width, 3)
     for values in norms(memory):
         if values.numel():
@@ -101,6 +128,21 @@ def picture(memory: KVMemory, width: int = 768) -> Tensor:
             rgb = torch.stack([x.sqrt(), x**1.5, (0.35 + 0.5 * x * (x - 0.4)).clamp(0, 1)], dim=-1)
             parts += [gap, _enlarged(rgb, max(6 * values.shape[0], 96), width)]
     return torch.cat(parts).clamp(0, 1)
+
+
+def _numbered(strip: Tensor, frames: Sequence[int | None]) -> Tensor:
+    """The strip [h, w, 3] with a number on the cells; on every second or third only, where all would not fit."""
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    height, width = strip.shape[:2]
+    image = Image.fromarray((strip * 255).round().to(torch.uint8).numpy())
+    draw, cell = ImageDraw.Draw(image), width / len(frames)
+    widest = max(draw.textlength(str(f)) for f in frames) + 4
+    for i in range(0, len(frames), math.ceil(widest / cell)):
+        if frames[i] is not None:
+            draw.text(((i + 0.5) * cell, height / 2), str(frames[i]), fill=(0, 0, 0), anchor="mm")
+    return torch.from_numpy(np.array(image)).float() / 255
 
 
 def _enlarged(rgb: Tensor, height: int, width: int) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 
 from salt.memory import KVMemory, MemoryGeometry, MemoryPolicy
-from salt.memory.report import as_text, lost_by_rewinding, norms, picture, ranges, slots
+from salt.memory.report import as_text, blended_since, lost_by_rewinding, norms, picture, ranges, slots, slots_as_text
 
 GEOMETRY = MemoryGeometry(layers=2, heads=2, head_dim=8, height=2, width=2)
 
@@ -46,7 +46,37 @@ def test_the_text_and_the_picture_tell_of_it():
     )
 
 
+def test_slots_are_told_with_the_frames_in_them():
+    assert slots_as_text(written("sink:3,window:6", 4)) == "sink 0 1 2, then 9 10 11"
+    assert slots_as_text(written("window:7", 3)) == "7 8 2 3 4 5 6", "frame f lies in slot f mod 7"
+    assert slots_as_text(written("window:7", 2)) == "0 1 2 3 4 5 -"
+    assert "slots             none" in as_text(KVMemory(MemoryPolicy(), GEOMETRY))
+    assert max(map(len, as_text(written("full", 30)).splitlines())) <= 96
+
+
+def test_the_strip_carries_the_frames_numbers():
+    """The same kinds of slots with other frames in them look different, at any width of a cell."""
+    one, two = (picture(written("window:6", blocks))[:32] for blocks in (3, 5))
+    assert not torch.equal(one, two)
+    many = picture(written("window:120", 40))[:32]  # cells of 6 pixels, all of them blue
+    dark = (many.amax(-1) < 0.45).any(0).nonzero().flatten()
+    assert len(dark) and dark.max() - dark.min() > 600, "numbers from end to end"
+    assert (many.amax(-1) > 0.85).any(0).float().mean() > 0.9, "and room between them"
+
+
 def test_what_a_rewind_cannot_bring_back_is_told():
     assert lost_by_rewinding(written("full", 4), 6) == []
     assert lost_by_rewinding(written("window:6", 4), 9) == [3, 4, 5]
     assert ranges([0, 1, 2, 6, 7, 9]) == "0-2, 6-7, 9"
+
+
+def test_a_blended_sink_keeps_what_it_took_in():
+    assert blended_since(written("relative:3,window:6", 4), 3) == []
+    memory = written("blended:3,window:6", 4)
+    assert memory.held == (0, 1, 2, 9, 10, 11)
+    assert blended_since(memory, 3) == [3, 4, 5, 6, 7, 8] and lost_by_rewinding(memory, 3) == []
+    assert blended_since(memory, 9) == [6, 7, 8] and blended_since(memory, 12) == []
+    fresh = norms(written("blended:3,window:6", 1))
+    memory.trim(3)
+    assert not torch.allclose(norms(memory), fresh, rtol=1e-2), "a rewind leaves them in the sink"
+    assert blended_since(memory, 3) == []
