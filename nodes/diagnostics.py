@@ -8,36 +8,44 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..salt.defect import DefectMeter, Defects, Triple, defect_table, mean_defects, steps_for
-from ..salt.memory import MemoryPolicy
+from ..salt.defect import DefectMeter, Defects, defect_table, mean_defects, parse_triples, steps_for
+from ..salt.memory import MemoryPolicy, estimate_bytes
 from ..salt.noise import SeededNoise
 from ..salt.prompts import PromptSchedule
 from ..salt.rollout import RolloutSettings, rollout
-from ..salt.schedule import Schedule
-from .bridge import new_memory
+from ..salt.sample import ClipModel, sample_bidirectional
+from ..salt.schedule import NUM_TRAIN_TIMESTEPS, Schedule
+from ..salt.spec import StudentSpec
+from .bridge import compute_dtype, memory_geometry, new_memory
 from .sampling import Sampling, sample
 from .sockets import Policy, schema
-from .students import autoregressive
+from .students import autoregressive, spec_of
 
 TRIPLES = "1000, 875, 750; 750, 625, 500; 500, 375, 250; 250, 125, 0"
 
 
-def parse_triples(text: str) -> list[Triple]:
-    """`1000, 875, 750; 750, 625, 500`. Raises ValueError naming the part that is none."""
-    found: list[Triple] = []
-    for part in text.split(";"):
-        if not part.strip():
-            continue
-        try:
-            s, m, e = (float(x) for x in part.split(","))
-        except ValueError:
-            raise ValueError(
-                f"triples: found {part.strip()!r}, expected three falling steps as 1000, 875, 750"
-            ) from None
-        found.append((s, m, e))
-    if not found:
-        raise ValueError("triples: found none, expected steps as 1000, 875, 750; 750, 625, 500")
-    return found
+def student_of(model: Any, frames_per_block: int) -> StudentSpec:
+    """Settings of a student of either kind; `frames_per_block` 0: its own. Raises ValueError for a plain Wan."""
+    spec = spec_of(model)
+    if spec is None or spec.frames_per_block:
+        return autoregressive(model, frames_per_block)
+    if frames_per_block:
+        raise ValueError(f"frames_per_block: found {frames_per_block} for a bidirectional student, expected 0")
+    return spec
+
+
+def whole_clip(s: Sampling) -> ClipModel:
+    """The MODEL on a whole clip at once, without a memory: flow [B, C, F, H, W] of x at timesteps t [B]."""
+    import comfy.model_management
+    import comfy.samplers
+
+    def flow(x: Tensor, t: Tensor, conditioning: Any) -> Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        sigma = t.to(torch.float32) / NUM_TRAIN_TIMESTEPS
+        (x0,) = comfy.samplers.calc_cond_batch(s.model.base, [conditioning], x, sigma, s.model.model_options)
+        return (x - x0) / sigma.view(-1, 1, 1, 1, 1)
+
+    return flow
 
 
 def plot(defects: Defects, title: str) -> Tensor:
@@ -107,24 +115,35 @@ class SaltSemigroupDefect(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         from comfy_api.latest import ui
 
-        spec = autoregressive(model, frames_per_block)
+        from ..salt.pipeline.request import Request, plan_length
+
+        spec = student_of(model, frames_per_block)
         chosen = parse_triples(triples)
         schedule = Schedule(steps_for(chosen), spec.shift)
-        settings = RolloutSettings(schedule, "sde", spec.frames_per_block, fuse=False)
-        blocks = max(round(4 * seconds / spec.frames_per_block), 1)
-        frames, size = blocks * spec.frames_per_block, (height // 8, width // 8)
+        settings = RolloutSettings(schedule, "sde", spec.frames_per_block or 1, spec.independent_first_frame)
+        frames, size = plan_length(Request(seconds=seconds), spec).frames, (height // 8, width // 8)
+        kept = policy or spec.policy
         meters: list[DefectMeter] = []
 
         def work(s: Sampling) -> Tensor:
-            memory = new_memory(s.patcher, policy or spec.policy, 1, *size, frames)
             noise = SeededNoise(seed, 1, 16, *size, device=s.noise.device)
-            meter = DefectMeter(s.model, noise, schedule.steps, spec.shift, chosen)
+            call = s.model if spec.frames_per_block else whole_clip(s)
+            meter = DefectMeter(call, noise, schedule.steps, spec.shift, chosen)
             meters.append(meter)
+            if spec.frames_per_block == 0:
+                return sample_bidirectional(meter, s.conds["positive"], noise, frames, settings)
+            memory = new_memory(s.patcher, kept, 1, *size, frames)
             prompts = PromptSchedule.of(s.conds["positive"])
             return torch.cat([b.latents for b in rollout(meter, prompts, memory, noise, frames, settings)], dim=2)
 
+        reserve = None
+        if spec.frames_per_block:
+            room = estimate_bytes(kept, memory_geometry(model, 1, *size), compute_dtype(model), frames)
+            reserve = (room if kept.residence == "device" else 0, spec.frames_per_block)
         sigmas = torch.tensor([*schedule.sigmas, 0.0])
-        sample(model, {"positive": positive}, torch.zeros(1, 16, frames, *size), sigmas, work, seed=seed)
+        sample(
+            model, {"positive": positive}, torch.zeros(1, 16, frames, *size), sigmas, work, seed=seed, reserve=reserve
+        )  # fmt: skip
         found = mean_defects(meters)
         euler = [value for (_, operator), value in found.items() if operator == "euler"]
         mean, table = sum(euler) / len(euler), defect_table({"student": found})

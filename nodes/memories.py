@@ -7,8 +7,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..salt.memory import load_memory, save_memory
-from ..salt.memory.report import as_text, lost_by_rewinding, picture, ranges
+from ..salt.memory import KVMemory, MemoryFileError, load_memory, save_memory
+from ..salt.memory.report import as_text, blended_since, lost_by_rewinding, picture, ranges
+from .bridge import memory_geometry
 from .fingerprint import fingerprint
 from .memory_bar import memory_ui
 from .sockets import ClipMemory, Memory, schema
@@ -42,6 +43,20 @@ def memory_path(name: str) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"{name}: found no such file, expected a memory saved by Save Memory in {path.parent}")
     return path
+
+
+def loaded(path: Path, model: Any) -> KVMemory:
+    """A memory file; with a MODEL, only one that it has written. Raises MemoryFileError naming the file."""
+    if model is None:
+        return load_memory(path)
+    memory = load_memory(path, fingerprint=fingerprint(model))
+    # Equal weights may be read as other heads: their number is not in the shapes.
+    found = memory.geometry
+    expected = memory_geometry(model, found.batch, found.height * 2, found.width * 2)
+    if found != expected:
+        told = [f"{g.layers} layers, {g.heads} heads of {g.head_dim}" for g in (found, expected)]
+        raise MemoryFileError(f"{path}: found a memory of {told[0]}, expected the MODEL's {told[1]}")
+    return memory
 
 
 class SaltSaveMemory(io.ComfyNode):
@@ -125,12 +140,8 @@ class SaltLoadMemory(io.ComfyNode):
     @classmethod
     def execute(cls, file: str, model: Any = None) -> io.NodeOutput:
         path = memory_path(file)
-        known = None if model is None else fingerprint(model)
         negative = negative_path(path)
-        memory = ClipMemory(
-            load_memory(path, fingerprint=known),
-            load_memory(negative, fingerprint=known) if negative.is_file() else None,
-        )
+        memory = ClipMemory(loaded(path, model), loaded(negative, model) if negative.is_file() else None)
         return io.NodeOutput(memory, ui=memory_ui(memory))
 
 
@@ -160,11 +171,11 @@ class SaltInspectMemory(io.ComfyNode):
     def execute(cls, memory: ClipMemory) -> io.NodeOutput:
         from comfy_api.latest import ui
 
-        image = picture(memory.memory)[None]
+        image, table = picture(memory.memory)[None], as_text(memory.memory)
+        if memory.negative is not None:
+            table += f"\n\nunconditional branch (cfg): as much again, {memory.negative.nbytes / 2**20:.1f} MiB"
         shown = ui.PreviewImage(image, cls=cls).as_dict()
-        return io.NodeOutput(
-            as_text(memory.memory), image, ui={**shown, "text": [as_text(memory.memory)], **memory_ui(memory)}
-        )
+        return io.NodeOutput(table, image, ui={**shown, "text": [table], **memory_ui(memory)})
 
 
 class SaltRewindMemory(io.ComfyNode):
@@ -206,12 +217,13 @@ class SaltRewindMemory(io.ComfyNode):
                 f"{memory.memory.origin} to {stands} ({stands / FRAMES_PER_SECOND:g} s), where the memory stands"
             )
         back = memory.rested()
-        lost = lost_by_rewinding(memory.memory, frame)
+        lost, mixed = lost_by_rewinding(memory.memory, frame), blended_since(memory.memory, frame)
         for branch in (back.memory, back.negative):
             if branch is not None:
                 branch.trim(frame)
         told = f"at latent frame {frame} ({frame / FRAMES_PER_SECOND:g} s)"
         told += f"; {len(lost)} latent frames forgotten by the window stay lost ({ranges(lost)})" if lost else ""
+        told += f"; the sink keeps what was blended into it since, of latent frames {ranges(mixed)}" if mixed else ""
         return io.NodeOutput(back, told, ui={"text": [told], **memory_ui(back)})
 
 

@@ -8,8 +8,10 @@ from comfy_api.latest import io
 
 from ..salt.memory import MemoryPolicy, estimate_bytes
 from ..salt.memory.policy import PRECISIONS, RESIDENCES
+from ..salt.spec import StudentSpec
 from .bridge import compute_dtype, memory_geometry
-from .sockets import Policy, schema
+from .sockets import ADVANCED, Policy, schema
+from .students import spec_of
 
 KINDS = {
     "full": "full",
@@ -75,7 +77,7 @@ class SaltMemoryPolicy(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     tooltip="blended sink: how much of the sink stays when a forgotten frame is mixed into it.",
-                    advanced=True,
+                    **ADVANCED,
                 ),
                 io.Combo.Input(
                     "precision",
@@ -112,14 +114,16 @@ class SaltMemoryPolicy(io.ComfyNode):
         if model is not None:
             size = predicted_bytes(model, policy, width, height, seconds)
             where = "main memory" if residence == "cpu" else "VRAM"
-            told = f"{policy}: {size / 1e9:.2f} GB of {where} at {width}x{height}, {seconds:g} s"
+            told = f"{policy}: {size / 1e9:.3g} GB of {where} at {width}x{height}, {seconds:g} s (with cfg, twice that)"
         return io.NodeOutput(policy, told, ui={"text": [told]})
 
 
 def predicted_bytes(model: Any, policy: MemoryPolicy, width: int, height: int, seconds: float) -> int:
-    """Bytes of a memory of one clip of `seconds` at 16 frames a second for this MODEL."""
+    """Bytes of a memory of one clip of `seconds`, rounded up to whole blocks as a rollout of this MODEL does."""
+    from ..salt.pipeline.request import Request, plan_length
+
     geometry = memory_geometry(model, 1, height // 8, width // 8)
-    frames = (int(seconds * 16) + 2) // 4 + 1
+    frames = plan_length(Request(seconds=seconds), spec_of(model) or StudentSpec()).frames
     return estimate_bytes(policy, geometry, compute_dtype(model), frames)
 
 

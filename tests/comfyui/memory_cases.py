@@ -36,9 +36,15 @@ def files():
         ours, theirs = (extend(model, m, latents, **guided)[0]["samples"] for m in (memory, loaded))
         found[name] = {"listed": listed, "path": Path(path).is_file(), "equal": torch.equal(ours, theirs)}
     again = NODES.SaltSaveMemory.execute(memory, "salt_memories/guided").args[0]
+    heads = tiny()
+    wan = PACK.bridge.wan_of(heads)
+    wan.num_heads *= 2  # equal weights, other heads
+    other_heads = refusal(NODES.SaltLoadMemory.execute, listed, heads)
+    wan.num_heads //= 2
     return found | {
         "second name differs": again != path and Path(path).is_file(),
         "other model": refusal(NODES.SaltLoadMemory.execute, listed, other),
+        "other heads": other_heads,
         "absent": NODES.SaltLoadMemory.validate_inputs("salt_memories/none.safetensors [output]"),
         "bar": NODES.SaltSaveMemory.execute(memory, "salt_memories/bar").ui["salt_memory"],
     }
@@ -52,11 +58,18 @@ def rewinding():
     a, b = NODES.SaltForkMemory.execute(back).args
     again, other = (extend(model, m, latents, seconds=0.7, seed=s)[0]["samples"] for m, s in ((a, 0), (b, 5)))
     _, windowed, _ = rollout(model, policy=policy, seconds=3.0)
+    _, blended, _ = rollout(model, policy=PACK.memory.MemoryPolicy.parse("blended:3,window:6"), seconds=3.0)
+    a_buffers, b_buffers = ([t for layer in m.memory.store.buffers for t in layer] for m in (a, b))
+    for t in a_buffers:
+        t.zero_()
+    apart = all(t.any() for t in b_buffers)
     return {
         "told": told,
         "again": error(again, latents["samples"][:, :, : again.shape[2]]),
         "other": error(other, latents["samples"][:, :, : again.shape[2]]),
         "untouched": memory.memory.next_frame,
+        "apart": apart,
+        "mixed": NODES.SaltRewindMemory.execute(blended, 3, "latent frames").args[1],
         "lost": NODES.SaltRewindMemory.execute(windowed, 6, "latent frames").args[1],
         "beyond": refusal(NODES.SaltRewindMemory.execute, memory, 100.0, "seconds"),
     }
@@ -67,7 +80,15 @@ def inspecting():
     _, memory, _ = rollout(tiny(), policy=PACK.memory.MemoryPolicy.parse("sink:3,window:6,int8"))
     node = NODES.SaltInspectMemory
     table, picture = node.execute(memory).args
-    return {"table": table, "size": list(picture.shape), "colours": len(picture.reshape(-1, 3).unique(dim=0))}
+    guided = rollout(tiny(), cfg=2.0, negative=[[torch.zeros_like(text(PROMPT)[0][0]), {}]])[1]
+    shown = node.execute(guided)
+    return {
+        "table": table,
+        "size": list(picture.shape),
+        "colours": len(picture.reshape(-1, 3).unique(dim=0)),
+        "guided": shown.args[0],
+        "ui": sorted(shown.ui),
+    }
 
 
 def policies():
@@ -76,11 +97,19 @@ def policies():
     for kind in POLICY.KINDS:
         asked = dict(kind=kind, window=6, sink=3, blend=0.8, precision="int8", residence="device")
         policy, told = POLICY.SaltMemoryPolicy.execute(**asked, model=model, width=64, height=64, seconds=2.0).args
-        memory = rollout(model, policy=policy)[1].memory
-        found[kind] = [str(policy), told, POLICY.predicted_bytes(model, policy, 64, 64, 2.0), memory.nbytes]
+        sizes = []
+        for seconds in (1.0, 2.0):  # 1 s is no whole number of blocks
+            memory = rollout(model, policy=policy, seconds=seconds)[1].memory
+            sizes.append([POLICY.predicted_bytes(model, policy, 64, 64, seconds), memory.nbytes])
+        found[kind] = [str(policy), told, sizes]
     bad = dict(kind="window", window=1, sink=0, blend=0.9, precision="model", residence="device")
     found["small"] = refusal(rollout, model, policy=POLICY.policy_of(**bad))
     return found
+
+
+def euler_mean(engine, meter) -> float:
+    values = [v for (_, operator), v in engine.mean_defects([meter]).items() if operator == "euler"]
+    return sum(values) / len(values)
 
 
 @torch.inference_mode()
@@ -97,10 +126,20 @@ def defect():
     meter = engine.DefectMeter(PACK.student.StudentModel(student), noise, steps, 5.0, triples)
     settings = PACK.rollout.RolloutSettings(PACK.schedule.Schedule.of(4))
     memory = student.new_memory(PACK.memory.MemoryPolicy(), 1, 8, 8)
-    list(PACK.rollout.rollout(meter, PACK.prompts.Conditioning(text(PROMPT)[0][0]), memory, noise, 6, settings))
-    ours = [v for (_, o), v in engine.mean_defects([meter]).items() if o == "euler"]
+    words = PACK.prompts.Conditioning(text(PROMPT)[0][0])
+    list(PACK.rollout.rollout(meter, words, memory, noise, 9, settings))
+    bidirectional = part("nodes.students").with_spec(tiny(), part("salt.spec").StudentSpec(frames_per_block=0))
+    sampling = part("salt.sample")
+    clip = engine.DefectMeter(sampling.BidirectionalModel(student), noise, steps, 5.0, triples)
+    sampling.sample_bidirectional(clip, words, noise, 7, settings)
+    whole = node.execute(bidirectional, text(PROMPT), "1000,875,750; 500,375,250", **asked).args[1]
     return {
-        "mean": mean, "engine": sum(ours) / 2, "table": table, "image": list(image.shape),
+        "mean": mean, "engine": euler_mean(engine, meter),
+        "whole": [whole, engine.defect_table({"student": engine.mean_defects([clip])})],
+        "blocks of a clip": refusal(
+            node.execute, bidirectional, text(PROMPT), "1000,875,750", **asked | {"frames_per_block": 3}
+        ),
+        "table": table, "image": list(image.shape),
         "colours": len(image.reshape(-1, 3).unique(dim=0)),
         "bad": refusal(node.execute, tiny(), text(PROMPT), "1000, 875", **asked),
         "off the list": refusal(node.execute, tiny(), text(PROMPT), "900, 875, 0", **asked),

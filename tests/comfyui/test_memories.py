@@ -12,6 +12,7 @@ def test_a_saved_memory_goes_on_like_one_that_was_not(inside):
         assert found[name]["path"] and found[name]["equal"]
     assert found["second name differs"]
     assert "fingerprint differs" in found["other model"] and "guided" in found["other model"]
+    assert "guided" in found["other heads"] and "2 heads of 128, expected the MODEL's" in found["other heads"]
     assert "none.safetensors [output]: found no such file" in found["absent"]
     assert found["bar"][0]["held"] == list(range(9)) and found["bar"][0]["bytes"] > 0
 
@@ -20,7 +21,9 @@ def test_rewound_and_forked_clips_go_their_own_ways(inside):
     found = inside(CASES, "rewinding")
     assert found["told"] == "at latent frame 6 (1.5 s)" and found["untouched"] == 9
     assert found["again"] <= 1e-4 and found["other"] > 0.1
-    assert "1 latent frames forgotten" in found["lost"] or "stay lost" in found["lost"]
+    assert found["apart"], "a branch is written and the other stays"
+    assert found["lost"].endswith("; 3 latent frames forgotten by the window stay lost (3-5)")
+    assert found["mixed"].endswith("; the sink keeps what was blended into it since, of latent frames 3-11")
     assert "to: found latent frame 400 (100 s), expected 0 to 9" in found["beyond"]
 
 
@@ -28,22 +31,29 @@ def test_inspection_shows_what_lies_where(inside):
     found = inside(CASES, "inspecting")
     assert "sink:3,window:6,int8" in found["table"] and "0-2, 6-8" in found["table"]
     assert found["table"].count("\n") >= 10
+    assert "sink 0 1 2, then 6 7 8" in found["table"] and "unconditional" not in found["table"]
     assert found["size"][2:] == [768, 3] and found["colours"] > 8
+    assert "unconditional branch (cfg): as much again" in found["guided"]
+    assert found["ui"] == ["animated", "images", "salt_memory", "text"]
 
 
 def test_predicted_room_is_the_room_that_is_taken(inside):
     found = inside(CASES, "policies")
     assert "window: found 1" in found.pop("small")
     assert len(found) == 6
-    for text, told, predicted, taken in found.values():
+    for text, told, sizes in found.values():
         assert text.endswith("int8") and text in told and "GB of VRAM" in told
-        assert predicted == taken
+        assert f"{sizes[1][0] / 1e9:.3g} GB" in told
+        assert all(predicted == taken > 0 for predicted, taken in sizes)
 
 
 def test_the_defect_is_the_engines(inside):
     found = inside(CASES, "defect")
     assert found["mean"] == pytest.approx(found["engine"], rel=1e-3) and found["mean"] > 0
     assert "| student | euler |" in found["table"] and "| student | sampler |" in found["table"]
+    node, engine = ([float(x) for line in t.splitlines()[2:] for x in line.split("|")[3:-1]] for t in found["whole"])
+    assert node == pytest.approx(engine, rel=1e-3, abs=2e-5) and len(node) == 6 and min(node) > 0
+    assert "frames_per_block: found 3 for a bidirectional student, expected 0" in found["blocks of a clip"]
     assert found["image"] == [1, 320, 640, 3] and found["colours"] > 3
     assert "found '1000, 875', expected three falling steps" in found["bad"]
     assert "triples: found t_s 900" in found["off the list"]
