@@ -34,6 +34,7 @@ test: $(STAMP)
 test-comfyui: $(STAMP)
 	@test -n "$(COMFYUI_PATH)" -a -n "$(COMFYUI_PYTHON)" || \
 		{ echo "expected COMFYUI_PATH (a checkout) and COMFYUI_PYTHON (its environment's python)"; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,dev,browser]"
 	COMFYUI_PATH="$(COMFYUI_PATH)" COMFYUI_PYTHON="$(COMFYUI_PYTHON)" \
 		$(BIN)/python -m pytest tests/comfyui $(ARGS)
 
