@@ -21,6 +21,12 @@ def at_home() -> None:
     folder_paths.set_temp_directory(str(FOLDER / "temp"))
 
 
+def schemas():
+    """Every node of these rooms as this core reads it: [id, inputs, outputs]."""
+    found = [node.GET_SCHEMA() for room in (NODES, POLICY, DIAGNOSTICS) for node in room.NODES]
+    return [[s.node_id, len(s.inputs), len(s.outputs)] for s in found]
+
+
 def files():
     """Saved, listed, loaded and gone on from, with and without guidance; what another model's memory says."""
     at_home()
@@ -146,4 +152,4 @@ def defect():
     }  # fmt: skip
 
 
-answer(files, rewinding, inspecting, policies, defect)
+answer(schemas, files, rewinding, inspecting, policies, defect)

@@ -5,6 +5,15 @@ import pytest
 CASES = "memory_cases.py"
 
 
+def test_every_node_has_a_schema_that_this_core_takes(inside):
+    found = {name: sockets for name, *sockets in inside(CASES, "schemas")}
+    assert set(found) == {
+        "SaltSaveMemory", "SaltLoadMemory", "SaltInspectMemory", "SaltRewindMemory", "SaltForkMemory",
+        "SaltMemoryPolicy", "SaltSemigroupDefect",
+    }  # fmt: skip
+    assert found["SaltMemoryPolicy"] == [10, 2] and found["SaltForkMemory"] == [1, 2]
+
+
 def test_a_saved_memory_goes_on_like_one_that_was_not(inside):
     found = inside(CASES, "files")
     for name in ("plain", "guided"):
