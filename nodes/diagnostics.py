@@ -87,7 +87,7 @@ class SaltSemigroupDefect(io.ComfyNode):
             search_aliases=["consistency", "self-consistency", "diagnose student", "semigroup"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="An autoregressive student."),
+                io.Model.Input("model", tooltip="A student, autoregressive or bidirectional."),
                 io.Conditioning.Input("positive", tooltip="A prompt."),
                 io.String.Input(
                     "triples",
