@@ -8,7 +8,7 @@ in one forward), and `salt.memory.MemoryPass` (rollouts).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -79,6 +79,31 @@ class BlockCausal:
         return [slice(0, sink * self.tokens), slice(recent * self.tokens, start * self.tokens)]
 
 
+@dataclass
+class Context:
+    """What cross-attention reads: embedded text and image tokens, [B, N, dim] each, filled by the first forward.
+
+    keep: each layer's keys and values are worked out once and kept, for as long as this object is passed in.
+    """
+
+    text: Tensor = field(default_factory=lambda: torch.empty(0))
+    image: Tensor | None = None
+    keep: bool = False
+    _layers: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+
+    @property
+    def empty(self) -> bool:
+        return self.text.numel() == 0
+
+    def layer(self, index: int, make: Callable[[], list[tuple[Tensor, Tensor]]]) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of one layer, made or kept."""
+        if not self.keep:
+            return make()
+        if index not in self._layers:
+            self._layers[index] = make()
+        return self._layers[index]
+
+
 class SelfAttention:
     """diffusers attention processor of one layer's self-attention; what it sees is the `scope` it is called with."""
 
@@ -102,29 +127,37 @@ class SelfAttention:
 
 
 class CrossAttention:
-    """diffusers attention processor of cross-attention to text, and to `image_tokens` image tokens before it (I2V)."""
+    """diffusers attention processor of one layer's cross-attention, to text and before it image tokens (I2V)."""
 
     _attention_backend = None
     _parallel_config = None
 
-    def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, *unused: None, image_tokens: int = 0
-    ) -> Tensor:
-        image, text = encoder_hidden_states[:, :image_tokens], encoder_hidden_states[:, image_tokens:]
+    def __init__(self, layer: int) -> None:
+        self.layer = layer
+
+    def __call__(self, attn: Any, hidden_states: Tensor, context: Context, *unused: None) -> Tensor:
+        q = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+        parts = context.layer(self.layer, lambda: self._keys_and_values(attn, context))
+        out = self._dispatch(q, *parts[0]).flatten(2, 3)
+        for k, v in parts[1:]:
+            out = out + self._dispatch(q, k, v).flatten(2, 3)
+        return attn.to_out[1](attn.to_out[0](out.type_as(hidden_states)))
+
+    def _keys_and_values(self, attn: Any, context: Context) -> list[tuple[Tensor, Tensor]]:
+        """Of the text, and of the image where there is one; each [B, N, heads, head_dim]."""
+        text = context.text
         if attn.fused_projections:
             k, v = attn.to_kv(text).chunk(2, dim=-1)
         else:
             k, v = attn.to_k(text), attn.to_v(text)
-        q = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
-        out = self._dispatch(attn, q, attn.norm_k(k), v)
-        if image_tokens:
+        parts = [(attn.norm_k(k), v)]
+        if context.image is not None:
             if attn.fused_projections:
-                k, v = attn.to_added_kv(image).chunk(2, dim=-1)
+                k, v = attn.to_added_kv(context.image).chunk(2, dim=-1)
             else:
-                k, v = attn.add_k_proj(image), attn.add_v_proj(image)
-            out = out + self._dispatch(attn, q, attn.norm_added_k(k), v)
-        return attn.to_out[1](attn.to_out[0](out.type_as(hidden_states)))
+                k, v = attn.add_k_proj(context.image), attn.add_v_proj(context.image)
+            parts.append((attn.norm_added_k(k), v))
+        return [(k.unflatten(2, (attn.heads, -1)), v.unflatten(2, (attn.heads, -1))) for k, v in parts]
 
-    def _dispatch(self, attn: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        k, v = k.unflatten(2, (attn.heads, -1)), v.unflatten(2, (attn.heads, -1))
-        return dispatch_attention_fn(q, k, v, backend=self._attention_backend).flatten(2, 3)
+    def _dispatch(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return dispatch_attention_fn(q, k, v, backend=self._attention_backend)

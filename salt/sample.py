@@ -12,6 +12,7 @@ from .noise import NoiseSource
 from .prompts import Conditioning
 from .rollout import RolloutSettings, Step
 from .schedule import NUM_TRAIN_TIMESTEPS, add_noise, euler, flow_to_x0
+from .student import Contexts
 
 
 class ClipModel(Protocol):
@@ -25,11 +26,13 @@ class BidirectionalModel:
 
     def __init__(self, student: torch.nn.Module) -> None:
         self.student = student
+        self.contexts = Contexts()
 
     def __call__(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         if conditioning.channels is not None:
             x = torch.cat([x, conditioning.channels.to(x)], dim=1)
-        (flow,) = self.student(x, t, conditioning.text, conditioning.image, return_dict=False)
+        context = self.contexts.of(conditioning)
+        (flow,) = self.student(x, t, conditioning.text, conditioning.image, return_dict=False, context=context)
         return flow
 
 

@@ -19,7 +19,7 @@ from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from diffusers.utils import apply_lora_scale
 from torch import Tensor
 
-from .attention import Bidirectional, BlockCausal, CrossAttention, Scope, SelfAttention
+from .attention import Bidirectional, BlockCausal, Context, CrossAttention, Scope, SelfAttention
 from .memory import KVMemory, MemoryGeometry, MemoryPass, MemoryPolicy
 from .prompts import Conditioning
 from .rope import rotary_table, wide
@@ -37,7 +37,7 @@ class SaltTransformerBlock(WanTransformerBlock):
     """Wan's block with modulation per frame: temb is [B, F, 6, dim], or [B, 1, 6, dim] for one timestep per clip."""
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, hidden_states: Tensor, encoder_hidden_states: Tensor, temb: Tensor, scope: Scope, image_tokens: int = 0
+        self, hidden_states: Tensor, context: Context, temb: Tensor, scope: Scope
     ) -> Tensor:
         modulation = self.scale_shift_table.unsqueeze(0) + wide(temb)  # [B, F, 6, dim]
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation.unsqueeze(3).unbind(2)  # each [B, F, 1, dim]
@@ -50,7 +50,7 @@ class SaltTransformerBlock(WanTransformerBlock):
         normed = (by_frame(self.norm1(wide(x))) * (1 + scale) + shift).flatten(1, 2).type_as(x)
         x = (by_frame(x) + by_frame(self.attn1(normed, scope=scope)) * gate).flatten(1, 2).type_as(x)
         normed = self.norm2(wide(x)).type_as(x)
-        x = x + self.attn2(normed, encoder_hidden_states, image_tokens=image_tokens)
+        x = x + self.attn2(normed, context)
         normed = (by_frame(self.norm3(wide(x))) * (1 + ffn_scale) + ffn_shift).flatten(1, 2).type_as(x)
         return (by_frame(x) + by_frame(self.ffn(normed)) * ffn_gate).flatten(1, 2).type_as(x)
 
@@ -93,7 +93,7 @@ class SaltTransformer3DModel(WanTransformer3DModel):
             # The parent has built the parameters; only the block's arithmetic is ours.
             block.__class__ = SaltTransformerBlock
             block.attn1.set_processor(SelfAttention(layer))
-            block.attn2.set_processor(CrossAttention())
+            block.attn2.set_processor(CrossAttention(layer))
 
     @apply_lora_scale("attention_kwargs")
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -107,6 +107,7 @@ class SaltTransformer3DModel(WanTransformer3DModel):
         *,
         scope: Scope | None = None,
         hidden_after: int | None = None,
+        context: Context | None = None,
     ) -> StudentOutput | tuple[Tensor, ...]:
         """Flow of a latent clip or block.
 
@@ -115,16 +116,16 @@ class SaltTransformer3DModel(WanTransformer3DModel):
         encoder_hidden_states: text [B, L, text_dim]; encoder_hidden_states_image: [B, N, image_dim] (I2V).
         scope: a `MemoryPass` for rollouts, a `BlockCausal` for whole clips in training, None for bidirectional.
         hidden_after: also return the tokens after this transformer block (0-based).
+        context: what an earlier call has made of the same embeddings, or an empty one for this call to fill.
         Errors: ValueError when the input does not fit the memory or the block index does not exist.
         """
-        x, temb, timestep_proj, context, image_tokens, scope = self._embed(
-            hidden_states, timestep, encoder_hidden_states, encoder_hidden_states_image, scope
-        )
+        x, temb, timestep_proj, scope = self._embed(hidden_states, timestep, encoder_hidden_states, scope)
+        context = self._fill(context, encoder_hidden_states, encoder_hidden_states_image)
         if hidden_after is not None:
             self._check_layer(hidden_after)
         hidden = None
         for layer, block in enumerate(self.blocks):
-            x = self._run(block, x, context, timestep_proj, scope, image_tokens)
+            x = self._run(block, x, context, timestep_proj, scope)
             if layer == hidden_after:
                 hidden = x
         sample = self._head(x, temb, hidden_states)
@@ -137,38 +138,44 @@ class SaltTransformer3DModel(WanTransformer3DModel):
     ) -> Tensor:
         """Tokens [B, S, dim] after block `after_block` (0-based) of the bidirectional model; stops there."""
         self._check_layer(after_block)
-        image = embeds.get("encoder_hidden_states_image")
-        x, _, timestep_proj, context, image_tokens, scope = self._embed(
-            hidden_states, timestep, encoder_hidden_states, image, None
-        )
+        x, _, timestep_proj, scope = self._embed(hidden_states, timestep, encoder_hidden_states, None)
+        context = self._fill(None, encoder_hidden_states, embeds.get("encoder_hidden_states_image"))
         for block in self.blocks[: after_block + 1]:
-            x = self._run(block, x, context, timestep_proj, scope, image_tokens)
+            x = self._run(block, x, context, timestep_proj, scope)
         return x
 
     def _check_layer(self, layer: int) -> None:
         if not 0 <= layer < len(self.blocks):
             raise ValueError(f"hidden_after: found block {layer}, expected 0 to {len(self.blocks) - 1}")
 
-    def _run(self, block: Any, x: Tensor, context: Tensor, temb: Tensor, scope: Scope, image_tokens: int) -> Tensor:
+    def _run(self, block: Any, x: Tensor, context: Context, temb: Tensor, scope: Scope) -> Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
-            return cast(Any, self._gradient_checkpointing_func)(block, x, context, temb, scope, image_tokens)
-        return block(x, context, temb, scope, image_tokens)
+            return cast(Any, self._gradient_checkpointing_func)(block, x, context, temb, scope)
+        return block(x, context, temb, scope)
 
     def _embed(
-        self, x_BCFHW: Tensor, timestep: Tensor, text: Tensor, image: Tensor | None, scope: Scope | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, int, Scope]:
+        self, x_BCFHW: Tensor, timestep: Tensor, text: Tensor, scope: Scope | None
+    ) -> tuple[Tensor, Tensor, Tensor, Scope]:
+        """Tokens [B, S, dim], time embedding [B, F or 1, dim], modulation [B, F or 1, 6, dim] and a scope."""
         batch, _, frames, height, width = x_BCFHW.shape
         _, p_h, p_w = self.config.patch_size
         grid = (frames, height // p_h, width // p_w)
         ready: Scope = self._ready(scope, batch, *grid, x_BCFHW.device)  # pyright: ignore[reportCallIssue]
         tokens = self.patch_embedding(x_BCFHW).flatten(2).transpose(1, 2).contiguous()
         per_frame = timestep if timestep.ndim == 2 else timestep[:, None]  # [B, F] or [B, 1]
-        temb, timestep_proj, text, image = self.condition_embedder(
-            per_frame.flatten(), text, image, timestep_seq_len=per_frame.shape[1]
-        )
-        context = text if image is None else torch.cat([image, text], dim=1)
-        image_tokens = 0 if image is None else image.shape[1]
-        return tokens, temb, timestep_proj.unflatten(2, (6, -1)), context, image_tokens, ready
+        embedder: Any = self.condition_embedder
+        waves = embedder.timesteps_proj(per_frame.flatten()).unflatten(0, per_frame.shape)
+        temb = embedder.time_embedder(waves.to(next(embedder.time_embedder.parameters()).dtype)).type_as(text)
+        return tokens, temb, embedder.time_proj(embedder.act_fn(temb)).unflatten(2, (6, -1)), ready
+
+    def _fill(self, context: Context | None, text: Tensor, image: Tensor | None) -> Context:
+        """The context as given, or made of the embeddings."""
+        context = Context() if context is None else context
+        if context.empty:
+            embedder: Any = self.condition_embedder
+            context.text = embedder.text_embedder(text)
+            context.image = None if image is None else embedder.image_embedder(image)
+        return context
 
     @torch.compiler.disable
     def _ready(
@@ -221,20 +228,43 @@ class SaltTransformer3DModel(WanTransformer3DModel):
         return BlockCausal(rotary, tuple(blocks), geometry.tokens, clean_context, policy.sink, policy.window)
 
 
+class Contexts:
+    """What a model has made of the latest prompts. Not while gradients are wanted, which flow through the making."""
+
+    def __init__(self, kept: int = 4) -> None:
+        self.kept = kept
+        self._known: list[tuple[Conditioning, Context]] = []
+
+    def of(self, conditioning: Conditioning) -> Context | None:
+        """The context kept for this very conditioning, or a new one to be filled; None where gradients are wanted."""
+        if torch.is_grad_enabled():
+            return None
+        for known, context in self._known:
+            if known is conditioning:
+                return context
+        context = Context(keep=True)
+        self._known = [(conditioning, context), *self._known][: self.kept]
+        return context
+
+
 class StudentModel:
-    """A student as the rollout's model callable: conditioning in, flow out.
+    """A student as the rollout's model callable: conditioning in, flow out. For as long as its weights stay the same.
 
     Channels of the condition (I2V) cover the whole clip; the frames of this forward are cut out of them.
     """
 
     def __init__(self, student: torch.nn.Module) -> None:
         self.student = student
+        self.contexts = Contexts()
 
     def __call__(self, x: Tensor, t: Tensor, memory: MemoryPass, conditioning: Conditioning) -> Tensor:
         if conditioning.channels is not None:
             here = slice(memory.start_frame, memory.start_frame + x.shape[2])
             x = torch.cat([x, conditioning.channels[:, :, here]], dim=1)
-        (flow,) = self.student(x, t, conditioning.text, conditioning.image, return_dict=False, scope=memory)
+        context = self.contexts.of(conditioning)
+        (flow,) = self.student(
+            x, t, conditioning.text, conditioning.image, return_dict=False, scope=memory, context=context
+        )
         return flow
 
 
