@@ -33,6 +33,7 @@ from train.shapes.world import random_scenes
 from train.tiny.common import Run, placed, seeded, update_ema, warmup_cosine
 from train.tiny.latents import Latents
 from train.tiny.parallel import average_gradients, rank, world
+from train.tiny.quick import Quick
 from train.tiny.teacher import PROMPT_DROPOUT, ClipPhase, draw_sigmas, matrix_optimizer, phase_at
 
 BLOCK = 3
@@ -72,14 +73,14 @@ class RolloutTraining:
 
 
 def forcing_forward(
-    model: SaltTransformer3DModel, past: Tensor, noisy: Tensor, sigma_BF: Tensor, text: Tensor
+    model: SaltTransformer3DModel | Quick, past: Tensor, noisy: Tensor, sigma_BF: Tensor, text: Tensor
 ) -> Tensor:
     """Flow of every noisy block given the clean blocks before it; past and noisy [B, 16, F, H, W]."""
     blocks = [BLOCK] * (noisy.shape[2] // BLOCK)
     return causal_flow(model, noisy, sigma_BF, Conditioning(text), blocks, MEMORY, past)
 
 
-def forcing_loss(model: SaltTransformer3DModel, x0: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
+def forcing_loss(model: SaltTransformer3DModel | Quick, x0: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
     """Flow matching with one sigma per block, against a past that for half the clips is slightly noisy.
 
     The first block counts FIRST_BLOCK times: it has no past to copy from, and what it misses stays missing.
@@ -104,11 +105,13 @@ def train_forcing(
     phases: tuple[ClipPhase, ...] = FORCING,
     seed: int = 3,
     device: str = "cpu",
+    compiled: bool = False,
 ) -> None:
-    """Stage one; begins from the teacher's weights and leaves averaged ones in `final/`."""
+    """Stage one; begins from the teacher's weights and leaves averaged ones in `final/`. compiled: see `quick`."""
     run = Run(folder)
     data = Latents(latents_folder)
     model = placed(SaltTransformer3DModel.from_pretrained(teacher_folder), device)
+    net = Quick(model) if compiled else model
     optimizer = matrix_optimizer(model)
     ema = {name: value.detach().clone().float() for name, value in model.state_dict().items()}
     state, step = run.load(), 0
@@ -125,7 +128,7 @@ def train_forcing(
         generator = seeded(seed, step * world() + rank())
         x0, text = data.batch(max(phase.batch // world(), 1), phase.frames, generator, PROMPT_DROPOUT)
         with torch.autocast(device, torch.bfloat16):
-            loss = forcing_loss(model, x0.to(device), text.to(device), generator)
+            loss = forcing_loss(net, x0.to(device), text.to(device), generator)
         optimizer.zero_grad()
         loss.backward()
         average_gradients(model)

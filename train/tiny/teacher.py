@@ -19,6 +19,7 @@ from train.tiny.common import Run, placed, seeded, update_ema, warmup_cosine
 from train.tiny.latents import Latents
 from train.tiny.muon import Muon
 from train.tiny.parallel import average_gradients, rank, world
+from train.tiny.quick import Quick
 
 UNIFORM_SHARE = 0.3  # clips whose sigma is uniform instead of warped
 PROMPT_DROPOUT = 0.1
@@ -86,7 +87,7 @@ def draw_sigmas(count: int, generator: torch.Generator, uniform_share: float = U
     return torch.where(torch.rand(count, generator=generator) < uniform_share, u, warp(1000 * u))
 
 
-def flow_matching_loss(model: nn.Module, x0: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
+def flow_matching_loss(model: Callable[..., Any], x0: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
     """mean((v(x_t, sigma) - (eps - x0))^2) at one sigma per clip."""
     sigma = draw_sigmas(x0.shape[0], generator).to(x0.device)
     noise = torch.randn(x0.shape, generator=generator).to(x0.device)
@@ -120,12 +121,22 @@ def guided_flow(model: Callable[..., Any], x: Tensor, sigma: float | Tensor, tex
 
 
 def train_teacher(
-    folder: Path, latents_folder: Path, phases: tuple[ClipPhase, ...] = FULL, seed: int = 2, device: str = "cpu"
+    folder: Path,
+    latents_folder: Path,
+    phases: tuple[ClipPhase, ...] = FULL,
+    seed: int = 2,
+    device: str = "cpu",
+    start: Path | None = None,
+    compiled: bool = False,
 ) -> None:
-    """Train or go on training; leaves the averaged weights in `final/`. Workers share the batch between them."""
+    """Train or go on training; leaves the averaged weights in `final/`. Workers share the batch between them.
+
+    start: a folder of weights to begin from. compiled: see `train.tiny.quick`.
+    """
     run = Run(folder)
     data = Latents(latents_folder)
-    model = placed(new_transformer(seed), device)
+    model = placed(SaltTransformer3DModel.from_pretrained(start) if start else new_transformer(seed), device)
+    net = Quick(model) if compiled else model
     optimizer = matrix_optimizer(model)
     ema = {name: value.detach().clone().float() for name, value in model.state_dict().items()}
     state, step = run.load(), 0
@@ -142,7 +153,7 @@ def train_teacher(
         generator = seeded(seed, step * world() + rank())
         x0, text = data.batch(phase.batch // world(), phase.frames, generator, PROMPT_DROPOUT)
         with torch.autocast(device, torch.bfloat16):
-            loss = flow_matching_loss(model, x0.to(device), text.to(device), generator)
+            loss = flow_matching_loss(net, x0.to(device), text.to(device), generator)
         optimizer.zero_grad()
         loss.backward()
         average_gradients(model)
