@@ -55,7 +55,8 @@ class Distiller(Trainer):
         teacher, offload = build_teacher(recipe), recipe.models.offload
         if not offload:
             torch.nn.Module.to(teacher, self.device)
-        self.teacher = Called(Wrapped(teacher, "single" if offload else mode, self.bf16), self.device, offload)
+        wrapped = Wrapped(teacher, "single" if offload else mode, self.bf16, compiled=recipe.optimisation.compile)
+        self.teacher = Called(wrapped, self.device, offload)
 
     def update(self, update: int) -> dict[str, float]:
         """One generator update after its critic updates; mean losses over the global batch."""

@@ -27,6 +27,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from torch.nn.parallel import DistributedDataParallel
 
 Mode = Literal["single", "ddp", "fsdp"]
+RECOMPILE_LIMIT = 64
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -54,8 +55,14 @@ class Root(nn.Module):
 class Wrapped:
     """A model of the run: call it with a function of the model and its arguments."""
 
-    def __init__(self, model: Any, mode: Mode, bf16: bool = False, offload: bool = False) -> None:
+    def __init__(
+        self, model: Any, mode: Mode, bf16: bool = False, offload: bool = False, compiled: bool = False
+    ) -> None:
         self.mode, self.bf16 = mode, bf16
+        if compiled:
+            # One graph a block and shape: with and without gradient, of one block of frames and of a whole clip.
+            torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+            model.compile_repeated_blocks(dynamic=False)
         root = Root(model)
         if mode == "fsdp":
             _shard(model, root, bf16, offload)

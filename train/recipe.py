@@ -131,7 +131,8 @@ class Starting:
 @dataclass(frozen=True)
 class Optimisation:
     """batch: clips per update over all processes. micro_batch: clips per forward in one process. updates: of the
-    student, in distillation each after `critic_per_generator` critic updates. ema_start counts student updates."""
+    student, in distillation each after `critic_per_generator` critic updates. ema_start counts student updates.
+    compile: transformer blocks go through `torch.compile`, which takes minutes at the start of a run."""
 
     batch: int = 64
     micro_batch: int = 1
@@ -147,6 +148,7 @@ class Optimisation:
     ema_start: int = 200
     optimizer: Literal["adamw", "fused", "8bit"] = "adamw"
     precision: Literal["no", "bf16"] = "bf16"
+    compile: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ built from these notes. Nothing of the loop exists twice.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +45,20 @@ class Exits:
         return torch.cat(self.direct, 2), torch.cat(self.composed, 2)
 
 
+@contextmanager
+def cast_weights_kept(kept: bool) -> Iterator[None]:
+    """Whether autocast keeps the weights it casts from one forward to the next, until the run's wrapper is left.
+
+    Without gradient it may; what it kept then would cut the gradient of a forward that wants one.
+    """
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(kept)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
 class ExitCall:
     """The student's call, noting exits. `first` is the latent frame from which gradient is wanted; None: nowhere."""
 
@@ -58,7 +74,7 @@ class ExitCall:
         if not at_exit:
             return self.call(x, t, *memory_and_conditioning)
         with_gradient = self.first is not None and start >= self.first
-        with torch.set_grad_enabled(with_gradient):
+        with torch.set_grad_enabled(with_gradient), cast_weights_kept(not with_gradient):
             flow = self.call(x, t, *memory_and_conditioning)
         self.exits.inputs.append(x)
         self.exits.flows.append(flow)
@@ -71,7 +87,8 @@ class ExitCall:
         loss = self.recipe.loss
         by_sampler = loss.semigroup_operator == "sampler"
         sigma_s, sigma_m = triple.start / NUM_TRAIN_TIMESTEPS, triple.middle / NUM_TRAIN_TIMESTEPS
-        with torch.set_grad_enabled(not loss.semigroup_stop_gradient):
+        graded = not loss.semigroup_stop_gradient
+        with torch.set_grad_enabled(graded), cast_weights_kept(not graded):
             v_s = flow.detach() if loss.semigroup_stop_gradient else flow
             if by_sampler:
                 x_m = add_noise(flow_to_x0(x, v_s, sigma_s), self.renoise(start, x.shape[2], -1), sigma_m)
@@ -118,6 +135,7 @@ def settings_of(
 
 
 @torch.no_grad()
+@cast_weights_kept(True)
 def play(
     call: Any, student: Any, conditioning: Conditioning, recipe: Recipe, settings: RolloutSettings, noise: NoiseSource,
     negative: Conditioning | None = None,

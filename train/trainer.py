@@ -77,7 +77,7 @@ class Trainer(ABC):
         return self.recipe.optimisation.precision == "bf16"
 
     def learner(self, model: SaltTransformer3DModel, mode: Mode, lr: float) -> Learner:
-        wrapped = Wrapped(model, mode, self.bf16)
+        wrapped = Wrapped(model, mode, self.bf16, compiled=self.recipe.optimisation.compile)
         return Learner(wrapped, make_optimizer(wrapped.parameters(), self.recipe, lr), lr)
 
     def run(self, on_update: Callable[[int], dict[str, float]] | None = None) -> int:

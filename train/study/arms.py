@@ -11,7 +11,13 @@ from dataclasses import dataclass
 MIXED = "rollout.share={8: 0.4, 4: 0.4, 2: 0.2}"
 EIGHT = "rollout.share={8: 1.0}"
 SC = "loss.semigroup=0.2"
-WHOLE = ("models.student=train/assets/tiny_teacher", "rollout.kind=bidirectional")
+# Of every arm: sized for two cores, in four blocks, which is what the longest window holds.
+COMMON = (
+    "models.student=train/assets/tiny_start", "rollout.frames=12", "optimisation.batch=8", "optimisation.micro_batch=8",
+    "optimisation.critic_per_generator=3", "optimisation.updates=150", "optimisation.precision=bf16",
+    "optimisation.compile=true", "run.save_every=25", "run.sample_every=0",
+)  # fmt: skip
+WHOLE = ("models.student=train/assets/tiny_teacher", "rollout.kind=bidirectional", "rollout.frames=21")
 ALIGN = ("loss.align_block=2", "loss.align_start=10")
 RELEASE = ("loss.align=release", *ALIGN)
 PAPER = ("loss.align=paper", *ALIGN)

@@ -19,7 +19,7 @@ from train.checks import check_recipe
 from train.distill import distill
 from train.publish import recipe_hash
 from train.recipe import Recipe, load_recipe
-from train.study.arms import ARMS, Arm, arms_named
+from train.study.arms import ARMS, COMMON, Arm, arms_named
 from train.study.scores import score_student
 
 SCORES = "study.json"
@@ -28,7 +28,7 @@ COLUMNS = ("passed", "semantics", "quality", "motion")
 
 def recipe_of(arm: Arm, seed: int, out: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The arm's recipe for one seed. overrides: of the whole study (length, batch), the same for every arm."""
-    recipe = load_recipe("tiny", [*arm.overrides, *overrides])
+    recipe = load_recipe("tiny", [*COMMON, *arm.overrides, *overrides])
     run = replace(recipe.run, out=str(out / arm.name / f"seed-{seed}"), seed=seed, tracker="none")
     return replace(recipe, name=arm.name, run=run)
 

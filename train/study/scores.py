@@ -43,11 +43,12 @@ def measured(scores: list[ClipScore]) -> dict[str, float]:
 def score_student(path: Path, vae: Path, prompts: int = len(PROMPTS), device: str = "cpu") -> dict[str, Any]:
     """All scores of an exported student, as plain numbers by `NFE / memory / latent frames`, and its defects.
 
-    prompts: of ShapeBench's list, held-out ones first; long clips take a quarter of them.
+    prompts: of ShapeBench's list, held-out ones first; every second with a window as well, every eighth for long clips.
+    Pictures are decoded in bfloat16, which moves a pixel by 0.0015 of 2 on average.
     """
     spec = read_checkpoint(path).spec or StudentSpec()
     student = load_student(path, dtype=torch.float32, device=device)
-    decoder = load_vae(vae, device)
+    decoder = load_vae(vae, device, torch.bfloat16)
     memories = {"full": MemoryPolicy(), "sink+window": WINDOW} if spec.frames_per_block else {"none": spec.policy}
     if spec.policy.relative:
         memories = {"relative": spec.policy}
@@ -55,7 +56,8 @@ def score_student(path: Path, vae: Path, prompts: int = len(PROMPTS), device: st
     for steps in STEPS:
         for name, policy in memories.items():
             for frames in (SHORT, LONG) if spec.frames_per_block else (SHORT,):
-                scenes = PROMPTS[: prompts if frames == SHORT else max(prompts // 4, 1)]
+                share = 8 if frames == LONG else 2 if name == "sink+window" else 1
+                scenes = PROMPTS[:prompts][::share]
                 playing = StudentSpec(spec.frames_per_block, spec.steps, spec.shift, policy)
                 scores = score_model(student, decoder, steps, scenes, frames, seed=SEED, spec=playing)
                 found[f"{steps} / {name} / {frames}"] = measured(scores)

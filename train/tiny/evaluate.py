@@ -31,9 +31,9 @@ SPEC = StudentSpec()  # of a student that does not say
 SEED = 2000  # of reported tables; salt-tiny's weights were chosen among candidates on 1000
 
 
-def load_vae(folder: Path, device: str = "cpu") -> AutoencoderKLWan:
-    """The VAE of a diffusers folder in fp32, laid out for speed, frozen."""
-    vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=torch.float32)
+def load_vae(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> AutoencoderKLWan:
+    """The VAE of a diffusers folder, laid out for speed, frozen."""
+    vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=dtype)
     return placed(channels_last(vae), device).requires_grad_(False)
 
 
@@ -45,7 +45,7 @@ def _transformer(path: Path, device: str) -> SaltTransformer3DModel:
 def decode_latents(vae: AutoencoderKLWan, latents_BCFHW: Tensor) -> Tensor:
     """Normalised latents to pixels [B, 3, 4F-3, 64, 64] in [-1, 1]."""
     mean, std = (s.to(latents_BCFHW) for s in wan_statistics(vae))
-    return decode(vae, latents_BCFHW * std + mean).clamp(-1, 1)
+    return decode(vae, (latents_BCFHW * std + mean).to(vae.dtype)).float().clamp(-1, 1)
 
 
 @torch.no_grad()
