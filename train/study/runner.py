@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from salt.files import replacing
@@ -19,11 +18,9 @@ from train.checks import check_recipe
 from train.distill import distill
 from train.publish import recipe_hash
 from train.recipe import Recipe, load_recipe
-from train.study.arms import ARMS, COMMON, Arm, arms_named
+from train.study.arms import COMMON, Arm, arms_named
+from train.study.report import SCORES, finished, picture, plot, table
 from train.study.scores import score_student
-
-SCORES = "study.json"
-COLUMNS = ("passed", "semantics", "quality", "motion")
 
 
 def recipe_of(arm: Arm, seed: int, out: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -42,44 +39,13 @@ def run_arm(arm: Arm, seed: int, out: Path, overrides: Sequence[str], prompts: i
     check_recipe(recipe)
     began = time.perf_counter()
     student = distill(recipe, "single")
-    trained = time.perf_counter() - began
     found = score_student(student, Path(recipe.models.vae), prompts)
     facts = {"arm": arm.name, "seed": seed, "recipe": recipe_hash(replace(recipe, run=replace(recipe.run, seed=0)))}
-    timed = {"updates": recipe.optimisation.updates, "seconds of this call": trained, "prompts": prompts}
+    minutes = (time.perf_counter() - began) / 60
+    timed = {"updates": recipe.optimisation.updates, "minutes": round(minutes, 1), "prompts": prompts}
     with replacing(path) as partial:
         partial.write_text(json.dumps({**facts, **timed, **found}, indent=1) + "\n")
     return json.loads(path.read_text())
-
-
-def finished(out: Path) -> dict[str, list[dict[str, Any]]]:
-    """Scores of every arm that has any, seeds in order."""
-    found = {a.name: [json.loads(p.read_text()) for p in sorted(out.glob(f"{a.name}/seed-*/{SCORES}"))] for a in ARMS}
-    return {name: runs for name, runs in found.items() if runs}
-
-
-def table(out: Path) -> str:
-    """Markdown: a line per arm and setting, means over seeds and how far apart the seeds lie."""
-    lines = [
-        f"| arm | NFE / memory / latent frames | {' | '.join(COLUMNS)} | defect, euler | defect, sampler | seeds | "
-        f"recipe |",
-        "|" + "---|" * (len(COLUMNS) + 6),
-    ]
-    for name, runs in finished(out).items():
-        about = next(a.about for a in ARMS if a.name == name)
-        defects = [spread([r["defect"][o] for r in runs], 4) for o in ("euler", "sampler")]
-        for setting in runs[0]["scores"]:
-            values = [spread([r["scores"][setting][c] for r in runs], 2) for c in COLUMNS]
-            lines.append(
-                f"| {about} | {setting} | {' | '.join(values)} | {' | '.join(defects)} | {len(runs)} | "
-                f"{runs[0]['recipe']} |"
-            )
-    return "\n".join(lines)
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """The mean, and half the distance between the extremes where there are several."""
-    half = (max(values) - min(values)) / 2
-    return f"{fmean(values):.{digits}f}" + (f" ± {half:.{digits}f}" if len(values) > 1 else "")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -88,9 +54,19 @@ def run(arguments: argparse.Namespace) -> None:
         for seed in arguments.seeds:
             print(f"{arm.name}, seed {seed}: {arm.about}", flush=True)
             run_arm(arm, seed, arguments.out, arguments.overrides, arguments.prompts)
-            with replacing(arguments.out / "table.md") as partial:
-                partial.write_text(table(arguments.out) + "\n")
+    report(arguments.out)
     print(table(arguments.out))
+
+
+def report(out: Path) -> None:
+    """The table and the plots of what is scored, and the pictures of the students that are still there."""
+    with replacing(out / "table.md") as partial:
+        partial.write_text(table(out) + "\n")
+    plot(out, out / "scores.png")
+    students = {name: out / name / "seed-0" / "export" / f"{name}.safetensors" for name in finished(out)}
+    present = {name: path for name, path in students.items() if path.exists()}
+    if present:
+        picture(present, Path(load_recipe("tiny").models.vae), out / "pictures.jpg")
 
 
 def add_reproduce(commands: argparse._SubParsersAction) -> None:

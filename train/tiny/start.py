@@ -26,7 +26,7 @@ BATCH = 16
 
 
 def start_recipe(forced: Path, clips: Path, count: int) -> Recipe:
-    """`tiny_ode`, its causal teacher `forced` making `count` clips in `clips`, at the four steps of a 4-step student."""
+    """`tiny_ode` with `forced` as its causal teacher and `count` clips in `clips`, at the steps of a 4-step student."""
     return load_recipe(
         "tiny_ode",
         [

@@ -1,0 +1,114 @@
+"""What the study found, for a reader: the table, the plots, and the same prompts and seeds painted by every arm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import imageio.v3 as iio
+import torch
+from torch import Tensor
+
+from salt.checkpoints import load_student, read_checkpoint
+from salt.defect import OPERATORS
+from salt.spec import StudentSpec
+from salt.words import WordEmbedder
+from train.samples import grid
+from train.study.arms import ARMS
+from train.tiny.evaluate import PROMPTS, decode_latents, load_vae, student_clips
+
+SCORES = "study.json"
+COLUMNS = ("passed", "semantics", "quality", "motion")
+SHOWN = (0, 30, 14, 44)  # prompts of the picture grid: two held out, two not
+PICTURE_SEED = 6000
+
+Row = dict[str, Any]
+
+
+def finished(out: Path) -> dict[str, list[Row]]:
+    """Scores of every arm that has any, seeds in order."""
+    found = {a.name: [json.loads(p.read_text()) for p in sorted(out.glob(f"{a.name}/seed-*/{SCORES}"))] for a in ARMS}
+    return {name: rows for name, rows in found.items() if rows}
+
+
+def table(out: Path) -> str:
+    """Markdown: a line per arm and setting, means over seeds and how far apart the seeds lie."""
+    lines = [
+        f"| arm | NFE / memory / latent frames | {' | '.join(COLUMNS)} | defect, euler | defect, sampler | seeds | "
+        "recipe | minutes |",
+        "|" + "---|" * (len(COLUMNS) + 7),
+    ]
+    for name, rows in finished(out).items():
+        about = next(a.about for a in ARMS if a.name == name)
+        defects = [spread([r["defect"][o] for r in rows], 4) for o in OPERATORS]
+        minutes = f"{fmean(r['minutes'] for r in rows):.1f}"
+        for setting in rows[0]["scores"]:
+            values = [spread([r["scores"][setting][c] for r in rows], 2) for c in COLUMNS]
+            lines.append(
+                f"| {about} | {setting} | {' | '.join(values)} | {' | '.join(defects)} | {len(rows)} | "
+                f"{rows[0]['recipe']} | {minutes} |"
+            )
+    return "\n".join(lines)
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """The mean, and half the distance between the extremes where there are several."""
+    half = (max(values) - min(values)) / 2
+    return f"{fmean(values):.{digits}f}" + (f" ± {half:.{digits}f}" if len(values) > 1 else "")
+
+
+def plot(out: Path, path: Path) -> None:
+    """One panel per score, a line per arm, a dot per seed, 4 and 2 NFE beside each other; short clips, full memory."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    arms = finished(out)
+    panels = [*COLUMNS, *(f"defect, {o}" for o in OPERATORS)]
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(3.0 * len(panels), 1.2 + 0.34 * len(arms)), sharey=True)
+    for axis, panel in zip(axes, panels, strict=True):
+        for at, rows in enumerate(arms.values()):
+            for nfe, color, shift in ((4, "tab:blue", -0.12), (2, "tab:orange", 0.12)):
+                values = [_value(row, panel, nfe) for row in rows]
+                axis.plot(values, [at + shift] * len(values), "o", color=color, markersize=4, alpha=0.8)
+                axis.plot([fmean(values)], [at + shift], "|", color=color, markersize=11)
+        axis.set_title(panel, fontsize=9)
+        axis.grid(alpha=0.3)
+    axes[0].set_yticks(range(len(arms)), list(arms))
+    axes[0].invert_yaxis()
+    figure.suptitle("blue: 4 NFE, orange: 2 NFE; a dot per seed, a bar at their mean", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    pyplot.close(figure)
+
+
+def _value(row: Row, panel: str, nfe: int) -> float:
+    if panel.startswith("defect, "):
+        return row["defect"][panel.removeprefix("defect, ")]
+    short = next(s for s in row["scores"] if s.startswith(f"{nfe} / ") and s.endswith(" / 21"))
+    return row["scores"][short][panel]
+
+
+@torch.no_grad()
+def picture(students: dict[str, Path], vae: Path, path: Path, nfe: int = 2) -> None:
+    """A JPEG: a row per prompt of SHOWN, a column per student, first, middle and last frame of each clip.
+
+    Columns are in the order of `students`; all have the same noise.
+    """
+    decoder = load_vae(vae)
+    scenes = [PROMPTS[i] for i in SHOWN]
+    text = WordEmbedder().encode([scene.caption for scene in scenes])
+    columns: list[Tensor] = []
+    for student in students.values():
+        spec = read_checkpoint(student).spec or StudentSpec()
+        latents = student_clips(load_student(student, dtype=torch.float32), text, nfe, 21, PICTURE_SEED, spec)
+        pixels = decode_latents(decoder, latents)
+        columns.append(torch.cat([pixels[:, :, t] for t in (0, pixels.shape[2] // 2, -1)], dim=3))
+    cells = [[column[row].unsqueeze(1) for column in columns] for row in range(len(scenes))]
+    shown = ((grid(cells)[:, 0] + 1) * 127.5).round().byte().permute(1, 2, 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    iio.imwrite(path, shown.numpy(), quality=90)
