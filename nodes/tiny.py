@@ -2,44 +2,55 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
+import torch
 from comfy_api.latest import io
+from torch import Tensor
 
+from ..salt.words import WordEmbedder
 from .loaders import load_model
 from .sockets import schema
 
 
-class WordsClip:
-    """salt-tiny's word table as core's `CLIP Text Encode` takes it. It has no weights to patch or to move."""
+class Tokenizer:
+    """As core's CLIP asks for one. Prompts go on whole: the table takes them apart itself."""
 
-    use_clip_schedule = False
-
-    def __init__(self, embedder: Any) -> None:
-        self.embedder = embedder
-
-    def clone(self) -> WordsClip:
-        return WordsClip(self.embedder)
-
-    def tokenize(self, text: str, **_: Any) -> dict[str, list[str]]:
+    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **_: Any) -> dict[str, list[str]]:
         return {"words": [text]}
 
-    def encode_from_tokens(
-        self, tokens: dict[str, list[str]], return_pooled: bool = False, return_dict: bool = False
-    ) -> Any:
-        """[1, L, D]. Raises ValueError for a word that the table does not have, listing those it has."""
-        text = self.embedder.encode(tokens["words"])
-        if return_dict:
-            return {"cond": text, "pooled_output": None}
-        return (text, None) if return_pooled else text
+    def state_dict(self) -> dict[str, Any]:
+        return {}
 
-    def encode_from_tokens_scheduled(
-        self, tokens: dict[str, list[str]], unprojected: bool = False, add_dict: dict[str, Any] | None = None, **_: Any
-    ) -> list[list[Any]]:
-        return [[self.encode_from_tokens(tokens), {"pooled_output": None, **(add_dict or {})}]]
 
-    def add_hooks_to_dict(self, pooled_dict: dict[str, Any]) -> dict[str, Any]:
-        return pooled_dict
+class WordTable(torch.nn.Module):
+    """salt-tiny's word table as core's CLIP asks for a text encoder. It has no weights to patch or to move."""
+
+    dtypes = frozenset({torch.float32})
+
+    def __init__(self, embedder: WordEmbedder) -> None:
+        super().__init__()
+        self.embedder = embedder
+
+    def set_clip_options(self, options: dict[str, Any]) -> None:
+        """Layers, projections and devices are nothing to a table."""
+
+    def reset_clip_options(self) -> None:
+        """As above."""
+
+    def encode_token_weights(self, tokens: dict[str, list[str]]) -> tuple[Tensor, None]:
+        """[1, L, D], and no pooled output. Raises ValueError for a word that the table lacks, listing those it has."""
+        return self.embedder.encode(tokens["words"]), None
+
+
+def load_clip() -> Any:
+    """salt-tiny's words as a native CLIP, so that hooks, LoRA loaders and whatever else takes a CLIP take this one."""
+    import comfy.sd
+
+    cpu = torch.device("cpu")
+    target = SimpleNamespace(params={}, clip=lambda **_: WordTable(WordEmbedder()), tokenizer=lambda **_: Tokenizer())
+    return comfy.sd.CLIP(target, model_options={"load_device": cpu, "offload_device": cpu})
 
 
 def load_vae() -> Any:
@@ -84,9 +95,8 @@ class SaltLoadTiny(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         from ..salt.pipeline.loading import tiny_folder
-        from ..salt.words import WordEmbedder
 
-        return io.NodeOutput(load_model(tiny_folder() / "transformer"), WordsClip(WordEmbedder()), load_vae())
+        return io.NodeOutput(load_model(tiny_folder() / "transformer"), load_clip(), load_vae())
 
 
 NODES = [SaltLoadTiny]

@@ -2,11 +2,55 @@
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 from node_cases import PROMPT, part, pipeline, refusal
 from play import PACK, answer, error
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 TINY, DECODE = part("nodes.tiny"), part("nodes.decode")
+
+
+def wan_vae():
+    """salt-tiny's VAE; where core builds Wan's at one width only, a random one of that width."""
+    return full_width() if width().startswith("ValueError") else TINY.load_vae()
+
+
+def full_width():
+    """Wan 2.1's VAE at the size that users have, with random weights."""
+    import comfy.sd
+    from comfy.ldm.wan.vae import WanVAE
+
+    torch.manual_seed(0)
+    made = WanVAE(
+        dim=96, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[],
+        temperal_downsample=[False, True, True],
+    )  # fmt: skip
+    return comfy.sd.VAE(sd=made.state_dict())
+
+
+class Held(TorchDispatchMode):
+    """While open: bytes of the tensors made that are still held, and their peak. Those of `known` are not counted."""
+
+    def __init__(self, known: torch.nn.Module) -> None:
+        super().__init__()
+        self.held = self.peak = 0
+        self.storages = {p.untyped_storage()._cdata: 0 for p in known.parameters()}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage())._cdata not in self.storages:
+                self.storages[storage._cdata] = storage.nbytes()
+                self.held += storage.nbytes()
+                self.peak = max(self.peak, self.held)
+                weakref.finalize(storage, self.free, storage._cdata)
+        return out
+
+    def free(self, storage: int) -> None:
+        self.held -= self.storages.pop(storage)
 
 
 @torch.inference_mode()
@@ -22,51 +66,168 @@ def loaded():
     ).args  # fmt: skip
     ours = pipeline(num_inference_steps=8)
     images = core.VAEDecode().decode(vae, latent)[0]
-    engine = part("salt.pipeline").SaltPipeline.from_pretrained("salt-tiny")
-    pixels = part("salt.decode").WanStreamDecoder(engine.vae).decode(ours)[0].permute(1, 2, 3, 0)
+    engine, decode = part("salt.pipeline").SaltPipeline.from_pretrained("salt-tiny"), part("salt.decode")
+    pixels = decode.WanStreamDecoder(engine.vae).decode(ours)[0].permute(1, 2, 3, 0)
     again = core.VAEEncode().encode(vae, images)[0]["samples"]
+    encoded = decode.encode_video(engine.vae, images.reshape(pixels.shape).permute(3, 0, 1, 2)[None] * 2 - 1)
     return {
+        "spec": part("nodes.students").spec_of(model).frames_per_block,
         "latents": error(model.model.process_latent_in(latent["samples"]), ours),
         "images": list(images.shape[-4:]),
         "pixels": (images.reshape(pixels.shape) - ((pixels + 1) / 2).clamp(0, 1)).abs().max().item(),
+        "encoded": error(model.model.process_latent_in(again), encoded),
         "round trip": error(again, latent["samples"]),
-        "word": refusal(core.CLIPTextEncode().encode, clip, "a red dragon"),
+    }
+
+
+def clip():
+    """Core's nodes that take a CLIP, on the words: what they make is the table's embedding, hooks included."""
+    import comfy.hooks
+    import comfy.sd
+    from comfy_extras.nodes_hooks import SetClipHooks
+
+    import nodes as core
+
+    words = part("salt.words").WordEmbedder().encode([PROMPT])
+    clip = TINY.load_clip()
+    hooks = comfy.hooks.HookGroup()
+    hooks.add(comfy.hooks.WeightHook())
+    hooked = SetClipHooks().apply_hooks(clip, schedule_clip=True, apply_to_conds=True, hooks=hooks)[0]
+    layered = core.CLIPSetLastLayer().set_last_layer(clip, -2)[0]
+    loaded = comfy.sd.load_lora_for_models(None, clip, {}, 1.0, 1.0)[1]
+    encode = core.CLIPTextEncode().encode
+    made = {"plain": clip, "clone": clip.clone(), "hooked": hooked, "layer": layered, "lora": loaded}
+    conditionings = {name: encode(value, PROMPT)[0] for name, value in made.items()}
+    return {
+        "equal": [name for name, [(text, _)] in conditionings.items() if torch.equal(text, words)],
+        "hooks": ["hooks" in extra for [(_, extra)] in conditionings.values()],
+        "empty": encode(clip, "")[0][0][0].abs().max().item(),
+        "word": refusal(encode, clip, "a red dragon"),
     }
 
 
 @torch.inference_mode()
 def streaming():
-    """Largest difference to core's whole-clip decode, by number of latent frames; how the cache grows; batches."""
-    vae = TINY.load_vae()
+    """Largest difference to core's whole-clip decode, by number of latent frames."""
+    vae = wan_vae()
+    side = 4 if vae.first_stage_model.decoder.conv1.out_channels > 100 else 8  # a full-width one takes its time
     found = {}
     for frames in (1, 2, 3, 7, 21):
-        z = torch.randn(2, 16, frames, 8, 8, generator=torch.Generator().manual_seed(frames))
+        z = torch.randn(2, 16, frames, side, side, generator=torch.Generator().manual_seed(frames))
         images, video = DECODE.SaltDecode.execute({"samples": z}, vae, 16.0).args
-        whole = vae.decode(z).reshape(images.shape)
-        found[str(frames)] = (images - whole).abs().max().item()
-        assert video.get_components().images.shape[0] == 4 * frames - 3
-    stream, sizes = DECODE.ComfyStreamDecoder(vae), []
-    for _ in range(6):
-        stream.decode(torch.randn(1, 16, 3, 8, 8))
-        sizes.append(sum(t.nbytes for t in stream.cache if isinstance(t, torch.Tensor)))
-    found["cache"] = sizes
-    latents = torch.randn(1, 16, 6, 8, 8)
-    stream.reset()
-    blocks = torch.cat([stream.decode(x) for x in latents.split(3, dim=2)], dim=2)
-    engine = part("salt.pipeline").SaltPipeline.from_pretrained("salt-tiny")
-    by_engine = part("salt.decode").WanStreamDecoder(engine.vae).decode(latents)
-    found["engine's decoder"] = (blocks - by_engine.clamp(-1, 1)).abs().max().item()
+        found[str(frames)] = (images - vae.decode(z).reshape(images.shape)).abs().max().item()
+        parts = video.get_components()
+        assert parts.images.shape[0] == 4 * frames - 3 and parts.frame_rate == 16
+        assert parts.images.untyped_storage().data_ptr() == images.untyped_storage().data_ptr(), "held once"
     return found
+
+
+@torch.inference_mode()
+def stream():
+    """The object by itself: blocks of any length, a second clip after reset, beside the engine's decoder."""
+    vae = TINY.load_vae()
+    stream = DECODE.ComfyStreamDecoder(vae)
+    engine = part("salt.pipeline").SaltPipeline.from_pretrained("salt-tiny")
+    found = []
+    for lengths in ((3, 3), (1, 2, 4)):
+        latents = torch.randn(2, 16, sum(lengths), 8, 8)
+        stream.reset()
+        blocks = torch.cat([stream.decode(x) for x in latents.split(lengths, dim=2)], dim=2)
+        by_engine = part("salt.decode").WanStreamDecoder(engine.vae).decode(latents)
+        found.append((blocks - by_engine).abs().max().item())
+    return found
+
+
+@torch.inference_mode()
+def flat():
+    """Bytes beside the finished frames at their peak, by (batch, latent frames): ours, and core's whole-clip decode."""
+    vae = wan_vae()
+    side = 4 if vae.first_stage_model.decoder.conv1.out_channels > 100 else 8
+    DECODE.decode_clip(vae, torch.zeros(1, 16, 1, side, side))  # what is made once, and kept
+    found = {"ours": [], "core's": []}
+    for batch, frames in ((1, 4), (1, 16), (3, 4)):
+        z = torch.randn(batch, 16, frames, side, side)
+        for name, decode in (("ours", DECODE.decode_clip), ("core's", lambda v, x: v.decode(x))):
+            with Held(vae.first_stage_model) as count:
+                images = decode(vae, z)
+            found[name].append(count.peak - images.nbytes)
+            del images
+    return found
+
+
+@torch.inference_mode()
+def asked():
+    """Bytes that core is asked for before each frame of the VAE that users have, and the most that a frame takes."""
+    import comfy.model_management as management
+
+    vae, load, wanted = full_width(), management.load_models_gpu, []
+    stream = DECODE.ComfyStreamDecoder(vae)
+
+    def loading(models, memory_required=0, **options):
+        wanted.append(memory_required)
+        return load(models, memory_required=memory_required, **options)
+
+    management.load_models_gpu = loading
+    try:
+        stream.frame(torch.randn(1, 16, 1, 4, 4))
+        with Held(vae.first_stage_model) as count:
+            carried = sum(t.nbytes for t in stream.cache if isinstance(t, torch.Tensor))
+            for _ in range(3):
+                stream.frame(torch.randn(1, 16, 1, 4, 4))
+    finally:
+        management.load_models_gpu = load
+    return {"asked": wanted, "taken": carried + count.peak, "weights": vae.patcher.model_size()}
+
+
+@torch.inference_mode()
+def cancelled():
+    """Cancel after the second of seven frames; then the same again, whole."""
+    import comfy.model_management as management
+
+    vae, frames = wan_vae(), []
+    frame = DECODE.ComfyStreamDecoder.frame
+
+    def watched(self, latents):
+        frames.append(frame(self, latents))
+        if len(frames) == 2:
+            management.interrupt_current_processing()
+        return frames[-1]
+
+    z = torch.randn(1, 16, 7, 4, 4)
+    DECODE.ComfyStreamDecoder.frame = watched
+    said = refusal(DECODE.decode_clip, vae, z)
+    made = len(frames)
+    again = DECODE.decode_clip(vae, z)
+    return {"said": said, "made": made, "equal": (again - vae.decode(z).reshape(again.shape)).abs().max().item()}
+
+
+@torch.inference_mode()
+def taehv():
+    """A tiny decoder loaded as a VAE, in cores that can: core's decode of it."""
+    import comfy.sd
+
+    try:
+        from comfy.taesd.taehv import TAEHV
+    except ImportError:
+        return None
+    torch.manual_seed(0)
+    vae = comfy.sd.VAE(sd=TAEHV(latent_channels=16, latent_format=None).state_dict())
+    z = torch.randn(2, 16, 3, 4, 4)
+    images, video = DECODE.SaltDecode.execute({"samples": z}, vae, 16.0).args
+    difference = (images - vae.decode(z).reshape(images.shape)).abs().max().item()
+    return {"images": list(images.shape), "equal": difference <= 1e-5, "video": video.get_components().images.shape[0]}
 
 
 def refusals():
     class Other:
         first_stage_model = torch.nn.Linear(1, 1)
 
-    image = {"samples": torch.zeros(1, 4, 8, 8)}
+    video, vae, execute = torch.zeros(1, 16, 1, 4, 4), wan_vae(), DECODE.SaltDecode.execute
     return {
-        "vae": refusal(DECODE.ComfyStreamDecoder, Other()),
-        "image": refusal(DECODE.SaltDecode.execute, image, TINY.load_vae(), 16.0),
+        "stream": refusal(DECODE.ComfyStreamDecoder, Other()),
+        "vae": refusal(execute, {"samples": video}, Other(), 16.0),
+        "image": refusal(execute, {"samples": torch.zeros(1, 4, 8, 8)}, vae, 16.0),
+        "channels": refusal(execute, {"samples": torch.zeros(1, 48, 1, 4, 4)}, vae, 16.0),
     }
 
 
@@ -76,4 +237,4 @@ def width() -> str:
 
 
 assert PACK
-answer(loaded, streaming, refusals, width)
+answer(loaded, clip, streaming, stream, flat, asked, cancelled, taehv, refusals, width)
