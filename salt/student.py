@@ -134,12 +134,19 @@ class SaltTransformer3DModel(WanTransformer3DModel):
         return (sample,) if hidden is None else (sample, hidden)
 
     def features(
-        self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, after_block: int, **embeds: Tensor
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        after_block: int,
+        *,
+        encoder_hidden_states_image: Tensor | None = None,
+        scope: Scope | None = None,
     ) -> Tensor:
-        """Tokens [B, S, dim] after block `after_block` (0-based) of the bidirectional model; stops there."""
+        """Tokens [B, S, dim] after block `after_block` (0-based); stops there. Other arguments as for `forward`."""
         self._check_layer(after_block)
-        x, _, timestep_proj, scope = self._embed(hidden_states, timestep, encoder_hidden_states, None)
-        context = self._fill(None, encoder_hidden_states, embeds.get("encoder_hidden_states_image"))
+        x, _, timestep_proj, scope = self._embed(hidden_states, timestep, encoder_hidden_states, scope)
+        context = self._fill(None, encoder_hidden_states, encoder_hidden_states_image)
         for block in self.blocks[: after_block + 1]:
             x = self._run(block, x, context, timestep_proj, scope)
         return x

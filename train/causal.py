@@ -40,6 +40,34 @@ def causal_flow(
     None: it sees the noisy blocks before it, each at its own sigma (CausVid, Self Forcing's ODE stage).
     Channels of the condition (I2V) cover the clip.
     """
+    frames = x.shape[2]
+    x, t_BF, scope = _laid_out(model, x, sigma_BF, conditioning, blocks, policy, clean)
+    flow = model(x, t_BF, conditioning.text, conditioning.image, return_dict=False, scope=scope)[0]
+    return flow[:, :, -frames:]
+
+
+def causal_features(
+    model: Any,
+    x: Tensor,
+    sigma_BF: Tensor,
+    conditioning: Conditioning,
+    blocks: Sequence[int],
+    policy: MemoryPolicy,
+    clean: Tensor,
+    after_block: int,
+) -> Tensor:
+    """Tokens [B, S, dim] of x after a transformer block (0-based), as `causal_flow` computes them past `clean`."""
+    x, t_BF, scope = _laid_out(model, x, sigma_BF, conditioning, blocks, policy, clean)
+    image = conditioning.image
+    tokens = model.features(x, t_BF, conditioning.text, after_block, encoder_hidden_states_image=image, scope=scope)
+    return tokens[:, tokens.shape[1] // 2 :]
+
+
+def _laid_out(
+    model: Any, x: Tensor, sigma_BF: Tensor, conditioning: Conditioning, blocks: Sequence[int], policy: MemoryPolicy,
+    clean: Tensor | None,
+) -> tuple[Tensor, Tensor, Any]:  # fmt: skip
+    """Input, timesteps and scope of one forward: x alone, or [clean | x]."""
     frames, height, width = x.shape[2:]
     if conditioning.channels is not None:
         channels = conditioning.channels[:, :, :frames]
@@ -49,5 +77,4 @@ def causal_flow(
     if clean is not None:
         x, t_BF = torch.cat([clean, x], dim=2), torch.cat([torch.zeros_like(t_BF), t_BF], dim=1)
     scope = model.block_causal(blocks, height, width, clean_context=clean is not None, policy=policy)
-    flow = model(x, t_BF, conditioning.text, conditioning.image, return_dict=False, scope=scope)[0]
-    return flow[:, :, -frames:]
+    return x, t_BF, scope

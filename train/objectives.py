@@ -14,7 +14,7 @@ from torch import Tensor
 
 from salt.prompts import Conditioning
 from salt.schedule import NUM_TRAIN_TIMESTEPS, add_noise, flow_to_x0
-from train.causal import blocks_of, causal_flow
+from train.causal import blocks_of, causal_features, causal_flow
 from train.choices import ALIGN_STEPS, Choices, noise_like, number, score_sigmas
 from train.losses import (
     critic_flow_loss,
@@ -127,13 +127,14 @@ def align_term(models: Models, rolled: Rolled, batch: Batch, recipe: Recipe, cho
 
     def features(clip: Tensor) -> Tensor:
         x = add_noise(clip, noise, sigma)
-        c = batch.conditioning
+        c, block = batch.conditioning, recipe.loss.align_block
+        if recipe.loss.score == "causal":
+            blocks, sigma_BF = blocks_of(recipe.rollout, x.shape[2]), sigma[:, None].expand(-1, x.shape[2])
+            return causal_features(models.teacher, x, sigma_BF, c, blocks, recipe.policy, clip, block).float()
         if c.channels is not None:
             x = torch.cat([x, c.channels[:, :, : x.shape[2]]], dim=1)
         t = sigma * NUM_TRAIN_TIMESTEPS
-        return models.teacher.features(
-            x, t, c.text, recipe.loss.align_block, encoder_hidden_states_image=c.image
-        ).float()
+        return models.teacher.features(x, t, c.text, block, encoder_hidden_states_image=c.image).float()
 
     with torch.no_grad():
         wanted = features(reference)

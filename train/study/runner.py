@@ -18,14 +18,15 @@ from train.checks import check_recipe
 from train.distill import distill
 from train.publish import recipe_hash
 from train.recipe import Recipe, load_recipe
-from train.study.arms import COMMON, Arm, arms_named
+from train.study.arms import FORCED, START, Arm, arms_named
 from train.study.report import SCORES, finished, picture, plot, table
 from train.study.scores import score_student
+from train.tiny.start import train_start
 
 
 def recipe_of(arm: Arm, seed: int, out: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The arm's recipe for one seed. overrides: of the whole study (length, batch), the same for every arm."""
-    recipe = load_recipe("tiny", [*COMMON, *arm.overrides, *overrides])
+    recipe = load_recipe("tiny", [*arm.overrides, *overrides])
     run = replace(recipe.run, out=str(out / arm.name / f"seed-{seed}"), seed=seed, tracker="none")
     return replace(recipe, name=arm.name, run=run)
 
@@ -50,7 +51,11 @@ def run_arm(arm: Arm, seed: int, out: Path, overrides: Sequence[str], prompts: i
 
 def run(arguments: argparse.Namespace) -> None:
     """Reproduce Salt's claims on the Shapes world: train and score the arms of the study, and write the table."""
-    for arm in arms_named(arguments.arms):
+    arms = arms_named(arguments.arms)
+    if any(arm.group > 1 for arm in arms) and not (START / "final").exists():
+        print(f"{START}: the initial student, from {FORCED}", flush=True)
+        train_start(START, Path(FORCED))
+    for arm in arms:
         for seed in arguments.seeds:
             print(f"{arm.name}, seed {seed}: {arm.about}", flush=True)
             run_arm(arm, seed, arguments.out, arguments.overrides, arguments.prompts)

@@ -38,7 +38,7 @@ def start_recipe(forced: Path, clips: Path, count: int) -> Recipe:
 
 
 def train_start(
-    folder: Path, forced: Path, clips: int = 1200, steps: int = 1000, lr: float = 1e-3, seed: int = 5,
+    folder: Path, forced: Path, clips: int = 704, steps: int = 800, lr: float = 1e-3, seed: int = 5,
     device: str = "cpu", compiled: bool = False,
 ) -> None:  # fmt: skip
     """Make the clips that are missing, then train or go on training; leaves averaged weights in `final/`."""
