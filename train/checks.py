@@ -117,5 +117,3 @@ def _check_blocks(recipe: Recipe) -> None:
         recipe.policy.check_block(r.frames_per_block)
     except ValueError as error:
         raise RecipeError(f"rollout.memory: {error}") from error
-    if recipe.loss.score == "causal" and (recipe.policy.relative or recipe.policy.kind == "cyclic"):
-        raise RecipeError(f"loss.score: found causal with {recipe.policy}, expected absolute positions")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from salt.memory import MemoryPolicy
 from salt.prompts import Conditioning
 from salt.schedule import NUM_TRAIN_TIMESTEPS, add_noise, flow_to_x0
 from train.causal import blocks_of, causal_features, causal_flow
@@ -52,6 +53,12 @@ class Models:
     teacher: Any
 
 
+def seen_by_scores(policy: MemoryPolicy) -> MemoryPolicy:
+    """What a causal score sees of a clip's past: what the student's memory keeps, or where positions are re-assigned,
+    which one forward over a whole clip cannot, all of it."""
+    return MemoryPolicy() if policy.relative or policy.kind == "cyclic" else policy
+
+
 def score(model: Any, x: Tensor, sigma: Tensor, conditioning: Conditioning, recipe: Recipe, clean: Tensor) -> Tensor:
     """Flow of a real or fake score at sigma [B], bidirectional, or under the student's block-causal mask.
 
@@ -59,7 +66,7 @@ def score(model: Any, x: Tensor, sigma: Tensor, conditioning: Conditioning, reci
     """
     if recipe.loss.score == "causal":
         blocks, sigma_BF = blocks_of(recipe.rollout, x.shape[2]), sigma[:, None].expand(-1, x.shape[2])
-        return causal_flow(model, x, sigma_BF, conditioning, blocks, recipe.policy, clean)
+        return causal_flow(model, x, sigma_BF, conditioning, blocks, seen_by_scores(recipe.policy), clean)
     if conditioning.channels is not None:
         x = torch.cat([x, conditioning.channels[:, :, : x.shape[2]]], dim=1)
     t = sigma * NUM_TRAIN_TIMESTEPS
@@ -130,7 +137,8 @@ def align_term(models: Models, rolled: Rolled, batch: Batch, recipe: Recipe, cho
         c, block = batch.conditioning, recipe.loss.align_block
         if recipe.loss.score == "causal":
             blocks, sigma_BF = blocks_of(recipe.rollout, x.shape[2]), sigma[:, None].expand(-1, x.shape[2])
-            return causal_features(models.teacher, x, sigma_BF, c, blocks, recipe.policy, clip, block).float()
+            policy = seen_by_scores(recipe.policy)
+            return causal_features(models.teacher, x, sigma_BF, c, blocks, policy, clip, block).float()
         if c.channels is not None:
             x = torch.cat([x, c.channels[:, :, : x.shape[2]]], dim=1)
         t = sigma * NUM_TRAIN_TIMESTEPS

@@ -1,17 +1,33 @@
 """The recipe of salt-tiny: the claims its shortcuts rest on, and that a killed run goes on as if nothing had been."""
 
+import copy
+
 import pytest
 import torch
 
+from salt.checkpoints import load_student, save_diffusers
+from salt.memory import MemoryPolicy
+from salt.prompts import Conditioning
 from salt.schedule import Schedule, flow_to_x0
 from salt.words import WordEmbedder
+from train.causal import causal_flow
 from train.plots import plot_curve
 from train.shapes.world import TRAIN_SCENES, render
 from train.tiny.common import Run
 from train.tiny.latents import Latents
 from train.tiny.muon import orthogonalize
+from train.tiny.quick import Quick
+from train.tiny.quick import _flow as quick_flow
+from train.tiny.recipe import small
 from train.tiny.student import forcing_forward, forcing_loss, generator_loss, rollout_to_exit, score_sigmas
-from train.tiny.teacher import ClipPhase, draw_sigmas, new_transformer, sample_teacher, train_teacher
+from train.tiny.teacher import (
+    ClipPhase,
+    draw_sigmas,
+    flow_matching_loss,
+    new_transformer,
+    sample_teacher,
+    train_teacher,
+)
 from train.tiny.vae import decode, encode, latent_statistics, new_vae, wan_statistics, wear_wan_statistics
 
 
@@ -170,3 +186,46 @@ def test_the_curve_becomes_a_picture(tmp_path):
     run.log(2, loss=1.0, psnr=30.0)
     plot_curve(tmp_path / "curve.csv", tmp_path / "curve.png", "a stage")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_quick_forward_is_the_models_own(student):
+    """Uncompiled: what is compiled is the same function."""
+    quick = Quick(student)
+    quick._compiled = quick_flow
+    x, text = torch.randn(2, 16, 9, 8, 8), WordEmbedder().encode(["a fast red circle moving up", ""])
+    sigma = torch.rand(2, 9)
+    for policy in (MemoryPolicy(), MemoryPolicy("sink", window=6, sink=3)):
+        flows = [
+            causal_flow(m, x, sigma, Conditioning(text), [3, 3, 3], policy, clean)
+            for m in (student, quick)
+            for clean in (x + 1, None)
+        ]
+        assert (flows[0] - flows[2]).abs().max() < 1e-4 and (flows[1] - flows[3]).abs().max() < 1e-4
+    one = torch.rand(2) * 1000
+    whole = [m(x, one, text, return_dict=False)[0] for m in (student, quick)]
+    assert (whole[0] - whole[1]).abs().max() < 1e-4
+    gradients = [torch.autograd.grad(f.square().mean(), student.blocks[1].attn1.to_q.weight)[0] for f in whole]
+    assert (gradients[0] - gradients[1]).abs().max() < 1e-4 * gradients[0].abs().max()
+
+
+def test_an_uneven_clip_has_a_noise_level_for_every_three_frames():
+    seen = []
+
+    def model(x, t, text, return_dict):
+        seen.append(t)
+        return (torch.zeros_like(x),)
+
+    for share, levels in ((0.0, {1}), (1.0, {3})):
+        flow_matching_loss(model, torch.zeros(4, 16, 7, 8, 8), torch.zeros(4, 16, 8), torch.Generator(), share)
+        assert {len(row.unique()) for row in seen.pop()} == levels
+
+
+def test_small_weights_are_read_back_as_they_were_but_for_their_rounding(student, tmp_path):
+    exact = {name: value.clone() for name, value in student.state_dict().items()}
+    save_diffusers(small(copy.deepcopy(student)), tmp_path)
+    read = load_student(tmp_path, dtype=torch.float32).state_dict()
+    assert (tmp_path / "diffusion_pytorch_model.safetensors").stat().st_size < 4.5e6
+    for name, value in exact.items():
+        scale = value.abs().max()
+        assert (read[name] - value).abs().max() <= 0.0625 * scale + 0.001, name  # half a step of the smallest
+    assert torch.equal(read["proj_out.bias"], exact["proj_out.bias"].half().float())
