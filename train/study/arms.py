@@ -48,6 +48,7 @@ ARMS = (
     Arm("dmd4", 1, "bidirectional, DMD on 4 steps", WHOLE),
     Arm("dmd8", 1, "bidirectional, DMD on 8 steps", (*WHOLE, EIGHT)),
     Arm("scdmd", 1, "bidirectional, SC-DMD on 8 steps", (*WHOLE, EIGHT, SC)),
+    Arm("start", 2, "the initial student, not distilled", ("optimisation.updates=0", "optimisation.compile=false")),
     Arm("fixed", 2, "autoregressive, fixed 4 steps", ()),
     Arm("sc", 2, "SC alone, on the fixed 8-step list it needs", (EIGHT, SC)),
     Arm("mixed", 2, "mixed steps alone", (MIXED,)),
