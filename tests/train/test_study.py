@@ -11,10 +11,14 @@ from train.study import runner, scores
 from train.study.arms import ARMS, arms_named
 
 
+SHIPPED = "models.student=salt/assets/tiny/transformer"
+
+
 def test_every_arm_is_a_recipe_that_fits(tmp_path):
     hashes = set()
     for arm in ARMS:
-        recipe = runner.recipe_of(arm, 1, tmp_path, ["optimisation.updates=7"])
+        there = [] if arm.group == 1 else [SHIPPED]  # the initial student is made by the first run
+        recipe = runner.recipe_of(arm, 1, tmp_path, ["optimisation.updates=7", *there])
         check_recipe(recipe)
         check_backbones(recipe)
         assert recipe.run.seed == 1 and recipe.optimisation.updates == 7
@@ -43,7 +47,7 @@ def test_scores_count_what_the_clips_show():
 @pytest.mark.slow
 def test_an_arm_is_trained_scored_and_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(scores, "LONG", 24)
-    small = ["optimisation.updates=1", "optimisation.batch=4", "run.sample_every=0"]
+    small = ["optimisation.updates=1", "optimisation.batch=4", "optimisation.micro_batch=4", SHIPPED, "optimisation.compile=false"]
     for name in ("dmd4", "mixed-sc"):
         (arm,) = arms_named([name])
         first = runner.run_arm(arm, 0, tmp_path, small, prompts=1)

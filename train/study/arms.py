@@ -27,6 +27,7 @@ ALIGN = ("loss.align_block=2", "loss.align_start=10")
 RELEASE = ("loss.align=release", *ALIGN)
 PAPER = ("loss.align=paper", *ALIGN)
 SCORES = ("models.teacher=train/assets/tiny_teacher", "loss.score=bidirectional")
+STILL = ("optimisation.updates=1", "optimisation.lr=0", "optimisation.compile=false")  # one update that moves nothing
 ALL = (MIXED, SC, *RELEASE)
 
 
@@ -48,7 +49,7 @@ ARMS = (
     Arm("dmd4", 1, "bidirectional, DMD on 4 steps", WHOLE),
     Arm("dmd8", 1, "bidirectional, DMD on 8 steps", (*WHOLE, EIGHT)),
     Arm("scdmd", 1, "bidirectional, SC-DMD on 8 steps", (*WHOLE, EIGHT, SC)),
-    Arm("start", 2, "the initial student, not distilled", ("optimisation.updates=0", "optimisation.compile=false")),
+    Arm("start", 2, "the initial student, not distilled", STILL),
     Arm("fixed", 2, "autoregressive, fixed 4 steps", ()),
     Arm("sc", 2, "SC alone, on the fixed 8-step list it needs", (EIGHT, SC)),
     Arm("mixed", 2, "mixed steps alone", (MIXED,)),
