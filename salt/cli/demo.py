@@ -5,22 +5,21 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-PROMPT = "a fast purple square moving up"
+PROMPT = "a fast yellow square moving left"
 FRAMES = 81
+NFE = 2
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("-o", "--out", type=Path, default=Path("demo.mp4"))
     command.add_argument("--prompt", default=PROMPT)
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--nfe", type=int, help="model evaluations per block (default: the student's)")
+    command.add_argument("--nfe", type=int, default=NFE, help="model evaluations per block (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> None:
     from .jobs import Options, generate_one
 
-    request = {"num_frames": FRAMES, "fuse": True}
-    if arguments.nfe is not None:
-        request["num_inference_steps"] = arguments.nfe
+    request = {"num_frames": FRAMES, "fuse": True, "num_inference_steps": arguments.nfe}
     figures = generate_one(arguments.prompt, arguments.out, Options(device="cpu", seed=arguments.seed, request=request))
     print(f'{arguments.out}: "{arguments.prompt}", {figures}')

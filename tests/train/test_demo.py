@@ -12,5 +12,5 @@ def test_the_demo_clip_follows_its_prompt(tmp_path):
     assert pixels.shape == (1, 3, FRAMES, 64, 64)
     score = score_clip(pixels[0], PROMPT)
     assert score.color and score.shape and score.direction and score.speed and score.count, score
-    assert not score_clip(pixels[0], "a fast red square moving up").color
-    assert not score_clip(pixels[0], "a fast purple square moving down").direction
+    assert not score_clip(pixels[0], "a fast red square moving left").color
+    assert not score_clip(pixels[0], "a fast yellow square moving right").direction
