@@ -97,7 +97,7 @@ in *Salt Rollout* as they are made.
 
 {SWAP}
 """)
-    text_to_video(g, tiny(g), TINY, seconds=5.0, width=64, height=64, nfe="8")
+    text_to_video(g, tiny(g), TINY, seconds=5.0, width=64, height=64, nfe="4")
 
 
 def causal_forcing(g: Graph, nfe: str, words: str) -> None:
@@ -178,7 +178,7 @@ def tiny_interactive_prompts(g: Graph) -> None:
 {SWAP}
 """)
     timeline = "0: a slow green triangle moving down\n2.25 recache: a slow green triangle moving up"
-    scheduled(g, tiny(g), timeline, seconds=5.0, width=64, height=64, nfe="8", seed=1)
+    scheduled(g, tiny(g), timeline, seconds=5.0, width=64, height=64, nfe="4", seed=1)
 
 
 def save_memory(g: Graph) -> None:
@@ -196,7 +196,7 @@ Makes a clip and keeps what going on takes: its memory (`output/salt_memories/`)
     positive = prompt(g, parts, TINY)
     g.group("Rollout", 2)
     rolled = g.add(
-        "SaltRollout", model=parts.model, positive=positive, vae=parts.vae, seconds=3.0, width=64, height=64, nfe="8",
+        "SaltRollout", model=parts.model, positive=positive, vae=parts.vae, seconds=3.0, width=64, height=64, nfe="4",
         size=(360, 640),
     )  # fmt: skip
     g.group("Keep", 3)
@@ -226,7 +226,7 @@ another model is refused.
     g.group("Go on", 2)
     longer = g.add(
         "SaltExtendVideo", model=parts.model, positive=positive, vae=parts.vae, memory=memory["memory"],
-        latents=latents, seconds=2.0, nfe="8", size=(360, 580),
+        latents=latents, seconds=2.0, nfe="4", size=(360, 580),
     )  # fmt: skip
     saved(g, parts, longer["LATENT"], g.name, 3)
 
@@ -274,14 +274,14 @@ only once.
     }
     g.group("The beginning", 2)
     rolled = g.add(
-        "SaltRollout", model=parts.model, positive=first, vae=parts.vae, seconds=2.25, width=64, height=64, nfe="8",
+        "SaltRollout", model=parts.model, positive=first, vae=parts.vae, seconds=2.25, width=64, height=64, nfe="4",
         seed=1, size=(360, 640),
     )  # fmt: skip
     g.group("Two endings", 3)
     longer = {
         name: g.add(
             "SaltExtendVideo", title=f"Ending {name.upper()}", model=parts.model, positive=positive, vae=parts.vae,
-            memory=rolled["memory"], latents=rolled["LATENT"], seconds=3.0, seed=1, nfe="8", size=(360, 560),
+            memory=rolled["memory"], latents=rolled["LATENT"], seconds=3.0, seed=1, nfe="4", size=(360, 560),
         )
         for name, positive in endings.items()
     }  # fmt: skip
