@@ -27,11 +27,9 @@ def tiny(args: argparse.Namespace) -> None:
     for stage in recipe.STAGES if args.stage == "all" else (args.stage,):
         recipe.run_stage(stage, out, budget, args.device, args.workers)
     if args.stage in ("all", "student"):
-        places = (
-            (recipe.STUDENT_ASSETS, recipe.TEACHER_ASSETS) if args.install else (out / "tiny", out / "tiny_teacher")
-        )
-        recipe.ship(out, *places)
-        print(f"shipped to {places[0]} and {places[1]}")
+        teachers, student = (recipe.TEACHER_ASSETS, recipe.STUDENT_ASSETS) if args.install else (out, out / "tiny")
+        recipe.ship(out, teachers, student, budget)
+        print(f"shipped to {student} and {teachers}")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -10,7 +10,6 @@ from train.shapes.world import render
 from train.study import runner, scores
 from train.study.arms import ARMS, arms_named
 
-
 SHIPPED = "models.student=salt/assets/tiny/transformer"
 
 
@@ -47,7 +46,13 @@ def test_scores_count_what_the_clips_show():
 @pytest.mark.slow
 def test_an_arm_is_trained_scored_and_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(scores, "LONG", 24)
-    small = ["optimisation.updates=1", "optimisation.batch=4", "optimisation.micro_batch=4", SHIPPED, "optimisation.compile=false"]
+    small = [
+        "optimisation.updates=1",
+        "optimisation.batch=4",
+        "optimisation.micro_batch=4",
+        SHIPPED,
+        "optimisation.compile=false",
+    ]
     for name in ("dmd4", "mixed-sc"):
         (arm,) = arms_named([name])
         first = runner.run_arm(arm, 0, tmp_path, small, prompts=1)

@@ -1,37 +1,46 @@
 """salt-tiny from nothing: the stages in order, and the shipped files at the end.
 
-vae -> latents -> teacher -> student (teacher forcing, then self-rollout) -> ship. Every stage takes up where it was
-killed and passes over what is done, so the one command can be given again at any time.
+vae -> latents -> teacher -> student (teacher forcing, the initial student, then Salt's distillation) -> ship. Every
+stage takes up where it was killed and passes over what is done, so the one command can be given again at any time.
 """
 
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan
 
-from salt.checkpoints import save_diffusers, save_wan
+from salt.checkpoints import load_student, save_diffusers, save_wan
+from salt.memory import MemoryPolicy
 from salt.pipeline import SaltPipeline
 from salt.schedule import STEP_LISTS
 from salt.spec import StudentSpec
 from salt.student import SaltTransformer3DModel
+from train.distill import distill
 from train.plots import plot_curve
+from train.study.arms import arms_named
+from train.study.runner import recipe_of
 from train.tiny import student, teacher, vae
 from train.tiny.latents import SHARD, make_latents
 from train.tiny.parallel import run_workers
+from train.tiny.start import train_start
 from train.tiny.teacher import ClipPhase
 
 STAGES = ("vae", "teacher", "student")
 STUDENT_ASSETS = Path(__file__).parents[2] / "salt" / "assets" / "tiny"
-TEACHER_ASSETS = Path(__file__).parents[1] / "assets" / "tiny_teacher"
+TEACHER_ASSETS = Path(__file__).parents[1] / "assets"
+SHIPPED = "all"
+# Relative positions keep a clip of any length within what training showed (docs/study.md).
+SPEC = StudentSpec(steps=STEP_LISTS[4], policy=MemoryPolicy("relative", window=12, sink=3))
 WORDS = {"dim": 4096, "max_length": 16}
 CURVES = {  # the plot kept next to the model card: stage folder, title
     "vae": "VAE: weighted reconstruction loss, PSNR on held-out clips",
     "teacher": "Teacher: flow matching",
     "forcing": "Student: teacher forcing",
-    "rollout": "Student: self-rollout (DMD)",
+    "start": "Student: regression on the causal teacher's trajectories",
 }
 
 
@@ -43,17 +52,19 @@ class Budget:
     clips: int
     teacher: tuple[ClipPhase, ...]
     forcing: tuple[ClipPhase, ...]
-    rollout: student.RolloutTraining
+    start: dict[str, int]
+    distillation: tuple[str, ...]
 
 
 BUDGETS = {
-    "full": Budget(vae.FULL, 2400, teacher.FULL, student.FORCING, student.RolloutTraining()),
+    "full": Budget(vae.FULL, 2400, teacher.FULL, student.FORCING, {"clips": 704, "steps": 800}, ()),
     "quick": Budget(
         vae.QUICK,
         SHARD,
         teacher.QUICK,
         tuple(replace(phase, steps=100, batch=4) for phase in student.FORCING),
-        replace(student.RolloutTraining(), steps=6, imitation=12, batch=4),
+        {"clips": 4, "steps": 10},
+        ("optimisation.updates=2", "optimisation.compile=false"),
     ),
 }
 
@@ -65,7 +76,7 @@ def _unless(done: Path, workers: int, stage: Callable[..., object], *arguments: 
 
 def run_stage(stage: str, out: Path, budget: Budget, device: str = "cpu", workers: int = 1) -> None:
     """Run one stage in `out`. The stages before it must have left theirs there."""
-    vae_folder, latents, rolled = out / "vae", out / "latents", out / "rollout"
+    vae_folder, latents = out / "vae", out / "latents"
     if stage == "vae":
         _unless(vae_folder / "final", 1, vae.train_vae, vae_folder, budget.vae, 1, device)
         return
@@ -89,7 +100,22 @@ def run_stage(stage: str, out: Path, budget: Budget, device: str = "cpu", worker
         3,
         device,
     )
-    _unless(rolled / "final", workers, student.train_rollout, rolled, forced, budget.rollout, 4, device)
+    _unless(out / "start/final", 1, partial(train_start, device=device, **budget.start), out / "start", forced)
+    distilled(out, budget)
+
+
+def distilled(out: Path, budget: Budget) -> Path:
+    """The student of the study's arm SHIPPED, seed 0, from this run's own initial student and causal teacher."""
+    models = (f"models.student={out}/start/final", f"models.teacher={out}/forcing/final", f"models.vae={_vae(out)}")
+    (arm,) = arms_named([SHIPPED])
+    recipe = recipe_of(arm, 0, out, (*models, *budget.distillation))
+    path = Path(recipe.run.out) / "export" / f"{arm.name}.safetensors"
+    return path if path.exists() else distill(recipe, "single")
+
+
+def _vae(out: Path) -> Path:
+    """The autoencoder with the furthest trained decoder there is."""
+    return next(f for f in (out / "vae/final", out / "vae/frozen") if f.exists())
 
 
 def _require(folder: Path, stage: str) -> None:
@@ -110,25 +136,20 @@ def small(model: SaltTransformer3DModel) -> SaltTransformer3DModel:
     return model
 
 
-def ship(out: Path, student_to: Path, teacher_to: Path) -> None:
-    """Copy the results of `out` in fp16: `student_to`/{transformer,vae,model_index.json,*.png} and the teacher; for
-    ComfyUI, `out`/salt_tiny.safetensors, the student in Wan's names.
-
-    Takes the furthest there is of each: the decoder's last state, and for the student its last finished stage.
+def ship(out: Path, assets: Path, student_to: Path, budget: Budget) -> None:
+    """Copy the results of `out`: `student_to`/{transformer,vae,model_index.json,*.png} in fp16, and both teachers in
+    `assets`/{tiny_teacher,tiny_forced}; for ComfyUI, `out`/salt_tiny.safetensors, the student in Wan's names.
     """
-    folder = next(f for f in (out / "vae/final", out / "vae/frozen") if f.exists())
-    vae_model = AutoencoderKLWan.from_pretrained(folder)
+    vae_model = AutoencoderKLWan.from_pretrained(_vae(out))
     vae_model.register_to_config(_name_or_path="salt-tiny")
-    stages = (out / "rollout/final", out / "forcing/final", out / "teacher/final")
-    best = SaltTransformer3DModel.from_pretrained(next(f for f in stages if f.exists()))
-    spec = StudentSpec(steps=STEP_LISTS[8])
-    pipe = SaltPipeline(best, vae_model, student=spec, words=WORDS, default_size=(64, 64))
+    best = load_student(distilled(out, budget), dtype=torch.float32)
+    pipe = SaltPipeline(best, vae_model, student=SPEC, words=WORDS, default_size=(64, 64))
     pipe.to(torch.float16).save_pretrained(student_to)
-    save_diffusers(best, student_to / "transformer", spec=spec)  # the same again, with the spec in the file itself
-    save_wan(best, out / "salt_tiny.safetensors", spec=spec, dtype=torch.float16)
-    teacher_model = SaltTransformer3DModel.from_pretrained(out / "teacher/final")
-    bidirectional = StudentSpec(frames_per_block=0)
-    save_diffusers(teacher_model, teacher_to, spec=bidirectional, dtype=torch.float16)
+    save_diffusers(best, student_to / "transformer", spec=SPEC)  # the same again, with the spec in the file itself
+    save_wan(best, out / "salt_tiny.safetensors", spec=SPEC, dtype=torch.float16)
+    for name, stage, spec in (("teacher", "teacher", StudentSpec(frames_per_block=0)), ("forced", "forcing", SPEC)):
+        model = SaltTransformer3DModel.from_pretrained(out / stage / "final")
+        save_diffusers(small(model), assets / f"tiny_{name}", spec=spec)
     for stage, title in CURVES.items():
         if (out / stage / "curve.csv").exists():
             plot_curve(out / stage / "curve.csv", student_to / f"{stage}.png", title)

@@ -40,7 +40,8 @@ class ClipPhase:
 FULL = (
     ClipPhase(frames=1, batch=128, steps=1300, lr=2e-3, lr_end=0.8),
     ClipPhase(frames=5, batch=24, steps=500, lr=2e-3, lr_end=0.8),
-    ClipPhase(frames=21, batch=12, steps=1500, lr=1.5e-3, lr_end=0.02),
+    ClipPhase(frames=12, batch=16, steps=3000, lr=1.5e-3, lr_end=0.8),
+    ClipPhase(frames=21, batch=16, steps=3300, lr=1.2e-3, lr_end=0.02),
 )
 QUICK = tuple(replace(p, batch=max(p.batch // 3, 4), steps=60) for p in FULL)
 
