@@ -73,7 +73,8 @@ def _cross_attention(attn: Any, x: Tensor, text: Tensor) -> Tensor:
         return F.rms_norm(wide(projected), projected.shape[-1:], norm.weight, norm.eps).to(projected.dtype)
 
     q, k, v = normed(attn.to_q, attn.norm_q, x), normed(attn.to_k, attn.norm_k, text), attn.to_v(text)
-    return attn.to_out[0](attend(*(y.unflatten(2, (attn.heads, -1)) for y in (q, k, v)), None))
+    q, k, v = (y.unflatten(2, (attn.heads, -1)) for y in (q, k, v))
+    return attn.to_out[0](attend(q, k, v, None))
 
 
 def _flow(model: Any, x: Tensor, t_BF: Tensor, text: Tensor, rotary: Rotary, bias: Tensor | None) -> Tensor:
