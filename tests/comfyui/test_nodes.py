@@ -31,7 +31,7 @@ def test_what_cannot_be_is_said_with_what_to_do(inside):
         "steps": "steps: found '500, 700', expected falling numbers",
         "size": "expected multiples of the patch 2x2",
         "other model": "memory: found one written by another model or LoRA",
-        "policy beside a memory": "policy: found window:6 beside a memory of full",
+        "policy beside a memory": "policy: found window:6 beside a memory of relative:3,window:12",
         "short clip": "latents: found 3 latent frames, expected the clip's 9",
         "window": "window: found 2, expected at least 3",
     }
