@@ -64,6 +64,7 @@ ARMS = (
     Arm("both-branches", 4, "SC with gradient through both branches", (*ALL, "loss.semigroup_stop_gradient=false")),
     Arm("sc-sampler", 4, "SC on the re-noising sampler", (*ALL, "loss.semigroup_operator=sampler")),
     Arm("whole-scores", 4, "bidirectional real and fake scores, as the paper has them", (*ALL, *SCORES)),
+    Arm("all-long", 4, "Salt, four times as many updates", (*ALL, "optimisation.updates=600")),
     Arm("drawn-guidance", 4, "guidance drawn from U(1, 3.5)", (*ALL, "loss.guidance=1.0", "loss.guidance_max=3.5")),
 )
 
