@@ -7,6 +7,7 @@ instead of sliced from a table of 1024, so that long rollouts and re-assigned po
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -26,9 +27,16 @@ def axis_dims(head_dim: int) -> tuple[int, int, int]:
     return head_dim - 2 * spatial, spatial, spatial
 
 
-def _angles(positions: Tensor, dim: int, theta: float) -> Tensor:
-    frequencies = theta ** -(torch.arange(0, dim, 2, dtype=torch.float64, device=positions.device) / dim)
-    return positions.to(torch.float64)[:, None] * frequencies
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept must serve training as well
+def _turns(positions: tuple[int, ...], dim: int, theta: float, device: torch.device | str | None) -> Rotary:
+    """cos and sin [N, dim // 2] of one axis.
+
+    Angles are in float64: positions in the hundred thousands keep their precision.
+    """
+    frequencies = theta ** -(torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / dim)
+    angles = torch.tensor(positions, dtype=torch.float64, device="cpu")[:, None] * frequencies
+    return Rotary(*(x.float().to(device, non_blocking=True) for x in (angles.cos(), angles.sin())))
 
 
 def rotary_table(
@@ -39,19 +47,21 @@ def rotary_table(
     device: torch.device | str | None = None,
     theta: float = 10000.0,
 ) -> Rotary:
-    """Tables for frames at the given temporal positions, each of height x width patch tokens.
+    """Tables for frames at the given temporal positions, each of height x width patch tokens, in float32.
 
-    Angles are computed in float64 (positions in the hundred thousands keep their precision) and stored as float32.
+    Every axis's own few numbers are worked out on the host and kept; laying them side by side is the device's.
     """
+    frames = len(frame_positions)
     t_dim, h_dim, w_dim = axis_dims(head_dim)
-    f, frames = len(frame_positions), torch.tensor(list(frame_positions), device="cpu")
-    t = _angles(frames, t_dim, theta).view(f, 1, 1, -1).expand(f, height, width, -1)
-    h = _angles(torch.arange(height), h_dim, theta).view(1, height, 1, -1).expand(f, height, width, -1)
-    w = _angles(torch.arange(width), w_dim, theta).view(1, 1, width, -1).expand(f, height, width, -1)
-    angles = torch.cat([t, h, w], dim=-1).reshape(f * height * width, head_dim // 2)
-    return Rotary(
-        angles.cos().float().to(device, non_blocking=True), angles.sin().float().to(device, non_blocking=True)
-    )
+    t = _turns(tuple(frame_positions), t_dim, theta, device)
+    h = _turns(tuple(range(height)), h_dim, theta, device)
+    w = _turns(tuple(range(width)), w_dim, theta, device)
+
+    def side_by_side(t: Tensor, h: Tensor, w: Tensor) -> Tensor:
+        axes = (t.view(frames, 1, 1, -1), h.view(1, height, 1, -1), w.view(1, 1, width, -1))
+        return torch.cat([x.expand(frames, height, width, -1) for x in axes], dim=-1).flatten(0, 2)
+
+    return Rotary(side_by_side(t.cos, h.cos, w.cos), side_by_side(t.sin, h.sin, w.sin))
 
 
 def wide(x: Tensor) -> Tensor:

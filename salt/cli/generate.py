@@ -45,7 +45,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     steps.add_argument(
         "--memory",
         metavar="POLICY",
-        help="full, window:W, sink:S,window:W, relative:S,window:W, cyclic:W, blended:S,window:W; then ,int8 ,fp8 ,cpu",
+        help="full, window:W, sink:S,window:W, relative:S,window:W, cyclic:W, blended:S,window:W; "
+        "then ,int8 ,fp8 ,int4 ,cpu",
     )
     steps.add_argument("--fuse", action="store_true", help="one forward for context pass and next first step")
     steps.add_argument("--extend", type=Path, metavar="MEMORY", help="go on from a saved memory; writes the new part")

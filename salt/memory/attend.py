@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-# Every step of a block asks for the same tables; a handful of geometries is alive at a time.
-_table = lru_cache(maxsize=32)(rotary_table)
+# Every step of a block asks for the same tables; a handful of geometries is alive at a time. Kept tables must serve
+# training as well as inference.
+_table = lru_cache(maxsize=32)(torch.inference_mode(False)(rotary_table))
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,12 @@ class MemoryPass:
             else:
                 keys, values = store.gather(layer, segment.read_slots)
             rotary = segment.read_rotary
+        elif store.precision != "model" and not with_gradient and k.dtype == store.dtype:
+            keys, values = store.gather(layer, segment.kept_slots, room=segment.tokens)
+            keys[:, -segment.tokens :], values[:, -segment.tokens :] = k, v
+            rotary = segment.joined_rotary
+            if segment.writes:
+                store.put(layer, segment.block_slots, k, v)
         else:
             kept_k, kept_v = self._kept(index, layer)
             keys, values = torch.cat([kept_k.to(k.dtype), k], dim=1), torch.cat([kept_v.to(v.dtype), v], dim=1)

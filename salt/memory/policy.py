@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 Kind = Literal["full", "window", "sink", "relative", "cyclic", "blended"]
-Precision = Literal["model", "int8", "fp8"]
+Precision = Literal["model", "int8", "fp8", "int4"]
 Residence = Literal["device", "cpu"]
 
 KINDS: tuple[Kind, ...] = ("full", "window", "sink", "relative", "cyclic", "blended")
-PRECISIONS: tuple[Precision, ...] = ("model", "int8", "fp8")
+PRECISIONS: tuple[Precision, ...] = ("model", "int8", "fp8", "int4")
 RESIDENCES: tuple[Residence, ...] = ("device", "cpu")
 CYCLE_FRAMES = 21
 
@@ -30,7 +30,7 @@ class MemoryPolicy:
     window: latent frames kept, sink and current block counted; None only for `full`.
     sink: latent frames at the start that are never evicted.
     blend: `a` in sink = a * sink + (1 - a) * evicted (kind `blended` only).
-    precision: storage of keys and values: the model's dtype, int8 (one scale per token and head) or fp8 e4m3.
+    precision: storage of keys and values: the model's dtype, int8, fp8 e4m3 or int4 (see `quantise.py`).
     residence: `device` beside the model, or `cpu` (fetched layer by layer while the layer before computes).
     Errors: ValueError naming the field, what was found and what was expected.
     """
@@ -110,12 +110,12 @@ class MemoryPolicy:
         """Read a policy from one line, as the command line takes it.
 
         `full`, `window:12`, `sink:3,window:12`, `relative:1,window:9`, `cyclic:21`, `blended:3,window:12,blend:0.9`;
-        `,int8` or `,fp8` and `,cpu` may follow. Raises ValueError that shows the accepted forms.
+        `,int8`, `,fp8` or `,int4` and `,cpu` may follow. Raises ValueError that shows the accepted forms.
         """
         fields: dict = {}
         for part in filter(None, re.split(r"[,+\s]+", text.strip().lower())):
             name, _, value = part.partition(":")
-            if part in ("int8", "fp8"):
+            if part in PRECISIONS[1:]:
                 fields["precision"] = part
             elif part == "cpu":
                 fields["residence"] = "cpu"
@@ -131,7 +131,8 @@ class MemoryPolicy:
             else:
                 raise ValueError(
                     f"memory policy: found {text!r} (at {part!r}), expected one of full | window:W | sink:S,window:W | "
-                    "relative:S,window:W | cyclic:W | blended:S,window:W[,blend:A], then optionally ,int8 ,fp8 ,cpu"
+                    "relative:S,window:W | cyclic:W | blended:S,window:W[,blend:A], "
+                    "then optionally ,int8 ,fp8 ,int4 ,cpu"
                 )
         return cls(**fields)
 

@@ -1,7 +1,7 @@
-"""Where keys and values lie: one fixed buffer per layer, in the model's dtype, int8 or fp8, on the device or the CPU.
+"""Where keys and values lie: one fixed buffer per layer, in the model's dtype or fewer bits, on the device or the CPU.
 
-Layout of every buffer: [B, slots, tokens, heads, head_dim]; a slot holds one latent frame. Quantised stores carry one
-float32 scale per token and head beside it ([..., heads, 1]).
+Layout of every buffer: [B, slots, tokens, heads, head_dim]; a slot holds one latent frame. Quantised stores hold codes
+there, and beside them the scales of every token and head (`quantise.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .policy import CYCLE_FRAMES, MemoryPolicy, Precision
+from .quantise import dequantise_into, quantise, row_bytes, row_layout, storage_dtype
 
 
 @dataclass(frozen=True)
@@ -34,40 +35,12 @@ class MemoryGeometry:
         return asdict(self)
 
 
-def storage_dtype(precision: Precision, model_dtype: torch.dtype) -> torch.dtype:
-    """dtype of the buffers. fp8 lies in uint8 buffers (index operations are not defined on float8).
-
-    Raises ValueError where this torch has no float8_e4m3fn.
-    """
-    if precision == "fp8" and not hasattr(torch, "float8_e4m3fn"):
-        raise ValueError(f"precision: found fp8, expected a torch with float8_e4m3fn (this is {torch.__version__})")
-    return {"model": model_dtype, "int8": torch.int8, "fp8": torch.uint8}[precision]
-
-
 def estimate_bytes(
     policy: MemoryPolicy, geometry: MemoryGeometry, dtype: torch.dtype, frames: int = CYCLE_FRAMES
 ) -> int:
     """Bytes that a memory will take for a clip of `frames` latent frames (windowed policies do not depend on it)."""
     rows = geometry.layers * geometry.batch * policy.slots(frames) * geometry.tokens * geometry.heads
-    per_row = geometry.head_dim * storage_dtype(policy.precision, dtype).itemsize
-    scale = 0 if policy.precision == "model" else torch.float32.itemsize
-    return 2 * rows * (per_row + scale)
-
-
-def quantise(x: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
-    """x [..., head_dim] -> (codes, scale [..., 1]); symmetric, scaled by the largest magnitude per token and head."""
-    limit = 127.0 if precision == "int8" else torch.finfo(torch.float8_e4m3fn).max
-    scale = x.float().abs().amax(-1, keepdim=True).clamp_min(1e-12) / limit
-    scaled = x.float() / scale
-    if precision == "int8":
-        return scaled.round().to(torch.int8), scale
-    return scaled.to(torch.float8_e4m3fn).view(torch.uint8), scale
-
-
-def dequantise(codes: Tensor, scale: Tensor, precision: Precision, dtype: torch.dtype) -> Tensor:
-    """Inverse of `quantise`, in `dtype`."""
-    values = codes if precision == "int8" else codes.view(torch.float8_e4m3fn)
-    return (values.float() * scale).to(dtype)
+    return 2 * rows * row_bytes(policy.precision, dtype, geometry.head_dim)
 
 
 class Store:
@@ -95,16 +68,14 @@ class Store:
 
     def _allocate(self, slots: int) -> tuple[Tensor, ...]:
         g = self.geometry
-        shape = (g.batch, slots, g.tokens, g.heads, g.head_dim)
-        kind = storage_dtype(self.precision, self.dtype)
-        pair = [torch.zeros(shape, dtype=kind, device=self.home, pin_memory=self._pinned) for _ in range(2)]
-        if self.precision == "model":
-            return tuple(pair)
-        scales = [
-            torch.zeros(*shape[:-1], 1, dtype=torch.float32, device=self.home, pin_memory=self._pinned)
-            for _ in range(2)
-        ]
-        return tuple(pair + scales)
+        codes, scales, scale_dtype = row_layout(self.precision, g.head_dim)
+        kinds = [(codes, storage_dtype(self.precision, self.dtype))] * 2 + [(scales, scale_dtype)] * 2 * (scales > 0)
+        return tuple(
+            torch.zeros(
+                g.batch, slots, g.tokens, g.heads, n, dtype=dtype, device=self.home, pin_memory=self._pinned
+            )
+            for n, dtype in kinds
+        )  # fmt: skip
 
     def grow(self, slots: int) -> None:
         """Make room for more frames (policy `full` only); buffers handed out before stay valid and unchanged."""
@@ -129,16 +100,23 @@ class Store:
         k, v = self.buffers[layer]
         return k[:, :slots].flatten(1, 2), v[:, :slots].flatten(1, 2)
 
-    def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of slots [N] as [B, N * tokens, heads, head_dim] in the model's dtype, on `device`."""
+    def gather(self, layer: int, slots: Tensor, room: int = 0) -> tuple[Tensor, Tensor]:
+        """Keys and values of slots [N] as [B, N * tokens + room, heads, head_dim] in the model's dtype, on `device`.
+
+        room: tokens left to be filled at the end, quantised stores only: the codes are read straight to where attention
+        wants them, beside the block's own.
+        """
         parts = self._take(layer, slots)
-        if self.precision != "model":
-            k, v, k_scale, v_scale = parts
-            parts = (
-                dequantise(k, k_scale, self.precision, self.dtype),
-                dequantise(v, v_scale, self.precision, self.dtype),
-            )
-        return parts[0].flatten(1, 2), parts[1].flatten(1, 2)
+        if self.precision == "model":
+            return parts[0].flatten(1, 2), parts[1].flatten(1, 2)
+        g, tokens = self.geometry, slots.shape[0] * self.geometry.tokens
+        k, v = (
+            torch.empty(g.batch, tokens + room, g.heads, g.head_dim, dtype=self.dtype, device=self.device)
+            for _ in range(2)
+        )
+        for out, codes, scale in ((k, parts[0], parts[2]), (v, parts[1], parts[3])):
+            dequantise_into(out[:, :tokens], codes.flatten(1, 2), scale.flatten(1, 2), self.precision)
+        return k, v
 
     def _take(self, layer: int, slots: Tensor) -> tuple[Tensor, ...]:
         if self._stream is None:

@@ -4,8 +4,8 @@ import golden
 import pytest
 import torch
 
-from salt.memory import KVMemory, MemoryGeometry, MemoryPolicy, estimate_bytes
-from salt.memory.storage import dequantise, quantise
+from salt.memory import PRECISIONS, KVMemory, MemoryGeometry, MemoryPolicy, estimate_bytes
+from salt.memory.quantise import dequantise, quantise, row_layout
 from salt.prompts import Conditioning
 from salt.student import StudentModel
 
@@ -147,13 +147,26 @@ def test_blended_sink_absorbs_what_is_evicted():
     assert torch.equal(memory.store.gather(1, memory.slot_index([0]))[0], sink_k[:, :2])
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp8"])
+@pytest.mark.parametrize("precision", ["int8", "fp8", "int4"])
 def test_quantised_rows_are_close(precision):
     x = torch.randn(2, 5, 3, 64) * torch.tensor([0.01, 1.0, 100.0]).view(1, 1, 3, 1)
+    x[0, 0] = 0
     codes, scale = quantise(x, precision)
-    assert codes.dtype.itemsize == 1 and scale.shape == (2, 5, 3, 1)
-    error = (dequantise(codes, scale, precision, torch.float32) - x).norm() / x.norm()
-    assert error < {"int8": 0.01, "fp8": 0.04}[precision]
+    stored, scales, _ = row_layout(precision, 64)
+    assert codes.dtype.itemsize == 1 and codes.shape == (2, 5, 3, stored) and scale.shape == (2, 5, 3, scales)
+    back = dequantise(codes, scale, precision, torch.float32)
+    errors = (back - x).flatten(0, 1).norm(dim=(0, 2)) / x.flatten(0, 1).norm(dim=(0, 2))
+    assert errors.max() < {"int8": 0.01, "fp8": 0.04, "int4": 0.1}[precision]
+    assert (back[0, 0] == 0).all()
+
+
+def test_int4_keeps_the_largest_of_every_group_and_refuses_odd_heads():
+    x = torch.randn(4, 64)
+    x[:, 5], x[:, 40] = 100.0, -50.0
+    back = dequantise(*quantise(x, "int4"), "int4", torch.float32)
+    assert torch.allclose(back[:, [5, 40]], x[:, [5, 40]], rtol=1e-3)
+    with pytest.raises(ValueError, match="precision int4: found heads of 96, expected a multiple of 64"):
+        row_layout("int4", 96)
 
 
 @torch.no_grad()
@@ -161,22 +174,26 @@ def test_precision_sizes_and_their_effect_on_a_golden_rollout():
     student, errors = golden.student(), {}
     policy = MemoryPolicy("sink", 12, 3)
     expected = golden.expected("sink3_window12")
-    for precision in ("model", "int8", "fp8"):
+    for precision in PRECISIONS:
         made = golden.play(student, "sink3_window12", policy.with_storage(precision))
         errors[precision] = golden.relative_error(made, expected)
     print("relative error of the golden rollout:", {k: f"{v:.2e}" for k, v in errors.items()})
-    assert errors["model"] < 5e-5 < errors["int8"] < errors["fp8"] < 0.2
+    assert errors["model"] < 5e-5 < errors["int8"] < errors["fp8"] < errors["int4"] < 0.4
     assert errors["int8"] < 0.02
     geometry = MemoryGeometry(30, 12, 128, 30, 52)
-    sizes = {p: estimate_bytes(policy.with_storage(p), geometry, torch.bfloat16) for p in ("model", "int8", "fp8")}
+    sizes = {p: estimate_bytes(policy.with_storage(p), geometry, torch.bfloat16) for p in PRECISIONS}
     assert sizes["model"] == 12 * 287_539_200  # memory.md: 287.5 MB per latent frame at 832x480
     assert sizes["int8"] <= 0.55 * sizes["model"] and sizes["fp8"] == sizes["int8"]
+    assert sizes["int4"] <= 0.29 * sizes["model"]
+    fourteen = MemoryGeometry(40, 40, 128, 30, 52)
+    assert estimate_bytes(policy.with_storage("int8"), fourteen, torch.bfloat16) <= 8.2e9
+    assert estimate_bytes(policy.with_storage("int4"), fourteen, torch.bfloat16) <= 4.4e9
 
 
 @torch.no_grad()
 def test_size_before_and_after_allocation():
     for policy in POLICIES:
-        for precision in ("model", "int8"):
+        for precision in PRECISIONS:
             memory = KVMemory(policy.with_storage(precision), GEOMETRY, frames=21)
             assert memory.nbytes == 0
             write(memory)
@@ -321,6 +338,7 @@ def test_a_block_larger_than_the_window():
         "cyclic:21",
         "blended:3,window:12,blend:0.8",
         "sink:3,window:12,int8,cpu",
+        "sink:3,window:12,int4",
     ],
 )
 def test_policies_read_as_they_are_written(text):
@@ -334,7 +352,7 @@ def test_unreadable_policies_show_the_forms(text):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["model", "int8"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @torch.no_grad()
 def test_memory_on_the_cpu_reads_as_one_on_the_device(precision):
     """Prefetched layer by layer through pinned memory, the same keys and values arrive."""

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from test_memory import GEOMETRY, POLICIES, dense, write
 
 from salt.memory import (
+    PRECISIONS,
     KVMemory,
     MemoryFileError,
     MemoryGeometry,
@@ -27,7 +28,7 @@ def filled(policy, blocks=5):
     return memory
 
 
-@pytest.mark.parametrize("precision", ["model", "int8", "fp8"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 @torch.no_grad()
 def test_round_trip_is_exact(tmp_path, policy, precision):

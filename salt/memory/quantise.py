@@ -1,0 +1,94 @@
+"""Keys and values in fewer bits: int8 and fp8 at half of bfloat16, int4 at 28 %.
+
+A row is one token of one head, x [..., head_dim]; rows are symmetric about zero and carry their scales beside them.
+int8 and fp8 have one float32 scale per row, from its largest magnitude. int4 has one float16 scale per GROUP values,
+signed so that the value of largest magnitude is exactly -8 of it, as GGML's Q4_0 does: keys have a few large channels,
+which would take all sixteen levels for themselves in a whole row. Two int4 codes share a byte: the first half of the
+row in the low bits, the second half in the high ones.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .policy import Precision
+
+GROUP = 32
+
+
+def storage_dtype(precision: Precision, model_dtype: torch.dtype) -> torch.dtype:
+    """dtype of the buffers. fp8 lies in uint8 buffers (index operations are not defined on float8).
+
+    Raises ValueError where this torch has no float8_e4m3fn.
+    """
+    if precision == "fp8" and not hasattr(torch, "float8_e4m3fn"):
+        raise ValueError(f"precision: found fp8, expected a torch with float8_e4m3fn (this is {torch.__version__})")
+    return {"model": model_dtype, "int8": torch.int8, "fp8": torch.uint8, "int4": torch.uint8}[precision]
+
+
+def row_layout(precision: Precision, head_dim: int) -> tuple[int, int, torch.dtype]:
+    """Of a row: stored codes, scales (0 for `model`), and the scales' dtype.
+
+    Raises ValueError for a head that int4 cannot halve into whole groups.
+    """
+    if precision == "model":
+        return head_dim, 0, torch.float32
+    if precision != "int4":
+        return head_dim, 1, torch.float32
+    group = min(GROUP, head_dim // 2)
+    if head_dim % (2 * group):
+        raise ValueError(f"precision int4: found heads of {head_dim}, expected a multiple of {2 * GROUP}")
+    return head_dim // 2, head_dim // group, torch.float16
+
+
+def row_bytes(precision: Precision, model_dtype: torch.dtype, head_dim: int) -> int:
+    """Bytes of one stored row, its scales included."""
+    codes, scales, scale_dtype = row_layout(precision, head_dim)
+    return codes * storage_dtype(precision, model_dtype).itemsize + scales * scale_dtype.itemsize
+
+
+def quantise(x: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
+    """x [..., head_dim] -> (codes [..., codes per row], scale [..., scales per row])."""
+    x = x.float()
+    if precision == "int4":
+        return _quantise_int4(x)
+    limit = 127.0 if precision == "int8" else torch.finfo(torch.float8_e4m3fn).max
+    scale = x.abs().amax(-1, keepdim=True).clamp_min(1e-12) / limit
+    if precision == "int8":
+        return (x / scale).round().to(torch.int8), scale
+    return (x / scale).to(torch.float8_e4m3fn).view(torch.uint8), scale
+
+
+def _quantise_int4(x: Tensor) -> tuple[Tensor, Tensor]:
+    head_dim = x.shape[-1]
+    _, groups, scale_dtype = row_layout("int4", head_dim)
+    grouped = x.unflatten(-1, (groups, -1))
+    extreme = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True))
+    scale = (extreme / -8).to(scale_dtype)
+    safe = torch.where(scale == 0, 1, scale).float()
+    codes = ((grouped / safe).round().clamp(-8, 7) + 8).to(torch.uint8).flatten(-2)
+    low, high = codes.split(head_dim // 2, dim=-1)
+    return low | (high << 4), scale.squeeze(-1)
+
+
+def dequantise_into(out: Tensor, codes: Tensor, scale: Tensor, precision: Precision) -> None:
+    """Inverse of `quantise`, written to `out` [..., head_dim] in its dtype: on a GPU in one pass, with no copy between
+    codes and result (fp8 excepted, which multiplies with nothing)."""
+    if precision != "int4":
+        values = codes if precision == "int8" else codes.view(torch.float8_e4m3fn).float()
+        torch.mul(values, scale, out=out)
+        return
+    halves = zip(((codes & 15), (codes >> 4)), scale.chunk(2, dim=-1), out.chunk(2, dim=-1), strict=True)
+    for nibbles, scales, part in halves:
+        groups = scales.shape[-1]
+        levels = nibbles.to(torch.int8).sub_(8).unflatten(-1, (groups, -1))
+        torch.mul(levels, scales.float().unsqueeze(-1), out=part.unflatten(-1, (groups, -1)))
+
+
+def dequantise(codes: Tensor, scale: Tensor, precision: Precision, dtype: torch.dtype) -> Tensor:
+    """Inverse of `quantise`, in `dtype`."""
+    head_dim = codes.shape[-1] * (2 if precision == "int4" else 1)
+    out = torch.empty(*codes.shape[:-1], head_dim, dtype=dtype, device=codes.device)
+    dequantise_into(out, codes, scale, precision)
+    return out
