@@ -83,8 +83,8 @@ class SaltMemoryPolicy(io.ComfyNode):
                     "precision",
                     options=list(PRECISIONS),
                     default="model",
-                    tooltip="model: as the MODEL computes. int8 and fp8 take about half of bf16, int4 28 %, at a small loss "
-                    "that grows with it.",
+                    tooltip="model: as the MODEL computes. int8 and fp8 take about half of bf16, int4 28 %, at a small "
+                    "loss that grows with it.",
                 ),
                 io.Combo.Input(
                     "residence",
