@@ -1,8 +1,7 @@
 """Host 1: sends the self-attention of a stock ComfyUI WanModel through a `MemoryPass`, during one model call.
 
-The hook is the modules' own `forward`, replaced on the instance and put back when the call ends, whatever ends it. It
-uses the module's q, k, v, o and norms, so everything that ComfyUI does to weights (casts, fp8, LoRA, low VRAM, dynamic
-loading) happens as ever. Nothing is left on the MODEL, so clones, evictions and other workflows never see it.
+The hook is the modules' own `forward` (`stand_ins`). It uses the module's q, k, v, o and norms, so everything that
+ComfyUI does to weights (casts, fp8, LoRA, low VRAM, dynamic loading) happens as ever.
 """
 
 from __future__ import annotations
@@ -10,13 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..salt.memory import MemoryPass
+from .stand_ins import standing_in
 
 log = logging.getLogger(__name__)
 
@@ -82,19 +81,9 @@ def remembering(wan: Any, memory: MemoryPass) -> Iterator[Remembering]:
     """
     passing = Remembering(memory)
     modules = [block.self_attn for block in wan.blocks]
-    before = [module.__dict__.get("forward") for module in modules]
-    try:
-        for layer, module in enumerate(modules):
-            module.salt_memory = (layer, passing)
-            # One function for all layers and runs: a compiled model finds the same code and compiles nothing anew.
-            module.forward = MethodType(_remembering_forward, module)
+    told = [(layer, passing) for layer in range(len(modules))]
+    with standing_in(modules, _remembering_forward, "salt_memory", told):
         yield passing
-    finally:
-        for module, forward in zip(modules, before, strict=True):
-            module.__dict__.pop("salt_memory", None)
-            module.__dict__.pop("forward", None)
-            if forward is not None:
-                module.forward = forward
     passing.check_complete(len(modules))
 
 

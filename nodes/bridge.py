@@ -17,6 +17,7 @@ from torch import Tensor
 from ..salt.memory import KVMemory, MemoryGeometry, MemoryPass, MemoryPolicy
 from ..salt.schedule import NUM_TRAIN_TIMESTEPS
 from .attention_patch import remembering, warn_of_replaced_attention
+from .contexts import Contexts, keeping
 from .fingerprint import fingerprint
 
 WAN_CLASSES = ("WanModel", "CausalWanModel")
@@ -80,6 +81,7 @@ class ComfyModel:
     def __init__(self, base: Any, model_options: dict[str, Any], first_frame: int = 0) -> None:
         self.base, self.model_options, self.first_frame = base, model_options, first_frame
         self.wan = base.diffusion_model
+        self.contexts = Contexts()
         warn_of_replaced_attention(self.wan)
 
     def __call__(self, x: Tensor, t: Tensor, memory: MemoryPass, conditioning: Conds) -> Tensor:
@@ -100,7 +102,9 @@ class ComfyModel:
         sigma_BF = t.to(torch.float32) / NUM_TRAIN_TIMESTEPS
         sigma = sigma_BF.amax(dim=1)
         blocks = len(memory.segments)
-        with remembering(self.wan, memory), timestep_per_frame(self.base, sigma_BF if blocks > 1 else sigma_BF[:, :1]):
+        conds = self.contexts.prepared(conds, x, self.base.manual_cast_dtype or self.base.get_dtype())
+        timesteps = timestep_per_frame(self.base, sigma_BF if blocks > 1 else sigma_BF[:, :1])
+        with remembering(self.wan, memory), keeping(self.wan, self.contexts), timesteps:
             (denoised,) = comfy.samplers.calc_cond_batch(self.base, [conds], x, sigma, self.model_options)
         # Through x0 rather than the raw output, so that the MODEL's sampling class is honoured.
         sigma = sigma.to(x.dtype).view(-1, 1, 1, 1, 1)

@@ -8,15 +8,28 @@ from __future__ import annotations
 
 import hashlib
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 SAMPLES = 16
+# By core's own sign of what a MODEL's patches are. Reading hundreds of weights off a device takes longer than a step.
+KNOWN: WeakKeyDictionary[Any, dict[Any, str]] = WeakKeyDictionary()
 
 
 def fingerprint(model: Any) -> str:
-    """16 hex digits of a MODEL: names, shapes and 16 numbers of every weight of the transformer, and its patches."""
+    """16 hex digits of a MODEL: names, shapes and 16 numbers of every weight of the transformer, and its patches.
+
+    Worked out once for the same weights with the same patches.
+    """
+    known = KNOWN.setdefault(model.model, {})
+    if model.patches_uuid not in known:
+        known[model.patches_uuid] = worked_out(model)
+    return known[model.patches_uuid]
+
+
+def worked_out(model: Any) -> str:
     digest = hashlib.sha256()
     base = model.model
     for name, weight in sorted(base.diffusion_model.named_parameters()):

@@ -24,15 +24,19 @@ TAEHV_NAMES = ("taew2_1", "lighttaew2_1")
 
 
 class Animation:
-    """Frames [T, 3, H, W] in [0, 1] as what core takes for a picture."""
+    """The last frames of parts [T, 3, H, W] in [0, 1] as what core takes for a picture.
 
-    def __init__(self, frames: Tensor, fps: float) -> None:
-        self.frames, self.fps = frames, fps
+    It is put together when core saves it, which is another thread's work, not the rollout's.
+    """
+
+    def __init__(self, parts: Sequence[Tensor], fps: float) -> None:
+        self.parts, self.fps = tuple(parts), fps
 
     def save(self, file: Any, format: str = "PNG", **_: Any) -> None:
         from PIL import Image
 
-        pixels = (self.frames.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        frames = torch.cat([sized(part, enlarged=True) for part in self.parts])[-FRAMES:]
+        pixels = (frames.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         first, *others = [Image.fromarray(frame) for frame in pixels]
         first.save(file, "PNG", save_all=True, append_images=others, duration=round(1000 / self.fps), loop=0)
 
@@ -98,13 +102,14 @@ def taehv_file() -> str | None:
     return None
 
 
-def small(frames: Tensor) -> Tensor:
-    """Frames [T, 3, H, W] with the longest side at SIDE pixels: larger ones shrunk, small latents enlarged."""
+def sized(frames: Tensor, enlarged: bool) -> Tensor:
+    """Frames [T, 3, H, W] with the longest side at SIDE pixels: larger ones shrunk, small ones `enlarged` if asked."""
     height, width = frames.shape[2:]
     scale = SIDE / max(height, width)
+    if scale == 1 or (scale > 1 and not enlarged):
+        return frames
     size = (max(round(height * scale), 1), max(round(width * scale), 1))
-    mode = "nearest" if scale > 1 else "area"
-    return torch.nn.functional.interpolate(frames, size, mode=mode)
+    return torch.nn.functional.interpolate(frames, size, mode="nearest" if scale > 1 else "area")
 
 
 class Watch:
@@ -119,7 +124,8 @@ class Watch:
         self.began = time.perf_counter()
         self.first: float | None = None
         self.pixel_frames = 0
-        self.frames: Tensor | None = None
+        self.shown: list[Tensor] = []
+        self.watched = comfy.utils.PROGRESS_BAR_HOOK is not None
         for latents in given:
             self._show(latents)
 
@@ -135,13 +141,17 @@ class Watch:
         now = time.perf_counter()
         self.first = self.first or now - self.began
         self.pixel_frames += 4 * (block.stop - block.start) - (3 if block.start == 0 else 0)
-        picture = ("PNG", Animation(self._show(block.latents), self.decoder.fps), None)
+        self._show(block.latents)
+        picture = ("PNG", Animation(self.shown, self.decoder.fps), None) if self.watched else None
         self.bar.update_absolute(min(self.made, self.calls), self.calls, picture)
 
-    def _show(self, latents: Tensor) -> Tensor:
-        new = small(self.decoder.decode(latents))
-        self.frames = new if self.frames is None else torch.cat([self.frames, new])[-FRAMES:]
-        return self.frames
+    def _show(self, latents: Tensor) -> None:
+        """Add pictures of these latents to the ones shown, if core shows pictures to anyone."""
+        if not self.watched:
+            return
+        self.shown.append(sized(self.decoder.decode(latents), enlarged=False))
+        while sum(part.shape[0] for part in self.shown[1:]) >= FRAMES:
+            self.shown.pop(0)
 
     def done(self) -> str:
         """Fill the bar; frames, time to the first block, frames per second."""

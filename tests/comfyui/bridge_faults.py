@@ -174,7 +174,9 @@ def fingerprints() -> dict[str, object]:
     patched, _ = comfy.sd.load_lora_for_models(model, None, factors, 1.0, 0.0)
     weaker, _ = comfy.sd.load_lora_for_models(model, None, factors, 0.5, 0.0)
     told = [PACK.fingerprint.fingerprint(m) for m in (model, patched, weaker)]
+    PACK.fingerprint.KNOWN.clear()
     _, memory = through_comfyui(patched, text(0), seeded(), SHAPE)
+    PACK.fingerprint.KNOWN.clear()
     merged = [PACK.fingerprint.fingerprint(m) for m in (model, patched, weaker)]
     with torch.inference_mode():
         PACK.memory.save_memory(memory, FOLDER / "memory.safetensors")
