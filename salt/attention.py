@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -21,7 +21,12 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Scope(Protocol):
-    """What self-attention may see. `layer` counts from 0; q, k, v and the result are [B, S, heads, head_dim]."""
+    """What self-attention may see. `layer` counts from 0; q, k, v and the result are [B, S, heads, head_dim].
+
+    by_layer: it looks at `layer`. Compiled code that reads a layer's number serves that layer alone.
+    """
+
+    by_layer: ClassVar[bool]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor: ...
 
@@ -31,6 +36,7 @@ class Bidirectional:
     """Every token sees every token: the teacher, and the bidirectional student."""
 
     rotary: Rotary
+    by_layer: ClassVar[bool] = False
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
         return attention(apply_rotary(q, self.rotary), apply_rotary(k, self.rotary), v)
@@ -53,6 +59,7 @@ class BlockCausal:
     clean_context: bool = False
     sink: int = 0
     window: int | None = None
+    by_layer: ClassVar[bool] = False
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
         rotary = Rotary(*(torch.cat([t, t]) for t in self.rotary)) if self.clean_context else self.rotary
@@ -95,13 +102,11 @@ class Context:
     def empty(self) -> bool:
         return self.text.numel() == 0
 
-    def layer(self, index: int, make: Callable[[], list[tuple[Tensor, Tensor]]]) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of one layer, made or kept."""
-        if not self.keep:
-            return make()
-        if index not in self._layers:
-            self._layers[index] = make()
-        return self._layers[index]
+    def kept(self, layer: int, make: Callable[[], list[tuple[Tensor, Tensor]]]) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of one layer, made at the first call."""
+        if layer not in self._layers:
+            self._layers[layer] = make()
+        return self._layers[layer]
 
 
 class SelfAttention:
@@ -119,8 +124,16 @@ class SelfAttention:
         else:
             q, k, v = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (attn.norm_q(q), attn.norm_k(k), v))
-        out = scope.attend(self.layer, q, k, v, self._dispatch)
+        if scope.by_layer:
+            out = self._attend_by_layer(scope, q, k, v)  # pyright: ignore[reportCallIssue]
+        else:
+            out = scope.attend(0, q, k, v, self._dispatch)
         return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(hidden_states)))
+
+    @torch.compiler.disable
+    def _attend_by_layer(self, scope: Scope, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Outside compiled code, which then is the same for every layer."""
+        return scope.attend(self.layer, q, k, v, self._dispatch)
 
     def _dispatch(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return dispatch_attention_fn(q, k, v, backend=self._attention_backend)
@@ -137,11 +150,18 @@ class CrossAttention:
 
     def __call__(self, attn: Any, hidden_states: Tensor, context: Context, *unused: None) -> Tensor:
         q = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
-        parts = context.layer(self.layer, lambda: self._keys_and_values(attn, context))
+        if context.keep:
+            parts = self._kept(attn, context)  # pyright: ignore[reportCallIssue]
+        else:
+            parts = self._keys_and_values(attn, context)
         out = self._dispatch(q, *parts[0]).flatten(2, 3)
         for k, v in parts[1:]:
             out = out + self._dispatch(q, k, v).flatten(2, 3)
         return attn.to_out[1](attn.to_out[0](out.type_as(hidden_states)))
+
+    @torch.compiler.disable
+    def _kept(self, attn: Any, context: Context) -> list[tuple[Tensor, Tensor]]:
+        return context.kept(self.layer, lambda: self._keys_and_values(attn, context))
 
     def _keys_and_values(self, attn: Any, context: Context) -> list[tuple[Tensor, Tensor]]:
         """Of the text, and of the image where there is one; each [B, N, heads, head_dim]."""

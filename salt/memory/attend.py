@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -72,7 +72,9 @@ class Segment:
 
 
 class MemoryPass:
-    """What one forward of the model sees of a memory. Made by `KVMemory.open`."""
+    """What one forward of the model sees of a memory. Made by `KVMemory.open`. A scope of `salt.attention`."""
+
+    by_layer: ClassVar[bool] = True
 
     def __init__(self, memory: KVMemory, store: Store, segments: list[Segment]) -> None:
         self.memory, self.store, self.segments = memory, store, segments

@@ -4,6 +4,7 @@ import golden
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from torch._dynamo.utils import counters
 
 from salt.memory import MemoryPolicy
 from salt.prompts import Conditioning
@@ -205,3 +206,26 @@ def test_fingerprint_tells_models_apart():
     with torch.no_grad():
         b.blocks[1].attn1.to_q.weight.add_(0.01)
     assert fingerprint(a) != fingerprint(b)
+
+
+@torch.no_grad()
+def test_compiled_code_is_the_same_for_every_layer():
+    """A layer's number inside compiled code would make it anew for each of 30 layers, until the compiler gives up."""
+    graphs = {}
+    for layers in (2, 4):
+        torch._dynamo.reset()
+        counters.clear()
+        torch.manual_seed(0)
+        model = SaltTransformer3DModel(**{**SMALL, "num_layers": layers}).eval()
+        text, x = Conditioning(torch.randn(1, 5, 32)), torch.randn(1, 16, 3, 4, 4)
+        t = torch.full((1, 3), 500.0)
+        memory = model.new_memory(MemoryPolicy("sink", 9, 3), 1, 4, 4)
+        call = StudentModel(model)
+        expected = call(x, t, memory.open(read=3), text)
+        model.compile_repeated_blocks(backend="eager")
+        assert torch.equal(call(x, t, memory.open(read=3), text), expected)
+        call(x, t, memory.open(write=3), text)
+        model(x, t[:, 0], text.text)
+        graphs[layers] = counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()
+    assert graphs[2] == graphs[4] > 0
