@@ -1,0 +1,99 @@
+"""Recorded forwards: on the CPU a recording is the function itself, run on a recording's own tensors."""
+
+import golden
+import pytest
+import torch
+
+from salt.graphs import GraphedStudent, settled
+from salt.memory import MemoryPolicy
+from salt.noise import SeededNoise
+from salt.prompts import Conditioning, PromptChange, PromptSchedule
+from salt.rollout import RolloutSettings, rollout
+from salt.schedule import Schedule
+from salt.student import StudentModel
+
+POLICIES = [
+    MemoryPolicy("window", 9),
+    MemoryPolicy("sink", 9, 3),
+    MemoryPolicy("sink", 8, 2),
+    MemoryPolicy("relative", 9, 1),
+    MemoryPolicy("cyclic", 9),
+    MemoryPolicy("blended", 9, 3),
+    MemoryPolicy("sink", 9, 3, precision="int8"),
+    MemoryPolicy("relative", 9, 3, precision="int4"),
+]
+
+
+class Tape:
+    """Counts recordings and plays."""
+
+    def __init__(self):
+        self.recorded = self.played = 0
+
+    def __call__(self, function):
+        self.recorded += 1
+
+        def play():
+            self.played += 1
+            function()
+
+        return play
+
+
+def text(seed):
+    return Conditioning(torch.randn(1, 12, 64, generator=torch.Generator().manual_seed(seed)))
+
+
+@torch.no_grad()
+def clip(model, student, policy, frames=24, fuse=False, conditioning=None):
+    memory = student.new_memory(policy, 1, 4, 6)
+    settings = RolloutSettings(Schedule.of(3), fuse=fuse)
+    made = rollout(model, conditioning or text(0), memory, SeededNoise(5, 1, 16, 4, 6), frames, settings)
+    return torch.cat([block.latents for block in made], dim=2)
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_a_recorded_rollout_is_the_plain_one(policy, fuse):
+    student, tape = golden.student(), Tape()
+    expected = clip(StudentModel(student), student, policy, fuse=fuse)
+    model = StudentModel(GraphedStudent(student, tape))
+    assert torch.equal(clip(model, student, policy, fuse=fuse), expected)
+    assert 1 <= tape.recorded <= 2 < tape.played, "one recording for reading, one for writing"
+
+
+def test_prompts_and_memories_have_recordings_of_their_own():
+    student, tape = golden.student(), Tape()
+    prompts = PromptSchedule([PromptChange(0, text(0)), PromptChange(15, text(1), "keep")])
+    policy = MemoryPolicy("sink", 9, 3)
+    expected = clip(StudentModel(student), student, policy, conditioning=prompts)
+    model = StudentModel(GraphedStudent(student, tape))
+    for _ in range(5):  # more recordings than are kept
+        assert torch.equal(clip(model, student, policy, conditioning=prompts), expected)
+    assert tape.recorded > 8
+
+
+def test_growing_and_far_memories_are_never_recorded():
+    student = golden.student()
+    for policy in (MemoryPolicy(), MemoryPolicy("sink", 9, 3, residence="cpu")):
+        tape = Tape()
+        clip(StudentModel(GraphedStudent(student, tape)), student, policy)
+        assert tape.recorded == 0
+    memory = student.new_memory(MemoryPolicy("sink", 9, 3), 1, 4, 6)
+    assert not settled(memory.open(read=3)), "an empty window has other shapes than a full one"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_cuda_graphs_play_what_was_recorded(policy):
+    student = golden.student().cuda()
+    noise = SeededNoise(5, 1, 16, 4, 6, device="cuda")
+    clips = []
+    for model in (StudentModel(student), StudentModel(GraphedStudent(student))):
+        memory = student.new_memory(policy, 1, 4, 6)
+        conditioning = Conditioning(text(0).text.cuda())
+        with torch.no_grad():
+            made = rollout(model, conditioning, memory, noise, 36, RolloutSettings(Schedule.of(3), fuse=True))
+            clips.append(torch.cat([block.latents for block in made], dim=2))
+    assert torch.allclose(*clips, atol=1e-4)
