@@ -80,13 +80,7 @@ def _embedding_forward(self: Any, text: Tensor) -> Tensor:
 
 
 @torch.compiler.disable
-def _cross_attention_forward(
-    self: Any,
-    x: Tensor,
-    context: Tensor,
-    transformer_options: dict = {},
-    **_: Any,  # noqa: B006 - as core has it
-) -> Tensor:
+def _cross_attention_forward(self: Any, x: Tensor, context: Tensor, transformer_options: dict = {}, **_: Any) -> Tensor:  # noqa: B006
     """Stands in for WanT2VCrossAttention.forward."""
     from comfy.ldm.wan.model import optimized_attention
 

@@ -18,6 +18,7 @@ from .fingerprint import fingerprint
 from .previews import Watch, preview_decoder
 from .sampling import Sampling, sample
 from .sockets import ClipMemory
+from .spare import at_rest, furnish
 
 NEGATIVE = "negative"
 
@@ -94,7 +95,7 @@ def play(model: Any, plan: Plan) -> tuple[Tensor, ClipMemory]:
 
     def work(s: Sampling) -> Tensor:
         latents, memory = _play(s, plan, s.conds)
-        left.append(memory.rested())
+        left.append(at_rest(s.patcher, memory))
         return latents
 
     total = plan.first + plan.given + plan.frames
@@ -121,8 +122,7 @@ def _play(s: Sampling, plan: Plan, conds: dict[str, Any]) -> tuple[Tensor, ClipM
     base, device = s.patcher.model, s.noise.device
     memory = plan.memory.taken(device) if plan.memory is not None else None
     if memory is None:
-        fresh = new_memory(s.patcher, plan.policy, plan.batch, *plan.size, plan.given + plan.frames)
-        memory = ClipMemory(fresh, fresh.empty_like() if plan.negative is not None else None)
+        memory = fresh_memory(s.patcher, plan, plan.given + plan.frames, plan.negative is not None)
     noise = SeededNoise(plan.seed, plan.batch, 16, *plan.size, device=device)
     prompts = PromptSchedule(
         [PromptChange(c.frame, conds[f"prompt {i}"], c.switch) for i, c in enumerate(plan.changes)]
@@ -137,6 +137,16 @@ def _play(s: Sampling, plan: Plan, conds: dict[str, Any]) -> tuple[Tensor, ClipM
     )
     parts = ([] if start is None else [start]) + new
     return torch.cat(parts, dim=2), memory
+
+
+def fresh_memory(patcher: Any, plan: Plan, frames: int, guided: bool) -> ClipMemory:
+    """Empty memories for a clip of `frames`, in buffers that an earlier run has left, if there are any."""
+    kv = new_memory(patcher, plan.policy, plan.batch, *plan.size, frames)
+    clip = ClipMemory(kv, kv.empty_like() if guided else None)
+    for branch in (clip.memory, clip.negative):
+        if branch is not None:
+            furnish(patcher, branch, frames)
+    return clip
 
 
 def run_blocks(

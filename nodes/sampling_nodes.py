@@ -15,10 +15,11 @@ from ..salt.prompts import PromptSchedule, Switch
 from ..salt.rollout import RolloutSettings
 from ..salt.schedule import Schedule, check_steps, step_list
 from ..salt.timeline import parse_timeline
-from .playing import NEGATIVE, Plan, run_blocks
+from .playing import NEGATIVE, Plan, fresh_memory, run_blocks
 from .previews import preview_decoder
 from .sampling import Sampling, sampler
-from .sockets import ADVANCED, ClipMemory, Policy, Prompts, schema
+from .sockets import ADVANCED, Policy, Prompts, schema
+from .spare import leave
 from .students import autoregressive, spec_of
 
 NFE = ["student's", "2", "4", "8", "custom"]
@@ -157,8 +158,6 @@ def sample_clip(s: Sampling, frames_per_block: int, stepping: Any, policy: Memor
     """A whole clip as core's custom sampling asks for it. Raises ValueError for what a rollout cannot do."""
     from comfy.model_management import current_loaded_models, free_memory
 
-    from .bridge import new_memory
-
     if s.mask is not None:
         raise ValueError("LATENT: found a noise mask, expected none: a rollout makes whole blocks")
     if s.noise.ndim != 5:
@@ -172,16 +171,19 @@ def sample_clip(s: Sampling, frames_per_block: int, stepping: Any, policy: Memor
     )
     batch, channels, frames, height, width = s.noise.shape
     plan = Plan(settings, policy or spec.policy, (), frames, (height, width), s.seed or 0, batch)
-    kv = new_memory(s.patcher, plan.policy, batch, height, width, frames)
     guided = s.cfg != 1 and NEGATIVE in s.conds
-    if kv.device.type != "cpu" and plan.policy.residence == "device":
-        wanted = kv.estimate_bytes(frames) * (2 if guided else 1)
-        free_memory(wanted, kv.device, [m for m in current_loaded_models if m.model is s.patcher])
+    memory = fresh_memory(s.patcher, plan, frames, guided)
+    branches = [m for m in (memory.memory, memory.negative) if m is not None]
+    wanted = sum(m.estimate_bytes(frames) for m in branches if m.store is None)
+    device = memory.memory.device
+    if wanted and device.type != "cpu" and plan.policy.residence == "device":
+        free_memory(wanted, device, [m for m in current_loaded_models if m.model is s.patcher])
     noise = NoiseOfGraph(s.noise, SeededNoise(plan.seed, batch, channels, height, width, s.noise.device))
     negative = s.conds[NEGATIVE] if guided else None
-    memory = ClipMemory(kv, kv.empty_like() if guided else None)
     prompts = PromptSchedule.of(s.conds["positive"])
     blocks, _ = run_blocks(s, plan, memory, noise, prompts, negative, None, None, preview_decoder(s.patcher))
+    for branch in branches:
+        leave(s.patcher, branch)
     return torch.cat(blocks, dim=2)
 
 

@@ -24,7 +24,7 @@ class ClipMemory:
     """What travels on a SALT_MEMORY wire: the KV memory of a clip, and the unconditional branch's where CFG was used.
 
     ComfyUI keeps node outputs and hands one to many nodes, so a memory on a wire is never written: whoever goes on
-    from it takes `taken`, a copy. Between runs it lies in main memory.
+    from it takes `taken`, a copy. Between runs it lies in main memory, or on a device that has plenty (see `spare`).
     """
 
     memory: KVMemory

@@ -29,11 +29,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def inside() -> Callable[..., Any]:
-    """`inside(script, case)`: what a case returns when it runs in ComfyUI's own Python; warns: the pack may warn."""
+    """`inside(script, case, flags)`: what a case returns when it runs in ComfyUI's own Python, started with `flags`
+    (none: `--cpu`); warns: the pack may warn."""
 
-    def run(script: str, case: str, warns: bool = False) -> Any:
+    def run(script: str, case: str, *flags: str, warns: bool = False) -> Any:
         assert PATH and PYTHON
-        command = [PYTHON, str(HERE / script), case]
+        command = [PYTHON, str(HERE / script), case, *flags]
         environment = {**os.environ, "COMFYUI_PATH": str(Path(PATH).resolve())}
         done = subprocess.run(command, cwd=PATH, env=environment, capture_output=True, text=True, timeout=600)
         answers = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]

@@ -17,9 +17,9 @@ GOLDEN = ROOT / "tests" / "data" / "golden"
 HEADS, TEXT_DIM = 2, 64  # of the golden model; core would take a head for 128 wide and text for 4096
 
 
-def start() -> None:
-    """ComfyUI's modules from COMFYUI_PATH, as `main.py --cpu` would have them."""
-    sys.argv = [sys.argv[0], "--cpu"]
+def start(*flags: str) -> None:
+    """ComfyUI's modules from COMFYUI_PATH, as `main.py` with these flags (none: `--cpu`) would have them."""
+    sys.argv = [sys.argv[0], *(flags or ["--cpu"])]
     sys.path.insert(0, os.environ["COMFYUI_PATH"])
     import comfy.options
 

@@ -1,7 +1,7 @@
 """Runs inside ComfyUI's own Python: one rollout through core's sampling, and the same one by the engine alone.
 
-Importing it starts ComfyUI's modules and the pack (`PACK`). A script that does so is run as `SCRIPT CASE` and prints
-what the case returns as a line of JSON.
+Importing it starts ComfyUI's modules and the pack (`PACK`). A script that does so is run as `SCRIPT CASE [FLAGS]`, with
+flags of ComfyUI's (none: `--cpu`), and prints what the case returns as a line of JSON.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 
 import host
 
-CASE = sys.argv[1]
-host.start()
+CASE, FLAGS = sys.argv[1], sys.argv[2:]
+host.start(*FLAGS)
 
 import torch  # noqa: E402 - after ComfyUI has read its arguments
 from torch import Tensor  # noqa: E402
