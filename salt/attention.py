@@ -102,6 +102,18 @@ class Context:
     def empty(self) -> bool:
         return self.text.numel() == 0
 
+    def tensors(self) -> list[Tensor]:
+        """Embeddings, then keys and values of the layers in order; none before the first forward has filled it."""
+        if self.empty:
+            return []
+        pairs = (pair for layer in sorted(self._layers) for pair in self._layers[layer])
+        return [self.text, *([] if self.image is None else [self.image]), *(x for pair in pairs for x in pair)]
+
+    def copied(self) -> Context:
+        """The same in tensors of its own."""
+        layers = {i: [(k.clone(), v.clone()) for k, v in parts] for i, parts in self._layers.items()}
+        return Context(self.text.clone(), None if self.image is None else self.image.clone(), self.keep, layers)
+
     def kept(self, layer: int, make: Callable[[], list[tuple[Tensor, Tensor]]]) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of one layer, made at the first call."""
         if layer not in self._layers:

@@ -36,8 +36,17 @@ class _Recording:
     """One shape of forward. inputs are copied into, then `play` leaves the flow in `result`."""
 
     inputs: list[Tensor]
+    context: Context
+    shown: Context
     result: dict[str, Tensor]
     play: Play
+
+    def show(self, context: Context) -> None:
+        """Make `context` the one that is read; kept alive, so that no other is taken for it."""
+        if context is not self.shown:
+            for kept, new in zip(self.context.tensors(), context.tensors(), strict=True):
+                kept.copy_(new)
+            self.shown = context
 
 
 class GraphedStudent:
@@ -57,33 +66,36 @@ class GraphedStudent:
     ) -> tuple[Tensor]:  # fmt: skip
         """Flow [B, C, F, H, W] of latents x at timesteps t [B, F]; see `SaltTransformer3DModel.forward`."""
 
-        def call(x: Tensor, t: Tensor, scope: MemoryPass) -> Tensor:
+        def call(x: Tensor, t: Tensor, scope: MemoryPass, context: Context | None) -> Tensor:
             (flow,) = self.student(x, t, text, image, return_dict=False, scope=scope, context=context)
             return flow
 
-        if context is None or not settled(scope):
-            return (call(x, t, scope),)
-        key = (id(context), id(scope.store), x.shape, x.dtype, *(_shape(s) for s in scope.segments))
+        shapes = () if context is None else tuple(made.shape for made in context.tensors())
+        if context is None or not shapes or not settled(scope):
+            return (call(x, t, scope, context),)
+        key = (id(scope.store), x.shape, x.dtype, shapes, *(_shape(s) for s in scope.segments))
         if key not in self._known:  # the first of a shape warms up whatever is made once
             self._known[key] = None
-            return (call(x, t, scope),)
-        recording = self._known[key] or self._recorded(key, call, x, t, scope)
+            return (call(x, t, scope, context),)
+        recording = self._known[key] or self._recorded(key, call, x, t, scope, context)
+        recording.show(context)
         for kept, new in zip(recording.inputs, _inputs(x, t, scope), strict=True):
             kept.copy_(new)
         recording.play()
         return (recording.result["flow"].clone(),)
 
     def _recorded(
-        self, key: tuple, call: Callable[[Tensor, Tensor, MemoryPass], Tensor], x: Tensor, t: Tensor, scope: MemoryPass
-    ) -> _Recording:
-        x, t, scope = x.clone(), t.clone(), _still(scope)
+        self, key: tuple, call: Callable[[Tensor, Tensor, MemoryPass, Context | None], Tensor], x: Tensor, t: Tensor,
+        scope: MemoryPass, context: Context,
+    ) -> _Recording:  # fmt: skip
+        x, t, scope, own = x.clone(), t.clone(), _still(scope), context.copied()
         result: dict[str, Tensor] = {}
 
         def function() -> None:
-            result["flow"] = call(x, t, scope)
+            result["flow"] = call(x, t, scope, own)
 
-        recording = _Recording(_inputs(x, t, scope), result, self.record(function))
-        # What the key only knows by number stays alive as long as the recording: `scope` its store, `call` its context.
+        recording = _Recording(_inputs(x, t, scope), own, context, result, self.record(function))
+        # The store, which the key knows by number, stays alive with the function's `scope`.
         while len(self._known) >= KEPT:
             del self._known[next(iter(self._known))]
         self._known[key] = recording
@@ -118,7 +130,8 @@ def _still(scope: MemoryPass) -> MemoryPass:
         return value.clone() if isinstance(value, Tensor) else value
 
     segments = [replace(s, **{f.name: own(getattr(s, f.name)) for f in fields(s)}) for s in scope.segments]
-    return MemoryPass(scope.memory, scope.store, segments)
+    # Of the memory itself a pass asks no more than kind and shape; recordings must not keep it from dying.
+    return MemoryPass(scope.memory.empty_like(), scope.store, segments)
 
 
 def _inputs(x: Tensor, t: Tensor, scope: MemoryPass) -> list[Tensor]:

@@ -200,14 +200,19 @@ def _reason(complaint: str, cause: OSError | None) -> str:
     return (cause.strerror if cause is not None else None) or "the encoder ended early"
 
 
+def to_uint8(pixels_3THW: Tensor) -> Tensor:
+    """Pixels [3, T, H, W] in [-1, 1] -> uint8 [T, H, W, 3] on their device."""
+    scaled = ((pixels_3THW.detach().float() + 1) * 127.5).round().clamp(0, 255)
+    return scaled.to(torch.uint8).permute(1, 2, 3, 0)
+
+
 def _to_uint8(frames: Tensor | np.ndarray) -> np.ndarray:
     """Float [3, T, H, W] in [-1, 1] or uint8 [T, H, W, 3] -> uint8 [T, H, W, 3]."""
     tensor = torch.as_tensor(frames)
     if tensor.ndim == 4 and tensor.dtype == torch.uint8 and tensor.shape[3] == 3:
         return tensor.cpu().numpy()
     if tensor.ndim == 4 and tensor.is_floating_point() and tensor.shape[0] == 3:
-        tensor = ((tensor.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return tensor.permute(1, 2, 3, 0).cpu().numpy()
+        return to_uint8(tensor).cpu().numpy()
     raise ValueError(
         f"expected float pixels [3, T, H, W] or uint8 [T, H, W, 3], got {tensor.dtype} {list(tensor.shape)}"
     )

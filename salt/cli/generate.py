@@ -63,6 +63,11 @@ def add_model_arguments(command: argparse.ArgumentParser) -> None:
     model.add_argument("--tiles", action="store_true", help="decode with Wan's VAE in tiles, where frames do not fit")
     model.add_argument("--device", help="default: CUDA where there is one")
     model.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: bfloat16 on CUDA")
+    model.add_argument(
+        "--prefer", default="exact", choices=("exact", "fast", "fastest", "low memory"),
+        help="fast: compiled, the same numbers up to rounding; fastest: and float8, on GPUs that have it; "
+        "low memory: int8 memory, decoding in tiles",
+    )  # fmt: skip
     model.add_argument("--text-precision", default="bf16", choices=("bf16", "int8"), help="int8 needs torchao")
     model.add_argument("--text-cache", type=Path, metavar="FOLDER", help="keep prompt embeddings there")
 
@@ -113,7 +118,8 @@ def run(arguments: argparse.Namespace) -> None:
     options: Options = Options(
         model=arguments.model, parts=arguments.parts, weights=arguments.weights, lora=arguments.lora,
         decoder=arguments.decoder, tiles=arguments.tiles, device=arguments.device, dtype=arguments.dtype,
-        text_precision=arguments.text_precision, text_cache=arguments.text_cache, seed=arguments.seed,
+        text_precision=arguments.text_precision, text_cache=arguments.text_cache, prefer=arguments.prefer,
+        seed=arguments.seed,
         request=options_of(arguments),
     )  # fmt: skip
     if arguments.prompts:

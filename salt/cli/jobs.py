@@ -25,6 +25,7 @@ from ..memory import load_memory, save_memory
 from ..pipeline import SaltPipeline
 from ..pipeline.loading import INDEX, TINY_NAME
 from ..pipeline.pipeline import WARM_UP
+from ..speed import Preference
 from ..student import fingerprint
 from ..text import CachedTextEncoder, TextEncoder, TextPrecision, UMT5TextEncoder
 from ..video import VideoWriter, check_writable
@@ -48,6 +49,7 @@ class Options:
     dtype: str | None = None
     text_precision: TextPrecision = "bf16"
     text_cache: Path | None = None
+    prefer: Preference = "exact"
     seed: int = 0
     request: dict[str, Any] = field(default_factory=dict)
 
@@ -96,7 +98,8 @@ def load_pipeline(options: Options, device: torch.device) -> SaltPipeline:
         pipe.use_wan(Tiling())
     elif options.decoder != "wan":
         pipe.use_taehv(options.decoder)
-    return pipe.to(device)
+    pipe.to(device).prefer(options.prefer)
+    return pipe
 
 
 def umt5(options: Options, folder: Path, device: torch.device) -> TextEncoder | None:
@@ -155,7 +158,7 @@ def write_clip(pipe: SaltPipeline, prompt: str, out: Path, seed: int, request: d
     made = Made([])
     with Show(prompt) as show, VideoWriter(out) as video:
         for chunk in pipe.stream(prompt, seed=seed, on_step=show.step, **request):
-            video.write(chunk.pixels[0])
+            video.write(chunk.frames[0])
             show.chunk(chunk)
             made.latents.append(chunk.latents)
             made.memory = chunk.memory

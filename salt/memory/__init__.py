@@ -4,6 +4,7 @@ from .attend import MemoryPass
 from .cache import KVMemory
 from .files import MemoryFileError, load_memory, read_memory_info, save_memory
 from .policy import KINDS, PRECISIONS, RESIDENCES, MemoryPolicy
+from .spare import SpareStores
 from .storage import MemoryGeometry, estimate_bytes
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "MemoryGeometry",
     "MemoryPass",
     "MemoryPolicy",
+    "SpareStores",
     "estimate_bytes",
     "load_memory",
     "read_memory_info",

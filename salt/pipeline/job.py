@@ -88,19 +88,21 @@ def prepare(pipe: SaltPipeline, prompt: str | Sequence[str], request: Request) -
         frames_per_block=planned.frames_per_block,
         independent_first_frame=spec.independent_first_frame,
         guidance=request.guidance_scale,
-        fuse=request.fuse,
+        fuse=request.fuse or pipe.speed.fuse,
     )
     memory = None
     if not bidirectional:
         geometry = pipe.transformer.memory_geometry(batch, *latent_size)
         memory = request.memory or KVMemory(
-            request.policy(spec),
+            pipe.speed.policy(request.policy(spec)),
             geometry,
             pipe.transformer.dtype,
             device,
             given + length.frames,
             fingerprint(pipe.transformer),
         )
+        if pipe.speed.compiled and request.memory is None:
+            pipe.stores.furnish(memory)
         _check_memory(pipe, request, geometry)
     conditioning, negative = _conditions(pipe, prompts, request)
     if wants_image and pixels is not None:

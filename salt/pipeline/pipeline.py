@@ -16,16 +16,19 @@ from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..decode import FrameDecoder, Tiling, WanStreamDecoder
-from ..memory import KVMemory
+from ..graphs import GraphedStudent
+from ..memory import KVMemory, SpareStores
 from ..rollout import Block, Step, rollout
 from ..sample import BidirectionalModel, sample_bidirectional
 from ..schedule import step_list
 from ..spec import StudentSpec
+from ..speed import PREFERENCES, Preference, compile_blocks, fp8_linears, speed_of
 from ..student import SaltTransformer3DModel, StudentModel
 from ..text import TextEncoder, UMT5TextEncoder
 from ..words import WordEmbedder
 from .job import Job, prepare
 from .loading import TINY_NAME, load_parts, promote, tiny_folder
+from .projector import Projector, in_turn, made_ahead
 from .request import FPS, Request
 
 # Wan 2.1's own sizes and steps, for folders that say nothing of a student.
@@ -41,13 +44,15 @@ OnStep = Callable[[Step], None]
 class Chunk:
     """A finished block, decoded.
 
-    pixels: [B, 3, T, H, W] in [-1, 1], float32. latents: [B, C, F, H, W], what they were decoded from. Those of a start
+    pixels: [B, 3, T, H, W] in [-1, 1], float32, on the decoder's device; frames: the same as uint8 [B, T, H, W, 3] on
+    the CPU. latents: [B, C, F, H, W], what they were decoded from. Those of a start
     come with the first block. first_frame: index of the first of `pixels` in this clip. seconds: wall time of the
     block, decoding included. memory: as the rollout goes on writing it; complete once the stream is exhausted.
     """
 
     block: Block
     pixels: Tensor
+    frames: Tensor
     latents: Tensor
     first_frame: int
     seconds: float
@@ -115,6 +120,9 @@ class SaltPipeline(DiffusionPipeline):
         )
         self.video_processor = VideoProcessor(vae_scale_factor=self.spatial_scale)
         self._text: TextEncoder | None = WordEmbedder(**words) if words else None
+        self.speed = PREFERENCES["exact"]
+        self._graphed: GraphedStudent | None = None
+        self.stores = SpareStores()
         self.use_wan()
 
     @classmethod
@@ -194,6 +202,29 @@ class SaltPipeline(DiffusionPipeline):
         """Where the transformer computes, also while accelerate keeps its weights elsewhere."""
         return self._execution_device if hasattr(self.transformer, "_hf_hook") else self.transformer.device
 
+    def prefer(self, preference: Preference) -> None:
+        """What to prefer from now on: `exact` (the default), `fast`, `fastest` or `low memory`; see `salt.speed.Speed`.
+
+        Call it once the pipeline is on its device; compiling happens in the first clip. Compiled or quantised blocks
+        stay so: after `fast` or `fastest` make a new pipeline for another word. Raises ValueError for another word, or
+        a device or installation that cannot.
+        """
+        speed = speed_of(preference)
+        if self.speed.compiled and speed != self.speed:
+            raise ValueError(f"prefer: found {preference!r} on a compiled pipeline, expected a new pipeline")
+        if speed.fp8:
+            fp8_linears(self.transformer)
+        if speed.compiled and not self.speed.compiled:
+            compile_blocks(self.transformer)
+            if self.run_device.type == "cuda":
+                self._graphed = GraphedStudent(self.transformer)
+        if speed.text_waits and self.text_encoder is not None:
+            # It sits on the CPU, and `text` sends it to the device for every prompt.
+            self._text = UMT5TextEncoder(self.text_encoder.cpu(), self.tokenizer, device=self.run_device)
+        if speed.tiles:
+            self.use_wan(Tiling())
+        self.speed = speed
+
     def use_wan(self, tiling: Tiling | None = None) -> None:
         """Decode with Wan's VAE (the default), in tiles where frames are too large for the device."""
         self.new_decoder: Callable[[], FrameDecoder] = lambda: WanStreamDecoder(self.vae, tiling)
@@ -251,21 +282,23 @@ class SaltPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def _chunks(self, job: Job, on_step: OnStep | None) -> Iterator[Chunk]:
-        decoder, shown = self.new_decoder(), 0
+        projector, shown = Projector(self.new_decoder(), self.run_device), 0
         if job.history_latents is not None:
-            decoder.decode(job.history_latents[:, :, -WARM_UP:])
-        blocks = self._blocks(job, on_step)
+            projector.begin(job.history_latents[:, :, -WARM_UP:])
         lead = [] if job.initial_latents is None else [job.initial_latents]
-        while True:
-            began = time.perf_counter()
-            block = next(blocks, None)
-            if block is None:
-                return
-            latents = torch.cat([*lead, block.latents], dim=2)
-            pixels, lead = decoder.decode(latents), []
+        # Weights that come and go (accelerate's offloading) would be fetched and sent away by turns.
+        ordered = made_ahead if projector.aside and not hasattr(self.transformer, "_hf_hook") else in_turn
+        began = time.perf_counter()
+        for block, projection in ordered(
+            self._blocks(job, on_step),
+            lambda block: projector.begin(block.latents if block.index else torch.cat([*lead, block.latents], dim=2)),
+        ):
+            latents = block.latents if block.index else torch.cat([*lead, block.latents], dim=2)
+            ready = projection.wait()
             seconds = time.perf_counter() - began
-            yield Chunk(block, pixels, latents, shown, seconds, memory=job.memory)
-            shown += pixels.shape[2]
+            yield Chunk(block, ready.pixels, ready.frames, latents, shown, seconds, memory=job.memory)
+            shown += ready.pixels.shape[2]
+            began = time.perf_counter()
 
     @torch.no_grad()
     def _blocks(self, job: Job, on_step: OnStep | None) -> Iterator[Block]:
@@ -291,7 +324,7 @@ class SaltPipeline(DiffusionPipeline):
             known = job.memory.next_frame - job.memory.origin
             history = history[:, :, max(history.shape[2] - known, 0) :] if known else None
         yield from rollout(
-            cast(Any, _InFloat32(StudentModel(self.transformer))),
+            cast(Any, _InFloat32(StudentModel(cast(Any, self._graphed or self.transformer)))),
             job.conditioning,
             job.memory,
             job.noise,

@@ -1,0 +1,136 @@
+"""What a pipeline may do to be quicker or smaller: the same clip, and one clear error where it cannot."""
+
+import gc
+
+import pytest
+import torch
+
+from salt.graphs import GraphedStudent
+from salt.memory import KVMemory, MemoryGeometry, MemoryPolicy, SpareStores
+from salt.pipeline import SaltPipeline, projector
+from salt.speed import PREFERENCES, Speed, fp8_linears, speed_of
+from salt.video import VideoWriter
+
+PROMPT = "a fast red circle moving right"
+CLIP = dict(num_frames=69, seed=3, num_inference_steps=2, memory_policy="sink:3,window:9")
+
+
+@pytest.fixture
+def pipe():
+    pipe = SaltPipeline.tiny()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def latents(pipe, **options):
+    return pipe(PROMPT, output_type="latent", **{**CLIP, **options}).latents
+
+
+def near(made, expected):
+    """Relative error of the first blocks: a rollout feeds on itself, and rounding grows."""
+    return ((made - expected)[:, :, :9].norm() / expected[:, :, :9].norm()).item()
+
+
+def test_words_are_told_apart():
+    assert speed_of("exact") == Speed()
+    with pytest.raises(ValueError, match="prefer: found 'quick', expected one of 'exact', 'fast', 'fastest', 'low mem"):
+        speed_of("quick")
+    stated = MemoryPolicy("sink", 9, 3, precision="int4", residence="cpu")
+    assert PREFERENCES["low memory"].policy(stated) == stated, "a policy that names its precision keeps it"
+    assert PREFERENCES["low memory"].policy(MemoryPolicy("sink", 9, 3)).precision == "int8"
+
+
+@pytest.mark.slow
+def test_fast_is_the_same_clip_compiled_once(pipe):
+    expected = latents(pipe)
+    pipe.prefer("fast")
+    made = latents(pipe)
+    assert near(made, expected) < 1e-4
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs > 0 and torch.equal(latents(pipe), made)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs, "a second clip compiles nothing"
+    with pytest.raises(ValueError, match="found 'exact' on a compiled pipeline, expected a new pipeline"):
+        pipe.prefer("exact")
+
+
+def test_low_memory_halves_the_memory_and_waits_with_the_text_encoder(pipe):
+    expected = latents(pipe)
+    pipe.prefer("low memory")
+    made = pipe(PROMPT, output_type="latent", **CLIP)
+    assert made.memory.policy.precision == "int8" and near(made.latents, expected) < 0.05
+    assert next(pipe.stream(PROMPT, **CLIP)).pixels.shape[3:] == (64, 64), "decoding in tiles"
+
+
+def test_fastest_says_what_it_needs(pipe):
+    with pytest.raises(ValueError, match="found 'fastest' on cpu, expected a GPU that multiplies in float8"):
+        pipe.prefer("fastest")
+    assert pipe.speed == Speed()
+    with pytest.raises(ValueError, match="expected a GPU"):
+        fp8_linears(torch.nn.Linear(2, 2))
+
+
+def test_blocks_made_ahead_are_the_same_chunks(pipe, monkeypatch):
+    plain = list(pipe.stream(PROMPT, **CLIP))
+    monkeypatch.setattr(projector.Projector, "aside", True)
+    ahead = list(pipe.stream(PROMPT, **CLIP))
+    assert len(ahead) == len(plain) == 6
+    for one, other in zip(plain, ahead, strict=True):
+        assert torch.equal(one.pixels, other.pixels) and torch.equal(one.frames, other.frames)
+        assert one.first_frame == other.first_frame and one.block.index == other.block.index
+
+
+def test_a_finished_block_is_handed_out_before_what_ended_the_next(pipe, monkeypatch):
+    monkeypatch.setattr(projector.Projector, "aside", True)
+
+    def stop(step):
+        if step.block == 2:
+            raise KeyboardInterrupt
+
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        for chunk in pipe.stream(PROMPT, on_step=stop, **CLIP):
+            seen.append(chunk.block.index)
+    assert seen == [0, 1]
+
+
+def test_frames_are_the_pixels_as_a_video_has_them(pipe, tmp_path):
+    chunk = next(pipe.stream([PROMPT, PROMPT], **CLIP))
+    assert chunk.frames.dtype == torch.uint8 and chunk.frames.shape == (2, 9, 64, 64, 3)
+    expected = ((chunk.pixels + 1) * 127.5).round().to(torch.uint8)
+    assert torch.equal(chunk.frames.permute(0, 4, 1, 2, 3), expected)
+    with VideoWriter(tmp_path / "a.mp4") as video:
+        video.write(chunk.frames[0])
+    assert video.frames == 9
+
+
+@torch.no_grad()
+def test_a_dead_memory_leaves_its_buffers_and_a_held_one_does_not():
+    spare, geometry = SpareStores(), MemoryGeometry(layers=1, heads=1, head_dim=8, height=1, width=2)
+
+    def memory(policy=MemoryPolicy("sink", 9, 3)):  # noqa: B008 - frozen
+        made = KVMemory(policy, geometry)
+        spare.furnish(made)
+        return made
+
+    first = memory()
+    store, second = first.store, memory()
+    assert second.store is not store, "somebody holds the first"
+    del first
+    gc.collect()
+    assert memory(MemoryPolicy("sink", 12, 3)).store is not store, "of another shape"
+    again = memory()
+    assert again.store is not second.store
+    full = KVMemory(MemoryPolicy(), geometry)
+    spare.furnish(full)
+    assert full.store is None, "a growing memory has no buffers of one size"
+
+
+def test_recordings_are_played_again_in_the_next_clip(pipe):
+    """On the CPU a recording is the function itself."""
+    pipe.speed = Speed(compiled=True)  # as `prefer` leaves it on CUDA, without the compiler
+    recorded = []
+    pipe._graphed = GraphedStudent(pipe.transformer, lambda function: recorded.append(1) or function)
+    first = latents(pipe)
+    assert len(recorded) == 2
+    gc.collect()
+    assert torch.equal(latents(pipe), first) and len(recorded) == 2, "the same buffers, the same recordings"
