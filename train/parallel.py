@@ -26,8 +26,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from salt.speed import compile_blocks
+
 Mode = Literal["single", "ddp", "fsdp"]
-RECOMPILE_LIMIT = 64
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -60,9 +61,7 @@ class Wrapped:
     ) -> None:
         self.mode, self.bf16 = mode, bf16
         if compiled:
-            # One graph a block and shape: with and without gradient, of one block of frames and of a whole clip.
-            torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-            model.compile_repeated_blocks(dynamic=False)
+            compile_blocks(model, dynamic=False)
         root = Root(model)
         if mode == "fsdp":
             _shard(model, root, bf16, offload)
