@@ -9,9 +9,11 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 FOLDER, CASE = Path(sys.argv[1]), json.loads(sys.argv[2])
@@ -21,21 +23,29 @@ sys.path.insert(0, str(ROOT / "tests" / "comfyui"))
 
 import host  # noqa: E402 - the tests' way into ComfyUI
 
-host.start()
+host.start("--use-pytorch-cross-attention", *(["--cpu"] if CASE["device"] == "cpu" else []))
 
 import psutil  # noqa: E402
 import torch  # noqa: E402 - after ComfyUI has read its arguments
 
 PACK = host.pack(FOLDER)
 NAME = PACK.bridge.__name__.removesuffix(".nodes.bridge")
-SAMPLING, STUDENT = import_module(f"{NAME}.nodes.sampling_nodes"), import_module(f"{NAME}.salt.student")
+SAMPLING = import_module(f"{NAME}.nodes.sampling_nodes")
+ON_CUDA = CASE["device"] == "cuda"
+DTYPE = torch.bfloat16 if ON_CUDA else torch.float32
+SHAPES = {
+    "tiny": dict(num_attention_heads=2, ffn_dim=256, num_layers=4),
+    "0.3B": dict(num_attention_heads=8, ffn_dim=4096, num_layers=20),
+    "1.3B": dict(num_attention_heads=12, ffn_dim=8960, num_layers=30),
+}
+Play = Callable[[int], torch.Tensor]
 
 
 class CoreNoise:
     """Noise as core's sampler draws it: the graph's for a block's start, a generator of its own between steps."""
 
-    def __init__(self, initial, between):
-        self.initial, self.seeds = initial, between.seeds
+    def __init__(self, initial, between=None):
+        self.initial, self.seeds = initial, (SEED,)
 
     def __call__(self, start, frames, draw):
         here = self.initial[:, :, start : start + frames]
@@ -46,25 +56,29 @@ class CoreNoise:
 
 
 def student_file() -> Path:
-    """A random student as one file that core takes for autoregressive: salt-tiny's shape, or 0.3 billion weights."""
-    path = FOLDER / f"{CASE['name'][:4]}.safetensors"
+    """A random student as one file that core takes for autoregressive, in the dtype that it is played in."""
+    kind = CASE["name"].split(",")[0]
+    path = FOLDER / f"{kind}.safetensors"
     if not path.exists():
-        big = CASE["name"] == "0.3B"
         torch.manual_seed(0)
-        model = STUDENT.SaltTransformer3DModel(
-            num_attention_heads=8 if big else 2, attention_head_dim=128, ffn_dim=4096 if big else 256,
-            num_layers=20 if big else 4, text_dim=4096, freq_dim=256,
+        model = PACK.student.SaltTransformer3DModel(
+            attention_head_dim=128, text_dim=4096, freq_dim=256, **SHAPES[kind]
         )  # fmt: skip
         with torch.no_grad():
             model.proj_out.weight.normal_(std=0.2)
-        import_module(f"{NAME}.salt.checkpoints").save_wan(model, path)
+        PACK.checkpoints.save_wan(model.to(DTYPE), path)
     return path
 
 
 class Peak:
-    """Highest resident memory of the process while open, above what it was at the start, in MiB."""
+    """Most memory in use while open, above what it was at the start, in MiB: the process's, or the CUDA device's."""
 
     def __enter__(self):
+        if ON_CUDA:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+            return self
         self.before = self.most = psutil.Process().memory_info().rss
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._look)
@@ -76,6 +90,9 @@ class Peak:
             self.most = max(self.most, psutil.Process().memory_info().rss)
 
     def __exit__(self, *_):
+        if ON_CUDA:
+            self.most = torch.cuda.max_memory_allocated()
+            return
         self.over.set()
         self.thread.join()
 
@@ -84,57 +101,143 @@ class Peak:
         return (self.most - self.before) / 2**20
 
 
-@torch.inference_mode()
-def main() -> None:
+class Clock:
+    """Moments on the way of the model's work: events on a CUDA device, which nothing waits for, else the clock."""
+
+    def __init__(self):
+        self.moments: list[Any] = []
+
+    def mark(self) -> None:
+        if ON_CUDA:
+            self.moments.append(torch.cuda.Event(enable_timing=True))
+            self.moments[-1].record()
+        else:
+            self.moments.append(time.perf_counter())
+
+    def spans(self, every: int) -> list[float]:
+        """Times between every n-th moment; their unit does not matter."""
+        some = self.moments[::every]
+        return [a.elapsed_time(b) if ON_CUDA else b - a for a, b in zip(some, some[1:], strict=False)]
+
+
+def shape(frames: int) -> tuple[int, ...]:
+    return (1, 16, frames, CASE["height"], CASE["width"])
+
+
+def words() -> torch.Tensor:
+    return torch.randn(1, CASE["text"], 4096, generator=torch.Generator().manual_seed(1))
+
+
+def through_comfyui(clock: Clock) -> Play:
+    """Core's custom sampling with the case's sampler; latents in the model's space."""
     import comfy.sd
     from comfy_extras.nodes_ar_video import SamplerARVideo
     from comfy_extras.nodes_custom_sampler import BasicGuider, RandomNoise, SamplerCustomAdvanced
 
-    model = comfy.sd.load_diffusion_model(str(student_file()))
-    times: list[float] = []
+    model = comfy.sd.load_diffusion_model(str(student_file()), model_options={"dtype": DTYPE})
 
     def timed(apply_model, call):
         out = apply_model(call["input"], call["timestep"], **call["c"])
-        times.append(time.perf_counter())
+        clock.mark()
         return out
 
     model.set_model_unet_function_wrapper(timed)
-    if CASE["policy"] is None:
+    if CASE["way"] == "core":
         sampler = SamplerARVideo.execute(num_frame_per_block=CASE["block"]).args[0]
     else:
         SAMPLING.NoiseOfGraph = CoreNoise
         policy = PACK.memory.MemoryPolicy.parse(CASE["policy"])
         sampler = SAMPLING.SaltSampler.execute(frames_per_block=CASE["block"], stepping="sde", policy=policy).args[0]
-    text = torch.randn(1, 16, 4096, generator=torch.Generator().manual_seed(1))
-    guider = BasicGuider.execute(model=model, conditioning=[[text, {}]]).args[0]
-    sigmas = SAMPLING.SaltSigmas.execute(nfe=str(CASE["nfe"]), steps="", shift=5.0).args[0]
-    latent = {"samples": torch.zeros(1, 16, CASE["frames"], CASE["size"], CASE["size"])}
     parts = dict(
-        noise=RandomNoise.execute(noise_seed=SEED).args[0], guider=guider, sampler=sampler, sigmas=sigmas
-    )  # fmt: skip
-    short = {"samples": torch.zeros(1, 16, CASE["block"], CASE["size"], CASE["size"])}
-    SamplerCustomAdvanced.execute(**parts, latent_image=short)  # loads the model, so that its memory is not counted
+        noise=RandomNoise.execute(noise_seed=SEED).args[0],
+        guider=BasicGuider.execute(model=model, conditioning=[[words(), {}]]).args[0],
+        sampler=sampler,
+        sigmas=SAMPLING.SaltSigmas.execute(nfe=str(CASE["nfe"]), steps="", shift=5.0).args[0],
+    )
+
+    def play(frames: int) -> torch.Tensor:
+        latent = {"samples": torch.zeros(shape(frames))}
+        made = SamplerCustomAdvanced.execute(**parts, latent_image=latent).args[0]["samples"]
+        return model.model.process_latent_in(made)
+
+    return play
+
+
+def by_library(clock: Clock) -> Play:
+    """The engine alone on the same file: its own transformer, memory and loop, in its pipeline's dtypes."""
+    from comfy_extras.nodes_custom_sampler import RandomNoise
+
+    device = CASE["device"]
+    student = PACK.checkpoints.load_student(student_file(), dtype=DTYPE, device=device)
+    model, prompt = PACK.student.StudentModel(student), PACK.prompts.Conditioning(words().to(device, DTYPE))
+    policy = PACK.memory.MemoryPolicy.parse(CASE["policy"])
+    settings = PACK.rollout.RolloutSettings(
+        PACK.schedule.Schedule.of(CASE["nfe"]), frames_per_block=CASE["block"], fuse=True
+    )
+
+    def timed(x, t, memory, conditioning):
+        out = model(x.to(DTYPE), t, memory, conditioning).float()
+        clock.mark()
+        return out
+
+    def play(frames: int) -> torch.Tensor:
+        initial = RandomNoise.execute(noise_seed=SEED).args[0].generate_noise({"samples": torch.zeros(shape(frames))})
+        memory = student.new_memory(policy, 1, CASE["height"], CASE["width"], frames)
+        blocks = PACK.rollout.rollout(timed, prompt, memory, CoreNoise(initial.to(device)), frames, settings)
+        return torch.cat([b.latents for b in blocks], dim=2).cpu()
+
+    return play
+
+
+def seconds_of(play: Play, clock: Clock) -> tuple[float, list[float], torch.Tensor]:
+    """Seconds of a whole rollout, of its blocks as far as the marks tell them apart, and what was made."""
+    clock.moments.clear()
+    began = time.perf_counter()
+    clock.mark()
+    made = play(CASE["frames"])
+    if ON_CUDA:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - began
+    # Ours makes a block's context pass and the next block's first step one call.
+    calls = CASE["nfe"] + (CASE["way"] == "core")
+    return seconds, clock.spans(calls)[: CASE["frames"] // CASE["block"]], made
+
+
+def over_library(ours: Play, library: Play, clock: Clock) -> float:
+    """Median of ours over the library's, in turns, each pair beginning with the other one."""
+    ratios = []
+    for i in range(CASE["pairs"]):
+        pair = [(ours, 1), (library, -1)][:: -1 if i % 2 else 1]
+        ratio = 1.0
+        for play, power in pair:
+            ratio *= seconds_of(play, clock)[0] ** power
+        ratios.append(ratio)
+    return median(ratios)
+
+
+@torch.inference_mode()
+def main() -> None:
+    clock = Clock()
+    play = (by_library if CASE["way"] == "library" else through_comfyui)(clock)
+    play(CASE["block"])  # loads the model, so that its memory is not counted
     runs, peaks = [], []
     for _ in range(REPEATS):
-        times.clear()
         with Peak() as peak:
-            began = time.perf_counter()
-            made = SamplerCustomAdvanced.execute(**parts, latent_image=latent).args[0]["samples"]
-            runs.append((time.perf_counter() - began, [began, *times]))
+            runs.append(seconds_of(play, clock))
         peaks.append(peak.mib)
-    seconds, marks = min(runs)  # the quietest: the machine has other users
+    seconds, spans, made = min(runs, key=lambda run: run[0])  # the quietest: the machine has other users
     blocks = CASE["frames"] // CASE["block"]
-    # Ours makes a block's context pass and the next block's first step one call.
-    calls = CASE["nfe"] + (CASE["policy"] is None)
-    ends = marks[::calls][: blocks + 1]
-    spans = [b - a for a, b in zip(ends, ends[1:], strict=False)]
     quarter = max(len(spans) // 4, 1)
     result = {
         "seconds": seconds, "blocks": blocks, "per_block": seconds / blocks, "peak_mib": median(peaks),
         "growth": median(spans[-quarter:]) / median(spans[1 : quarter + 1]),
     }  # fmt: skip
+    if CASE["way"] == "library":
+        ours = through_comfyui(clock)
+        ours(CASE["block"])
+        result["over_library"] = over_library(ours, play, clock)
     reference = FOLDER / f"{CASE['name']}.pt"
-    if CASE["policy"] is None:
+    if CASE["way"] == "core":
         torch.save(made.clone(), reference)
     elif CASE["policy"] == "full":
         core = torch.load(reference, weights_only=True)
