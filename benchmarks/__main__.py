@@ -1,0 +1,99 @@
+"""The speed table in one command: `python -m benchmarks gpu` or `python -m benchmarks cpu`.
+
+Every cell is written as soon as it is measured, and a run that was ended goes on with those that are missing;
+`--again` measures anew. A cell that fails says so in the table, and the others go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+from benchmarks.cells import CPU, GPU, Bench, Cell
+from benchmarks.measure import environment
+from salt.files import replacing
+
+
+def measure(cells: tuple[Cell, ...], bench: Bench, path: Path, again: bool) -> dict[str, Any]:
+    """Fill the file with the cells that it lacks; what another device or version has measured is left out."""
+    where = {**environment(), "diffusers": diffusers.__version__}
+    results: dict[str, Any] = {}
+    if path.exists() and not again:
+        before = json.loads(path.read_text())
+        results = before if before.get("where") == where else {}
+    results.setdefault("where", where)
+    done = results.setdefault("cells", {})
+    results.setdefault("ceilings", bench.ceiling)
+    bench.known = results["ceilings"]
+    for cell in cells:
+        if cell.name in done and "failed" not in done[cell.name]:
+            continue
+        began = time.perf_counter()
+        try:
+            figures = cell.measure(bench)
+        except Exception as error:  # one cell must not cost the others
+            figures = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+        done[cell.name] = {**figures, "took_s": round(time.perf_counter() - began, 1)}
+        print(f"{cell.name}: {told(cell, done[cell.name])}", flush=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(results, indent=1) + "\n")
+    return results
+
+
+def told(cell: Cell, figures: dict[str, Any]) -> str:
+    for word in ("failed", "skipped"):
+        if word in figures:
+            return f"{word}: {figures[word]}"
+    return f"{figures[cell.shown]:.3g} {cell.unit}"
+
+
+def as_table(cells: tuple[Cell, ...], results: dict[str, Any]) -> str:
+    """Markdown: what was measured where, the ceilings, and a row per cell; `not measured yet` where there is none."""
+    where, ceiling = results["where"], results["ceilings"]
+    rates = [f"matmul {ceiling['flops'] / 1e12:.3g} TFLOP/s"]
+    rates += [f"fp8 {ceiling['fp8_flops'] / 1e12:.3g} TFLOP/s"] if "fp8_flops" in ceiling else []
+    rates += [f"copy {ceiling['bytes'] / 1e9:.3g} GB/s"]
+    rows = [
+        f"{where['device']}, {where['threads']} threads, torch {where['torch']}, diffusers {where['diffusers']}; "
+        f"measured ceilings: {', '.join(rates)}.",
+        "",
+        "| what | figure | target | of the matmul ceiling |",
+        "|---|---|---|---|",
+    ]
+    for cell in cells:
+        figures = results["cells"].get(cell.name)
+        share = f"{figures['of_matmul']:.0%}" if figures and "of_matmul" in figures else ""
+        rows.append(
+            f"| {cell.name} | {told(cell, figures) if figures else 'not measured yet'} | {cell.target} | {share} |"
+        )
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("device", choices=("gpu", "cpu"))
+    parser.add_argument("--again", action="store_true", help="measure all cells anew")
+    parser.add_argument("--only", nargs="+", metavar="TEXT", help="cells whose name contains one of these")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for DEVICE.json and .md")
+    arguments = parser.parse_args()
+    if arguments.device == "gpu" and not torch.cuda.is_available():
+        parser.error("gpu: found no CUDA device, expected one (python -m benchmarks cpu runs anywhere)")
+    device, cells = (torch.device("cuda"), GPU) if arguments.device == "gpu" else (torch.device("cpu"), CPU)
+    chosen = tuple(c for c in cells if not arguments.only or any(text in c.name for text in arguments.only))
+    path = arguments.out / f"{arguments.device}.json"
+    results = measure(chosen, Bench(device), path, arguments.again)
+    table = as_table(cells, results)
+    with replacing(path.with_suffix(".md")) as partial:
+        partial.write_text(table + "\n")
+    print(f"\n{table}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""Clips by the engine, and by the plain loop: seconds per block once the window is full, end to end, to the first
+frame, and the most memory that was taken."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+
+from benchmarks.ceilings import forward_flops, timed
+from benchmarks.plain import plain_memory, plain_rollout
+from benchmarks.training import Peak, RandomText
+from salt.decode import Tiling
+from salt.memory import MemoryPolicy
+from salt.noise import SeededNoise
+from salt.pipeline import FPS, SaltPipeline
+from salt.prompts import Conditioning
+from salt.rollout import RolloutSettings
+from salt.schedule import Schedule
+from salt.spec import StudentSpec
+from salt.speed import Preference
+from salt.student import SaltTransformer3DModel
+from salt.taehv import TinyDecoder, TinyStreamDecoder
+from train.backbones import WAN_1_3B
+from train.tiny.common import placed
+
+PROMPT = "a fast red circle moving right"
+BLOCK, PIXEL_FRAMES = 3, 12  # latent frames of a block, and the pixel frames they become
+SHORT, LONG = 21, 33  # latent frames: the window is full from 12 on, and the forward recorded soon after
+REPEATS = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """policy: the memory. nfe: evaluations per block. prefer: as `SaltPipeline.prefer`. decoder: wan or taehv."""
+
+    policy: str
+    nfe: int
+    prefer: Preference = "exact"
+    decoder: str = "wan"
+
+
+def embedded() -> SaltPipeline:
+    """salt-tiny, at its own 64 x 64 pixels."""
+    return _quiet(SaltPipeline.tiny())
+
+
+def random_wan(device: torch.device, config: dict[str, Any] = WAN_1_3B, size: tuple[int, int] = (480, 832)) -> Any:
+    """A pipeline of Wan 2.1's architecture, VAE included, with random weights in bfloat16 and prompts of 512 tokens."""
+    torch.manual_seed(0)
+    with device:
+        transformer = placed(SaltTransformer3DModel(out_channels=16, **config).bfloat16().eval(), str(device))
+        vae = placed(AutoencoderKLWan().bfloat16().eval(), str(device))
+    pipe = SaltPipeline(transformer, vae, student=StudentSpec(), default_size=size)
+    pipe.text = RandomText(512)
+    return _quiet(pipe)
+
+
+def _quiet(pipe: SaltPipeline) -> SaltPipeline:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def decode_with(pipe: SaltPipeline, decoder: str) -> None:
+    """Wan's VAE, or a decoder of TAEHV's size with random weights."""
+    if decoder == "wan":
+        pipe.use_wan(Tiling() if pipe.speed.tiles else None)
+        return
+    model = TinyDecoder().to(pipe.run_device, torch.float16 if pipe.run_device.type == "cuda" else torch.float32)
+    pipe.new_decoder = lambda: TinyStreamDecoder(model.eval())
+
+
+def clip_seconds(pipe: SaltPipeline, case: Case, frames: int, decoded: bool = False, repeats: int = REPEATS) -> float:
+    """Wall seconds of a clip of `frames` latent frames, the quietest of some: in latents, or as uint8 on the CPU."""
+    options: dict[str, Any] = dict(
+        num_frames=4 * frames - 3, num_inference_steps=case.nfe, memory_policy=case.policy, seed=0, fuse=True
+    )
+
+    def play() -> None:
+        if decoded:
+            assert all(chunk.frames.device.type == "cpu" for chunk in pipe.stream(PROMPT, **options))
+        else:
+            pipe(PROMPT, output_type="latent", **options)
+
+    return min(timed(play, pipe.run_device) for _ in range(repeats))
+
+
+def per_block(pipe: SaltPipeline, case: Case, decoded: bool = False, short: int = SHORT, long: int = LONG) -> float:
+    """Seconds per block between two lengths of one clip: what is done once per clip cancels out."""
+    clip_seconds(pipe, case, long, decoded, repeats=1)  # compiles and records
+    seconds = clip_seconds(pipe, case, long, decoded) - clip_seconds(pipe, case, short, decoded)
+    return seconds * BLOCK / (long - short)
+
+
+def denoising(pipe: SaltPipeline, case: Case, ceiling: dict[str, float]) -> dict[str, Any]:
+    """Pixel frames per second without decoding, and how much of the measured matmul's rate that is."""
+    seconds = per_block(pipe, case)
+    window = MemoryPolicy.parse(case.policy).window or SHORT
+    return {
+        "fps": PIXEL_FRAMES / seconds,
+        "of_matmul": _least(pipe, case.nfe, window, ceiling) / seconds,
+    }
+
+
+def whole_memory(pipe: SaltPipeline, case: Case, ceiling: dict[str, float]) -> dict[str, Any]:
+    """21 latent frames with everything kept: frames per second of the last block, and on average."""
+    clip_seconds(pipe, case, SHORT, repeats=1)
+    whole, before = (clip_seconds(pipe, case, n) for n in (SHORT, SHORT - BLOCK))
+    return {
+        "fps": PIXEL_FRAMES / (whole - before),
+        "fps_average": (4 * SHORT - 3) / whole,
+        "of_matmul": _least(pipe, case.nfe, SHORT, ceiling) / (whole - before),
+    }
+
+
+def _least(pipe: SaltPipeline, nfe: int, window: int, ceiling: dict[str, float]) -> float:
+    """Seconds that a block's multiplications take at the measured matmul's rate: its steps and its context pass."""
+    config, (height, width) = pipe.transformer.config, pipe.default_size
+    tokens = (height // pipe.spatial_scale // 2) * (width // pipe.spatial_scale // 2)
+    work = forward_flops(config, BLOCK * tokens, window * tokens, pipe.text.encode([PROMPT]).shape[1])
+    linear = ceiling["fp8_flops"] if pipe.speed.fp8 else ceiling["flops"]
+    return (nfe + 1) * (work["linear"] / linear + work["attention"] / ceiling["flops"])
+
+
+def end_to_end(pipe: SaltPipeline, case: Case) -> dict[str, Any]:
+    """Frames on the CPU as uint8: per second, over how fast they play, over the slower of denoising and decoding."""
+    decode_with(pipe, case.decoder)
+    together = per_block(pipe, case, decoded=True)
+    denoise, decode = per_block(pipe, case), _decoding(pipe)
+    return {
+        "fps": PIXEL_FRAMES / together,
+        "of_playing": PIXEL_FRAMES / together / FPS,
+        "over_slower": together / max(denoise, decode),
+        "decoding_fps": PIXEL_FRAMES / decode,
+        "first_frame_s": first_frame(pipe, case),
+    }
+
+
+def peak_gb(pipe: SaltPipeline, case: Case) -> float:
+    """Most memory while a clip is made and decoded, weights included, in 10^9 bytes."""
+    with Peak(pipe.run_device) as peak:
+        clip_seconds(pipe, case, SHORT, decoded=True, repeats=1)
+    return peak.mib * 2**20 / 1e9
+
+
+def _decoding(pipe: SaltPipeline) -> float:
+    """Seconds per block of the decoder alone, in the middle of a clip."""
+    decoder, (height, width) = pipe.new_decoder(), pipe.default_size
+    latents = torch.randn(1, 16, BLOCK, height // 8, width // 8, device=pipe.run_device)
+    decoder.decode(latents)
+    return min(timed(lambda: decoder.decode(latents), pipe.run_device) for _ in range(REPEATS + 1))
+
+
+def first_frame(pipe: SaltPipeline, case: Case) -> float:
+    """Seconds from the request to the first frames on the CPU, the pipeline being warm."""
+    found = []
+    for seed in range(REPEATS):
+        began = time.perf_counter()
+        stream = pipe.stream(
+            PROMPT, num_frames=9, num_inference_steps=case.nfe, memory_policy=case.policy, seed=seed, fuse=True
+        )
+        assert next(stream).frames.device.type == "cpu"
+        found.append(time.perf_counter() - began)
+        for _ in stream:
+            pass
+    return min(found)
+
+
+@torch.no_grad()
+def plain_per_block(pipe: SaltPipeline, case: Case, short: int = SHORT, long: int = LONG) -> float:
+    """The plain loop's seconds per block, measured as `per_block` does."""
+    student, (height, width) = pipe.transformer, (n // 8 for n in pipe.default_size)
+    text = Conditioning(pipe.text.encode([PROMPT]).to(student.device, student.dtype))
+    policy, settings = MemoryPolicy.parse(case.policy), RolloutSettings(Schedule.of(case.nfe, pipe.spec.shift))
+
+    def clip(frames: int) -> None:
+        noise = SeededNoise(0, 1, 16, height, width, student.device, student.dtype)
+        memory = plain_memory(student, policy, 1, height, width, frames)
+        for _ in plain_rollout(student, text, memory, noise, frames, settings):
+            pass
+
+    clip(short)
+    seconds = [min(timed(lambda n=n: clip(n), student.device) for _ in range(REPEATS)) for n in (long, short)]
+    return (seconds[0] - seconds[1]) * BLOCK / (long - short)
