@@ -5,8 +5,8 @@ import json
 import torch
 
 from benchmarks.__main__ import as_table, measure
-from benchmarks.cells import CPU, GPU, Bench, Cell
 from benchmarks.ceilings import forward_flops
+from benchmarks.cells import CPU, GPU, Bench, Cell
 from salt.student import SaltTransformer3DModel
 
 
