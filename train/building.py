@@ -14,6 +14,7 @@ from salt.checkpoints import load_student, read_checkpoint, save_wan
 from salt.spec import StudentSpec
 from salt.student import SaltTransformer3DModel
 from train.recipe import Recipe, RecipeError
+from train.recomputing import recompute
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 
@@ -51,14 +52,14 @@ def build_teacher(recipe: Recipe) -> SaltTransformer3DModel:
             "(the teacher's transformer blocks)"
         )
     if recipe.models.checkpointing:  # the alignment's gradient goes through it
-        teacher.enable_gradient_checkpointing()
+        recompute(teacher, recipe.models.keep)
     return teacher
 
 
 def _trainable(recipe: Recipe, path: str, device: torch.device) -> SaltTransformer3DModel:
     model = load_student(path, weights=recipe.models.weights, dtype=torch.float32)
     if recipe.models.checkpointing:
-        model.enable_gradient_checkpointing()
+        recompute(model, recipe.models.keep)
     nn.Module.to(model, device)
     model.train()
     return model

@@ -127,6 +127,9 @@ def align_term(models: Models, rolled: Rolled, batch: Batch, recipe: Recipe, cho
 
     The gradient flows through the teacher to the student's clip; the reference has none.
     """
+    if choices.exit_index == 0:
+        # One step from the same noise on either list: the reference is the clip itself, at no distance, no gradient.
+        return rolled.x0.new_zeros(())
     seeds = batch.seeds(recipe, update, "reference")
     reference = roll_reference(models.student, batch.conditioning, recipe, choices, rolled, seeds)
     sigma = score_sigmas(recipe, update, batch.samples, "align", ALIGN_STEPS).to(reference.device)

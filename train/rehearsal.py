@@ -67,7 +67,9 @@ def meeting_every_loss(recipe: Recipe) -> Recipe:
         tried = replace(recipe, run=replace(recipe.run, seed=seed))
         drawn = [draw_choices(tried, update, "generator") for update in range(UPDATES)]
         defect = not recipe.loss.semigroup or any(c.triple for c in drawn)
-        aligned = recipe.loss.align == "none" or any(aligns(tried, c, update) for update, c in enumerate(drawn))
+        aligned = recipe.loss.align == "none" or any(
+            c.exit_index and aligns(tried, c, update) for update, c in enumerate(drawn)
+        )
         if defect and aligned:
             return tried
     raise RuntimeError(f"no seed meets every loss of {recipe.name} in {UPDATES} updates")

@@ -7,7 +7,7 @@ built from these notes. Nothing of the loop exists twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 from salt.memory import KVMemory, MemoryPass
 from salt.noise import NoiseSource, SeededNoise
 from salt.prompts import Conditioning
-from salt.rollout import RolloutSettings, Stepping, rollout
+from salt.rollout import RolloutSettings, Step, Stepping, rollout
 from salt.sample import BidirectionalModel, sample_bidirectional
 from salt.schedule import NUM_TRAIN_TIMESTEPS, Schedule, add_noise, flow_to_x0
 from salt.student import StudentModel
@@ -35,6 +35,8 @@ class Exits:
     flows: list[Tensor] = field(default_factory=list)
     direct: list[Tensor] = field(default_factory=list)
     composed: list[Tensor] = field(default_factory=list)
+    opening: Tensor | None = None
+    """What the clip's very first evaluation said, exit or not."""
 
     def x0(self, sigma: float) -> Tensor:
         """The clip as it left the exit step, with gradient where it was on."""
@@ -66,13 +68,21 @@ class ExitCall:
         self.call, self.choices, self.recipe, self.first = call, choices, recipe, first
         self.renoise = renoise
         self.exits = Exits()
+        self.at_exit = False
+
+    def on_step(self, step: Step) -> None:
+        """Told by the loop which call comes next: asking the timesteps would wait for the device."""
+        self.at_exit = step.kind == "denoise" and step.step + 1 == step.steps
 
     def __call__(self, x: Tensor, t: Tensor, *memory_and_conditioning: Any) -> Tensor:
-        at_exit = abs(float(t.flatten()[0]) - NUM_TRAIN_TIMESTEPS * self.choices.exit_sigma) < 1e-3
+        flow = self._exit(x, t, memory_and_conditioning) if self.at_exit else self.call(x, t, *memory_and_conditioning)
+        if self.exits.opening is None:
+            self.exits.opening = flow
+        return flow
+
+    def _exit(self, x: Tensor, t: Tensor, memory_and_conditioning: tuple) -> Tensor:
         memory = memory_and_conditioning[0]
         start = memory.start_frame if isinstance(memory, MemoryPass) else 0
-        if not at_exit:
-            return self.call(x, t, *memory_and_conditioning)
         with_gradient = self.first is not None and start >= self.first
         with torch.set_grad_enabled(with_gradient), cast_weights_kept(not with_gradient):
             flow = self.call(x, t, *memory_and_conditioning)
@@ -105,11 +115,15 @@ class ExitCall:
 
 @dataclass
 class Rolled:
-    """A finished rollout. x0 [B, C, F, H, W] covers the frames that count; with gradient if it was asked for."""
+    """A finished rollout. x0 [B, C, F, H, W] covers the frames that count; with gradient if it was asked for.
+
+    call: the student's, with what it has made of the prompt.
+    """
 
     x0: Tensor
     exits: Exits
     noise: NoiseSource
+    call: Any
 
 
 def roll(
@@ -122,8 +136,8 @@ def roll(
     first = r.frames - (r.window or r.frames)
     call = BidirectionalModel(student) if r.kind == "bidirectional" else StudentModel(student)
     noted = ExitCall(call, choices, recipe, first if gradient else None, noise)
-    play(noted, student, conditioning, recipe, settings_of(recipe, choices.to_exit), noise)
-    return Rolled(noted.exits.x0(choices.exit_sigma)[:, :, first:], noted.exits, noise)
+    play(noted, student, conditioning, recipe, settings_of(recipe, choices.to_exit), noise, on_step=noted.on_step)
+    return Rolled(noted.exits.x0(choices.exit_sigma)[:, :, first:], noted.exits, noise, call)
 
 
 def settings_of(
@@ -138,18 +152,22 @@ def settings_of(
 @cast_weights_kept(True)
 def play(
     call: Any, student: Any, conditioning: Conditioning, recipe: Recipe, settings: RolloutSettings, noise: NoiseSource,
-    negative: Conditioning | None = None,
+    negative: Conditioning | None = None, on_step: Callable[[Step], None] | None = None,
 ) -> Tensor:  # fmt: skip
     """A clip [B, C, F, H, W] of the recipe's length, kind and memory; `call` is the student as the engine calls it."""
     r = recipe.rollout
     if r.kind == "bidirectional":
-        return sample_bidirectional(call, conditioning, noise, r.frames, settings, negative=negative)
+        return sample_bidirectional(call, conditioning, noise, r.frames, settings, negative=negative, on_step=on_step)
     geometry = student.memory_geometry(conditioning.text.shape[0], r.height, r.width)
     # The model computes in the precision's dtype whatever its weights are kept in.
     dtype = torch.bfloat16 if recipe.optimisation.precision == "bf16" else next(student.parameters()).dtype
     memory = KVMemory(recipe.policy, geometry, dtype, conditioning.text.device, r.frames)
-    blocks = rollout(call, conditioning, memory, noise, r.frames, settings, negative=negative)
-    return torch.cat([b.latents for b in blocks], dim=2)
+    clip = []
+    for block in rollout(call, conditioning, memory, noise, r.frames, settings, negative=negative, on_step=on_step):
+        clip.append(block.latents)
+        if block.index + 1 == block.count:
+            break  # the last block's context pass would write a memory that nobody reads
+    return torch.cat(clip, dim=2)
 
 
 class AlignedNoise:
@@ -174,6 +192,19 @@ class AlignedNoise:
         return self.own(start, frames, draw)
 
 
+class Begun:
+    """A model call whose first answer is known."""
+
+    def __init__(self, call: Any, first: Tensor | None) -> None:
+        self.call, self.first = call, first
+
+    def __call__(self, *arguments: Any) -> Tensor:
+        if self.first is None:
+            return self.call(*arguments)
+        flow, self.first = self.first, None
+        return flow
+
+
 def reference_steps(steps: tuple[float, ...], dense: tuple[float, ...], exit_step: float) -> tuple[Schedule, tuple]:
     """The denser list up to the student's exit step, and how to step: SDE into steps both lists have, Euler between."""
     reached = tuple(s for s in dense if s >= exit_step)
@@ -187,6 +218,8 @@ def roll_reference(
     """The alignment's reference clip [B, C, F, H, W]: the next denser list, its own memory, the student's first noise.
 
     It exits at the student's exit timestep. Without `noise_aligned` it re-noises with noise of its own throughout.
+    What it has in common with the student's rollout it takes from there: the prompt's keys and values, and the first
+    evaluation, of the same noise under an empty memory. From then on its memory holds a past of its own.
     """
     r = recipe.rollout
     dense = recipe.schedule(2 * choices.schedule.nfe)
@@ -202,5 +235,5 @@ def roll_reference(
         stepping = "sde"
     schedule = Schedule(schedule.steps, r.shift)
     settings = settings_of(recipe, schedule, stepping)
-    clip = play(StudentModel(student), student, conditioning, recipe, settings, noise)
+    clip = play(Begun(rolled.call, rolled.exits.opening), student, conditioning, recipe, settings, noise)
     return clip[:, :, r.frames - (r.window or r.frames) :]

@@ -31,6 +31,7 @@ from train.causal import blocks_of, causal_flow
 from train.losses import linear_mmd, rbf_mmd, token_relation_distance
 from train.objectives import score
 from train.recipe import Recipe
+from train.recomputing import recompute
 from train.rollouts import settings_of
 
 IMAGE_TOKENS = 257  # what Wan 2.1's CLIP makes of a start image
@@ -211,7 +212,7 @@ class Tracer:
             if name == "student" and settings.lora_rank:
                 adapt(model, settings.lora_rank)
         if settings.checkpointing:
-            model.enable_gradient_checkpointing()
+            recompute(model, settings.keep)
         if name == "teacher":
             return place(model.requires_grad_(False), self.dtype)
         place(model, self.dtype if self.gathered else torch.float32)

@@ -28,7 +28,8 @@ def larger(folder, **sections):
 
 
 def saved_bytes(trainer, loss_of):
-    """Bytes that autograd saves for backward: every storage once, weights left out."""
+    """Bytes that autograd saves for backward: every storage once, weights left out. What checkpointing keeps beside a
+    block's input it does not see, so recipes measured by it keep the input alone."""
     models = [learner.model.model for learner in trainer.learners.values()] + [trainer.teacher.wrapped.model]
     ours = {p.untyped_storage().data_ptr() for model in models for p in model.parameters()}
     seen = {}
@@ -99,7 +100,7 @@ def test_memory_is_what_a_memory_takes(tmp_path, policy, precision, dtype):
     ],
 )
 def test_activations_of_the_generator(tmp_path, settings, checkpointing):
-    recipe = larger(tmp_path, models=dict(checkpointing=checkpointing), **settings)
+    recipe = larger(tmp_path, models=dict(checkpointing=checkpointing, keep="input"), **settings)
     trainer = Distiller(recipe)
     batch = embed(trainer)
     schedule, triple = recipe.schedule(2), None
@@ -118,7 +119,9 @@ def test_activations_of_the_generator(tmp_path, settings, checkpointing):
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("score", ["bidirectional", "causal"])
 def test_activations_of_the_critic(tmp_path, score, checkpointing):
-    recipe = larger(tmp_path, models=dict(checkpointing=checkpointing), loss=dict(align="none", score=score))
+    recipe = larger(
+        tmp_path, models=dict(checkpointing=checkpointing, keep="input"), loss=dict(align="none", score=score)
+    )
     trainer = Distiller(recipe)
     batch = embed(trainer)
     taken = saved_bytes(trainer, lambda: trainer._critic(Choices(recipe.schedule(2), 1, None, 3.0), 0)(batch)[0])
@@ -139,7 +142,7 @@ def test_a_checkpointed_rollout_holds_its_memory(tmp_path, policy):
     found = add_up(recipe, 1, "single", configs, Tracer(recipe, configs, False).activations())
     moment = found.moments["backward"]
     held = moment["KV memory"] + moment["activations until backward"]
-    assert moment["KV memory"] > 0.2 * held
+    assert moment["KV memory"] > 0.1 * held
     assert held == pytest.approx(live.now, rel=0.3)
 
 

@@ -1,0 +1,104 @@
+"""What the trainer does not compute twice, or at all, changes no number: the alignment's reference, checkpointing."""
+
+from dataclasses import replace
+
+import pytest
+import small
+import torch
+
+from salt.prompts import Conditioning
+from salt.schedule import Schedule
+from salt.student import StudentModel
+from train import objectives, rollouts
+from train.choices import Choices
+from train.distiller import Distiller
+from train.losses import linear_mmd, rbf_mmd, token_relation_distance
+from train.recomputing import recompute
+from train.rollouts import roll, roll_reference
+
+TEXT = Conditioning(torch.randn(1, 5, 4096, generator=torch.Generator().manual_seed(1)))
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def alone(monkeypatch):
+    """References from here on take nothing from the student's rollout."""
+    monkeypatch.setattr(rollouts, "Begun", lambda call, first: StudentModel(call.student))
+
+
+def counted(model):
+    calls = []
+    model.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    return calls
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize(("nfe", "exit_index"), [(2, 1), (4, 1), (4, 3)])
+def test_a_reference_that_shares_is_the_one_that_does_not(tmp_path, aligned, nfe, exit_index, monkeypatch):
+    recipe = small.recipe(tmp_path, loss=dict(noise_aligned=aligned), rollout=dict(frames=9))
+    student, choices = small.model(3), Choices(Schedule.of(nfe), exit_index, None, 3.0)
+    rolled = roll(student, TEXT, recipe, choices, [1], gradient=True)
+    calls = counted(student)
+    shared = roll_reference(student, TEXT, recipe, choices, rolled, [2])
+    steps = 2 * exit_index + 1
+    # Three blocks, two context passes (nobody reads the last one's), and one evaluation taken from the student.
+    assert calls == [False] * (3 * steps + 2 - 1)
+    alone(monkeypatch)
+    assert torch.equal(roll_reference(student, TEXT, recipe, choices, rolled, [2]), shared)
+    assert len(calls) == 2 * (3 * steps + 2) - 1
+
+
+def test_the_loss_and_its_gradient_do_not_know_what_was_shared(tmp_path, monkeypatch):
+    trainer = Distiller(small.recipe(tmp_path, loss=dict(align_distance="mmd")))
+    batch, choices = trainer.prompts.batch(0, range(2), "generator"), Choices(Schedule.of(4), 2, None, 3.0)
+
+    def made():
+        loss, parts = trainer._generator(choices, 0)(batch)
+        assert parts["align"] > 0
+        return parts, gradients(trainer.student.model.model, loss)
+
+    parts, shared = made()
+    alone(monkeypatch)
+    again, own = made()
+    assert again == parts and all(torch.equal(own[n], g) for n, g in shared.items())
+
+
+@pytest.mark.parametrize("distance", [token_relation_distance, linear_mmd, rbf_mmd])
+def test_a_clip_is_at_no_distance_from_itself(distance):
+    features = torch.randn(2, 12, 8, requires_grad=True)
+    value = distance(features, features.detach(), *([3] if distance is token_relation_distance else []))
+    value.backward()
+    assert value.abs() < 1e-6 and features.grad.norm() < 1e-6
+
+
+def test_an_exit_at_the_first_step_has_nothing_to_align_with(tmp_path, monkeypatch):
+    """The reference exits at the same noise, so it is the clip: it is neither made nor looked at."""
+    recipe = small.recipe(tmp_path, loss=dict(noise_aligned=False))
+    student, choices = small.model(3), Choices(Schedule.of(4), 0, None, 3.0)
+    rolled = roll(student, TEXT, recipe, choices, [1], gradient=True)
+    assert torch.equal(roll_reference(student, TEXT, recipe, choices, rolled, [2]), rolled.x0)
+    monkeypatch.setattr(objectives, "roll_reference", None)
+    trainer = Distiller(recipe)
+    batch = trainer.prompts.batch(0, range(2), "generator")
+    loss, parts = trainer._generator(choices, 0)(batch)
+    without = replace(recipe, loss=replace(recipe.loss, align="none"))
+    trainer.recipe = without
+    assert parts["align"] == 0.0 and torch.equal(trainer._generator(choices, 0)(batch)[0], loss)
+
+
+@pytest.mark.parametrize("keep", ["input", "attention", "products"])
+def test_what_is_kept_changes_no_gradient(tmp_path, keep):
+    recipe = small.recipe(tmp_path, loss=dict(align="none"), rollout=dict(memory="sink:1,window:5", frames=9))
+    student, choices = small.model(3), Choices(Schedule.of(4), 1, None, 3.0)
+
+    def made():
+        return gradients(student, roll(student, TEXT, recipe, choices, [1], gradient=True).x0.square().mean())
+
+    expected = made()
+    recompute(student, keep)
+    found = made()
+    assert expected.keys() == found.keys() and all(torch.equal(found[n], g) for n, g in expected.items())
