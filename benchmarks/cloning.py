@@ -1,40 +1,111 @@
-"""The peer: a cache handled as the published loops do it.
+"""The peer's cache, handled as the published loops do it.
 
 Every layer of every forward clones its whole cache, evicts by shifting, writes the block's keys and values in denoising
-steps as well as in the context pass, and asks the device for its indices (`.item()`). It has the same interface as
-`salt.memory.KVMemory`, so that the same rollout and student run on it, and it gives the same latents.
+steps as well as in the context pass, asks the device for its indices (`.item()`), and turns queries and keys as complex
+numbers of 128 bits, by a table put together at every call. `CloningMemory` has the interface of
+`salt.memory.KVMemory`, so that our rollout and student run on it as well, and gives the same latents.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from salt.attention import Attention
 from salt.memory import MemoryGeometry, MemoryPolicy
-from salt.rope import apply_rotary, rotary_table
+from salt.rope import axis_dims
+
+POSITIONS = 1024  # where the published tables end
+
+
+class PlainRotary:
+    """Wan's rotation by one complex table [positions, head_dim / 2] that is cut and laid out anew at every call."""
+
+    def __init__(self, head_dim: int, device: torch.device | str = "cpu", positions: int = POSITIONS) -> None:
+        self.sizes = [dim // 2 for dim in axis_dims(head_dim)]
+        at = torch.arange(positions, dtype=torch.float64)
+        angles = [
+            torch.outer(at, 10000.0 ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim))
+            for dim in axis_dims(head_dim)
+        ]
+        phases = torch.cat(angles, dim=1)
+        self.table = torch.polar(torch.ones_like(phases), phases).to(device)
+
+    def __call__(self, x_BSHD: Tensor, start: int, frames: int, height: int, width: int) -> Tensor:
+        time, rows, columns = self.table.split(self.sizes, dim=1)
+        table = torch.cat(
+            [
+                time[start : start + frames].view(frames, 1, 1, -1).expand(frames, height, width, -1),
+                rows[:height].view(1, height, 1, -1).expand(frames, height, width, -1),
+                columns[:width].view(1, 1, width, -1).expand(frames, height, width, -1),
+            ],
+            dim=-1,
+        ).reshape(frames * height * width, 1, -1)
+        turned = [
+            torch.view_as_real(torch.view_as_complex(x.double().unflatten(-1, (-1, 2))) * table).flatten(-2)
+            for x in x_BSHD
+        ]
+        return torch.stack(turned).type_as(x_BSHD)
+
+
+@dataclass(frozen=True)
+class PlainBidirectional:
+    """The scope of a teacher or critic: every token sees every token, turned as the published code turns them."""
+
+    rotary: PlainRotary
+    frames: int
+    height: int
+    width: int
+    by_layer: ClassVar[bool] = False
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
+        q, k = (self.rotary(x, 0, self.frames, self.height, self.width) for x in (q, k))
+        return attention(q, k, v)
 
 
 class CloningMemory:
-    """Sink + window with absolute positions; one cache tensor pair per layer, cloned at every read."""
+    """Everything, or sink + window, at absolute positions; one cache tensor pair per layer, cloned at every read.
 
-    def __init__(self, policy: MemoryPolicy, geometry: MemoryGeometry, dtype: torch.dtype) -> None:
-        if policy.kind != "sink" or policy.window is None:
-            raise ValueError(f"policy: found {policy}, expected sink + window")
+    frames: of the clip, which a cache that keeps everything is made for.
+    """
+
+    def __init__(
+        self,
+        policy: MemoryPolicy,
+        geometry: MemoryGeometry,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        frames: int = 21,
+    ) -> None:
+        if policy.kind not in ("full", "sink") or policy.precision != "model" or policy.residence != "device":
+            raise ValueError(f"policy: found {policy}, expected full, or sink + window, as the model makes it")
         self.policy, self.geometry = policy, geometry
-        g = geometry
-        shape = (g.batch, policy.window * g.tokens, g.heads, g.head_dim)
-        self.caches = [(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)) for _ in range(g.layers)]
-        self.ends = [torch.zeros((), dtype=torch.int64) for _ in range(g.layers)]
-        self.global_ends = [torch.zeros((), dtype=torch.int64) for _ in range(g.layers)]
+        g, held = geometry, policy.window or frames
+        shape = (g.batch, held * g.tokens, g.heads, g.head_dim)
+        self.caches = [
+            (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+            for _ in range(g.layers)
+        ]
+        self.ends = [torch.zeros((), dtype=torch.int64, device=device) for _ in range(g.layers)]
+        self.global_ends = [torch.zeros((), dtype=torch.int64, device=device) for _ in range(g.layers)]
+        # The published tables end sooner; a long clip on a window is to be timed all the same.
+        self.rotary = PlainRotary(g.head_dim, device, max(POSITIONS, frames))
         self.next_frame = 0
 
-    def open(self, write: int = 0, read: int = 0) -> CloningPass:
+    def open(self, write: int | Sequence[int] = 0, read: int = 0) -> CloningPass:
+        if not isinstance(write, int) or (write and read):
+            raise ValueError(f"pass: found write {write}, read {read}, expected one block (these loops do not fuse)")
         return CloningPass(self, write or read, bool(write))
 
 
 class CloningPass:
-    """One forward over a `CloningMemory`."""
+    """One forward over a `CloningMemory`. Gradient flows to the block's own keys and values, not into the cache."""
+
+    by_layer: ClassVar[bool] = True
 
     def __init__(self, memory: CloningMemory, frames: int, writes: bool) -> None:
         self.memory, self.frames, self.writes = memory, frames, writes
@@ -42,8 +113,7 @@ class CloningPass:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
         memory, g = self.memory, self.memory.geometry
-        rotary = rotary_table(range(self.start_frame, self.start_frame + self.frames), g.height, g.width, g.head_dim)
-        q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
+        q, k = (memory.rotary(x, self.start_frame, self.frames, g.height, g.width) for x in (q, k))
         keys, values = (cache.clone() for cache in memory.caches[layer])
         new, size, sink = k.shape[1], keys.shape[1], memory.policy.sink * g.tokens
         current_end = (self.start_frame + self.frames) * g.tokens
@@ -55,7 +125,7 @@ class CloningPass:
                 cache[:, sink : sink + kept] = cache[:, sink + evicted : sink + evicted + kept].clone()
             end -= evicted
         keys[:, end - new : end], values[:, end - new : end] = k, v
-        memory.caches[layer] = (keys, values)
+        memory.caches[layer] = (keys.detach(), values.detach())
         memory.ends[layer].fill_(end)
         memory.global_ends[layer].fill_(current_end)
         return attention(q, keys[:, :end], values[:, :end])

@@ -1,0 +1,152 @@
+"""The peer: the published loop, played plainly, for a clip and for a training update.
+
+What it is beside ours: each layer's cache cloned in every forward, written in denoising steps too (`cloning`); a
+context pass that is a forward of its own, after the last block as well; the prompt embedded and its keys and values
+made again in every forward; rotation in complex128 by tables put together at every call, in teacher and critic too.
+Schedule, noise, random choices, losses and optimizers are our own, so that both make the same latents and gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.cloning import CloningMemory, PlainBidirectional, PlainRotary
+from salt.memory import MemoryPolicy
+from salt.noise import NoiseSource, SeededNoise
+from salt.prompts import Conditioning
+from salt.rollout import RolloutSettings, block_lengths
+from salt.schedule import NUM_TRAIN_TIMESTEPS, add_noise, flow_to_x0
+from salt.student import SaltTransformer3DModel
+from train.choices import Choices, draw_choices
+from train.distiller import Distiller
+from train.objectives import Batch, Models, critic_loss, dmd_term
+from train.recipe import Recipe
+from train.rollouts import settings_of
+
+
+def plain_memory(
+    student: SaltTransformer3DModel, policy: MemoryPolicy, batch: int, height: int, width: int, frames: int,
+    dtype: torch.dtype | None = None,
+) -> CloningMemory:  # fmt: skip
+    """The cache of a clip of `frames` latent frames of height x width: full, or sink + window."""
+    geometry = student.memory_geometry(batch, height, width)
+    return CloningMemory(policy, geometry, dtype or student.dtype, student.device, frames)
+
+
+def plain_rollout(
+    student: Any,
+    conditioning: Conditioning,
+    memory: CloningMemory,
+    noise: NoiseSource,
+    frames: int,
+    settings: RolloutSettings,
+    gradient: bool = False,
+) -> Iterator[Tensor]:
+    """Yield the blocks [B, C, F, H, W] of a clip, each as its last step leaves it; with gradient through that step if
+    asked for. Stepping is SDE, without guidance."""
+    steps = list(enumerate(settings.schedule.sigmas))
+
+    def evaluate(x: Tensor, sigma: float, writes: bool, graded: bool) -> Tensor:
+        t = x.new_full((x.shape[0], x.shape[2]), sigma * NUM_TRAIN_TIMESTEPS)
+        scope = memory.open(write=x.shape[2]) if writes else memory.open(read=x.shape[2])
+        with torch.set_grad_enabled(graded):
+            flow = student(x, t, conditioning.text, return_dict=False, scope=scope)[0]
+        scope.commit()
+        return flow
+
+    for length in block_lengths(0, frames, settings):
+        start = memory.next_frame
+        x = x0 = noise(start, length, 0)
+        for i, sigma in steps:
+            last = i + 1 == len(steps)
+            flow = evaluate(x, sigma, False, gradient and last)
+            with torch.set_grad_enabled(gradient and last):
+                x0 = flow_to_x0(x, flow, sigma)
+            if not last:
+                x = add_noise(x0, noise(start, length, i + 1), settings.schedule.sigmas[i + 1])
+        yield x0
+        evaluate(x0.detach(), 0.0, True, False)
+
+
+class Plainly:
+    """A teacher or critic as the objectives call one, its positions turned the plain way."""
+
+    def __init__(self, call: Any, model: SaltTransformer3DModel) -> None:
+        self.call, self.model = call, model
+        self.rotary = PlainRotary(model.config.attention_head_dim, model.device)
+
+    def __call__(self, x: Tensor, *arguments: Any, **options: Any) -> Any:
+        geometry = self.model.memory_geometry(x.shape[0], *x.shape[3:])
+        scope = PlainBidirectional(self.rotary, x.shape[2], geometry.height, geometry.width)
+        return self.call(x, *arguments, scope=scope, **options)
+
+
+def plain_clip(
+    student: Any, batch: Batch, recipe: Recipe, choices: Choices, seeds: list[int], gradient: bool
+) -> Tensor:
+    """A clip of the recipe, as `train.rollouts.roll` makes it."""
+    r, text = recipe.rollout, batch.conditioning.text
+    if recipe.policy.kind != "full" or r.window or r.kind != "autoregressive":
+        raise ValueError(f"rollout: found {r}, expected one that keeps everything (these caches do not evict twice)")
+    channels = student.config.out_channels
+    noise = SeededNoise(seeds, len(seeds), channels, r.height, r.width, text.device, text.dtype)
+    dtype = torch.bfloat16 if recipe.optimisation.precision == "bf16" else student.dtype
+    memory = plain_memory(student, recipe.policy, len(seeds), r.height, r.width, r.frames, dtype)
+    settings = settings_of(recipe, choices.to_exit)
+    return torch.cat(list(plain_rollout(student, batch.conditioning, memory, noise, r.frames, settings, gradient)), 2)
+
+
+def plain_critic(trainer: Distiller, choices: Choices, step: int) -> Any:
+    """The critic's loss of a micro-batch, on what the student makes now."""
+    recipe = trainer.recipe
+
+    def loss_of(batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        seeds = batch.seeds(recipe, step, "critic")
+        with torch.no_grad():
+            x0 = trainer.student.model(plain_clip, batch, recipe, choices, seeds, False)
+
+        def term(critic: Any) -> Tensor:
+            return critic_loss(Plainly(critic, critic), x0, batch, recipe, step)
+
+        loss = trainer.critic.model(term)
+        return loss, {"critic": loss.item()}
+
+    return loss_of
+
+
+def plain_generator(trainer: Distiller, choices: Choices, update: int) -> Any:
+    """The student's loss of a micro-batch: DMD alone."""
+    recipe, critic, teacher = trainer.recipe, trainer.critic.model, trainer.teacher
+    if recipe.loss.semigroup or recipe.loss.align != "none" or recipe.loss.score != "bidirectional":
+        raise ValueError(f"loss: found {recipe.loss}, expected DMD alone, which is what the plain loop does")
+
+    def loss_of(batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        seeds = batch.seeds(recipe, update, "generator")
+
+        def term(student: Any) -> Tensor:
+            x0 = plain_clip(student, batch, recipe, choices, seeds, True)
+            fake = Plainly(lambda *a, **o: critic(lambda model: model(*a, **o)), critic.model)
+            models = Models(student, fake, Plainly(teacher, teacher.wrapped.model))
+            return dmd_term(models, x0, batch, recipe, choices, update)
+
+        loss = trainer.student.model(term)
+        return loss, {"dmd": loss.item()}
+
+    return loss_of
+
+
+def plain_update(trainer: Distiller, update: int) -> dict[str, float]:
+    """One generator update after its critic updates, as `Distiller.update`."""
+    opt, values = trainer.recipe.optimisation, {}
+    for i in range(opt.critic_per_generator):
+        step = update * opt.critic_per_generator + i
+        choices = draw_choices(trainer.recipe, step, "critic")
+        values |= trainer.accumulate(trainer.critic, plain_critic(trainer, choices, step), step, "critic")
+        trainer.critic.step(opt.clip, trainer.warmup(update))
+    choices = draw_choices(trainer.recipe, update, "generator")
+    values |= trainer.accumulate(trainer.student, plain_generator(trainer, choices, update), update, "generator")
+    return values | {"norm": trainer.step_student(update)}

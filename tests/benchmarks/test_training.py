@@ -1,0 +1,32 @@
+"""The training benchmark runs, and says what it promises. How long anything takes is no matter for a test."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from benchmarks import training
+from benchmarks.training import GRAINS, SIZES, measure_training, typical_update
+from train.choices import draw_choices
+from train.recipe import Optimisation, Recipe, Rollouts
+
+
+def test_it_measures_both_loops_at_every_grain(monkeypatch):
+    config = dict(num_attention_heads=2, attention_head_dim=16, ffn_dim=32, num_layers=2, freq_dim=32)
+    tiny = replace(SIZES["small"], config=config, rollout=Rollouts(frames=6, height=4, width=4), text_tokens=5)
+    monkeypatch.setitem(training.SIZES, "tiny", tiny)
+    results = measure_training("tiny", "cpu")
+    assert json.loads(json.dumps(results)) == results
+    assert set(results["cases"]) == {f"ours / {g}" for g in GRAINS} | {"plain / everything", "plain / input"}
+    assert all(case["seconds"] > 0 and case["peak_mib"] > 0 for case in results["cases"].values())
+    plain, ours = results["cases"]["plain / input"], results["cases"][f"ours / {results['default']}"]
+    assert results["speedup"] == plain["seconds"] / ours["seconds"] <= results["speedup_best"]
+    with pytest.raises(ValueError, match="device: found cuda, expected cpu"):
+        measure_training("tiny", "cuda")
+
+
+def test_a_typical_update_takes_the_steps_of_an_average_one():
+    recipe = Recipe(optimisation=Optimisation(batch=1))
+    update = typical_update(recipe)
+    critics = [draw_choices(recipe, 5 * update + i, "critic").exit_index for i in range(5)]
+    assert sum(critics) + draw_choices(recipe, update, "generator").exit_index == 6 * 1.5
