@@ -54,7 +54,8 @@ class Store:
         self.home = torch.device("cpu") if policy.residence == "cpu" else device
         self._pinned = self.home.type == "cpu" and device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if self._pinned else None
-        self._fetched: dict[tuple, tuple[tuple[Tensor, ...], torch.cuda.Event]] = {}
+        # With the slots asked for, which stay alive here so that no other tensor is taken for them.
+        self._fetched: dict[tuple, tuple[Tensor, tuple[Tensor, ...], torch.cuda.Event]] = {}
         self.buffers: list[tuple[Tensor, ...]] = [self._allocate(slots) for _ in range(geometry.layers)]
 
     @property
@@ -136,12 +137,12 @@ class Store:
             )
             event = torch.cuda.Event()
             event.record(self._stream)
-        self._fetched = {(layer, id(slots)): (parts, event)}
+        self._fetched = {(layer, id(slots)): (slots, parts, event)}
 
     def _await(self, layer: int, slots: Tensor) -> tuple[Tensor, ...]:
         if (layer, id(slots)) not in self._fetched:
             self._prefetch(layer, slots)
-        parts, event = self._fetched.pop((layer, id(slots)))
+        _, parts, event = self._fetched.pop((layer, id(slots)))
         current = torch.cuda.current_stream(self.device)
         event.wait(current)
         for t in parts:
