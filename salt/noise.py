@@ -47,7 +47,7 @@ class SeededNoise:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self._seeds = batch_seeds(seed, batch)
-        self.shape, self.device, self.dtype = (channels, height, width), device, dtype
+        self.shape, self.device, self.dtype = (channels, height, width), torch.device(device), dtype
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -59,7 +59,13 @@ class SeededNoise:
             torch.randn(channels, frames, height, width, generator=_generator(seed, start, draw))
             for seed in self._seeds
         ]
-        return torch.stack(rows).to(device=self.device, dtype=self.dtype)
+        drawn = torch.stack(rows).to(self.dtype)
+        # Pinned, so that the copy waits for nothing and the host goes on to launch the block.
+        return (
+            drawn.pin_memory().to(self.device, non_blocking=True)
+            if self.device.type == "cuda"
+            else drawn.to(self.device)
+        )
 
 
 def _generator(seed: int, start: int, draw: int) -> torch.Generator:

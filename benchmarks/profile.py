@@ -1,0 +1,82 @@
+"""Where the time goes: one forward at Wan 2.1 1.3B's true size over a full window, by kind of operation.
+
+`python -m benchmarks.profile [--layers 2] [--prefer fast]` prints shares; on a CPU a few layers stand for thirty, which
+are all alike. Elapsed time is the operators' own, as the profiler has it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.ceilings import forward_flops, timed
+from benchmarks.generation import random_wan
+from salt.memory import MemoryPolicy
+from salt.prompts import Conditioning
+from salt.speed import Preference
+from salt.student import StudentModel
+from train.backbones import WAN_1_3B
+
+KINDS = {
+    "linear layers": ("addmm", "mm", "linear", "onednn", "scaled_mm"),
+    "attention": ("scaled_dot_product", "flash", "cudnn_attention", "efficient_attention"),
+    "norms": ("layer_norm", "rms_norm", "native_layer"),
+    "memory: write and gather": ("index_copy", "index_select", "cat"),
+    "casts and copies": ("copy_", "clone", "_to_copy", "contiguous"),
+}
+REST = "modulation, rotation, activation, residuals"
+
+
+def kind_of(name: str) -> str:
+    name = name.removeprefix("aten::").removeprefix("_").lower()
+    return next((kind for kind, parts in KINDS.items() if any(name.startswith(p.strip("_")) for p in parts)), REST)
+
+
+@torch.no_grad()
+def shares(layers: int, prefer: Preference, policy: str = "sink:3,window:12") -> tuple[dict[str, float], float, float]:
+    """Share of every kind, seconds of the forward, and the floating-point operations that it does per second."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pipe = random_wan(device, {**WAN_1_3B, "num_layers": layers})
+    pipe.prefer(prefer)
+    memory = pipe.transformer.new_memory(MemoryPolicy.parse(policy), 1, 60, 104)
+    model, text = StudentModel(pipe.transformer), Conditioning(pipe.text.encode([""]).to(device, torch.bfloat16))
+    x = torch.randn(1, 16, 3, 60, 104, device=device, dtype=torch.bfloat16)
+    t = torch.full((1, 3), 500.0, device=device)
+    for _ in range(4):
+        passing = memory.open(write=3)
+        model(x, t, passing, text)
+        passing.commit()
+
+    def forward() -> None:
+        model(x, t, memory.open(read=3), text)
+
+    forward()
+    seconds = min(timed(forward, device) for _ in range(3))
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    with profile(activities=activities) as seen:
+        forward()
+    spent: dict[str, float] = defaultdict(float)
+    for event in seen.key_averages():
+        own = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
+        spent[kind_of(event.key)] += own
+    whole = sum(spent.values())
+    work = sum(forward_flops(pipe.transformer.config, 3 * 1560, 12 * 1560, 512).values())
+    return {kind: s / whole for kind, s in sorted(spent.items(), key=lambda x: -x[1])}, seconds, work / seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.profile", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--layers", type=int, default=30 if torch.cuda.is_available() else 2)
+    parser.add_argument("--prefer", choices=("exact", "fast", "fastest", "low memory"), default="exact")
+    arguments = parser.parse_args()
+    found, seconds, rate = shares(arguments.layers, arguments.prefer)
+    print(f"{arguments.layers} layers, {arguments.prefer}: {seconds:.3g} s, {rate / 1e12:.3g} TFLOP/s")
+    for kind, share in found.items():
+        print(f"{share:6.1%}  {kind}")
+
+
+if __name__ == "__main__":
+    main()

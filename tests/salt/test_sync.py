@@ -1,0 +1,46 @@
+"""On a GPU nothing inside a block waits for the device: the host runs ahead, and launches never leave a gap."""
+
+import golden
+import pytest
+import torch
+
+from salt.graphs import GraphedStudent
+from salt.memory import MemoryPolicy
+from salt.noise import SeededNoise
+from salt.prompts import Conditioning
+from salt.rollout import RolloutSettings, rollout
+from salt.schedule import Schedule
+from salt.student import StudentModel
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.fixture
+def forbidden():
+    """Inside, any operation that makes the host wait raises."""
+    yield lambda: torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_guard_sees_a_wait(forbidden):
+    x = torch.ones(1, device="cuda")
+    forbidden()
+    with pytest.raises(RuntimeError, match="synchroniz"):
+        x.item()
+
+
+@pytest.mark.parametrize("graphed", [False, True])
+@pytest.mark.parametrize("policy", ["full", "sink:3,window:9", "relative:3,window:9,int8", "window:9,int4"])
+@torch.no_grad()
+def test_blocks_wait_for_nothing(policy, graphed, forbidden):
+    student = golden.student().cuda()
+    text = Conditioning(torch.randn(1, 12, 64, device="cuda"))
+    model = StudentModel(GraphedStudent(student) if graphed else student)
+    settings = RolloutSettings(Schedule.of(4), fuse=True)
+    memory = student.new_memory(MemoryPolicy.parse(policy), 1, 4, 6, frames=36)
+    blocks = rollout(model, text, memory, SeededNoise(0, 1, 16, 4, 6, device="cuda"), 36, settings)
+    for _ in range(6):  # libraries load, the window fills, forwards are recorded
+        next(blocks)
+    forbidden()
+    for _ in blocks:
+        pass
