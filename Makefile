@@ -13,7 +13,7 @@ help:
 	@echo "make test    run the tests that need neither a GPU, nor ComfyUI, nor patience"
 	@echo "make test-comfyui COMFYUI_PATH=... COMFYUI_PYTHON=...   the nodes' tests, in that ComfyUI checkout and its Python"
 	@echo "make lint    ruff and pyright"
-	@echo "make bench   time and memory of long rollouts, beside a cache that is cloned per layer"
+	@echo "make bench   the speed table of this machine (ARGS=gpu on a GPU), and time and memory of long rollouts"
 	@echo "make workflows   write workflows/*.json anew from workflows/maker (ARGS='--server URL' asks a running ComfyUI)"
 
 # torch goes first, so that a CPU build which pip finds on this machine is taken before another package asks for
@@ -47,4 +47,5 @@ lint: $(STAMP)
 	$(BIN)/pyright
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.rollout $(ARGS)
+	$(BIN)/python -m benchmarks $(or $(ARGS),cpu)
+	$(BIN)/python -m benchmarks.rollout
