@@ -18,7 +18,7 @@ from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenize
 from ..decode import FrameDecoder, Tiling, WanStreamDecoder
 from ..graphs import GraphedStudent
 from ..memory import KVMemory, SpareStores
-from ..rollout import Block, Step, rollout
+from ..rollout import Block, rollout
 from ..sample import BidirectionalModel, sample_bidirectional
 from ..schedule import step_list
 from ..spec import StudentSpec
@@ -30,14 +30,13 @@ from .job import Job, prepare
 from .loading import TINY_NAME, load_parts, promote, tiny_folder
 from .projector import Projector, in_turn, made_ahead
 from .request import FPS, Request
+from .steps import OnStep, Steps
 
 # Wan 2.1's own sizes and steps, for folders that say nothing of a student.
 WAN_SIZE = (480, 832)
 WAN_SPEC = StudentSpec(frames_per_block=0, steps=step_list(50))
 # Latent frames that a decoder must have seen to go on without a visible seam (error 3e-5 with random weights).
 WARM_UP = 30
-
-OnStep = Callable[[Step], None]
 
 
 @dataclass(frozen=True)
@@ -263,7 +262,7 @@ class SaltPipeline(DiffusionPipeline):
         job = prepare(self, prompt, Request(**options))
         latents: list[Tensor] = []
         pixels: list[Tensor] = []
-        with _Steps(self, job, callback_on_step_end) as on_step:
+        with Steps(self, job, callback_on_step_end) as on_step:
             if output_type == "latent":
                 given = [] if job.initial_latents is None else [job.initial_latents]
                 latents = [*given, *(block.latents for block in self._blocks(job, on_step))]
@@ -347,30 +346,3 @@ class _InFloat32:
 
     def __call__(self, x: Tensor, t: Tensor, *rest: Any) -> Tensor:
         return self.model(x.to(self.dtype), t, *rest).float()
-
-
-class _Steps:
-    """Progress bar and callback of a call. A step has ended when the next one is about to begin."""
-
-    def __init__(self, pipe: SaltPipeline, job: Job, callback: Callable[..., Any] | None) -> None:
-        self.pipe, self.callback, self.timesteps = pipe, callback, job.settings.schedule.timesteps
-        self.bar: Any = cast(Any, pipe).progress_bar(total=job.calls)
-        self.under_way: Step | None = None
-        self.index = 0
-
-    def __enter__(self) -> OnStep:
-        return self.begin
-
-    def begin(self, step: Step | None) -> None:
-        if (ended := self.under_way) is not None:
-            self.bar.update()
-            if self.callback is not None:
-                timestep = self.timesteps[ended.step] if ended.kind == "denoise" else 0.0
-                self.callback(self.pipe, self.index, timestep, {"step": ended})
-            self.index += 1
-        self.under_way = step
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.begin(None)
-        self.bar.close()
