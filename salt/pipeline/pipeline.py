@@ -285,17 +285,18 @@ class SaltPipeline(DiffusionPipeline):
         if job.history_latents is not None:
             projector.begin(job.history_latents[:, :, -WARM_UP:])
         lead = [] if job.initial_latents is None else [job.initial_latents]
+
+        def latents_of(block: Block) -> Tensor:
+            return block.latents if block.index else torch.cat([*lead, block.latents], dim=2)
+
         # Weights that come and go (accelerate's offloading) would be fetched and sent away by turns.
         ordered = made_ahead if projector.aside and not hasattr(self.transformer, "_hf_hook") else in_turn
         began = time.perf_counter()
-        for block, projection in ordered(
-            self._blocks(job, on_step),
-            lambda block: projector.begin(block.latents if block.index else torch.cat([*lead, block.latents], dim=2)),
-        ):
-            latents = block.latents if block.index else torch.cat([*lead, block.latents], dim=2)
+        made = self._blocks(job, on_step)
+        for block, projection in ordered(made, lambda block: projector.begin(latents_of(block))):
             ready = projection.wait()
             seconds = time.perf_counter() - began
-            yield Chunk(block, ready.pixels, ready.frames, latents, shown, seconds, memory=job.memory)
+            yield Chunk(block, ready.pixels, ready.frames, latents_of(block), shown, seconds, memory=job.memory)
             shown += ready.pixels.shape[2]
             began = time.perf_counter()
 
