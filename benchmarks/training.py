@@ -34,8 +34,8 @@ from train.backbones import WAN_1_3B
 from train.choices import draw_choices, generator
 from train.distiller import Distiller
 from train.parallel import Wrapped, own_device
-from train.recipe import Data, Losses, Models, Optimisation, Recipe, Rollouts, RunSettings
-from train.recomputing import Keep, recompute
+from train.recipe import Data, Keep, Losses, Models, Optimisation, Recipe, Rollouts, RunSettings
+from train.recomputing import recompute
 
 ALL = "everything"
 GRAINS = (ALL, *get_args(Keep))
@@ -198,15 +198,15 @@ def measure_training(size: str = "small", device: str | None = None, compiled: b
         trainer = make_trainer(chosen, Path(folder), where)
     update, cases = typical_update(trainer.recipe), {}
     warm = where.type == "cuda"  # on a CPU the first case, the most memory's, warms the allocator for all
-    published = (ALL, "input")  # the finer grains are none of the plain loop's
+    published = (ALL, "input")  # the finer grains are our own
     for name, grain in [("plain", g) for g in published] + [("ours", g) for g in GRAINS]:
         cases[f"{name} / {grain}"] = measure_case(trainer, name, grain, update, chosen.repeats, warm)
     if compiled:
         for wrapped in (trainer.student.model, trainer.critic.model, trainer.teacher.wrapped):
             Wrapped(wrapped.model, "single", compiled=True)  # compiles the model's blocks in place
-        for grain in GRAINS[1:]:
+        for grain in published:  # torch runs nothing compiled while it picks what to keep
             cases[f"ours, compiled / {grain}"] = measure_case(trainer, "ours", grain, update, chosen.repeats, True)
-    default = trainer.recipe.models.keep
+    default = trainer.recipe.keep
     plain, ours = cases["plain / input"], cases[f"ours / {default}"]
     quickest = min((c["seconds"] for n, c in cases.items() if "seconds" in c and n.startswith("ours")), default=None)
     results: dict[str, Any] = {"size": size, "frames": chosen.rollout.frames, "default": default, "cases": cases}

@@ -52,14 +52,14 @@ def build_teacher(recipe: Recipe) -> SaltTransformer3DModel:
             "(the teacher's transformer blocks)"
         )
     if recipe.models.checkpointing:  # the alignment's gradient goes through it
-        recompute(teacher, recipe.models.keep)
+        recompute(teacher, recipe.keep)
     return teacher
 
 
 def _trainable(recipe: Recipe, path: str, device: torch.device) -> SaltTransformer3DModel:
     model = load_student(path, weights=recipe.models.weights, dtype=torch.float32)
     if recipe.models.checkpointing:
-        recompute(model, recipe.models.keep)
+        recompute(model, recipe.keep)
     nn.Module.to(model, device)
     model.train()
     return model

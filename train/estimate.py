@@ -310,7 +310,7 @@ def remedies(recipe: Recipe, mode: Mode) -> list[str]:
     settings, opt = recipe.models, recipe.optimisation
     possible = {
         "models.checkpointing=true": not settings.checkpointing,
-        "models.keep=input": settings.checkpointing and settings.keep != "input",
+        "models.keep=input": settings.checkpointing and recipe.keep != "input",
         "models.offload=true": recipe.stage == "distill" and not settings.offload and mode != "fsdp",
         "optimisation.optimizer=8bit": opt.optimizer != "8bit",
         "models.lora_rank=64": not settings.lora_rank,

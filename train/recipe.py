@@ -19,6 +19,7 @@ from salt.memory import MemoryPolicy
 from salt.schedule import Schedule
 
 RECIPES = Path(__file__).parent / "recipes"
+Keep = Literal["input", "attention", "products"]
 
 
 class RecipeError(ValueError):
@@ -32,7 +33,8 @@ class Models:
     vae: diffusers folder of Wan's autoencoder, which samples are decoded with. lora_rank: 0 trains the whole student.
     offload: the teacher waits on the CPU between uses (the text encoder always does).
     checkpointing: backward recomputes transformer blocks. keep: what it finds of them nevertheless: their `input`, what
-    self-`attention` made as well, or that and what linear layers made, their `products`."""
+    self-`attention` made as well, or that and what linear layers made, their `products`; compiled blocks always the
+    first."""
 
     student: str = ""
     teacher: str = ""
@@ -43,7 +45,7 @@ class Models:
     lora_rank: int = 0
     offload: bool = False
     checkpointing: bool = True
-    keep: Literal["input", "attention", "products"] = "attention"
+    keep: Keep = "attention"
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,11 @@ class Recipe:
     @property
     def policy(self) -> MemoryPolicy:
         return MemoryPolicy.parse(self.rollout.memory)
+
+    @property
+    def keep(self) -> Keep:
+        """What checkpointing keeps: while torch picks among operations it runs nothing compiled, so then the input."""
+        return "input" if self.optimisation.compile else self.models.keep
 
     def schedule(self, nfe: int) -> Schedule:
         return Schedule.of(nfe, self.rollout.shift)

@@ -7,15 +7,14 @@ most of a block's arithmetic and little of its memory; or what the linear layers
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from salt.student import SaltTransformer3DModel
-
-Keep = Literal["input", "attention", "products"]
+from train.recipe import Keep
 
 _ATTENTION = {
     getattr(torch.ops.aten, name).default

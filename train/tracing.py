@@ -212,7 +212,7 @@ class Tracer:
             if name == "student" and settings.lora_rank:
                 adapt(model, settings.lora_rank)
         if settings.checkpointing:
-            recompute(model, settings.keep)
+            recompute(model, self.recipe.keep)
         if name == "teacher":
             return place(model.requires_grad_(False), self.dtype)
         place(model, self.dtype if self.gathered else torch.float32)

@@ -102,3 +102,8 @@ def test_what_is_kept_changes_no_gradient(tmp_path, keep):
     recompute(student, keep)
     found = made()
     assert expected.keys() == found.keys() and all(torch.equal(found[n], g) for n, g in expected.items())
+
+
+def test_compiled_blocks_keep_their_input_alone(tmp_path):
+    assert small.recipe(tmp_path).keep == "attention"
+    assert small.recipe(tmp_path, optimisation=dict(compile=True), models=dict(keep="products")).keep == "input"
