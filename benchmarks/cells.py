@@ -107,7 +107,7 @@ def training_speed(size: str) -> Callable[[Bench], Figures]:
     def measure(bench: Bench) -> Figures:
         bench.made = None
         gc.collect()
-        return training.measure_training(size, bench.device.type)
+        return training.measure_training(size, bench.device.type, every_grain=size == "small")
 
     return measure
 

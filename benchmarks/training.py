@@ -182,11 +182,14 @@ def measure_case(trainer: Distiller, name: str, grain: str, update: int, repeats
     return {"seconds": median(seconds), "peak_mib": peak.mib}
 
 
-def measure_training(size: str = "small", device: str | None = None, compiled: bool = False) -> dict:
+def measure_training(
+    size: str = "small", device: str | None = None, compiled: bool = False, every_grain: bool = True
+) -> dict:
     """Both loops by what backward finds kept: {"cases": {"ours / attention": {seconds, peak_mib}, ...}, ratios}.
 
     device: where the trainer computes anyway (the GPU if there is one); ValueError where it is another.
-    compiled: ours once more with its blocks compiled, which takes minutes.
+    compiled: ours once more with its blocks compiled, which takes minutes. every_grain: or only what is published and
+    what recipes have.
     `speedup`: the plain loop, checkpointed block by block as it is published, over ours as recipes have it;
     `speedup_best`: over our quickest. Both are missing where one of their cases had no room.
     """
@@ -199,14 +202,17 @@ def measure_training(size: str = "small", device: str | None = None, compiled: b
     update, cases = typical_update(trainer.recipe), {}
     warm = where.type == "cuda"  # on a CPU the first case, the most memory's, warms the allocator for all
     published = (ALL, "input")  # the finer grains are our own
-    for name, grain in [("plain", g) for g in published] + [("ours", g) for g in GRAINS]:
+    default = trainer.recipe.keep
+    chosen_cases = [("plain", "input"), ("ours", default)]
+    if every_grain:
+        chosen_cases = [("plain", g) for g in published] + [("ours", g) for g in GRAINS]
+    for name, grain in chosen_cases:
         cases[f"{name} / {grain}"] = measure_case(trainer, name, grain, update, chosen.repeats, warm)
     if compiled:
         for wrapped in (trainer.student.model, trainer.critic.model, trainer.teacher.wrapped):
             Wrapped(wrapped.model, "single", compiled=True)  # compiles the model's blocks in place
         for grain in published:  # torch runs nothing compiled while it picks what to keep
             cases[f"ours, compiled / {grain}"] = measure_case(trainer, "ours", grain, update, chosen.repeats, True)
-    default = trainer.recipe.keep
     plain, ours = cases["plain / input"], cases[f"ours / {default}"]
     quickest = min((c["seconds"] for n, c in cases.items() if "seconds" in c and n.startswith("ours")), default=None)
     results: dict[str, Any] = {"size": size, "frames": chosen.rollout.frames, "default": default, "cases": cases}
