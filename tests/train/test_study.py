@@ -17,10 +17,10 @@ def test_every_arm_is_a_recipe_that_fits(tmp_path):
     hashes = set()
     for arm in ARMS:
         there = [] if arm.group == 1 else [SHIPPED]  # the initial student is made by the first run
-        recipe = runner.recipe_of(arm, 1, tmp_path, ["optimisation.updates=7", *there])
+        recipe = runner.recipe_of(arm, 1, tmp_path, ["optimisation.batch=4", "optimisation.micro_batch=4", *there])
         check_recipe(recipe)
         check_backbones(recipe)
-        assert recipe.run.seed == 1 and recipe.optimisation.updates == 7
+        assert recipe.run.seed == 1 and recipe.optimisation.batch == 4
         hashes.add(runner.recipe_hash(recipe))
     assert len(hashes) == len(ARMS), "no two arms are the same"
     assert [a.name for a in arms_named(["1"])] == ["dmd4", "dmd8", "scdmd"]
