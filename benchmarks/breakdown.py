@@ -1,6 +1,6 @@
 """Where the time goes: one forward at Wan 2.1 1.3B's true size over a full window, by kind of operation.
 
-`python -m benchmarks.profile [--layers 2] [--prefer fast]` prints shares; on a CPU a few layers stand for thirty, which
+`python -m benchmarks.breakdown [--layers 2] [--prefer fast]` prints shares; on a CPU a few layers stand for thirty, which
 are all alike. Elapsed time is the operators' own, as the profiler has it.
 """
 
@@ -68,7 +68,7 @@ def shares(layers: int, prefer: Preference, policy: str = "sink:3,window:12") ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.profile", description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.breakdown", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--layers", type=int, default=30 if torch.cuda.is_available() else 2)
     parser.add_argument("--prefer", choices=("exact", "fast", "fastest", "low memory"), default="exact")
     arguments = parser.parse_args()
