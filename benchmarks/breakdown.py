@@ -68,7 +68,9 @@ def shares(layers: int, prefer: Preference, policy: str = "sink:3,window:12") ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.breakdown", description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.breakdown", description=(__doc__ or "").split("\n\n")[0]
+    )
     parser.add_argument("--layers", type=int, default=30 if torch.cuda.is_available() else 2)
     parser.add_argument("--prefer", choices=("exact", "fast", "fastest", "low memory"), default="exact")
     arguments = parser.parse_args()
