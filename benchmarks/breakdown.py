@@ -1,7 +1,7 @@
 """Where the time goes: one forward at Wan 2.1 1.3B's true size over a full window, by kind of operation.
 
-`python -m benchmarks.breakdown [--layers 2] [--prefer fast]` prints shares; on a CPU a few layers stand for thirty, which
-are all alike. Elapsed time is the operators' own, as the profiler has it.
+`python -m benchmarks.breakdown [--layers 2] [--prefer fast]` prints shares; on a CPU a few layers stand for thirty,
+which are all alike. Elapsed time is the operators' own, as the profiler has it.
 """
 
 from __future__ import annotations
