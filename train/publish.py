@@ -27,8 +27,9 @@ class PublishError(RuntimeError):
 
 def recipe_hash(recipe: Recipe) -> str:
     """12 hex digits of everything that shapes the result (not where it is written)."""
-    settings = {k: v for k, v in recipe.to_dict().items() if k not in ("run", "name")} | {"seed": recipe.run.seed}
+    settings = {k: v for k, v in recipe.to_dict().items() if k not in ("run", "name")}
     del settings["models"]["keep"]  # of which gradients are the same to the bit
+    settings["seed"] = recipe.run.seed
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
