@@ -23,12 +23,20 @@ Record = Callable[[Play], Play]
 KEPT = 8  # recordings; a clip of one prompt needs two
 
 
-def cuda_graph(function: Play) -> Play:
-    """`function` as a CUDA graph. It must have run before, so that nothing in it is made for the first time."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
-    return graph.replay
+def cuda_graphs() -> Record:
+    """Functions as CUDA graphs. A function must have run before, so that nothing in it is made for the first time.
+
+    They share one pool of memory: they are played one at a time, and what a play leaves is copied before the next.
+    """
+    pool = torch.cuda.graph_pool_handle()
+
+    def record(function: Play) -> Play:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            function()
+        return graph.replay
+
+    return record
 
 
 @dataclass
@@ -55,8 +63,8 @@ class GraphedStudent:
     record: what makes a recording of a function; a test on the CPU gives one that returns the function.
     """
 
-    def __init__(self, student: Any, record: Record = cuda_graph) -> None:
-        self.student, self.record = student, record
+    def __init__(self, student: Any, record: Record | None = None) -> None:
+        self.student, self.record = student, record or cuda_graphs()
         self.dtype: torch.dtype = student.dtype
         self._known: dict[tuple, _Recording | None] = {}
 

@@ -1,4 +1,4 @@
-"""What the speed table's cells measure runs, on any device, and says what it promises. How long it takes is no matter."""
+"""What the speed table's cells run, on any device, and what they promise. How long it takes is no matter."""
 
 import pytest
 import torch
