@@ -61,9 +61,11 @@ ARMS = (
     Arm("all-sink", 3, "Salt, trained with sink 3 + window 12", (*ALL, 'rollout.memory="sink:3,window:12"')),
     Arm("all-relative", 3, "Salt, trained with relative memory", (*ALL, 'rollout.memory="relative:3,window:12"')),
     Arm("no-time-weight", 4, "SC without the time weight", (*ALL, "loss.semigroup_time_weight=false")),
+    Arm("sc-strong", 4, "SC with fifty times the weight", (*ALL, "loss.semigroup=10.0")),
     Arm("both-branches", 4, "SC with gradient through both branches", (*ALL, "loss.semigroup_stop_gradient=false")),
     Arm("sc-sampler", 4, "SC on the re-noising sampler", (*ALL, "loss.semigroup_operator=sampler")),
     Arm("whole-scores", 4, "bidirectional real and fake scores, as the paper has them", (*ALL, *SCORES)),
+    Arm("fixed-long", 4, "fixed 4 steps, four times as many updates", ("optimisation.updates=600",)),
     Arm("all-long", 4, "Salt, four times as many updates", (*ALL, "optimisation.updates=600")),
     Arm("drawn-guidance", 4, "guidance drawn from U(1, 3.5)", (*ALL, "loss.guidance=1.0", "loss.guidance_max=3.5")),
 )
