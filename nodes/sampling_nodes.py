@@ -34,7 +34,7 @@ def schedule_of(nfe: str, steps: str, shift: float, spec: Any) -> Schedule:
         except ValueError as error:
             raise ValueError(f"steps: found {steps!r}, expected falling numbers as 1000, 750, 500 ({error})") from None
     if nfe in NFE[1:4]:
-        return Schedule(spec.steps_for(int(nfe)) if spec else step_list(int(nfe)), shift)
+        return Schedule(step_list(int(nfe)), shift)
     return Schedule(spec.steps if spec else step_list(4), shift)
 
 

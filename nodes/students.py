@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import Any
 
 from ..salt.spec import StudentSpec
@@ -51,4 +50,4 @@ def autoregressive(model: Any, frames_per_block: int) -> StudentSpec:
     if not frames_per_block or frames_per_block == spec.frames_per_block:
         return spec
     log.info("Salt: blocks of %d latent frames by request, trained for %d", frames_per_block, spec.frames_per_block)
-    return replace(spec, frames_per_block=frames_per_block)
+    return StudentSpec(frames_per_block, spec.steps, spec.shift, spec.policy, spec.independent_first_frame)

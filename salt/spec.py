@@ -5,33 +5,22 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 
 from .memory import MemoryPolicy
-from .schedule import STEP_LISTS, Schedule, check_steps, step_list
+from .schedule import STEP_LISTS, Schedule
 
 
 @dataclass(frozen=True)
 class StudentSpec:
-    """What a student was trained for. frames_per_block 0 means bidirectional (no blocks, no memory).
-
-    lists: step lists that it wants instead of the evenly spaced ones of as many evaluations.
-    """
+    """What a student was trained for. frames_per_block 0 means bidirectional (no blocks, no memory)."""
 
     frames_per_block: int = 3
     steps: tuple[float, ...] = STEP_LISTS[4]
     shift: float = 5.0
     policy: MemoryPolicy = field(default_factory=MemoryPolicy)
     independent_first_frame: bool = False
-    lists: tuple[tuple[float, ...], ...] = ()
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "lists", tuple(check_steps(steps) for steps in self.lists))
 
     @property
     def schedule(self) -> Schedule:
         return Schedule(self.steps, self.shift)
-
-    def steps_for(self, nfe: int) -> tuple[float, ...]:
-        """The student's own list of `nfe` evaluations, or the evenly spaced one. Raises ValueError for nfe < 1."""
-        return next((own for own in (self.steps, *self.lists) if len(own) == nfe), step_list(nfe))
 
     def to_dict(self) -> dict:
         return asdict(self)

@@ -88,8 +88,7 @@ def student_spec(recipe: Recipe) -> StudentSpec:
     r = recipe.rollout
     nfe = max((n for n in r.share if n <= 4), default=8)
     blocks = 0 if r.kind == "bidirectional" else r.frames_per_block
-    steps, lists = recipe.schedule(nfe).steps, tuple(r.lists[n] for n in sorted(r.lists) if n != nfe)
-    return StudentSpec(blocks, steps, r.shift, recipe.policy, r.independent_first_frame, lists)
+    return StudentSpec(blocks, recipe.schedule(nfe).steps, r.shift, recipe.policy, r.independent_first_frame)
 
 
 def export_student(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from salt.schedule import STEP_LISTS, check_steps
+from salt.schedule import STEP_LISTS
 from train.recipe import Recipe, RecipeError
 
 
@@ -62,14 +62,6 @@ def check_settings(recipe: Recipe, processes: int = 1) -> None:
     unknown = sorted(set(r.share) - set(STEP_LISTS))
     if unknown or abs(sum(r.share.values()) - 1) > 1e-6:
         raise RecipeError(f"rollout.share: found {dict(r.share)}, expected 8, 4 and 2 with probabilities that sum to 1")
-    for nfe, steps in r.lists.items():
-        if nfe not in r.share or len(steps) != nfe:
-            expected = f"as many steps as its count, and {nfe} in rollout.share"
-            raise RecipeError(f"rollout.lists: found {nfe}: {list(steps)}, expected {expected}")
-        try:
-            check_steps(steps)
-        except ValueError as error:
-            raise RecipeError(f"rollout.lists: {error}") from error
     if loss.semigroup and 8 not in r.share:
         raise RecipeError("loss.semigroup: found a weight, expected 8 in rollout.share (L_SC lives on the 8-step list)")
     if loss.align != "none":

@@ -29,21 +29,15 @@ def recipe_hash(recipe: Recipe) -> str:
     """12 hex digits of everything that shapes the result (not where it is written)."""
     settings = {k: v for k, v in recipe.to_dict().items() if k not in ("run", "name")}
     del settings["models"]["keep"]  # of which gradients are the same to the bit
-    settings["rollout"] = {k: v for k, v in settings["rollout"].items() if k != "lists" or v}  # {} is no choice
     settings["seed"] = recipe.run.seed
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def exported(recipe: Recipe) -> Path:
-    """Where a run's student is written: `export/NAME.safetensors` in its folder."""
-    return Path(recipe.run.out) / "export" / f"{recipe.name}.safetensors"
-
-
 def export(trainer: Trainer, done: int) -> Path:
-    """Write the student and its card README.md beside it; returns the student's file."""
+    """Write `export/NAME.safetensors` and its card README.md in the run's folder; returns the file."""
     recipe = trainer.recipe
-    path = trainer.export(exported(recipe))
-    folder = path.parent
+    folder = Path(recipe.run.out) / "export"
+    path = trainer.export(folder / f"{recipe.name}.safetensors")
     if trainer.accelerator.is_main_process:
         with replacing(folder / "README.md") as partial:
             partial.write_text(model_card(recipe, done, last_values(Path(recipe.run.out) / "losses.csv")), "utf-8")

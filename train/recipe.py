@@ -16,7 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from salt.memory import MemoryPolicy
-from salt.schedule import Schedule, step_list
+from salt.schedule import Schedule
 
 RECIPES = Path(__file__).parent / "recipes"
 Keep = Literal["input", "attention", "products"]
@@ -71,8 +71,7 @@ class Rollouts:
     kind: `autoregressive` in blocks against its own memory, or `bidirectional`, the whole clip at once.
     frames, height, width: of the clip, in latent units. window: latent frames at the end that carry loss and gradient
     (0: all of them); a clip longer than the window is what LongLive calls streaming long tuning.
-    share: how often each step count is drawn. lists: steps of a count where they are not the evenly spaced ones.
-    shift: of the student's and the score's schedules.
+    share: how often each step count is drawn. shift: of the student's and the score's schedules.
     """
 
     kind: Literal["autoregressive", "bidirectional"] = "autoregressive"
@@ -84,7 +83,6 @@ class Rollouts:
     independent_first_frame: bool = False
     memory: str = "full"
     share: Mapping[int, float] = field(default_factory=lambda: {4: 1.0})
-    lists: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     shift: float = 5.0
 
 
@@ -205,7 +203,7 @@ class Recipe:
         return "input" if self.optimisation.compile else self.models.keep
 
     def schedule(self, nfe: int) -> Schedule:
-        return Schedule(self.rollout.lists.get(nfe, step_list(nfe)), self.rollout.shift)
+        return Schedule.of(nfe, self.rollout.shift)
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -297,16 +295,12 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if value not in parts:
             raise RecipeError(f"{where}: found {value!r}, expected one of {', '.join(map(str, parts))}")
         return value
-    if origin is tuple and parts[-1] is ...:
-        if not isinstance(value, (list, tuple)) or not value:
-            raise RecipeError(f"{where}: found {value!r}, expected a list, as [1000, 500]")
-        return tuple(_value(parts[0], v, where) for v in value)
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(parts):
             raise RecipeError(f"{where}: found {value!r}, expected {len(parts)} values")
         return tuple(_value(p, v, where) for p, v in zip(parts, value, strict=True))
     if origin is not None and issubclass(origin, Mapping):
-        return _by_count(parts[1], value, where)
+        return _share(value, where)
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             return float(value)  # YAML reads 1e-5 as text
@@ -319,8 +313,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-def _by_count(hint: Any, value: Any, where: str) -> dict[int, Any]:
-    """A mapping whose keys are step counts."""
-    if not isinstance(value, Mapping):
-        raise RecipeError(f"{where}: found {value!r}, expected values by step count, as {{8: 0.5, 4: 0.5}}")
-    return {_value(int, k, where): _value(hint, v, where) for k, v in value.items()}
+def _share(value: Any, where: str) -> dict[int, float]:
+    if not isinstance(value, Mapping) or not value:
+        raise RecipeError(
+            f"{where}: found {value!r}, expected step counts with their probabilities, as {{8: 0.5, 4: 0.5}}"
+        )
+    return {_value(int, k, where): _value(float, v, where) for k, v in value.items()}

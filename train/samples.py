@@ -15,6 +15,7 @@ from salt.decode import WanStreamDecoder
 from salt.defect import OPERATORS, Defects
 from salt.noise import SeededNoise
 from salt.sample import BidirectionalModel
+from salt.schedule import Schedule
 from salt.student import StudentModel
 from salt.video import VideoWriter
 from train.choices import number
@@ -74,7 +75,7 @@ class Samples:
     @torch.no_grad()
     def _clips(self, trainer: Trainer, nfe: int) -> Tensor:
         r, like = self.recipe.rollout, self.conditioning.text
-        settings = settings_of(self.recipe, self.recipe.schedule(nfe))
+        settings = settings_of(self.recipe, Schedule.of(nfe, r.shift))
 
         def made(student: Any) -> Tensor:
             channels = student.config.out_channels

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..memory import KVMemory, MemoryPolicy
 from ..prompts import Switch
-from ..schedule import Schedule
+from ..schedule import Schedule, step_list
 from ..spec import StudentSpec
 from ..starts import Picture
 
@@ -81,7 +81,7 @@ class Request:
     def schedule(self, spec: StudentSpec) -> Schedule:
         steps = self.steps if self.steps is not None else spec.steps
         if self.num_inference_steps is not None:
-            steps = spec.steps_for(self.num_inference_steps)
+            steps = step_list(self.num_inference_steps)
         return Schedule(tuple(steps), spec.shift if self.shift is None else self.shift)
 
     def policy(self, spec: StudentSpec) -> MemoryPolicy:

@@ -179,7 +179,7 @@ def test_which_weights(tmp_path: Path) -> None:
 
 
 def test_spec_and_comfyui_metadata(tmp_path: Path) -> None:
-    spec = StudentSpec(3, (1000.0, 500.0), 5.0, MemoryPolicy("relative", window=9, sink=1), lists=((1000, 700, 300),))
+    spec = StudentSpec(3, (1000.0, 500.0), 5.0, MemoryPolicy("relative", window=9, sink=1))
     path = save_wan(tiny(), tmp_path / "t2v.safetensors", spec=spec)
     assert read_checkpoint(path).spec == spec
     assert read_checkpoint(save_diffusers(tiny(), tmp_path / "folder", spec=spec)).spec == spec

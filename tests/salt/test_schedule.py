@@ -6,7 +6,6 @@ import golden
 import pytest
 import torch
 
-from salt.pipeline.request import Request
 from salt.schedule import (
     Schedule,
     add_noise,
@@ -19,7 +18,6 @@ from salt.schedule import (
     warp,
     x0_to_flow,
 )
-from salt.spec import StudentSpec
 
 
 @pytest.mark.parametrize("nfe", [8, 4, 2])
@@ -33,16 +31,6 @@ def test_custom_lists_and_counts():
     assert step_list(3) == pytest.approx((1000, 2000 / 3, 1000 / 3))
     assert Schedule((900, 300), shift=1.0).timesteps == pytest.approx((900, 300))
     assert Schedule.of(1).nfe == 1
-
-
-def test_a_student_has_lists_of_its_own():
-    spec = StudentSpec(steps=(1000, 900, 600, 300), shift=3.0, lists=((1000, 250),))
-    assert Request(num_inference_steps=2).schedule(spec) == Schedule((1000, 250), 3.0)
-    assert Request(num_inference_steps=4).schedule(spec) == Request().schedule(spec) == spec.schedule
-    assert Request(num_inference_steps=8).schedule(spec) == Schedule.of(8, 3.0)
-    assert Request(steps=(1000, 500)).schedule(spec).steps == (1000, 500), "a list that is asked for comes first"
-    with pytest.raises(ValueError, match="strictly falling values in"):
-        StudentSpec(lists=((250, 1000),))
 
 
 @pytest.mark.parametrize("steps", [(), (500, 1000), (1000, 0), (1200, 500), (500, 500)])

@@ -7,7 +7,6 @@ import small
 
 from train.backbones import backbones, check_backbones, config_of
 from train.checks import check_recipe
-from train.publish import recipe_hash
 from train.recipe import RECIPES, Losses, RecipeError, load_recipe
 
 NAMES = sorted(p.stem for p in RECIPES.glob("*.yaml"))
@@ -54,9 +53,6 @@ def test_backbones_are_known_by_name_or_read(tmp_path):
 def test_overrides_and_bases(tmp_path):
     recipe = load_recipe("tiny_salt", ["optimisation.lr=1e-5", "rollout.share={8: 1.0}", "optimisation.precision=no"])
     assert recipe.optimisation.lr == 1e-5 and recipe.rollout.share == {8: 1.0}
-    late = load_recipe("tiny_salt", ["rollout.lists={2: [1000, 250]}"])
-    assert late.schedule(2).steps == (1000, 250) and late.schedule(4) == recipe.schedule(4)
-    assert recipe_hash(late) != recipe_hash(load_recipe("tiny_salt")), "another list is another recipe"
     (tmp_path / "mine.yaml").write_text("base: other\nloss: {semigroup: 0.1}\n")
     (tmp_path / "other.yaml").write_text("loss: {guidance: 2}\nrun: {out: here}\n")
     mine = load_recipe(tmp_path / "mine.yaml")
@@ -101,8 +97,6 @@ def test_what_cannot_work_is_refused_before_anything_loads(tmp_path):
         "data.embeddings: found no such folder": dict(data=dict(embeddings="nowhere")),
         "models.text: found no such folder": dict(models=dict(text="nowhere")),
         "rollout.share: found": dict(rollout=dict(share={8: 0.5})),
-        "rollout.lists: found 2: .1000., expected as many steps": dict(rollout=dict(lists={2: [1000]})),
-        "rollout.lists: steps: found .250": dict(rollout=dict(lists={2: [250, 1000]})),
         "loss.semigroup: found a weight, expected 8": dict(rollout=dict(share={4: 1.0}), loss=dict(align="none")),
         "loss.align: found it with a bidirectional": dict(rollout=dict(kind="bidirectional")),
         "rollout.frames, rollout.window: found 7": dict(rollout=dict(frames=7)),

@@ -67,7 +67,6 @@ ARMS = (
     Arm("whole-scores", 4, "bidirectional real and fake scores, as the paper has them", (*ALL, *SCORES)),
     Arm("fixed-long", 4, "fixed 4 steps, four times as many updates", ("optimisation.updates=600",)),
     Arm("all-long", 4, "Salt, four times as many updates", (*ALL, "optimisation.updates=600")),
-    Arm("late-two", 4, "2-step rollouts at 1000, 250", (*ALL, "rollout.lists={2: [1000, 250]}")),
     Arm("drawn-guidance", 4, "guidance drawn from U(1, 3.5)", (*ALL, "loss.guidance=1.0", "loss.guidance_max=3.5")),
 )
 

@@ -45,7 +45,7 @@ def table(out: Path) -> str:
         about = next(a.about for a in ARMS if a.name == name)
         defects = [spread([r["defect"][o] for r in rows], 4) for o in OPERATORS]
         minutes = f"{fmean(r['minutes'] for r in rows):.1f}"
-        for setting in (s for s in rows[0]["scores"] if all(s in r["scores"] for r in rows)):
+        for setting in rows[0]["scores"]:
             values = [spread([r["scores"][setting][c] for r in rows], 2) for c in COLUMNS]
             lines.append(
                 f"| {about} | {setting} | {' | '.join(values)} | {' | '.join(defects)} | {len(rows)} | "

@@ -16,11 +16,11 @@ from typing import Any
 from salt.files import replacing
 from train.checks import check_recipe
 from train.distill import distill
-from train.publish import exported, recipe_hash
+from train.publish import recipe_hash
 from train.recipe import Recipe, load_recipe
 from train.study.arms import FORCED, START, Arm, arms_named
 from train.study.report import SCORES, finished, picture, plot, table
-from train.study.scores import is_scored, score_student
+from train.study.scores import score_student
 from train.tiny.start import train_start
 
 
@@ -32,19 +32,17 @@ def recipe_of(arm: Arm, seed: int, out: Path, overrides: Sequence[str] = ()) -> 
 
 
 def run_arm(arm: Arm, seed: int, out: Path, overrides: Sequence[str], prompts: int) -> dict[str, Any]:
-    """Train (or go on training) and score one arm of one seed. What was scored already is read, and what it lacks is
-    added as long as its student is there."""
+    """Train (or go on training) and score one arm of one seed; what was scored already is read."""
     recipe = recipe_of(arm, seed, out, overrides)
-    path, student = Path(recipe.run.out) / SCORES, exported(recipe)
-    known = json.loads(path.read_text()) if path.exists() else None
-    if known and (not student.exists() or is_scored(student, known)):
-        return known
+    path = Path(recipe.run.out) / SCORES
+    if path.exists():
+        return json.loads(path.read_text())
     check_recipe(recipe)
     began = time.perf_counter()
-    student = student if known else distill(recipe, "single")
-    found = score_student(student, Path(recipe.models.vae), prompts, known=known)
+    student = distill(recipe, "single")
+    found = score_student(student, Path(recipe.models.vae), prompts)
     facts = {"arm": arm.name, "seed": seed, "recipe": recipe_hash(replace(recipe, run=replace(recipe.run, seed=0)))}
-    minutes = (time.perf_counter() - began) / 60 + (known["minutes"] if known else 0)
+    minutes = (time.perf_counter() - began) / 60
     timed = {"updates": recipe.optimisation.updates, "minutes": round(minutes, 1), "prompts": prompts}
     with replacing(path) as partial:
         partial.write_text(json.dumps({**facts, **timed, **found}, indent=1) + "\n")
@@ -70,7 +68,7 @@ def report(out: Path) -> None:
     with replacing(out / "table.md") as partial:
         partial.write_text(table(out) + "\n")
     plot(out, out / "scores.png")
-    students = {name: exported(recipe_of(arms_named([name])[0], 0, out)) for name in finished(out)}
+    students = {name: out / name / "seed-0" / "export" / f"{name}.safetensors" for name in finished(out)}
     present = {name: path for name, path in students.items() if path.exists()}
     if present:
         picture(present, Path(load_recipe("tiny").models.vae), out / "pictures.jpg")

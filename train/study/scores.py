@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,17 +12,14 @@ from salt.checkpoints import load_student, read_checkpoint
 from salt.defect import OPERATORS
 from salt.memory import MemoryPolicy
 from salt.prompts import Conditioning
-from salt.schedule import STEP_LISTS
 from salt.spec import StudentSpec
-from salt.student import SaltTransformer3DModel
 from salt.words import WordEmbedder
 from train.evaluation.defect import DefectSettings, measure_defect
 from train.shapes.bench import ClipScore
 from train.shapes.world import SPEEDS, parse_caption
 from train.tiny.evaluate import PROMPTS, load_vae, score_model
 
-LISTS = {"4": STEP_LISTS[4], "2": STEP_LISTS[2], "2 late": (1000, 250)}
-LATE = "2 late"  # ends where the 4-step list does: sigma 0.62 after shift 5, where the paper's 2-step list has 0.83
+STEPS = (4, 2)
 WINDOW = MemoryPolicy("sink", window=12, sink=3)
 SHORT, LONG = 21, 120  # latent frames
 SEED = 5000  # of no other table
@@ -44,53 +40,29 @@ def measured(scores: list[ClipScore]) -> dict[str, float]:
     }
 
 
-def settings_of(spec: StudentSpec) -> dict[str, tuple[StudentSpec, int, int]]:
-    """By `NFE / memory / latent frames`: the passport to play by, the length, and every which prompt."""
-    memories = {"full": MemoryPolicy(), "sink+window": WINDOW} if spec.frames_per_block else {"none": spec.policy}
-    if spec.policy.relative:
-        memories = {"relative": spec.policy}
-    found = {}
-    for nfe, steps in LISTS.items():
-        for name, policy in memories.items():
-            playing = replace(spec, steps=tuple(steps), policy=policy, lists=())
-            found[f"{nfe} / {name} / {SHORT}"] = (playing, SHORT, 2 if name == "sink+window" else 1)
-            if spec.frames_per_block and nfe != LATE:
-                found[f"{nfe} / {name} / {LONG}"] = (playing, LONG, 8)
-    return found
-
-
-def score_student(
-    path: Path, vae: Path, prompts: int = len(PROMPTS), device: str = "cpu", known: dict[str, Any] | None = None
-) -> dict[str, Any]:
+def score_student(path: Path, vae: Path, prompts: int = len(PROMPTS), device: str = "cpu") -> dict[str, Any]:
     """All scores of an exported student, as plain numbers by `NFE / memory / latent frames`, and its defects.
 
     prompts: of ShapeBench's list, held-out ones first; every second with a window as well, every eighth for long clips.
-    known: what an earlier call found, which is not measured again.
     Pictures are decoded in bfloat16, which moves a pixel by 0.0015 of 2 on average.
     """
     spec = read_checkpoint(path).spec or StudentSpec()
-    known = known or {"scores": {}}
     student = load_student(path, dtype=torch.float32, device=device)
     decoder = load_vae(vae, device, torch.bfloat16)
+    memories = {"full": MemoryPolicy(), "sink+window": WINDOW} if spec.frames_per_block else {"none": spec.policy}
+    if spec.policy.relative:
+        memories = {"relative": spec.policy}
     found: dict[str, Any] = {}
-    for name, (playing, frames, share) in settings_of(spec).items():
-        if name not in known["scores"]:
-            scenes = PROMPTS[:prompts][::share]
-            scores = score_model(student, decoder, len(playing.steps), scenes, frames, seed=SEED, spec=playing)
-            known["scores"][name] = measured(scores)
-        found[name] = known["scores"][name]
-    return {"scores": found, "defect": known.get("defect") or defect_by_operator(student, spec, prompts, device)}
-
-
-def is_scored(path: Path, known: dict[str, Any]) -> bool:
-    """Whether `known` has all that `score_student` finds of this student."""
-    return set(settings_of(read_checkpoint(path).spec or StudentSpec())) <= set(known["scores"])
-
-
-def defect_by_operator(
-    student: SaltTransformer3DModel, spec: StudentSpec, prompts: int, device: str
-) -> dict[str, float]:
-    """By operator: the mean over the 4-step grid's triples, on clips of up to eight prompts."""
+    for steps in STEPS:
+        for name, policy in memories.items():
+            for frames in (SHORT, LONG) if spec.frames_per_block else (SHORT,):
+                share = 8 if frames == LONG else 2 if name == "sink+window" else 1
+                scenes = PROMPTS[:prompts][::share]
+                playing = StudentSpec(spec.frames_per_block, spec.steps, spec.shift, policy)
+                scores = score_model(student, decoder, steps, scenes, frames, seed=SEED, spec=playing)
+                found[f"{steps} / {name} / {frames}"] = measured(scores)
     text = Conditioning(WordEmbedder().encode([s.caption for s in PROMPTS[: min(prompts, 8)]]).to(device))
-    defects = measure_defect(student, text, DefectSettings.of(spec, frames=SHORT, height=8, width=8))
-    return {o: fmean(v for (_, by), v in defects.items() if by == o) for o in OPERATORS}
+    settings = DefectSettings.of(spec, frames=SHORT, height=8, width=8)
+    defects = measure_defect(student, text, settings)
+    means = {o: fmean(v for (_, by), v in defects.items() if by == o) for o in OPERATORS}
+    return {"scores": found, "defect": means}

@@ -60,7 +60,7 @@ def student_clips(
     """Latents [B, 16, frames, 8, 8] as the student makes them by its spec; clip i has seed `seed` + i."""
     batch = text.shape[0]
     noise = SeededNoise(seed, batch, 16, 8, 8, device=text.device)
-    schedule = Schedule(spec.steps_for(steps), spec.shift)
+    schedule = Schedule.of(steps, spec.shift)
     if spec.frames_per_block == 0:
         settings = RolloutSettings(schedule=schedule, stepping="ode")
         return sample_bidirectional(BidirectionalModel(student), Conditioning(text), noise, frames, settings)

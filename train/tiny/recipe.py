@@ -21,7 +21,6 @@ from salt.spec import StudentSpec
 from salt.student import SaltTransformer3DModel
 from train.distill import distill
 from train.plots import plot_curve
-from train.publish import exported
 from train.study.arms import arms_named
 from train.study.runner import recipe_of
 from train.tiny import student, teacher, vae
@@ -112,7 +111,7 @@ def distilled(out: Path, budget: Budget) -> Path:
     models = (f"models.student={out}/start/final", f"models.teacher={out}/forcing/final", f"models.vae={_vae(out)}")
     (arm,) = arms_named([SHIPPED])
     recipe = recipe_of(arm, 0, out, (*models, *budget.distillation))
-    path = exported(recipe)
+    path = Path(recipe.run.out) / "export" / f"{arm.name}.safetensors"
     return path if path.exists() else distill(recipe, "single")
 
 
