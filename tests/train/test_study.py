@@ -23,7 +23,7 @@ def test_every_arm_is_a_recipe_that_fits(tmp_path):
         assert recipe.run.seed == 1 and recipe.optimisation.batch == 4
         hashes.add(runner.recipe_hash(recipe))
     assert len(hashes) == len(ARMS), "no two arms are the same"
-    assert [a.name for a in arms_named(["1"])] == ["dmd4", "dmd8", "scdmd"]
+    assert [a.name for a in arms_named(["1"])] == ["dmd4", "dmd8", "scdmd", "scdmd-strong"]
     with pytest.raises(ValueError, match="--arms: found 'best'"):
         arms_named(["best"])
 

@@ -12,6 +12,7 @@ from pathlib import Path
 MIXED = "rollout.share={8: 0.4, 4: 0.4, 2: 0.2}"
 EIGHT = "rollout.share={8: 1.0}"
 SC = "loss.semigroup=0.2"
+STRONG = "loss.semigroup=10.0"
 # Of every arm: sized for two cores, in four blocks, which is what the longest window holds.
 COMMON = (
     "rollout.frames=12", "optimisation.batch=8", "optimisation.micro_batch=8",
@@ -49,6 +50,7 @@ ARMS = (
     Arm("dmd4", 1, "bidirectional, DMD on 4 steps", WHOLE),
     Arm("dmd8", 1, "bidirectional, DMD on 8 steps", (*WHOLE, EIGHT)),
     Arm("scdmd", 1, "bidirectional, SC-DMD on 8 steps", (*WHOLE, EIGHT, SC)),
+    Arm("scdmd-strong", 1, "bidirectional, SC-DMD with fifty times the weight", (*WHOLE, EIGHT, STRONG)),
     Arm("start", 2, "the initial student, not distilled", STILL),
     Arm("fixed", 2, "autoregressive, fixed 4 steps", ()),
     Arm("sc", 2, "SC alone, on the fixed 8-step list it needs", (EIGHT, SC)),
@@ -61,7 +63,7 @@ ARMS = (
     Arm("all-sink", 3, "Salt, trained with sink 3 + window 12", (*ALL, 'rollout.memory="sink:3,window:12"')),
     Arm("all-relative", 3, "Salt, trained with relative memory", (*ALL, 'rollout.memory="relative:3,window:12"')),
     Arm("no-time-weight", 4, "SC without the time weight", (*ALL, "loss.semigroup_time_weight=false")),
-    Arm("sc-strong", 4, "SC with fifty times the weight", (*ALL, "loss.semigroup=10.0")),
+    Arm("sc-strong", 4, "SC with fifty times the weight", (*ALL, STRONG)),
     Arm("both-branches", 4, "SC with gradient through both branches", (*ALL, "loss.semigroup_stop_gradient=false")),
     Arm("sc-sampler", 4, "SC on the re-noising sampler", (*ALL, "loss.semigroup_operator=sampler")),
     Arm("whole-scores", 4, "bidirectional real and fake scores, as the paper has them", (*ALL, *SCORES)),
