@@ -70,6 +70,7 @@ def test_several_benches_lie_in_one_folder(system, tmp_path):
         (["nowhere", "--bench", "defect"], "nowhere: found no such file or folder, expected a model"),
         (["nowhere"], "nowhere"),
         (["{system}", "--bench", "defect", "--triples", "900,500,0"], "found t_s 900, expected one of 1000, 875"),
+        (["{system}", "--bench", "defect", "--triples", "900,500"], "triples: found '900,500', expected three"),
         (["{system}", "--bench", "defect", "--memory", "sideways"], "sideways"),
         (["{system}", "--bench", "drift", "--frames", "4"], "num_frames: found 13, expected 9 or 21"),
         (["{system}", "--bench", "vbench"], "--prompts: found none, expected VBench_full_info.json"),

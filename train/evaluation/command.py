@@ -18,7 +18,6 @@ import torch
 from salt.files import replacing
 
 if TYPE_CHECKING:
-    from salt.defect import Triple
     from salt.pipeline import SaltPipeline
 
 BENCHES = ("shapes", "defect", "drift", "vbench", "vbench-long")
@@ -56,17 +55,9 @@ def add_evaluate(commands: Any) -> None:
                         "vbench-long 120, which is half a minute)")  # fmt: skip
     others.add_argument("--memory", metavar="POLICY", help="as `salt generate --memory` (default: the student's)")
     others.add_argument("--batch", type=int, default=1, metavar="N", help="defect, drift: clips at a time")
-    others.add_argument("--triples", type=_triple, nargs="+", metavar="S,M,E",
+    others.add_argument("--triples", nargs="+", metavar="S,M,E",
                         help="defect: steps before warping (default: 1000,875,750 750,625,500 ...)")  # fmt: skip
     command.set_defaults(run=evaluate)
-
-
-def _triple(text: str) -> Triple:
-    try:
-        t_s, t_m, t_e = (float(x) for x in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected three steps with commas, as 750,625,500") from None
-    return t_s, t_m, t_e
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -141,12 +132,12 @@ def _shapes(args: argparse.Namespace, out: Path) -> None:
 
 
 def _defect(args: argparse.Namespace, out: Path) -> None:
-    from salt.defect import TRIPLES, defect_table, steps_for
+    from salt.defect import TRIPLES, defect_table, parse_triples, steps_for
     from salt.memory import MemoryPolicy
     from salt.prompts import Conditioning
     from train.evaluation.defect import DefectSettings, defect_rows, measure_defect
 
-    triples = args.triples or TRIPLES
+    triples = parse_triples(";".join(args.triples)) if args.triples else TRIPLES
     steps = steps_for(triples)
     pipe = open_pipeline(args)
     config, spec = pipe.transformer.config, pipe.spec
