@@ -29,7 +29,7 @@ def test_the_cells_of_a_clip():
     assert generation.peak_gb(pipe, case) > 0 and generation.plain_per_block(pipe, case) != 0
 
 
-def test_the_pipeline_of_random_weights_is_wans(monkeypatch):
+def test_the_pipeline_of_random_weights_is_wans():
     """Of a size that a test can hold; the VAE is whole."""
     config = dict(num_attention_heads=2, attention_head_dim=16, ffn_dim=32, num_layers=2)
     pipe = generation.random_wan(torch.device("cpu"), config, size=(16, 16))

@@ -13,6 +13,7 @@ MIXED = "rollout.share={8: 0.4, 4: 0.4, 2: 0.2}"
 EIGHT = "rollout.share={8: 1.0}"
 SC = "loss.semigroup=0.2"
 STRONG = "loss.semigroup=10.0"
+LONG = "optimisation.updates=600"
 # Of every arm: sized for two cores, in four blocks, which is what the longest window holds.
 COMMON = (
     "rollout.frames=12", "optimisation.batch=8", "optimisation.micro_batch=8",
@@ -67,8 +68,8 @@ ARMS = (
     Arm("both-branches", 4, "SC with gradient through both branches", (*ALL, "loss.semigroup_stop_gradient=false")),
     Arm("sc-sampler", 4, "SC on the re-noising sampler", (*ALL, "loss.semigroup_operator=sampler")),
     Arm("whole-scores", 4, "bidirectional real and fake scores, as the paper has them", (*ALL, *SCORES)),
-    Arm("fixed-long", 4, "fixed 4 steps, four times as many updates", ("optimisation.updates=600",)),
-    Arm("all-long", 4, "Salt, four times as many updates", (*ALL, "optimisation.updates=600")),
+    Arm("fixed-long", 4, "fixed 4 steps, four times as many updates", (LONG,)),
+    Arm("all-long", 4, "Salt, four times as many updates", (*ALL, LONG)),
     Arm("drawn-guidance", 4, "guidance drawn from U(1, 3.5)", (*ALL, "loss.guidance=1.0", "loss.guidance_max=3.5")),
 )
 
