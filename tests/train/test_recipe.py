@@ -12,7 +12,7 @@ from salt.student import SaltTransformer3DModel
 from train.__main__ import parser
 from train.shapes.world import HELD_OUT_SCENES, TRAIN_SCENES, render
 from train.tiny import recipe
-from train.tiny.evaluate import PROMPTS, evaluate, score_model, split_rows
+from train.tiny.evaluate import PROMPTS, evaluate, score_ends, score_model, split_rows
 from train.tiny.teacher import new_transformer
 from train.tiny.vae import channels_last, new_vae
 
@@ -44,6 +44,22 @@ def test_evaluate_writes_its_table_and_every_clip(tmp_path, monkeypatch):
     assert "| student, 4 steps | 100 %" in table and (tmp_path / "out.md").read_text() == table + "\n"
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["student, 4 steps"]["clips"][0]["passed"] is True
+
+
+def test_long_clips_are_scored_at_both_ends_in_as_many_frames(monkeypatch):
+    seen = []
+    numbered = torch.arange(30.0).view(1, 1, 30, 1, 1)  # latent frames, each of them its own number
+    monkeypatch.setattr("train.tiny.evaluate.student_clips", lambda *_: numbered)
+    monkeypatch.setattr(
+        "train.tiny.evaluate.decode_latents", lambda _, z: z.repeat_interleave(4, 2)[:, :, 3:]
+    )  # 4F - 3 pixel frames, the first latent frame one of them
+    monkeypatch.setattr("train.tiny.evaluate.score_clip", lambda clip, _: seen.append(clip.flatten().tolist()))
+    score_ends(new_transformer(0), None, 2, prompts=PROMPTS[:1], frames=30)
+    first, last = seen
+    assert len(first) == len(last) == 81
+    assert (first[0], first[-1], last[0], last[-1]) == (0, 20, 9, 29)
+    with pytest.raises(ValueError, match="frames: found 22"):
+        evaluate(None, None, None, frames=22)
 
 
 def test_a_stage_names_the_one_it_waits_for(tmp_path):

@@ -39,7 +39,9 @@ def add_evaluate(commands: Any) -> None:
     shapes = command.add_argument_group("shapes")
     shapes.add_argument("--teacher", type=Path, help="a bidirectional teacher, scored at 50 steps")
     shapes.add_argument("--vae", type=Path, help="its VAE (default: salt-tiny's)")
-    others = command.add_argument_group("the other benches")
+    shapes.add_argument("--seeds", type=int, nargs="+", metavar="N", help="a clip of every prompt for each "
+                        "(default: 2000)")  # fmt: skip
+    others = command.add_argument_group("the other benches (shapes: --frames too)")
     others.add_argument("--parts", type=Path, help="folder with vae/, text_encoder/, tokenizer/ "
                         "(default: those the student lies with, else the pulled)")  # fmt: skip
     others.add_argument("--weights", choices=("auto", "ema", "regular"), default="auto")
@@ -51,8 +53,8 @@ def add_evaluate(commands: Any) -> None:
     others.add_argument("--samples", type=int, metavar="N",
                         help="clips per prompt (default: 1; vbench 5, and 25 for temporal_flickering)")  # fmt: skip
     others.add_argument("--seed", type=int, default=0)
-    others.add_argument("--frames", type=int, help="latent frames of a clip (default: defect and vbench 21, drift and "
-                        "vbench-long 120, which is half a minute)")  # fmt: skip
+    others.add_argument("--frames", type=int, help="latent frames of a clip (default: shapes, defect and vbench 21, "
+                        "drift and vbench-long 120, which is half a minute)")  # fmt: skip
     others.add_argument("--memory", metavar="POLICY", help="as `salt generate --memory` (default: the student's)")
     others.add_argument("--batch", type=int, default=1, metavar="N", help="defect, drift: clips at a time")
     others.add_argument("--triples", nargs="+", metavar="S,M,E",
@@ -128,7 +130,8 @@ def _shapes(args: argparse.Namespace, out: Path) -> None:
     named_tiny = str(args.student) == TINY_NAME and not args.student.exists()
     student = TINY / "transformer" if named_tiny else args.student
     steps = tuple(args.steps or (2, 4, 8))
-    print(bench.evaluate(student, args.vae or TINY / "vae", out, args.teacher, steps, args.device))
+    seeds, frames = args.seeds or [bench.SEED], args.frames or bench.SHORT
+    print(bench.evaluate(student, args.vae or TINY / "vae", out, args.teacher, steps, args.device, seeds, frames))
 
 
 def _defect(args: argparse.Namespace, out: Path) -> None:

@@ -17,11 +17,11 @@ from salt.words import WordEmbedder
 from train.evaluation.defect import DefectSettings, measure_defect
 from train.shapes.bench import ClipScore
 from train.shapes.world import SPEEDS, parse_caption
-from train.tiny.evaluate import PROMPTS, load_vae, score_model
+from train.tiny.evaluate import PROMPTS, SHORT, load_vae, score_model
 
 STEPS = (4, 2)
 WINDOW = MemoryPolicy("sink", window=12, sink=3)
-SHORT, LONG = 21, 120  # latent frames
+LONG = 120  # latent frames
 SEED = 5000  # of no other table
 
 

@@ -1,8 +1,9 @@
 """Scores on ShapeBench: 48 prompts, the 24 held-out captions and 24 trained ones, at several step counts."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -27,6 +28,8 @@ PROMPTS = (*HELD_OUT_SCENES, *TRAIN_SCENES[::5])
 TEACHER_STEPS = 50
 TEACHER_GUIDANCE = 2.0
 BATCH = 8
+SHORT = 21  # latent frames
+WARM = 3  # latent frames that the causal decoder sees before the last SHORT ones
 SPEC = StudentSpec()  # of a student that does not say
 SEED = 2000  # of reported tables; salt-tiny's weights were chosen among candidates on 1000
 
@@ -75,41 +78,80 @@ def student_clips(
     return torch.cat([block.latents for block in blocks], dim=2)
 
 
-@torch.no_grad()
-def score_model(
+Clips = Iterator[tuple[tuple[Scene, ...], Tensor]]
+
+
+def sample_prompts(
     model: nn.Module,
-    vae: AutoencoderKLWan,
     steps: int,
     prompts: tuple[Scene, ...] = PROMPTS,
-    frames: int = 21,
+    frames: int = SHORT,
     bidirectional: bool = False,
     seed: int = SEED,
     spec: StudentSpec = SPEC,
-) -> list[ClipScore]:
-    """One clip per prompt, decoded and scored. Seeds are fixed, so a table can be made again.
+) -> Clips:
+    """Latents [B, 16, frames, 8, 8] of one clip per prompt, BATCH at a time. Seeds are fixed, so a table can be made
+    again.
 
     bidirectional: a teacher, sampled with guidance. spec: how a student makes clips.
     """
     words = WordEmbedder()
     device = next(model.parameters()).device
-    scores = []
     for first in range(0, len(prompts), BATCH):
         scenes = prompts[first : first + BATCH]
         text = words.encode([scene.caption for scene in scenes]).to(device)
         if bidirectional:
             generator = torch.Generator().manual_seed(seed + first)
-            latents = sample_teacher(model, text, frames, steps, TEACHER_GUIDANCE, generator)
+            yield scenes, sample_teacher(model, text, frames, steps, TEACHER_GUIDANCE, generator)
         else:
-            latents = student_clips(model, text, steps, frames, seed + first, spec)  # type: ignore[arg-type]
-        pixels = decode_latents(vae, latents)
-        scores += [score_clip(clip, scene) for clip, scene in zip(pixels.cpu(), scenes, strict=True)]
-    return scores
+            yield scenes, student_clips(model, text, steps, frames, seed + first, spec)  # type: ignore[arg-type]
+
+
+def _scored(vae: AutoencoderKLWan, scenes: Sequence[Scene], latents: Tensor, skip: int = 0) -> list[ClipScore]:
+    pixels = decode_latents(vae, latents)[:, :, skip:].cpu()
+    return [score_clip(clip, scene) for clip, scene in zip(pixels, scenes, strict=True)]
+
+
+def score_model(model: nn.Module, vae: AutoencoderKLWan, steps: int, *args: Any, **options: Any) -> list[ClipScore]:
+    """Every clip of `sample_prompts` (same arguments), decoded and scored whole."""
+    return [s for scenes, z in sample_prompts(model, steps, *args, **options) for s in _scored(vae, scenes, z)]
+
+
+def score_ends(
+    model: nn.Module, vae: AutoencoderKLWan, steps: int, **options: Any
+) -> tuple[list[ClipScore], list[ClipScore]]:
+    """As `score_model`, of the first and of the last 81 pixel frames of clips longer than SHORT latent frames."""
+    first: list[ClipScore] = []
+    last: list[ClipScore] = []
+    for scenes, latents in sample_prompts(model, steps, **options):
+        first += _scored(vae, scenes, latents[:, :, :SHORT])
+        last += _scored(vae, scenes, latents[:, :, -SHORT - WARM :], skip=4 * WARM)  # as many pixel frames again
+    return first, last
 
 
 def split_rows(name: str, scores: list[ClipScore]) -> dict[str, list[ClipScore]]:
     """All prompts, and the held-out ones alone, as rows of a table."""
     held_out = {scene.caption for scene in HELD_OUT_SCENES}
     return {name: scores, f"{name}, held out": [s for s in scores if s.caption in held_out]}
+
+
+def _student_rows(
+    model: SaltTransformer3DModel,
+    vae: AutoencoderKLWan,
+    steps: int,
+    frames: int,
+    seeds: Sequence[int],
+    spec: StudentSpec,
+) -> dict[str, list[ClipScore]]:
+    name = f"student, {steps} steps"
+    if frames <= SHORT:
+        scores = [s for seed in seeds for s in score_model(model, vae, steps, frames=frames, seed=seed, spec=spec)]
+        return split_rows(name, scores)
+    ends = [score_ends(model, vae, steps, frames=frames, seed=seed, spec=spec) for seed in seeds]
+    first, last = ([s for pair in ends for s in pair[end]] for end in (0, 1))
+    return split_rows(f"{name}, first {SHORT} of {frames}", first) | split_rows(
+        f"{name}, last {SHORT} of {frames}", last
+    )
 
 
 def evaluate(
@@ -119,19 +161,26 @@ def evaluate(
     teacher: Path | None = None,
     steps: tuple[int, ...] = (2, 4, 8),
     device: str = "cpu",
+    seeds: Sequence[int] = (SEED,),
+    frames: int = SHORT,
 ) -> str:
-    """Write `out`.md (the table, returned too) and `out`.json (every clip's verdicts and measurements)."""
+    """Write `out`.md (the table, returned too) and `out`.json (every clip's verdicts and measurements).
+
+    seeds: a clip of every prompt for each (the teacher: the first). frames: latent frames of the student's clips; where
+    they are longer than SHORT, both ends are scored. Raises ValueError where those would be one.
+    """
+    if SHORT < frames < SHORT + WARM:
+        raise ValueError(f"frames: found {frames}, expected up to {SHORT}, or from {SHORT + WARM} on (two ends)")
     decoder = load_vae(vae, device)
     rows: dict[str, Sequence[ClipScore]] = {}
     if teacher is not None:
         model = _transformer(teacher, device)
-        rows |= split_rows(
-            f"teacher, {TEACHER_STEPS} steps", score_model(model, decoder, TEACHER_STEPS, bidirectional=True)
-        )
+        scores = score_model(model, decoder, TEACHER_STEPS, bidirectional=True, seed=seeds[0])
+        rows |= split_rows(f"teacher, {TEACHER_STEPS} steps", scores)
     if student is not None:
         model, spec = _transformer(student, device), read_checkpoint(student).spec or SPEC
         for count in steps:
-            rows |= split_rows(f"student, {count} steps", score_model(model, decoder, count, spec=spec))
+            rows |= _student_rows(model, decoder, count, frames, seeds, spec)
     table = score_table(rows)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".md").write_text(table + "\n")
