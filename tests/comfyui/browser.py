@@ -39,6 +39,20 @@ DROP = """([name, text]) => {
     canvas.dispatchEvent(new DragEvent(kind, {dataTransfer: carried, bubbles: true, cancelable: true}));
 }"""
 
+# Nodes that lie over one another or reach out of the group that their corner is in, as they are drawn now.
+MISPLACED = """() => {
+  const nodes = app.graph._nodes.map(n => [n.type, ...n.getBounding()]), found = [];
+  const groups = app.graph._groups.map(g => g._bounding ?? g.bounding);
+  for (const [type, x, y, w, h] of nodes) {
+    const frame = groups.find(([gx, gy, gw, gh]) => x >= gx && x < gx + gw && y >= gy && y < gy + gh);
+    if (frame && (x + w > frame[0] + frame[2] || y + h > frame[1] + frame[3])) found.push(`${type} reaches out`);
+  }
+  for (const [i, [type, x, y, w, h]] of nodes.entries())
+    for (const [other, ox, oy, ow, oh] of nodes.slice(i + 1))
+      if (x < ox + ow && ox < x + w && y < oy + oh && oy < y + h) found.push(`${type} over ${other}`);
+  return found;
+}"""
+
 
 @contextmanager
 def chromium() -> Iterator[Any]:
@@ -142,6 +156,9 @@ class ComfyPage:
             "([k, n, v]) => { app.graph._nodes.find(x => x.type === k).widgets.find(w => w.name === n).value = v }",
             [kind, name, value],
         )
+
+    def misplaced(self) -> list[str]:
+        return self.page.evaluate(MISPLACED)
 
     def listen(self) -> None:
         self.page.evaluate(LISTEN)

@@ -107,7 +107,9 @@ def workflow_names() -> list[str]:
     return sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 
 
-def test_every_workflow_opens_without_a_missing_node(comfy):
+@pytest.mark.parametrize("design", DESIGNS)
+def test_every_workflow_opens_without_a_missing_node_and_lies_in_its_frames(comfy, design):
+    comfy.setting("Comfy.VueNodes.Enabled", DESIGNS[design])
     names = workflow_names()
     assert names
     for name in names:
@@ -122,6 +124,8 @@ def test_every_workflow_opens_without_a_missing_node(comfy):
         assert found[0] == [], f"{name}: nodes that ComfyUI does not know"
         twin = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text())
         assert set(found[1]) == set(twin), f"{name}: the page's prompt has the nodes of the API file"
+        comfy.page.wait_for_timeout(500)  # nodes of the new design grow when they are first drawn
+        assert comfy.misplaced() == [], name
 
 
 @pytest.mark.parametrize("design", DESIGNS)
@@ -153,6 +157,7 @@ def test_drag_in_run_watch_cancel_and_run_again(comfy, server, design):
     assert "frames per second" in comfy.page.locator(".salt-report").inner_text()
     comfy.look_at(ROLLOUT, "SaltDecode")
     comfy.picture(f"{design}_3_done")
+    assert comfy.misplaced() == [], "with its preview and its video"
 
     comfy.set_widget(ROLLOUT, "seed", 200 + len(design))
     comfy.page.evaluate("heard.length = 0")

@@ -11,6 +11,7 @@ from salt.workflow import inputs_of, widgets_of
 
 GAP, HEAD, ROW, EDGE = 40, 34, 26, 20  # pixels on the canvas: between things, a title bar, a widget, a group's margin
 COLUMN_GAP = 80
+FOOT = 64  # below a node's last widget: Nodes 2.0 draws taller rows, and a badge beneath them
 OPTIONAL_SHAPE = 7  # LiteGraph's hollow circle
 NOTE_COLORS = {"color": "#432", "bgcolor": "#653"}
 GROUP_COLOR = "#3f789e"
@@ -192,4 +193,4 @@ def _size(about: dict[str, Any], values: dict[str, Any]) -> tuple[int, int]:
     options = {name: told for name, _, told in inputs_of(about)}
     tall = sum(120 for name in values if options[name].get("multiline"))
     rows = sum(1 + followed for name, followed in widgets_of(about) if not options[name].get("multiline"))
-    return (400 if tall else 320), max(sockets, len(about["output"]), 1) * 20 + rows * ROW + tall + 16
+    return (400 if tall else 320), max(sockets, len(about["output"]), 1) * 20 + rows * ROW + tall + FOOT

@@ -23,6 +23,7 @@ WAN_VAE = model(f"{WAN}/vae/wan_2.1_vae.safetensors", "vae")
 CLIP_H = model(f"{WAN}/clip_vision/clip_vision_h.safetensors", "clip_vision")
 
 TINY = "a fast purple square moving up"
+TINY_SEED = 11  # of those that show it in the middle of the picture
 CAT = (
     "A ginger cat walks along a stone wall above the sea at sunset, tail high, warm light on its fur, waves below, "
     "the camera follows at its side."
@@ -32,6 +33,7 @@ TINY_WORDS = (
     "fast; red, green, blue, yellow, purple or cyan; circle, square or triangle; up, down, left or right."
 )
 KEPT_CLIP = "salt_tiny_clip"
+ROLLOUT, EXTEND = (360, 780), (360, 720)  # pixels, with the preview that a run puts below the widgets
 SWAP = (
     "**With a released student** put *Load Salt Student*, *Load CLIP* (type wan) and *Load VAE* in the place of "
     "*Load Salt Tiny*, and 832 x 480 for the size."
@@ -46,16 +48,16 @@ def files(*models: dict[str, str]) -> str:
 
 
 class Parts:
-    """The three sources of a graph: MODEL, CLIP and VAE."""
+    """The three sources of a graph, MODEL, CLIP and VAE, and the room that a player of its videos takes, in pixels."""
 
-    def __init__(self, transformer: Wire, clip: Wire, vae: Wire) -> None:
-        self.model, self.clip, self.vae = transformer, clip, vae
+    def __init__(self, transformer: Wire, clip: Wire, vae: Wire, player: tuple[int, int] = (480, 460)) -> None:
+        self.model, self.clip, self.vae, self.player = transformer, clip, vae, player
 
 
 def tiny(g: Graph) -> Parts:
     g.group("Model (nothing to download)", 0)
     loaded = g.add("SaltLoadTiny")
-    return Parts(loaded["MODEL"], loaded["CLIP"], loaded["VAE"])
+    return Parts(loaded["MODEL"], loaded["CLIP"], loaded["VAE"], player=(340, 520))
 
 
 def real(g: Graph, student: str, models: list[dict[str, str]] | None = None, trained_as: str = "auto") -> Parts:
@@ -74,14 +76,14 @@ def saved(g: Graph, parts: Parts, latent: Wire, name: str, column: int, title: s
     """Streaming decode and a video file."""
     g.group(title, column)
     decoded = g.add("SaltDecode", latents=latent, vae=parts.vae)
-    g.add("SaveVideo", video=decoded["VIDEO"], filename_prefix=f"salt/{name}", size=(480, 420))
+    g.add("SaveVideo", video=decoded["VIDEO"], filename_prefix=f"salt/{name}", size=parts.player)
 
 
 def text_to_video(g: Graph, parts: Parts, text: str, **widgets: Any) -> None:
     g.group("Prompt", 1)
     positive = prompt(g, parts, text)
     g.group("Rollout", 2)
-    rolled = g.add("SaltRollout", model=parts.model, positive=positive, vae=parts.vae, size=(360, 640), **widgets)
+    rolled = g.add("SaltRollout", model=parts.model, positive=positive, vae=parts.vae, size=ROLLOUT, **widgets)
     saved(g, parts, rolled["LATENT"], g.name, 3)
 
 
@@ -97,7 +99,7 @@ in *Salt Rollout* as they are made.
 
 {SWAP}
 """)
-    text_to_video(g, tiny(g), TINY, seconds=5.0, width=64, height=64, nfe="4")
+    text_to_video(g, tiny(g), TINY, seconds=5.0, width=64, height=64, nfe="4", seed=TINY_SEED)
 
 
 def causal_forcing(g: Graph, nfe: str, words: str) -> None:
@@ -147,7 +149,7 @@ def scheduled(g: Graph, parts: Parts, timeline: str, **widgets: Any) -> None:
     g.group("Prompts", 1)
     prompts = g.add("SaltPromptSchedule", clip=parts.clip, timeline=timeline, size=(520, 300))["prompts"]
     g.group("Rollout", 2)
-    rolled = g.add("SaltRollout", model=parts.model, prompts=prompts, vae=parts.vae, size=(360, 640), **widgets)
+    rolled = g.add("SaltRollout", model=parts.model, prompts=prompts, vae=parts.vae, size=ROLLOUT, **widgets)
     saved(g, parts, rolled["LATENT"], g.name, 3)
 
 
@@ -178,7 +180,7 @@ def tiny_interactive_prompts(g: Graph) -> None:
 {SWAP}
 """)
     timeline = "0: a slow green triangle moving down\n2.25 recache: a slow green triangle moving up"
-    scheduled(g, tiny(g), timeline, seconds=5.0, width=64, height=64, nfe="4", seed=1)
+    scheduled(g, tiny(g), timeline, seconds=5.0, width=64, height=64, nfe="4", seed=19)
 
 
 def save_memory(g: Graph) -> None:
@@ -197,10 +199,10 @@ Makes a clip and keeps what going on takes: its memory (`output/salt_memories/`)
     g.group("Rollout", 2)
     rolled = g.add(
         "SaltRollout", model=parts.model, positive=positive, vae=parts.vae, seconds=3.0, width=64, height=64, nfe="4",
-        size=(360, 640),
+        seed=TINY_SEED, size=ROLLOUT,
     )  # fmt: skip
     g.group("Keep", 3)
-    g.add("SaltSaveMemory", memory=rolled["memory"], filename_prefix=f"salt_memories/{KEPT_CLIP}")
+    g.add("SaltSaveMemory", memory=rolled["memory"], filename_prefix=f"salt_memories/{KEPT_CLIP}", size=(420, 170))
     g.add("SaveLatent", samples=rolled["LATENT"], filename_prefix=f"latents/{KEPT_CLIP}")
     g.add("SaltInspectMemory", memory=rolled["memory"], size=(420, 520))
     saved(g, parts, rolled["LATENT"], g.name, 4)
@@ -226,7 +228,7 @@ another model is refused.
     g.group("Go on", 2)
     longer = g.add(
         "SaltExtendVideo", model=parts.model, positive=positive, vae=parts.vae, memory=memory["memory"],
-        latents=latents, seconds=2.0, nfe="4", size=(360, 580),
+        latents=latents, seconds=2.0, nfe="4", seed=TINY_SEED, size=EXTEND,
     )  # fmt: skip
     saved(g, parts, longer["LATENT"], g.name, 3)
 
@@ -249,7 +251,7 @@ as well.
     g.group("Rollout", 2)
     rolled = g.add(
         "SaltRollout", model=parts.model, positive=positive, vae=parts.vae, start_image=image, seconds=5.0,
-        width=832, height=480, nfe="4", size=(360, 660),
+        width=832, height=480, nfe="4", size=ROLLOUT,
     )  # fmt: skip
     saved(g, parts, rolled["LATENT"], g.name, 3)
 
@@ -275,13 +277,13 @@ only once.
     g.group("The beginning", 2)
     rolled = g.add(
         "SaltRollout", model=parts.model, positive=first, vae=parts.vae, seconds=2.25, width=64, height=64, nfe="4",
-        seed=1, size=(360, 640),
+        seed=2, size=ROLLOUT,
     )  # fmt: skip
     g.group("Two endings", 3)
     longer = {
         name: g.add(
             "SaltExtendVideo", title=f"Ending {name.upper()}", model=parts.model, positive=positive, vae=parts.vae,
-            memory=rolled["memory"], latents=rolled["LATENT"], seconds=3.0, seed=1, nfe="4", size=(360, 560),
+            memory=rolled["memory"], latents=rolled["LATENT"], seconds=3.0, seed=2, nfe="4", size=EXTEND,
         )
         for name, positive in endings.items()
     }  # fmt: skip
@@ -365,7 +367,7 @@ The same prompt and the same noise, with two, four and eight model evaluations a
         g.group(f"{nfe} NFE", 2)
         rolled = g.add(
             "SaltRollout", title=f"{nfe} NFE", model=parts.model, positive=positive, seconds=5.0, width=64, height=64,
-            nfe=nfe, size=(360, 640),
+            nfe=nfe, seed=TINY_SEED, size=ROLLOUT,
         )  # fmt: skip
         decoded.append(g.add("SaltDecode", latents=rolled["LATENT"], vae=parts.vae)["IMAGE"])
     g.group("Side by side", 3)
