@@ -5,17 +5,24 @@ from __future__ import annotations
 import csv
 import math
 from pathlib import Path
+from types import ModuleType
 
 COLUMNS = 4
 
 
-def plot_curve(curve: Path, out: Path, title: str) -> None:
-    """Draw a csv of rows (step, name, value) into a PNG, panels in order of first appearance."""
+def to_files() -> ModuleType:
+    """matplotlib's pyplot without a screen. Imported only where something is drawn."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def plot_curve(curve: Path, out: Path, title: str) -> None:
+    """Draw a csv of rows (step, name, value) into a PNG, panels in order of first appearance."""
+    pyplot = to_files()
     series: dict[str, list[tuple[int, float]]] = {}
     with curve.open() as file:
         for row in csv.DictReader(file):

@@ -1,15 +1,17 @@
 """The study: every arm is a recipe that can run, and a scored arm is a row that stays."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from train.backbones import check_backbones
 from train.checks import check_recipe
 from train.shapes.world import render
-from train.study import runner, scores
+from train.study import report, runner, scores
 from train.study.arms import ARMS, arms_named
 
+DOCS = Path(__file__).parents[2] / "docs"
 SHIPPED = "models.student=salt/assets/tiny/transformer"
 
 
@@ -41,6 +43,13 @@ def test_scores_count_what_the_clips_show():
         score_clip(clip[:, :1].expand(-1, 33, -1, -1), s) for clip, s in zip(clips.pixels, clips.scenes, strict=True)
     ]
     assert scores.measured(still)["motion"] < 0.2 and scores.measured(still)["passed"] == 0
+
+
+def test_the_document_has_the_tables_that_its_scores_make():
+    kept = DOCS / "study"
+    assert (kept / "table.md").read_text() == report.table(kept) + "\n"
+    assert (kept / "short.md").read_text() == report.table(kept, short=True) + "\n"
+    assert (kept / "short.md").read_text() in (DOCS / "study.md").read_text()
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import imageio.v3 as iio
 import torch
 from torch import Tensor
 
@@ -16,9 +15,11 @@ from salt.checkpoints import load_student, read_checkpoint
 from salt.defect import OPERATORS
 from salt.spec import StudentSpec
 from salt.words import WordEmbedder
+from train.plots import to_files
 from train.samples import grid
 from train.study.arms import ARMS
-from train.tiny.evaluate import PROMPTS, decode_latents, load_vae, student_clips
+from train.study.scores import WINDOWED
+from train.tiny.evaluate import PROMPTS, SHORT, decode_latents, load_vae, student_clips
 
 SCORES = "study.json"
 COLUMNS = ("passed", "semantics", "quality", "motion")
@@ -34,8 +35,11 @@ def finished(out: Path) -> dict[str, list[Row]]:
     return {name: rows for name, rows in found.items() if rows}
 
 
-def table(out: Path) -> str:
-    """Markdown: a line per arm and setting, means over seeds and how far apart the seeds lie."""
+def table(out: Path, short: bool = False) -> str:
+    """Markdown: a line per arm and setting, means over seeds and how far apart the seeds lie.
+
+    short: only the settings that every kind of arm has, clips of 21 latent frames with the memory of their training.
+    """
     lines = [
         f"| arm | NFE / memory / latent frames | {' | '.join(COLUMNS)} | defect, euler | defect, sampler | seeds | "
         "recipe | minutes |",
@@ -46,6 +50,8 @@ def table(out: Path) -> str:
         defects = [spread([r["defect"][o] for r in rows], 4) for o in OPERATORS]
         minutes = f"{fmean(r['minutes'] for r in rows):.1f}"
         for setting in rows[0]["scores"]:
+            if short and (WINDOWED in setting or not setting.endswith(f" {SHORT}")):
+                continue
             values = [spread([r["scores"][setting][c] for r in rows], 2) for c in COLUMNS]
             lines.append(
                 f"| {about} | {setting} | {' | '.join(values)} | {' | '.join(defects)} | {len(rows)} | "
@@ -62,11 +68,7 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 def plot(out: Path, path: Path) -> None:
     """One panel per score, a line per arm, a dot per seed, 4 and 2 NFE beside each other; short clips, full memory."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = to_files()
     arms = finished(out)
     panels = [*COLUMNS, *(f"defect, {o}" for o in OPERATORS)]
     figure, axes = pyplot.subplots(1, len(panels), figsize=(3.0 * len(panels), 1.2 + 0.34 * len(arms)), sharey=True)
@@ -95,20 +97,30 @@ def _value(row: Row, panel: str, nfe: int) -> float:
 
 @torch.no_grad()
 def picture(students: dict[str, Path], vae: Path, path: Path, nfe: int = 2) -> None:
-    """A JPEG: a row per prompt of SHOWN, a column per student, first, middle and last frame of each clip.
+    """A JPEG: a row per student, by name, a column per prompt of SHOWN; first, middle and last frame of each clip.
 
-    Columns are in the order of `students`; all have the same noise.
+    All have the same noise.
     """
     decoder = load_vae(vae)
     scenes = [PROMPTS[i] for i in SHOWN]
     text = WordEmbedder().encode([scene.caption for scene in scenes])
-    columns: list[Tensor] = []
+    rows: list[list[Tensor]] = []
     for student in students.values():
         spec = read_checkpoint(student).spec or StudentSpec()
-        latents = student_clips(load_student(student, dtype=torch.float32), text, nfe, 21, PICTURE_SEED, spec)
+        latents = student_clips(load_student(student, dtype=torch.float32), text, nfe, SHORT, PICTURE_SEED, spec)
         pixels = decode_latents(decoder, latents)
-        columns.append(torch.cat([pixels[:, :, t] for t in (0, pixels.shape[2] // 2, -1)], dim=3))
-    cells = [[column[row].unsqueeze(1) for column in columns] for row in range(len(scenes))]
-    shown = ((grid(cells)[:, 0] + 1) * 127.5).round().byte().permute(1, 2, 0)
+        frames = torch.cat([pixels[:, :, t] for t in (0, pixels.shape[2] // 2, -1)], dim=3)
+        rows.append(list(frames.unsqueeze(2)))
+    shown = ((grid(rows)[:, 0] + 1) / 2).clamp(0, 1).permute(1, 2, 0)
+    pyplot = to_files()
+    height, width = shown.shape[:2]
+    figure, axis = pyplot.subplots(figsize=((width + 200) / 100, (height + 60) / 100))
+    axis.imshow(shown.numpy(), interpolation="nearest")
+    axis.set_yticks([(i + 0.5) * height / len(rows) for i in range(len(rows))], list(students))
+    axis.set_xticks([(i + 0.5) * width / len(scenes) for i in range(len(scenes))], [s.caption for s in scenes])
+    axis.xaxis.tick_top()
+    axis.tick_params(length=0, labelsize=8)
+    figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    iio.imwrite(path, shown.numpy(), quality=90)
+    figure.savefig(path, dpi=100, pil_kwargs={"quality": 88})
+    pyplot.close(figure)

@@ -64,9 +64,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def report(out: Path) -> None:
-    """The table and the plots of what is scored, and the pictures of the students that are still there."""
-    with replacing(out / "table.md") as partial:
-        partial.write_text(table(out) + "\n")
+    """The tables and the plots of what is scored, and the pictures of the students that are still there."""
+    for name, short in (("table.md", False), ("short.md", True)):
+        with replacing(out / name) as partial:
+            partial.write_text(table(out, short) + "\n")
     plot(out, out / "scores.png")
     students = {name: out / name / "seed-0" / "export" / f"{name}.safetensors" for name in finished(out)}
     present = {name: path for name, path in students.items() if path.exists()}

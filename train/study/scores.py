@@ -20,6 +20,7 @@ from train.shapes.world import SPEEDS, parse_caption
 from train.tiny.evaluate import PROMPTS, SHORT, load_vae, score_model
 
 STEPS = (4, 2)
+WINDOWED = "sink+window"
 WINDOW = MemoryPolicy("sink", window=12, sink=3)
 LONG = 120  # latent frames
 SEED = 5000  # of no other table
@@ -49,14 +50,14 @@ def score_student(path: Path, vae: Path, prompts: int = len(PROMPTS), device: st
     spec = read_checkpoint(path).spec or StudentSpec()
     student = load_student(path, dtype=torch.float32, device=device)
     decoder = load_vae(vae, device, torch.bfloat16)
-    memories = {"full": MemoryPolicy(), "sink+window": WINDOW} if spec.frames_per_block else {"none": spec.policy}
+    memories = {"full": MemoryPolicy(), WINDOWED: WINDOW} if spec.frames_per_block else {"none": spec.policy}
     if spec.policy.relative:
         memories = {"relative": spec.policy}
     found: dict[str, Any] = {}
     for steps in STEPS:
         for name, policy in memories.items():
             for frames in (SHORT, LONG) if spec.frames_per_block else (SHORT,):
-                share = 8 if frames == LONG else 2 if name == "sink+window" else 1
+                share = 8 if frames == LONG else 2 if name == WINDOWED else 1
                 scenes = PROMPTS[:prompts][::share]
                 playing = StudentSpec(spec.frames_per_block, spec.steps, spec.shift, policy)
                 scores = score_model(student, decoder, steps, scenes, frames, seed=SEED, spec=playing)
