@@ -31,6 +31,8 @@ PAPER = ("loss.align=paper", *ALIGN)
 SCORES = ("models.teacher=train/assets/tiny_teacher", "loss.score=bidirectional")
 STILL = ("optimisation.updates=1", "optimisation.lr=0", "optimisation.compile=false")  # one update that moves nothing
 ALL = (MIXED, SC, *RELEASE)
+# In the four blocks of the other arms a window of 12 forgets nothing, and nothing would be trained for it.
+PAST_WINDOW = "rollout.frames=21"
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,15 @@ ARMS = (
     Arm("mixed-sc", 2, "mixed steps and SC", (MIXED, SC)),
     Arm("all-paper", 2, "all, alignment as in the paper", (MIXED, SC, *PAPER)),
     Arm("all", 2, "all, alignment as released: Salt", ALL),
-    Arm("all-sink", 3, "Salt, trained with sink 3 + window 12", (*ALL, 'rollout.memory="sink:3,window:12"')),
-    Arm("all-relative", 3, "Salt, trained with relative memory", (*ALL, 'rollout.memory="relative:3,window:12"')),
+    Arm(
+        "all-sink", 3, "Salt, trained with sink 3 + window 12", (*ALL, 'rollout.memory="sink:3,window:12"', PAST_WINDOW)
+    ),
+    Arm(
+        "all-relative",
+        3,
+        "Salt, trained with relative memory",
+        (*ALL, 'rollout.memory="relative:3,window:12"', PAST_WINDOW),
+    ),
     Arm("no-time-weight", 4, "SC without the time weight", (*ALL, "loss.semigroup_time_weight=false")),
     Arm("sc-strong", 4, "SC with fifty times the weight", (*ALL, STRONG)),
     Arm("both-branches", 4, "SC with gradient through both branches", (*ALL, "loss.semigroup_stop_gradient=false")),
