@@ -59,7 +59,7 @@ class Budget:
 
 
 BUDGETS = {
-    "full": Budget(vae.FULL, 2400, teacher.FULL, student.FORCING, {"clips": 1024, "steps": 1000}, LONGER),
+    "full": Budget(vae.FULL, 9120, teacher.FULL, student.FORCING, {"clips": 1024, "steps": 1000}, LONGER),
     "quick": Budget(
         vae.QUICK,
         SHARD,

@@ -27,12 +27,14 @@ FIRST_BLOCK = 3.0
 HISTORY_NOISE = 0.2  # largest share of noise in a clean clip that is to be forgiven
 
 
-# Short clips first: three blocks of which one has no past, which is the hard one, at less than half the cost. A second
-# descent from the full rate took the loss on clips never seen from 0.197 to 0.190.
+# Short clips first: three blocks of which one has no past, which is the hard one, at less than half the cost. Descents
+# from the full rate, once more, pay: on clips never seen the second took the loss from 0.237 to 0.231, and the third,
+# with four times as many clips, by another 0.008. 2400 clips were remembered: 0.011 better than as many new ones.
 FORCING = (
     ClipPhase(frames=9, batch=20, steps=800, lr=2e-3, lr_end=0.8),
     ClipPhase(frames=12, batch=16, steps=3900, lr=1.5e-3, lr_end=0.02),
     ClipPhase(frames=12, batch=16, steps=3000, lr=1.5e-3, lr_end=0.02),
+    ClipPhase(frames=12, batch=16, steps=5000, lr=1.5e-3, lr_end=0.02),
 )
 
 
