@@ -180,7 +180,7 @@ def tiny_interactive_prompts(g: Graph) -> None:
 {SWAP}
 """)
     timeline = "0: a slow green triangle moving down\n2.25 recache: a slow green triangle moving up"
-    scheduled(g, tiny(g), timeline, seconds=5.0, width=64, height=64, nfe="4", seed=19)
+    scheduled(g, tiny(g), timeline, seconds=5.0, width=64, height=64, nfe="4", seed=2)
 
 
 def save_memory(g: Graph) -> None:
