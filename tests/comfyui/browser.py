@@ -39,13 +39,17 @@ DROP = """([name, text]) => {
     canvas.dispatchEvent(new DragEvent(kind, {dataTransfer: carried, bubbles: true, cancelable: true}));
 }"""
 
-# Nodes that lie over one another or reach out of the group that their corner is in, as they are drawn now.
+# Nodes that lie over one another or reach out of the group that their corner is in, as they are drawn now. 0.8's new
+# design enlarges a graph, and rounds its groups 6 pixels smaller than what is in them.
 MISPLACED = """() => {
+  const slack = 8;
   const nodes = app.graph._nodes.map(n => [n.type, ...n.getBounding()]), found = [];
   const groups = app.graph._groups.map(g => g._bounding ?? g.bounding);
   for (const [type, x, y, w, h] of nodes) {
     const frame = groups.find(([gx, gy, gw, gh]) => x >= gx && x < gx + gw && y >= gy && y < gy + gh);
-    if (frame && (x + w > frame[0] + frame[2] || y + h > frame[1] + frame[3])) found.push(`${type} reaches out`);
+    if (!frame) continue;
+    const [right, bottom] = [frame[0] + frame[2] + slack, frame[1] + frame[3] + slack];
+    if (x + w > right || y + h > bottom) found.push(`${type} reaches out`);
   }
   for (const [i, [type, x, y, w, h]] of nodes.entries())
     for (const [other, ox, oy, ow, oh] of nodes.slice(i + 1))

@@ -246,7 +246,7 @@ as well.
 """)
     parts = real(g, SALT_CF["name"], [SALT_CF])
     g.group("Start and prompt", 1)
-    image = g.add("LoadImage", image="example.png", title="Start image", size=(340, 360))["IMAGE"]
+    image = g.add("LoadImage", image="example.png", title="Start image", size=(340, 520))["IMAGE"]
     positive = prompt(g, parts, "The scene of the picture comes to life, slow camera move forward, soft light.")
     g.group("Rollout", 2)
     rolled = g.add(
@@ -339,7 +339,7 @@ No such weights are published yet: train one (`python -m train`, recipe `i2v_sc`
     parts = real(g, "salt_bidirectional_i2v_14b.safetensors", trained_as="bidirectional")
     vision = g.add("CLIPVisionLoader", clip_name=CLIP_H["name"], models=[CLIP_H])["CLIP_VISION"]
     g.group("Picture and prompt", 1)
-    image = g.add("LoadImage", image="example.png", title="Start image", size=(340, 360))["IMAGE"]
+    image = g.add("LoadImage", image="example.png", title="Start image", size=(340, 520))["IMAGE"]
     positive = prompt(g, parts, "The scene of the picture comes to life, slow camera move forward, soft light.")
     g.group("What the model is given", 2)
     seen = g.add("CLIPVisionEncode", clip_vision=vision, image=image, crop="none")["CLIP_VISION_OUTPUT"]
