@@ -35,13 +35,15 @@ def add_evaluate(commands: Any) -> None:
                          "benches OUT is the folder they lie in (default: outputs/BENCH)")  # fmt: skip
     command.add_argument("--steps", type=int, nargs="+", metavar="NFE",
                          help="steps per block; shapes 2 4 8, others the student's own; vbench takes one")  # fmt: skip
+    command.add_argument("--frames", type=int, help="latent frames of a clip (default: shapes, defect and vbench 21, "
+                         "drift and vbench-long 120, which is half a minute)")  # fmt: skip
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     shapes = command.add_argument_group("shapes")
     shapes.add_argument("--teacher", type=Path, help="a bidirectional teacher, scored at 50 steps")
     shapes.add_argument("--vae", type=Path, help="its VAE (default: salt-tiny's)")
     shapes.add_argument("--seeds", type=int, nargs="+", metavar="N", help="a clip of every prompt for each "
                         "(default: 2000)")  # fmt: skip
-    others = command.add_argument_group("the other benches (shapes: --frames too)")
+    others = command.add_argument_group("the other benches")
     others.add_argument("--parts", type=Path, help="folder with vae/, text_encoder/, tokenizer/ "
                         "(default: those the student lies with, else the pulled)")  # fmt: skip
     others.add_argument("--weights", choices=("auto", "ema", "regular"), default="auto")
@@ -53,8 +55,6 @@ def add_evaluate(commands: Any) -> None:
     others.add_argument("--samples", type=int, metavar="N",
                         help="clips per prompt (default: 1; vbench 5, and 25 for temporal_flickering)")  # fmt: skip
     others.add_argument("--seed", type=int, default=0)
-    others.add_argument("--frames", type=int, help="latent frames of a clip (default: shapes, defect and vbench 21, "
-                        "drift and vbench-long 120, which is half a minute)")  # fmt: skip
     others.add_argument("--memory", metavar="POLICY", help="as `salt generate --memory` (default: the student's)")
     others.add_argument("--batch", type=int, default=1, metavar="N", help="defect, drift: clips at a time")
     others.add_argument("--triples", nargs="+", metavar="S,M,E",

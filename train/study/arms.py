@@ -33,6 +33,8 @@ STILL = ("optimisation.updates=1", "optimisation.lr=0", "optimisation.compile=fa
 ALL = (MIXED, SC, *RELEASE)
 # In the four blocks of the other arms a window of 12 forgets nothing, and nothing would be trained for it.
 PAST_WINDOW = "rollout.frames=21"
+SINK = (*ALL, 'rollout.memory="sink:3,window:12"', PAST_WINDOW)
+RELATIVE = (*ALL, 'rollout.memory="relative:3,window:12"', PAST_WINDOW)
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,8 @@ ARMS = (
     Arm("mixed-sc", 2, "mixed steps and SC", (MIXED, SC)),
     Arm("all-paper", 2, "all, alignment as in the paper", (MIXED, SC, *PAPER)),
     Arm("all", 2, "all, alignment as released: Salt", ALL),
-    Arm(
-        "all-sink", 3, "Salt, trained with sink 3 + window 12", (*ALL, 'rollout.memory="sink:3,window:12"', PAST_WINDOW)
-    ),
-    Arm(
-        "all-relative",
-        3,
-        "Salt, trained with relative memory",
-        (*ALL, 'rollout.memory="relative:3,window:12"', PAST_WINDOW),
-    ),
+    Arm("all-sink", 3, "Salt, trained with sink 3 + window 12", SINK),
+    Arm("all-relative", 3, "Salt, trained with relative memory", RELATIVE),
     Arm("no-time-weight", 4, "SC without the time weight", (*ALL, "loss.semigroup_time_weight=false")),
     Arm("sc-strong", 4, "SC with fifty times the weight", (*ALL, STRONG)),
     Arm("both-branches", 4, "SC with gradient through both branches", (*ALL, "loss.semigroup_stop_gradient=false")),

@@ -38,7 +38,7 @@ def finished(out: Path) -> dict[str, list[Row]]:
 def table(out: Path, short: bool = False) -> str:
     """Markdown: a line per arm and setting, means over seeds and how far apart the seeds lie.
 
-    short: only the settings that every kind of arm has, clips of 21 latent frames with the memory of their training.
+    short: only the settings of `short_settings`.
     """
     lines = [
         f"| arm | NFE / memory / latent frames | {' | '.join(COLUMNS)} | defect, euler | defect, sampler | seeds | "
@@ -49,15 +49,18 @@ def table(out: Path, short: bool = False) -> str:
         about = next(a.about for a in ARMS if a.name == name)
         defects = [spread([r["defect"][o] for r in rows], 4) for o in OPERATORS]
         minutes = f"{fmean(r['minutes'] for r in rows):.1f}"
-        for setting in rows[0]["scores"]:
-            if short and (WINDOWED in setting or not setting.endswith(f" {SHORT}")):
-                continue
+        for setting in short_settings(rows[0]) if short else rows[0]["scores"]:
             values = [spread([r["scores"][setting][c] for r in rows], 2) for c in COLUMNS]
             lines.append(
                 f"| {about} | {setting} | {' | '.join(values)} | {' | '.join(defects)} | {len(rows)} | "
                 f"{rows[0]['recipe']} | {minutes} |"
             )
     return "\n".join(lines)
+
+
+def short_settings(row: Row) -> list[str]:
+    """One setting for each step count: SHORT latent frames, everything kept, or relative where trained with that."""
+    return [s for s in row["scores"] if s.endswith(f" / {SHORT}") and WINDOWED not in s]
 
 
 def spread(values: Sequence[float], digits: int) -> str:
@@ -91,7 +94,7 @@ def plot(out: Path, path: Path) -> None:
 def _value(row: Row, panel: str, nfe: int) -> float:
     if panel.startswith("defect, "):
         return row["defect"][panel.removeprefix("defect, ")]
-    short = next(s for s in row["scores"] if s.startswith(f"{nfe} / ") and s.endswith(" / 21"))
+    short = next(s for s in short_settings(row) if s.startswith(f"{nfe} / "))
     return row["scores"][short][panel]
 
 
