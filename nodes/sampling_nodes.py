@@ -14,6 +14,7 @@ from ..salt.noise import SeededNoise
 from ..salt.prompts import PromptSchedule, Switch
 from ..salt.rollout import RolloutSettings
 from ..salt.schedule import Schedule, check_steps, step_list
+from ..salt.spec import StudentSpec
 from ..salt.timeline import parse_timeline
 from .playing import NEGATIVE, Plan, fresh_memory, run_blocks
 from .previews import preview_decoder
@@ -26,8 +27,10 @@ NFE = ["student's", "2", "4", "8", "custom"]
 STEPPING = ["sde", "ode"]
 
 
-def schedule_of(nfe: str, steps: str, shift: float, spec: Any) -> Schedule:
-    """The step list that the widgets ask for. Raises ValueError naming the widget."""
+def schedule_of(nfe: str, steps: str, shift: float, spec: StudentSpec | None) -> Schedule:
+    """The step list and shift that the widgets ask for. Raises ValueError naming the widget."""
+    spec = spec or StudentSpec()
+    shift = shift or spec.shift
     if nfe == "custom":
         try:
             return Schedule(check_steps([float(s) for s in steps.replace(";", ",").split(",") if s.strip()]), shift)
@@ -35,7 +38,7 @@ def schedule_of(nfe: str, steps: str, shift: float, spec: Any) -> Schedule:
             raise ValueError(f"steps: found {steps!r}, expected falling numbers as 1000, 750, 500 ({error})") from None
     if nfe in NFE[1:4]:
         return Schedule(step_list(int(nfe)), shift)
-    return Schedule(spec.steps if spec else step_list(4), shift)
+    return Schedule(spec.steps, shift)
 
 
 def step_inputs() -> list[Any]:
@@ -56,11 +59,12 @@ def step_inputs() -> list[Any]:
         ),
         io.Float.Input(
             "shift",
-            default=5.0,
-            min=0.1,
+            default=0.0,
+            min=0.0,
             max=100.0,
             step=0.1,
-            tooltip="Flow shift. Every released student was trained with 5.",
+            tooltip="Flow shift. 0 takes what the MODEL was trained for (5 where it does not say, as every released "
+            "student was).",
             **ADVANCED,
         ),
     ]
@@ -80,7 +84,7 @@ class SaltSigmas(io.ComfyNode):
             search_aliases=["scheduler", "steps", "nfe", "few step", "wan sigmas"],
             inputs=[
                 io.Model.Input(
-                    "model", optional=True, tooltip="Where nfe is student's: the MODEL whose own list is taken."
+                    "model", optional=True, tooltip="Where nfe is student's or shift is 0: the MODEL whose own list and shift are taken."
                 ),
                 *step_inputs(),
             ],

@@ -243,6 +243,21 @@ def loaders():
     }
 
 
+def step_lists():
+    """Sigmas that the widgets ask for: of a student trained with shift 3 in two steps, and of none."""
+    model = part("nodes.students").with_spec(tiny(), part("salt.spec").StudentSpec(steps=(1000.0, 500.0), shift=3.0))
+
+    def asked(nfe, shift, model=None):
+        return NODES.SaltSigmas.execute(nfe=nfe, steps="1000, 250", shift=shift, model=model).args[0].tolist()
+
+    return {
+        "the student's": asked("student's", 0.0, model),
+        "its shift": asked("custom", 0.0, model),
+        "another shift": asked("2", 5.0, model),
+        "no student": asked("student's", 0.0),
+    }
+
+
 def seen_of(**changes):
     """What a hook of core's progress bar sees of one rollout: values with totals, and pictures as files."""
     import comfy.utils
@@ -306,4 +321,4 @@ def starts():
 
 
 if __name__ == "__main__":
-    answer(parity, extension, refusals, cancelled, custom_sampling, loaders, previews, starts)
+    answer(parity, extension, refusals, cancelled, custom_sampling, loaders, step_lists, previews, starts)

@@ -1,5 +1,7 @@
 """The sampling nodes in a real ComfyUI: equal to the engine's own pipeline, clear about what they refuse."""
 
+import pytest
+
 CASES = "node_cases.py"
 
 
@@ -58,6 +60,14 @@ def test_every_form_of_a_student_loads_and_remembers_what_it_is(inside):
     assert "cut.safetensors is damaged or cut short" in found["cut"]
     assert "image.pt" in found["image"] and "Stable Diffusion UNet" in found["image"]
     assert "nothing.pt: found no such file, expected it in one of" in found["absent"]
+
+
+def test_steps_and_shift_are_the_student_s_unless_asked_otherwise(inside):
+    found = inside(CASES, "step_lists")
+    assert found["the student's"] == pytest.approx([1, 0.75, 0])  # 3 u / (1 + 2 u) at u = 0.5
+    assert found["its shift"] == pytest.approx([1, 0.5, 0])
+    assert found["another shift"] == pytest.approx([1, 5 / 6, 0])
+    assert found["no student"] == pytest.approx([1, 15 / 16, 5 / 6, 5 / 8, 0])
 
 
 def test_previews_move_and_progress_rises(inside):
