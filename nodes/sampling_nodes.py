@@ -84,7 +84,9 @@ class SaltSigmas(io.ComfyNode):
             search_aliases=["scheduler", "steps", "nfe", "few step", "wan sigmas"],
             inputs=[
                 io.Model.Input(
-                    "model", optional=True, tooltip="Where nfe is student's or shift is 0: the MODEL whose own list and shift are taken."
+                    "model",
+                    optional=True,
+                    tooltip="The MODEL whose own steps (nfe student's) and shift (0) are taken.",
                 ),
                 *step_inputs(),
             ],
