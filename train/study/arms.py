@@ -74,6 +74,8 @@ ARMS = (
     Arm("whole-scores", 4, "bidirectional real and fake scores, as the paper has them", (*ALL, *SCORES)),
     Arm("fixed-long", 4, "fixed 4 steps, four times as many updates", (LONG,)),
     Arm("all-long", 4, "Salt, four times as many updates", (*ALL, LONG)),
+    Arm("fixed-shift-2", 4, "fixed 4 steps of shift 2 instead of 5", ("rollout.shift=2",)),
+    Arm("shift-2", 4, "Salt on steps of shift 2 instead of 5", (*ALL, "rollout.shift=2")),
     Arm("drawn-guidance", 4, "guidance drawn from U(1, 3.5)", (*ALL, "loss.guidance=1.0", "loss.guidance_max=3.5")),
 )
 
