@@ -205,11 +205,11 @@ class Begun:
         return flow
 
 
-def reference_steps(steps: tuple[float, ...], dense: tuple[float, ...], exit_step: float) -> tuple[Schedule, tuple]:
-    """The denser list up to the student's exit step, and how to step: SDE into steps both lists have, Euler between."""
+def reference_steps(steps: tuple[float, ...], dense: tuple[float, ...], exit_step: float) -> tuple[tuple, tuple]:
+    """The denser list's steps up to the student's exit, and how to step: SDE into steps both lists have, Euler between."""
     reached = tuple(s for s in dense if s >= exit_step)
     into = tuple("sde" if s in steps else "ode" for s in reached[1:])
-    return Schedule(reached), into
+    return reached, into
 
 
 def roll_reference(
@@ -228,12 +228,11 @@ def roll_reference(
     exit_step = choices.schedule.steps[choices.exit_index]
     if recipe.loss.noise_aligned:
         noise: NoiseSource = AlignedNoise(rolled.noise, own, choices.schedule.steps, dense.steps)
-        schedule, stepping = reference_steps(choices.schedule.steps, dense.steps, exit_step)
+        steps, stepping = reference_steps(choices.schedule.steps, dense.steps, exit_step)
     else:
         noise = AlignedNoise(rolled.noise, own, choices.schedule.steps[:1], dense.steps)
-        schedule, _ = reference_steps(choices.schedule.steps, dense.steps, exit_step)
+        steps, _ = reference_steps(choices.schedule.steps, dense.steps, exit_step)
         stepping = "sde"
-    schedule = Schedule(schedule.steps, r.shift)
-    settings = settings_of(recipe, schedule, stepping)
+    settings = settings_of(recipe, Schedule(steps, r.shift), stepping)
     clip = play(Begun(rolled.call, rolled.exits.opening), student, conditioning, recipe, settings, noise)
     return clip[:, :, r.frames - (r.window or r.frames) :]

@@ -114,8 +114,8 @@ def test_evicting_memory_really_evicts(tmp_path):
 
 def test_noise_aligned_reference_shares_noise_where_steps_are_shared():
     two, four = Schedule.of(2).steps, Schedule.of(4).steps
-    schedule, stepping = reference_steps(two, four, exit_step=500)
-    assert schedule.steps == (1000, 750, 500) and stepping == ("ode", "sde")
+    steps, stepping = reference_steps(two, four, exit_step=500)
+    assert steps == (1000, 750, 500) and stepping == ("ode", "sde")
 
     class Named:
         seeds = (0,)
