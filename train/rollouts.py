@@ -206,7 +206,7 @@ class Begun:
 
 
 def reference_steps(steps: tuple[float, ...], dense: tuple[float, ...], exit_step: float) -> tuple[tuple, tuple]:
-    """The denser list's steps up to the student's exit, and how to step: SDE into steps both lists have, Euler between."""
+    """The denser steps up to the student's exit, and how to step: SDE into steps both lists have, Euler between."""
     reached = tuple(s for s in dense if s >= exit_step)
     into = tuple("sde" if s in steps else "ode" for s in reached[1:])
     return reached, into
