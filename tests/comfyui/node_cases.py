@@ -13,7 +13,7 @@ from play import FOLDER, PACK, answer, error
 ROOT = play.host.ROOT
 NAME = PACK.bridge.__name__.removesuffix(".nodes.bridge")
 PROMPT, OTHER = "a fast purple square moving up", "a slow red circle moving right"
-WIDGETS = dict(seed=0, nfe="2", steps="", shift=5.0, stepping="sde", cfg=1.0, frames_per_block=0)
+WIDGETS = dict(seed=0, nfe="2", steps="", shift=0.0, stepping="sde", cfg=1.0, frames_per_block=0)
 
 
 def part(path: str):

@@ -60,7 +60,7 @@ def loaded():
 
     model, clip, vae = TINY.SaltLoadTiny.execute().args
     positive = core.CLIPTextEncode().encode(clip, PROMPT)[0]
-    asked = dict(seed=0, nfe="8", steps="", shift=5.0, stepping="sde", cfg=1.0, frames_per_block=0)
+    asked = dict(seed=0, nfe="8", steps="", shift=0.0, stepping="sde", cfg=1.0, frames_per_block=0)
     latent, *_ = part("nodes.rollouts").SaltRollout.execute(
         model=model, positive=positive, seconds=2.0, width=64, height=64, batch_size=1, **asked
     ).args  # fmt: skip
