@@ -129,14 +129,16 @@ def defect():
     engine = part("salt.defect")
     noise = PACK.noise.SeededNoise(4, 1, 16, 8, 8)
     steps, triples = (1000, 750, 500, 250), [(1000, 875, 750), (500, 375, 250)]
-    meter = engine.DefectMeter(PACK.student.StudentModel(student), noise, steps, 5.0, triples)
-    settings = PACK.rollout.RolloutSettings(PACK.schedule.Schedule.of(4))
+    shift = part("nodes.students").spec_of(tiny()).shift
+    meter = engine.DefectMeter(PACK.student.StudentModel(student), noise, steps, shift, triples)
+    settings = PACK.rollout.RolloutSettings(PACK.schedule.Schedule.of(4, shift))
     memory = student.new_memory(PACK.memory.MemoryPolicy(), 1, 8, 8)
     words = PACK.prompts.Conditioning(text(PROMPT)[0][0])
     list(PACK.rollout.rollout(meter, words, memory, noise, 9, settings))
-    bidirectional = part("nodes.students").with_spec(tiny(), part("salt.spec").StudentSpec(frames_per_block=0))
+    spec = part("salt.spec").StudentSpec(frames_per_block=0, shift=shift)
+    bidirectional = part("nodes.students").with_spec(tiny(), spec)
     sampling = part("salt.sample")
-    clip = engine.DefectMeter(sampling.BidirectionalModel(student), noise, steps, 5.0, triples)
+    clip = engine.DefectMeter(sampling.BidirectionalModel(student), noise, steps, shift, triples)
     sampling.sample_bidirectional(clip, words, noise, 7, settings)
     whole = node.execute(bidirectional, text(PROMPT), "1000,875,750; 500,375,250", **asked).args[1]
     return {
