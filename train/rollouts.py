@@ -226,13 +226,11 @@ def roll_reference(
     channels, like = student.config.out_channels, conditioning.text
     own = SeededNoise(seeds, len(seeds), channels, r.height, r.width, like.device, like.dtype)
     exit_step = choices.schedule.steps[choices.exit_index]
-    if recipe.loss.noise_aligned:
-        noise: NoiseSource = AlignedNoise(rolled.noise, own, choices.schedule.steps, dense.steps)
-        steps, stepping = reference_steps(choices.schedule.steps, dense.steps, exit_step)
-    else:
-        noise = AlignedNoise(rolled.noise, own, choices.schedule.steps[:1], dense.steps)
-        steps, _ = reference_steps(choices.schedule.steps, dense.steps, exit_step)
-        stepping = "sde"
+    steps, stepping = reference_steps(choices.schedule.steps, dense.steps, exit_step)
+    shared = choices.schedule.steps
+    if not recipe.loss.noise_aligned:
+        shared, stepping = shared[:1], "sde"
+    noise = AlignedNoise(rolled.noise, own, shared, dense.steps)
     settings = settings_of(recipe, Schedule(steps, r.shift), stepping)
     clip = play(Begun(rolled.call, rolled.exits.opening), student, conditioning, recipe, settings, noise)
     return clip[:, :, r.frames - (r.window or r.frames) :]
