@@ -63,8 +63,8 @@ def step_inputs() -> list[Any]:
             min=0.0,
             max=100.0,
             step=0.1,
-            tooltip="Flow shift. 0 takes what the MODEL was trained for (5 where it does not say, as every released "
-            "student was).",
+            tooltip="Flow shift. 0 takes what the MODEL was trained for (5 where it does not say, as every "
+            "published Wan student was).",
             **ADVANCED,
         ),
     ]
