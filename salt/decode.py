@@ -120,10 +120,12 @@ class WanStreamDecoder:
         """
         self._stream.check(latents_BCFHW)
         device = _onload(self.vae)
-        mean, std = latent_statistics(self.vae, device)
-        z = (latents_BCFHW.to(device, torch.float32) * std + mean).to(self.vae.dtype)
         if not self._tiles:
-            self._tiles = self._lay_tiles(z.shape[3], z.shape[4], device)
+            self._tiles = self._lay_tiles(*latents_BCFHW.shape[3:], device)
+            # Once a clip, because numbers that are copied to the device make the host wait for it.
+            self._statistics = latent_statistics(self.vae, device)
+        mean, std = self._statistics
+        z = (latents_BCFHW.to(device, torch.float32) * std + mean).to(self.vae.dtype)
         if len(self._tiles) == 1:
             return self._decode_tile(self._tiles[0], z)
         pixels = None

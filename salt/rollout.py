@@ -102,9 +102,10 @@ class Branch:
     active: PromptChange
 
     @classmethod
-    def of(cls, memory: KVMemory, conditioning: Any) -> Branch:
+    def of(cls, memory: KVMemory, conditioning: Any, frames_per_block: int) -> Branch:
         prompts = PromptSchedule.of(conditioning)
-        return cls(memory, prompts, prompts.at(max(memory.next_frame - 1, 0)))
+        # A change counts from the next block on, so what the latest block was made under is what held at its start.
+        return cls(memory, prompts, prompts.at(max(memory.next_frame - frames_per_block, 0)))
 
 
 def block_lengths(start: int, frames: int, settings: RolloutSettings) -> list[int]:
@@ -152,23 +153,26 @@ def rollout(
     noise: initial noise and re-noise of every block as a function of its start frame (see `salt.noise`).
     negative, negative_memory: the unconditional branch, for guidance other than 1.
     initial_latents: [B, C, F', H, W] clean latents that go through context passes first (image or video start).
-    history_latents: [B, C, F', H, W] the latest clean latents that `memory` already holds; an extension needs them only
-        for a prompt change that recaches.
+    history_latents: [B, C, F', H, W] the clean latents before this clip, up to where `memory` stands (those from before
+        its origin are passed over); an extension needs them only for a prompt change that recaches.
     on_step: called before every model call; what it raises ends the rollout, and the memory stays usable.
     Errors: ValueError for a length that blocks do not fill, a block that the policy's window does not hold, guidance
     without a negative.
     """
-    branches = [Branch.of(memory, conditioning)]
+    branches = [Branch.of(memory, conditioning, settings.frames_per_block)]
     if settings.guidance != 1.0:
         if negative is None:
             raise ValueError(f"guidance: found {settings.guidance} without a negative conditioning, expected one")
-        branches.append(Branch.of(negative_memory or memory.empty_like(), negative))
+        unconditional = negative_memory or memory.empty_like()
+        branches.append(Branch.of(unconditional, negative, settings.frames_per_block))
     given = 0 if initial_latents is None else initial_latents.shape[2]
     lengths = block_lengths(memory.next_frame + given, frames, settings)
     memory.policy.check_block(max(lengths))
     run = _Run(model, branches, noise, settings, len(lengths), on_step)
     if history_latents is not None:
-        for latents in history_latents.split(context_lengths(history_latents.shape[2], settings), dim=2):
+        forgotten = max(history_latents.shape[2] - (memory.next_frame - memory.origin), 0)  # before a cut
+        known = history_latents[:, :, forgotten:]
+        for latents in known.split(context_lengths(known.shape[2], settings), dim=2):
             run.remember(latents)
     if initial_latents is not None:
         for latents in initial_latents.split(context_lengths(given, settings), dim=2):
@@ -304,9 +308,15 @@ class _Run:
             if change is previous or start == 0 or change.switch == "keep":
                 continue
             if change.switch == "cut":
-                branch.memory.cut()
+                self.cut()
             else:
                 self.recache(branch, change, start, block)
+
+    def cut(self) -> None:
+        """A new scene, for the unconditional branch too: nothing made before is seen or encoded again."""
+        self.recent.clear()
+        for branch in self.branches:
+            branch.memory.cut()
 
     @torch.no_grad()
     def recache(self, branch: Branch, change: PromptChange, start: int, block: int) -> None:

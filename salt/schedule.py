@@ -94,7 +94,10 @@ class Schedule:
 
 def expand_sigma(sigma: Tensor | float, like: Tensor) -> Tensor:
     """Shape sigma for a latent `like` [B, C, F, H, W]: scalars stay, [B] -> [B,1,1,1,1], [B, F] -> [B,1,F,1,1]."""
-    sigma = torch.as_tensor(sigma, dtype=like.dtype, device=like.device)
+    if not isinstance(sigma, Tensor):
+        # Filled where the latents are: a number that is copied there would make the host wait for the device.
+        return torch.full((), sigma, dtype=like.dtype, device=like.device)
+    sigma = sigma.to(dtype=like.dtype, device=like.device)
     if sigma.ndim == 0:
         return sigma
     if sigma.ndim == 1:

@@ -319,10 +319,6 @@ class SaltPipeline(DiffusionPipeline):
             return
         if job.negative is not None and job.negative_memory is None:
             job.negative_memory = job.memory.empty_like()
-        history = job.history_latents
-        if history is not None:
-            known = job.memory.next_frame - job.memory.origin
-            history = history[:, :, max(history.shape[2] - known, 0) :] if known else None
         yield from rollout(
             cast(Any, _InFloat32(StudentModel(cast(Any, self._graphed or self.transformer)))),
             job.conditioning,
@@ -333,7 +329,7 @@ class SaltPipeline(DiffusionPipeline):
             negative=job.negative,
             negative_memory=job.negative_memory,
             initial_latents=job.initial_latents,
-            history_latents=history,
+            history_latents=job.history_latents,
             on_step=on_step,
         )
 

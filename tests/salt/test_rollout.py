@@ -175,6 +175,43 @@ def test_cut_forgets_and_goes_on(student):
     assert memory.origin == 6 and memory.held == (6, 7, 8)
 
 
+@pytest.mark.parametrize("policy", [MemoryPolicy(), MemoryPolicy("sink", 9, 3), MemoryPolicy("window", 9)], ids=str)
+@pytest.mark.parametrize("cut_at_once", [True, False])
+def test_recache_after_a_cut_encodes_the_new_scene_alone(student, policy, cut_at_once):
+    """In one go, and in an extension that is handed the whole clip."""
+    changes = [PromptChange(0, text(0)), PromptChange(6, text(1), "cut"), PromptChange(9, text(2), "recache")]
+    memory = student.new_memory(policy, 1, 4, 6)
+    before = clip(student, 6 if cut_at_once else 9, conditioning=PromptSchedule(changes), memory=memory)
+    made = clip(
+        student, 12 - before.shape[2], conditioning=PromptSchedule(changes), memory=memory, history_latents=before
+    )
+    clean = torch.cat([before, made], 2)[:, :, 6:9]
+    fresh = student.new_memory(policy, 1, 4, 6)
+    fresh.next_frame = fresh.origin = 6
+    expected = clip(student, 3, conditioning=text(2), memory=fresh, initial_latents=clean)
+    assert golden.relative_error(made[:, :, -3:], expected) < 2e-6
+
+
+def test_a_cut_empties_the_unconditional_memory_too(student):
+    settings = RolloutSettings(Schedule.of(2), guidance=3.0)
+    schedule = PromptSchedule([PromptChange(0, text(0)), PromptChange(6, text(1), "cut")])
+    made = clip(student, 9, conditioning=schedule, settings=settings, negative=text(9))
+    fresh, unconditional = (student.new_memory(MemoryPolicy(), 1, 4, 6) for _ in range(2))
+    for memory in (fresh, unconditional):
+        memory.next_frame = memory.origin = 6
+    options = {"settings": settings, "negative": text(9), "negative_memory": unconditional}
+    assert torch.equal(made[:, :, 6:], clip(student, 3, conditioning=text(1), memory=fresh, **options))
+
+
+@pytest.mark.parametrize("switch", ["recache", "cut"])
+def test_a_change_inside_the_last_block_takes_effect_in_the_extension(student, switch):
+    schedule = PromptSchedule([PromptChange(0, text(0)), PromptChange(7, text(1), switch)])
+    memory = student.new_memory(MemoryPolicy(), 1, 4, 6)
+    first = clip(student, 9, conditioning=schedule, memory=memory)
+    extended = clip(student, 3, conditioning=schedule, memory=memory, history_latents=first)
+    assert torch.equal(torch.cat([first, extended], 2), clip(student, 12, conditioning=schedule))
+
+
 @pytest.mark.parametrize("policy", [MemoryPolicy(), MemoryPolicy("sink", 9, 3), MemoryPolicy("blended", 9, 3)], ids=str)
 def test_recache_rewrites_the_memory_under_the_new_prompt(student, policy):
     """Equal to context passes of the same clean latents, block by block, under the new prompt."""
@@ -216,6 +253,22 @@ def test_fused_rollout_with_a_prompt_change(student):
     schedule = PromptSchedule([PromptChange(0, text(0)), PromptChange(6, text(1))])
     fused = clip(student, 12, conditioning=schedule, settings=RolloutSettings(Schedule.of(2), fuse=True))
     assert golden.relative_error(fused, clip(student, 12, conditioning=schedule)) < 2e-6
+
+
+def test_no_number_is_copied_to_the_device_inside_a_block(student, monkeypatch):
+    """Such a copy makes the host wait for a GPU (test_sync.py sees it on one; this sees it anywhere)."""
+
+    def forbid(make):
+        def made(*values, device=None, **options):
+            assert device is None, f"torch.{make.__name__} of {values} straight to {device}"
+            return make(*values, **options)
+
+        return made
+
+    for name in ("tensor", "as_tensor"):
+        monkeypatch.setattr(torch, name, forbid(getattr(torch, name)))
+    for stepping in ("sde", "ode"):
+        clip(student, 6, settings=RolloutSettings(Schedule.of(2), stepping))
 
 
 def test_context_noise_is_written_and_remembered(student):
