@@ -125,7 +125,7 @@ class MemoryPass:
                 keys, values = store.gather(layer, segment.read_slots)
             rotary = segment.read_rotary
         elif store.precision != "model" and not with_gradient and k.dtype == store.dtype:
-            keys, values = store.gather(layer, segment.kept_slots, room=segment.tokens)
+            keys, values = store.gather(layer, segment.kept_slots, room=segment.tokens, ahead=index == 0)
             keys[:, -segment.tokens :], values[:, -segment.tokens :] = k, v
             rotary = segment.joined_rotary
             if segment.writes:
@@ -145,13 +145,14 @@ class MemoryPass:
 
         Gradient checkpointing recomputes a block's forward during backward, after later blocks were written.
         """
-        slots = self.segments[index].kept_slots
+        # What later blocks read may be of blocks before them, which this forward writes layer by layer.
+        slots, ahead = self.segments[index].kept_slots, index == 0
         if self.store.in_place and self.memory.policy.kind == "full":
             return self.store.view(layer, slots.shape[0])  # frames are only ever added behind these
         if not self.freeze:
-            return self.store.gather(layer, slots)
+            return self.store.gather(layer, slots, ahead=ahead)
         if (index, layer) not in self._frozen:
-            self._frozen[index, layer] = self.store.gather(layer, slots)
+            self._frozen[index, layer] = self.store.gather(layer, slots, ahead=ahead)
         return self._frozen[index, layer]
 
     def commit(self, context_sigma: float = 0.0) -> None:

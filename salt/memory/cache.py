@@ -106,8 +106,9 @@ class KVMemory:
             store.blend(self.slot_index(sink), self.slot_index(evicted), self.policy.blend)
 
     def slot_index(self, frames: Sequence[int]) -> torch.Tensor:
-        """Slots of the given frames as an int64 tensor on the memory's device."""
-        return torch.tensor([self.slot(f) for f in frames], dtype=torch.int64).to(self.device, non_blocking=True)
+        """Slots of the given frames as an int64 tensor, where the buffers are that it points into."""
+        slots = torch.tensor([self.slot(f) for f in frames], dtype=torch.int64)
+        return slots if self.policy.residence == "cpu" else slots.to(self.device, non_blocking=True)
 
     def trim(self, frame: int) -> None:
         """Rewind: forget latent frame `frame` and everything after it; the rollout goes on from there.

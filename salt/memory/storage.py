@@ -101,13 +101,14 @@ class Store:
         k, v = self.buffers[layer]
         return k[:, :slots].flatten(1, 2), v[:, :slots].flatten(1, 2)
 
-    def gather(self, layer: int, slots: Tensor, room: int = 0) -> tuple[Tensor, Tensor]:
+    def gather(self, layer: int, slots: Tensor, room: int = 0, ahead: bool = False) -> tuple[Tensor, Tensor]:
         """Keys and values of slots [N] as [B, N * tokens + room, heads, head_dim] in the model's dtype, on `device`.
 
         room: tokens left to be filled at the end, quantised stores only: the codes are read straight to where attention
-        wants them, beside the block's own.
+        wants them, beside the block's own. ahead: the same slots of the next layer, which this forward does not write,
+        are wanted next; a store in main memory starts their copy now.
         """
-        parts = self._take(layer, slots)
+        parts = self._take(layer, slots, ahead)
         if self.precision == "model":
             return parts[0].flatten(1, 2), parts[1].flatten(1, 2)
         g, tokens = self.geometry, slots.shape[0] * self.geometry.tokens
@@ -119,35 +120,29 @@ class Store:
             dequantise_into(out[:, :tokens], codes.flatten(1, 2), scale.flatten(1, 2), self.precision)
         return k, v
 
-    def _take(self, layer: int, slots: Tensor) -> tuple[Tensor, ...]:
+    def _take(self, layer: int, slots: Tensor, ahead: bool) -> tuple[Tensor, ...]:
         if self._stream is None:
             return tuple(t.index_select(1, slots.to(t.device)).to(self.device) for t in self.buffers[layer])
-        parts = self._await(layer, slots)
-        if layer + 1 < self.geometry.layers:
-            self._prefetch(layer + 1, slots)
+        _, parts, event = self._fetched.pop((layer, id(slots)), None) or self._fetch(layer, slots)
+        current = torch.cuda.current_stream(self.device)
+        event.wait(current)
+        for t in parts:
+            t.record_stream(current)
+        if ahead and layer + 1 < self.geometry.layers:
+            self._fetched = {(layer + 1, id(slots)): self._fetch(layer + 1, slots)}
         return parts
 
-    def _prefetch(self, layer: int, slots: Tensor) -> None:
-        """Start the copy of one layer to the device on a stream of its own, while the layer before computes."""
+    def _fetch(self, layer: int, slots: Tensor) -> tuple[Tensor, tuple[Tensor, ...], torch.cuda.Event]:
+        """Start the copy of one layer to the device on a stream of its own, beside what is being computed."""
         assert self._stream is not None
+        host = slots.to(self.home)
         with torch.cuda.stream(self._stream):
-            host = slots.to(self.home)
             parts = tuple(
                 t.index_select(1, host).pin_memory().to(self.device, non_blocking=True) for t in self.buffers[layer]
             )
             event = torch.cuda.Event()
             event.record(self._stream)
-        self._fetched = {(layer, id(slots)): (slots, parts, event)}
-
-    def _await(self, layer: int, slots: Tensor) -> tuple[Tensor, ...]:
-        if (layer, id(slots)) not in self._fetched:
-            self._prefetch(layer, slots)
-        _, parts, event = self._fetched.pop((layer, id(slots)))
-        current = torch.cuda.current_stream(self.device)
-        event.wait(current)
-        for t in parts:
-            t.record_stream(current)
-        return parts
+        return slots, parts, event
 
     def blend(self, sink: Tensor, evicted: Tensor, keep: float) -> None:
         """sink <- keep * sink + (1 - keep) * evicted, keys and values of every layer (Salt's `compression_alpha`)."""

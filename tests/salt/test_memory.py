@@ -1,5 +1,8 @@
 """Memory: what each policy keeps and where, how it is stored, and its operations."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import golden
 import pytest
 import torch
@@ -371,3 +374,34 @@ def test_memory_on_the_cpu_reads_as_one_on_the_device(precision):
         for p in passes:
             p.commit()
     assert far.store.buffers[0][0].device.type == "cpu" and near.store.buffers[0][0].device.type == "cuda"
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@torch.no_grad()
+def test_a_far_memory_fetches_every_layer_once_in_a_fused_pass(precision, monkeypatch):
+    """With streams that do nothing, two blocks in one forward read as they do from a near memory, nothing twice."""
+    event = SimpleNamespace(record=lambda stream: None, wait=lambda stream: None)
+    for name, stand_in in (("stream", nullcontext), ("Event", lambda: event), ("current_stream", lambda device: None)):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda x, stream: None)
+    geometry = MemoryGeometry(layers=4, heads=2, head_dim=64, height=1, width=2)
+    near, far = (
+        KVMemory(MemoryPolicy("sink", 12, 3, precision=precision, residence=home), geometry)
+        for home in ("device", "cpu")
+    )
+    store = far.allocated(12)
+    store._stream = object()
+    fetched, fetch = [], store._fetch
+    monkeypatch.setattr(store, "_fetch", lambda layer, slots: fetched.append(layer) or fetch(layer, slots))
+    # On one device, the far one would be read in place.
+    monkeypatch.setattr(type(store), "in_place", property(lambda s: s.precision == "model" and s is not store))
+    for _ in range(4):
+        passes = [memory.open(write=3, read=3) for memory in (near, far)]
+        for layer in range(4):
+            q, k, v = torch.randn(3, 1, 12, 2, 64)
+            a, b = (p.attend(layer, q, k, v, dense) for p in passes)
+            assert torch.allclose(a, b, atol=1e-5)
+        for p in passes:
+            p.commit()
+    assert sorted(fetched) == sorted([0, 1, 2, 3] * 2 * 4)
