@@ -114,7 +114,9 @@ class Wrapped:
 def _shard(model: nn.Module, root: Root, bf16: bool, offload: bool) -> None:
     device = next(model.parameters()).device.type
     mesh = init_device_mesh(device, (dist.get_world_size(),))
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
+    dtypes = (torch.bfloat16, torch.float32) if bf16 else ()
+    # Inputs stay as they are: autocast casts what a matrix multiplies, and rotary tables must keep their float32.
+    policy = MixedPrecisionPolicy(*dtypes, cast_forward_inputs=False)
     options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy}
     options["offload_policy"] = CPUOffloadPolicy() if offload and device == "cuda" else OffloadPolicy()
     for block in model.blocks:  # pyright: ignore[reportGeneralTypeIssues]
