@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,17 @@ def build_student(recipe: Recipe, device: torch.device) -> SaltTransformer3DMode
     """The student in float32, on the device; with a LoRA adapter as its only trainable part if the recipe says so."""
     model = _trainable(recipe, recipe.models.student, device)
     if recipe.models.lora_rank:
-        from peft import LoraConfig
-
-        model.requires_grad_(False)
-        rank = recipe.models.lora_rank
-        model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_TARGETS))
+        adapt(model, recipe.models.lora_rank)
         nn.Module.to(model, device)
     return model
+
+
+def adapt(model: SaltTransformer3DModel, rank: int) -> None:
+    """Make a LoRA adapter the only part that learns."""
+    from peft import LoraConfig
+
+    model.requires_grad_(False)
+    model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_TARGETS))
 
 
 def build_critic(recipe: Recipe, device: torch.device) -> SaltTransformer3DModel:
@@ -94,16 +97,18 @@ def student_spec(recipe: Recipe) -> StudentSpec:
 def export_student(
     model: Any, state: Mapping[str, Tensor], recipe: Recipe, path: Path, dtype: torch.dtype = torch.bfloat16
 ) -> Path:
-    """Write a student's whole weights in Wan's names, as the loaders and ComfyUI read it, LoRA adapters merged in."""
+    """Write a student's whole weights in Wan's names, as the loaders and ComfyUI read it, LoRA adapters merged in.
+
+    Of the model, which may be sharded, only its configuration is read. `state` is used up by the merging.
+    """
     config = {k: v for k, v in model.config.items() if not k.startswith("_")}
+    with torch.device("meta"):
+        whole = SaltTransformer3DModel(**config)
+        if recipe.models.lora_rank:
+            adapt(whole, recipe.models.lora_rank)
+    whole.load_state_dict(state, assign=True)
     if recipe.models.lora_rank:
-        whole: Any = copy.deepcopy(model).cpu()
-        whole.load_state_dict(state)
         whole.fuse_lora()
         whole.unload_lora()
-    else:
-        with torch.device("meta"):
-            whole = SaltTransformer3DModel(**config)
-        whole.load_state_dict(state, assign=True)
     spec = student_spec(recipe)
     return save_wan(whole, path, spec=spec, dtype=dtype, causal_ar=spec.frames_per_block > 0)

@@ -21,9 +21,10 @@ from rich.table import Table
 from salt.memory import MemoryGeometry, estimate_bytes
 from salt.student import SaltTransformer3DModel
 from train.backbones import backbones, config_of, meta_model
+from train.building import adapt
 from train.parallel import Mode
 from train.recipe import Recipe, RecipeError, load_recipe
-from train.tracing import Activations, Tracer, Use, adapt, text_length
+from train.tracing import Activations, Tracer, Use, text_length
 
 GIB = 2**30
 # Not computed but set aside: CUDA context, workspaces of cuBLAS, cuDNN and NCCL, the allocator's fragmentation.
@@ -93,7 +94,8 @@ class Weights:
 def weights(config: dict[str, Any], lora_rank: int = 0) -> Weights:
     model = meta_model(config)
     if lora_rank:
-        adapt(model, lora_rank)
+        with torch.device("meta"):
+            adapt(model, lora_rank)
     precise = SaltTransformer3DModel._keep_in_fp32_modules or []
     named = list(model.named_parameters())
     total = sum(p.numel() for _, p in named)

@@ -26,7 +26,7 @@ from salt.student import SaltTransformer3DModel, StudentModel
 from salt.text import TOKENS
 from salt.words import WordEmbedder
 from train.backbones import meta_model
-from train.building import LORA_TARGETS
+from train.building import adapt
 from train.causal import blocks_of, causal_flow
 from train.losses import linear_mmd, rbf_mmd, token_relation_distance
 from train.objectives import score
@@ -137,15 +137,6 @@ def without_storage(bf16: bool) -> Iterator[None]:
         attend._table.cache_clear()  # a table without storage must not serve a real rollout
 
 
-def adapt(model: SaltTransformer3DModel, rank: int) -> None:
-    """Make a LoRA adapter the only part that learns, as `building.build_student` does."""
-    from peft import LoraConfig
-
-    model.requires_grad_(False)
-    with torch.device("meta"):
-        model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_TARGETS))
-
-
 def place(model: SaltTransformer3DModel, dtype: torch.dtype) -> SaltTransformer3DModel:
     """A meta model's weights as tensors that only have shapes, on what passes for a device."""
     for module in model.modules():
@@ -210,7 +201,8 @@ class Tracer:
         with unset_fake_temporarily():  # peft's adapters can be laid over meta weights, not over fake ones
             model = meta_model({**self.configs[name], "num_layers": layers})
             if name == "student" and settings.lora_rank:
-                adapt(model, settings.lora_rank)
+                with torch.device("meta"):
+                    adapt(model, settings.lora_rank)
         if settings.checkpointing:
             recompute(model, self.recipe.keep)
         if name == "teacher":
