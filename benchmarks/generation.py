@@ -13,7 +13,6 @@ from diffusers import AutoencoderKLWan
 from benchmarks.ceilings import forward_flops, timed
 from benchmarks.plain import plain_memory, plain_rollout
 from benchmarks.training import Peak, RandomText
-from salt.decode import Tiling
 from salt.memory import MemoryPolicy
 from salt.noise import SeededNoise
 from salt.pipeline import FPS, SaltPipeline
@@ -67,7 +66,7 @@ def _quiet(pipe: SaltPipeline) -> SaltPipeline:
 def decode_with(pipe: SaltPipeline, decoder: str) -> None:
     """Wan's VAE, or a decoder of TAEHV's size with random weights."""
     if decoder == "wan":
-        pipe.use_wan(Tiling() if pipe.speed.tiles else None)
+        pipe.use_wan()
         return
     model = TinyDecoder().to(pipe.run_device, torch.float16 if pipe.run_device.type == "cuda" else torch.float32)
     pipe.new_decoder = lambda: TinyStreamDecoder(model.eval())

@@ -20,7 +20,7 @@ from .rope import Rotary
 
 Play = Callable[[], None]
 Record = Callable[[Play], Play]
-KEPT = 8  # recordings; a clip of one prompt needs two
+KEPT = 4  # recordings, which keep their memories' buffers alive; a clip needs two, with guidance four
 
 
 def cuda_graphs() -> Record:
@@ -83,9 +83,12 @@ class GraphedStudent:
             return (call(x, t, scope, context),)
         key = (id(scope.store), x.shape, x.dtype, shapes, *(_shape(s) for s in scope.segments))
         if key not in self._known:  # the first of a shape warms up whatever is made once
+            while len(self._known) >= KEPT:
+                del self._known[next(iter(self._known))]
             self._known[key] = None
             return (call(x, t, scope, context),)
-        recording = self._known[key] or self._recorded(key, call, x, t, scope, context)
+        recording = self._known.pop(key) or self._recorded(call, x, t, scope, context)
+        self._known[key] = recording  # behind the others: those that are used longest ago go first
         recording.show(context)
         for kept, new in zip(recording.inputs, _inputs(x, t, scope), strict=True):
             kept.copy_(new)
@@ -93,7 +96,7 @@ class GraphedStudent:
         return (recording.result["flow"].clone(),)
 
     def _recorded(
-        self, key: tuple, call: Callable[[Tensor, Tensor, MemoryPass, Context | None], Tensor], x: Tensor, t: Tensor,
+        self, call: Callable[[Tensor, Tensor, MemoryPass, Context | None], Tensor], x: Tensor, t: Tensor,
         scope: MemoryPass, context: Context,
     ) -> _Recording:  # fmt: skip
         x, t, scope, own = x.clone(), t.clone(), _still(scope), context.copied()
@@ -102,12 +105,8 @@ class GraphedStudent:
         def function() -> None:
             result["flow"] = call(x, t, scope, own)
 
-        recording = _Recording(_inputs(x, t, scope), own, context, result, self.record(function))
         # The store, which the key knows by number, stays alive with the function's `scope`.
-        while len(self._known) >= KEPT:
-            del self._known[next(iter(self._known))]
-        self._known[key] = recording
-        return recording
+        return _Recording(_inputs(x, t, scope), own, context, result, self.record(function))
 
 
 def settled(scope: MemoryPass) -> bool:

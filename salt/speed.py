@@ -71,13 +71,16 @@ def compile_blocks(model: Any, dynamic: bool | None = None) -> None:
 def fp8_linears(model: nn.Module) -> None:
     """The blocks' linear layers to float8, weights with a scale per output row and activations with one per token.
 
-    Raises ValueError without torchao, or on a device that does not multiply in float8.
+    Raises ValueError without torchao, for weights that are not bfloat16, or on a device that does not multiply in
+    float8.
     """
     device = next(model.parameters()).device
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         raise ValueError(
             f"prefer: found 'fastest' on {device}, expected a GPU that multiplies in float8 (8.9 or newer)"
         )
+    if (found := next(model.parameters()).dtype) != torch.bfloat16:
+        raise ValueError(f"prefer: found 'fastest' with weights in {found}, expected torch.bfloat16")
     try:
         from torchao.quantization import (  # pyright: ignore[reportMissingImports]
             Float8DynamicActivationFloat8WeightConfig,

@@ -278,7 +278,8 @@ class StudentModel:
 def fingerprint(model: torch.nn.Module) -> str:
     """16 hex digits that tell two models apart: configuration, names and shapes, and 16 numbers of every parameter.
 
-    Independent of dtype casts only as far as bfloat16 goes; a LoRA or fine-tune changes it.
+    Independent of dtype casts only as far as bfloat16 goes; a LoRA or fine-tune changes it. Raises ValueError where
+    accelerate has taken the weights apart.
     """
     digest = hashlib.sha256()
     config = {k: v for k, v in dict(getattr(model, "config", {})).items() if not k.startswith("_")}
@@ -286,7 +287,13 @@ def fingerprint(model: torch.nn.Module) -> str:
     samples = []
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        flat = parameter.detach().flatten()
+        if parameter.device.type == "meta":
+            raise ValueError(
+                "model: found weights that come layer by layer (sequential offload), expected them whole; "
+                "enable_model_cpu_offload() moves whole models"
+            )
+        # A float8 weight has rows and their scales, and does not flatten; its codes tell it apart as well.
+        flat = getattr(parameter.detach(), "qdata", parameter.detach()).flatten()
         samples.append(flat[:: max(flat.numel() // 16, 1)][:16].float())
     if samples:
         digest.update(torch.cat(samples).bfloat16().view(torch.int16).cpu().numpy().tobytes())

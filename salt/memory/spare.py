@@ -11,13 +11,17 @@ from .storage import Store
 
 
 class SpareStores:
-    """The store of the latest windowed memory that has died; a memory that somebody holds keeps its own."""
+    """The stores of the latest windowed memories of one kind that have died, two at most (guidance has two).
+
+    A memory that somebody holds keeps its own.
+    """
 
     def __init__(self) -> None:
-        self._spare: tuple[tuple, Store] | None = None
+        self._kind: tuple = ()
+        self._spare: list[Store] = []
 
     def furnish(self, memory: KVMemory) -> None:
-        """Give an empty memory a store: the spare one if it fits exactly, else one of its own.
+        """Give an empty memory a store: a spare one if it fits exactly, else one of its own.
 
         What a spare store still contains is never read: a slot is written before its frame counts as held.
         """
@@ -25,10 +29,11 @@ class SpareStores:
         if policy.window is None:
             return
         kind = (policy, memory.geometry, memory.dtype, memory.device, torch.is_inference_mode_enabled())
-        if self._spare is not None and self._spare[0] == kind:
-            memory.store, self._spare = self._spare[1], None
+        if self._spare and self._kind == kind:
+            memory.store = self._spare.pop()
         store = memory.allocated(memory.origin + policy.window)
         weakref.finalize(memory, self._keep, kind, store).atexit = False
 
     def _keep(self, kind: tuple, store: Store) -> None:
-        self._spare = kind, store
+        older = self._spare[-1:] if kind == self._kind else []
+        self._kind, self._spare = kind, [*older, store]

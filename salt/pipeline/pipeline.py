@@ -220,13 +220,15 @@ class SaltPipeline(DiffusionPipeline):
         if speed.text_waits and self.text_encoder is not None:
             # It sits on the CPU, and `text` sends it to the device for every prompt.
             self._text = UMT5TextEncoder(self.text_encoder.cpu(), self.tokenizer, device=self.run_device)
-        if speed.tiles:
-            self.use_wan(Tiling())
         self.speed = speed
 
     def use_wan(self, tiling: Tiling | None = None) -> None:
         """Decode with Wan's VAE (the default), in tiles where frames are too large for the device."""
-        self.new_decoder: Callable[[], FrameDecoder] = lambda: WanStreamDecoder(self.vae, tiling)
+
+        def decoder() -> WanStreamDecoder:
+            return WanStreamDecoder(self.vae, tiling or (Tiling() if self.speed.tiles else None))
+
+        self.new_decoder: Callable[[], FrameDecoder] = decoder
 
     def use_taehv(self, path: str | Path) -> None:
         """Decode with the tiny decoder `taew2_1`: some hundred times cheaper, a little softer."""
@@ -319,8 +321,12 @@ class SaltPipeline(DiffusionPipeline):
             return
         if job.negative is not None and job.negative_memory is None:
             job.negative_memory = job.memory.empty_like()
+            if self.speed.compiled:
+                self.stores.furnish(job.negative_memory)
+        # Weights that accelerate moves between uses are not where a recording would read them.
+        graphed = None if hasattr(self.transformer, "_hf_hook") else self._graphed
         yield from rollout(
-            cast(Any, _InFloat32(StudentModel(cast(Any, self._graphed or self.transformer)))),
+            cast(Any, _InFloat32(StudentModel(cast(Any, graphed or self.transformer)))),
             job.conditioning,
             job.memory,
             job.noise,

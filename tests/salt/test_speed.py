@@ -1,14 +1,19 @@
 """What a pipeline may do to be quicker or smaller: the same clip, and one clear error where it cannot."""
 
 import gc
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 
 from salt.graphs import GraphedStudent
 from salt.memory import KVMemory, MemoryGeometry, MemoryPolicy, SpareStores
+from salt.memory.storage import Store
 from salt.pipeline import SaltPipeline, projector
 from salt.speed import PREFERENCES, Speed, fp8_linears, speed_of
+from salt.student import fingerprint
+from salt.taehv import TinyDecoder, TinyStreamDecoder
 from salt.video import VideoWriter
 
 PROMPT = "a fast red circle moving right"
@@ -134,3 +139,55 @@ def test_recordings_are_played_again_in_the_next_clip(pipe):
     assert len(recorded) == 2
     gc.collect()
     assert torch.equal(latents(pipe), first) and len(recorded) == 2, "the same buffers, the same recordings"
+
+
+def test_guided_clips_leave_no_buffers_behind(pipe):
+    """Both memories' buffers go on to the next clip's, and so do the recordings that read them."""
+    pipe.speed = Speed(compiled=True)
+    recorded = []
+    pipe._graphed = GraphedStudent(pipe.transformer, lambda function: recorded.append(1) or function)
+    first = latents(pipe, guidance_scale=2.0)
+    gc.collect()
+    assert torch.equal(latents(pipe, guidance_scale=2.0), first) and len(recorded) == 4
+    del first
+    gc.collect()
+    alive = [x for x in gc.get_objects() if type(x) is Store and x.geometry.tokens == 16]
+    assert len(alive) == 2
+
+
+def test_weights_that_accelerate_moves_are_never_recorded(pipe):
+    pipe.speed = Speed(compiled=True)
+    recorded = []
+    pipe._graphed = GraphedStudent(pipe.transformer, lambda function: recorded.append(1) or function)
+    expected = latents(pipe)
+    add_hook_to_module(pipe.transformer, ModelHook())
+    before = len(recorded)
+    assert torch.equal(latents(pipe, memory_policy="sink:3,window:12"), latents(pipe, memory_policy="sink:3,window:12"))
+    assert torch.equal(latents(pipe), expected) and len(recorded) == before
+
+
+def test_low_memory_tiles_wans_decoder_alone_and_gives_it_back(pipe, tmp_path):
+    torch.save(TinyDecoder().state_dict(), tmp_path / "taew2_1.pth")
+    pipe.use_taehv(tmp_path / "taew2_1.pth")
+    pipe.prefer("low memory")
+    assert isinstance(pipe.new_decoder(), TinyStreamDecoder)
+    pipe.use_wan()
+    assert pipe.new_decoder().tiling is not None
+    pipe.prefer("exact")
+    assert pipe.new_decoder().tiling is None
+
+
+def test_weights_taken_apart_and_float8_rows_have_a_word_or_a_fingerprint(pipe):
+    class Rows(torch.nn.Module):
+        """As torchao's float8 weights: codes inside, and a tensor outside that does not flatten."""
+
+        def named_parameters(self):
+            codes = torch.arange(64.0).view(8, 8).to(torch.float8_e4m3fn)
+            yield (
+                "weight",
+                SimpleNamespace(shape=codes.shape, device=codes.device, detach=lambda: SimpleNamespace(qdata=codes)),
+            )
+
+    assert len(fingerprint(Rows())) == 16
+    with pytest.raises(ValueError, match="found weights that come layer by layer"):
+        fingerprint(torch.nn.Linear(2, 2, device="meta"))
