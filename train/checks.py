@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import torch
+
 from salt.schedule import STEP_LISTS
+from train.parallel import Mode
 from train.recipe import Recipe, RecipeError
 
 
@@ -87,6 +90,20 @@ def check_settings(recipe: Recipe, processes: int = 1) -> None:
         raise RecipeError(f"run.tracker: found {tracker} without its package, pip install it or use none")
     if opt.critic_per_generator < 1 or opt.updates < 1 or recipe.run.keep < 1:
         raise RecipeError("optimisation.critic_per_generator, optimisation.updates, run.keep: expected 1 or more")
+
+
+def check_mode(recipe: Recipe, mode: Mode) -> None:
+    """Raise RecipeError for what cannot work on sharded models."""
+    if mode != "fsdp":
+        return
+    if torch.__version__ < (2, 8):
+        # Weights of one block may be of two dtypes, which FSDP2 takes only since then: a teacher's norms stay float32.
+        raise RecipeError(f"--mode: found fsdp with torch {torch.__version__}, expected torch 2.8 or newer, or ddp")
+    if recipe.optimisation.optimizer == "8bit":
+        raise RecipeError(
+            "optimisation.optimizer: found 8bit with --mode fsdp, expected adamw or fused (bitsandbytes knows no "
+            "sharded weights), or --mode ddp"
+        )
 
 
 def _check_starting(recipe: Recipe) -> None:

@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 
 from salt.checkpoints import load_student
 from train.backbones import check_backbones
-from train.checks import check_recipe, check_settings, missing_files
+from train.checks import check_mode, check_recipe, check_settings, missing_files
 from train.clips import make_clips
 from train.distiller import Distiller
 from train.estimate import available_memory, check_memory
@@ -145,6 +145,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.keep is not None:
         recipe = replace(recipe, run=replace(recipe.run, keep=arguments.keep))
     mode = mode_of(arguments.mode)
+    check_mode(recipe, mode)
     if arguments.dry_run:
         lines = dry_run(recipe, mode)
     else:

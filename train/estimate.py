@@ -254,12 +254,16 @@ def text_encoder_bytes(folder: Path) -> int:
 
 
 def estimates(recipe: Recipe, processes: Sequence[int], modes: Sequence[Mode]) -> list[Estimate]:
-    """One process on its own, more under each of the modes; ddp where it fits DDP_FITS. Forwards are traced once."""
+    """One process on its own, more under each of the modes that can work; ddp where it fits DDP_FITS.
+
+    Forwards are traced once.
+    """
     configs = configurations(recipe)
     traced: dict[bool, Activations] = {}
     found = []
+    refused = "fsdp" if recipe.optimisation.optimizer == "8bit" else "single"  # as `checks.check_mode` does
     for count in processes:
-        shared: list[Mode] = ["single"] if count == 1 else [m for m in modes if m != "single"]
+        shared: list[Mode] = ["single"] if count == 1 else [m for m in modes if m not in ("single", refused)]
         for mode in shared:
             gathered = mode == "fsdp"
             if gathered not in traced:
@@ -314,7 +318,7 @@ def remedies(recipe: Recipe, mode: Mode) -> list[str]:
         "models.checkpointing=true": not settings.checkpointing,
         "models.keep=input": settings.checkpointing and recipe.keep != "input",
         "models.offload=true": recipe.stage == "distill" and not settings.offload and mode != "fsdp",
-        "optimisation.optimizer=8bit": opt.optimizer != "8bit",
+        "optimisation.optimizer=8bit": opt.optimizer != "8bit" and mode != "fsdp",
         "models.lora_rank=64": not settings.lora_rank,
         "optimisation.micro_batch=1": opt.micro_batch > 1,
         "loss.align=none": recipe.loss.align != "none",

@@ -12,7 +12,17 @@ from salt.memory import attend
 from train.backbones import backbones, meta_model
 from train.choices import Choices
 from train.distiller import Distiller
-from train.estimate import add_estimate, add_up, available_memory, check_memory, estimate, memory_bytes, table
+from train.estimate import (
+    add_estimate,
+    add_up,
+    available_memory,
+    check_memory,
+    estimate,
+    estimates,
+    memory_bytes,
+    remedies,
+    table,
+)
 from train.recipe import RecipeError, load_recipe
 from train.tracing import Activations, Live, Tracer
 
@@ -210,6 +220,14 @@ def test_too_little_is_told_in_one_line(tmp_path):
     assert line.startswith(f"memory: small needs {need / 2**30:.2f} GiB per GPU (") and "found 1.00 GiB" in line
     assert "models.offload=true" in line and "fsdp" in line and "\n" not in line
     assert 2**20 < available_memory(torch.device("cpu")) < 2**50
+
+
+def test_eight_bits_are_no_remedy_for_sharded_models(tmp_path):
+    recipe = small.recipe(tmp_path)
+    asked = {mode: "optimisation.optimizer=8bit" in remedies(recipe, mode) for mode in ("single", "ddp", "fsdp")}
+    assert asked == {"single": True, "ddp": True, "fsdp": False}
+    eight = replace(recipe, optimisation=replace(recipe.optimisation, optimizer="8bit"))
+    assert [one.mode for one in estimates(eight, (1, 2), ("fsdp", "ddp"))] == ["single", "ddp"]
 
 
 @pytest.mark.slow

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import small
+from torch.torch_version import TorchVersion
 
 from train.backbones import backbones, check_backbones, config_of
-from train.checks import check_recipe
+from train.checks import check_mode, check_recipe
 from train.recipe import RECIPES, Losses, RecipeError, load_recipe
 
 NAMES = sorted(p.stem for p in RECIPES.glob("*.yaml"))
@@ -111,6 +112,19 @@ def test_what_cannot_work_is_refused_before_anything_loads(tmp_path):
             check_recipe(small.recipe(tmp_path, **sections))
     with pytest.raises(RecipeError, match="2 x 3 processes"):
         check_recipe(good, processes=3)
+
+
+def test_what_cannot_be_sharded_is_refused(monkeypatch):
+    recipe, eight = load_recipe("tiny"), load_recipe("tiny", ["optimisation.optimizer=8bit"])
+    for mode in ("single", "ddp"):
+        check_mode(eight, mode)
+    check_mode(recipe, "fsdp")
+    with pytest.raises(RecipeError, match="optimizer: found 8bit with --mode fsdp, expected adamw or fused"):
+        check_mode(eight, "fsdp")
+    monkeypatch.setattr("torch.__version__", TorchVersion("2.7.1+cu126"))
+    check_mode(recipe, "ddp")
+    with pytest.raises(RecipeError, match=r"--mode: found fsdp with torch 2.7.1\+cu126, expected torch 2.8 or newer"):
+        check_mode(recipe, "fsdp")
 
 
 def test_backbones_that_do_not_go_together_are_refused(tmp_path):
