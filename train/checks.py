@@ -96,7 +96,7 @@ def check_mode(recipe: Recipe, mode: Mode) -> None:
     """Raise RecipeError for what cannot work on sharded models."""
     if mode != "fsdp":
         return
-    if torch.__version__ < (2, 8):
+    if torch.__version__ < "2.8":  # compared as versions are
         # Weights of one block may be of two dtypes, which FSDP2 takes only since then: a teacher's norms stay float32.
         raise RecipeError(f"--mode: found fsdp with torch {torch.__version__}, expected torch 2.8 or newer, or ddp")
     if recipe.optimisation.optimizer == "8bit":

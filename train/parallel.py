@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
@@ -30,11 +31,13 @@ from salt.speed import compile_blocks
 
 Mode = Literal["single", "ddp", "fsdp"]
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+# The others wait while one process writes a checkpoint or makes the last video; by default NCCL gives up in 10 minutes.
+PATIENCE = timedelta(hours=4)
 
 
 def process_state() -> PartialState:
     """This process among the others, joined to them if there are any; on the CPU where there is nothing better."""
-    return PartialState(cpu=not torch.accelerator.is_available())
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
 
 
 def own_device() -> torch.device:

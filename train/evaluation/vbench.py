@@ -25,13 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from accelerate import PartialState
-
 from salt.cli.jobs import read_prompts, write_clip
 from salt.files import replacing
 from salt.pipeline import SaltPipeline
 from salt.student import fingerprint
 from train.choices import number
+from train.parallel import process_state
 
 SAMPLES = 5
 FILTERED, FILTERED_SAMPLES = "temporal_flickering", 25
@@ -137,7 +136,7 @@ def sample_all(
     options of `SaltPipeline.stream`. Raises ValueError where the folder holds what another student, or the same with
     other settings, has made; and what the pipeline raises.
     """
-    state = PartialState()
+    state = process_state()
     pipe = load()
     request["num_frames"] = frames * pipe.temporal_scale - (pipe.temporal_scale - 1)
     videos, staging = folder / "videos", folder / "unfinished"
