@@ -54,14 +54,16 @@ class CheckpointFolder:
         return [p for p in sorted(self.folder.glob("step-*")) if _is_complete(p)]
 
     def latest(self) -> dict[str, Any] | None:
-        """The parts of the newest complete checkpoint, or None where there is none."""
+        """The parts of the newest complete checkpoint, or None where there is none.
+
+        Tensors stay in their files until they are read, so that the processes of a machine do not each hold them all;
+        what is written into one is the process's own, and a file that is removed meanwhile is there until it lets go.
+        """
         complete = self.complete()
         if not complete:
             return None
-        names = json.loads((complete[-1] / MARK).read_text())["files"]
-        return {
-            Path(name).stem: torch.load(complete[-1] / name, map_location="cpu", weights_only=True) for name in names
-        }
+        paths = [complete[-1] / name for name in json.loads((complete[-1] / MARK).read_text())["files"]]
+        return {path.stem: torch.load(path, map_location="cpu", weights_only=True, mmap=True) for path in paths}
 
 
 def _is_complete(folder: Path) -> bool:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,12 @@ from train.building import build_student, export_student
 from train.checkpoints import CheckpointFolder
 from train.choices import Choices
 from train.distiller import Distiller
-from train.parallel import Wrapped
+from train.evaluation import vbench
+from train.parallel import Wrapped, process_state
 from train.watch import Diverged, Guard
 
 ROOT = Path(__file__).parents[2]
+MAPS = Path("/proc/self/maps")
 
 
 def curve(folder):
@@ -158,6 +161,25 @@ def test_checkpoints_survive_a_write_that_dies(tmp_path):
     damaged = folder.save(3, {"a": {"x": torch.full((3,), 3.0)}})
     (damaged / "a.pt").write_bytes(b"half")
     assert [p.name for p in folder.complete()] == ["step-00000001"]
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="no list of what is mapped")
+def test_a_checkpoint_is_read_from_its_file_only_where_it_is_needed(tmp_path):
+    folder = CheckpointFolder(tmp_path, keep=1)
+    folder.save(1, {"a": {"x": torch.ones(3)}})
+    x = folder.latest()["a"]["x"]
+    assert "step-00000001/a.pt" in MAPS.read_text()
+    x += 1
+    assert torch.equal(folder.latest()["a"]["x"], torch.ones(3)), "the file is as it was"
+    folder.save(2, {"a": {"x": torch.zeros(3)}})
+    assert [p.name for p in folder.complete()] == ["step-00000002"] and torch.equal(x, torch.full((3,), 2.0))
+
+
+def test_processes_wait_as_long_as_one_of_them_writes(monkeypatch):
+    asked = {}
+    monkeypatch.setattr("train.parallel.PartialState", lambda **options: asked.update(options))
+    process_state()
+    assert asked["timeout"] > timedelta(hours=1) and vbench.process_state is process_state
 
 
 WORKER = """
