@@ -32,11 +32,15 @@ class Called:
         return self._run(lambda model: model.features(*arguments, **options))
 
     def block_causal(self, *arguments: Any, **options: Any) -> Any:
+        self._bring()  # a scope's tables are made where the model is
         return self.wrapped.model.block_causal(*arguments, **options)
 
-    def _run(self, function: Callable[[Any], Any]) -> Any:
+    def _bring(self) -> None:
         if self.offload:
             self.wrapped.model.to(self.device)
+
+    def _run(self, function: Callable[[Any], Any]) -> Any:
+        self._bring()
         try:
             return self.wrapped(function)
         finally:
