@@ -19,7 +19,7 @@ from salt.schedule import Schedule
 from salt.student import StudentModel
 from salt.video import VideoWriter
 from train.choices import number
-from train.evaluation.defect import DefectSettings, measure_defect
+from train.evaluation.defect import DefectSettings, measure_defect, part_of
 from train.rollouts import play, settings_of
 from train.trainer import Trainer
 
@@ -37,6 +37,7 @@ class Samples:
         self.decoder = WanStreamDecoder(vae.requires_grad_(False))
         self.prompts, lines = trainer.prompts.first(recipe.run.sample_prompts)
         self.conditioning, _ = trainer.prompts.conditioning(self.prompts, lines)
+        self.batch = recipe.optimisation.micro_batch
         self.seeds = [number(recipe.run.seed, "samples", i) for i in range(len(self.prompts))]
 
     def write(self, trainer: Trainer, done: int) -> Path | None:
@@ -63,7 +64,7 @@ class Samples:
         )  # fmt: skip
 
         def measured(student: Any) -> Defects:
-            return measure_defect(student, self.conditioning, settings)
+            return measure_defect(student, self.conditioning, settings, batch=self.batch)
 
         with trainer.ema.swapped():
             found = trainer.student.model(measured)
@@ -77,11 +78,18 @@ class Samples:
         r, like = self.recipe.rollout, self.conditioning.text
         settings = settings_of(self.recipe, Schedule.of(nfe, r.shift))
 
+        # As many at a time as an update has room for. Noise is each row's own, so the clips are the same.
+        groups = [slice(i, i + self.batch) for i in range(0, len(self.seeds), self.batch)]
+
         def made(student: Any) -> Tensor:
-            channels = student.config.out_channels
-            noise = SeededNoise(self.seeds, len(self.seeds), channels, r.height, r.width, like.device, like.dtype)
-            call = BidirectionalModel(student) if r.kind == "bidirectional" else StudentModel(student)
-            return play(call, student, self.conditioning, self.recipe, settings, noise)
+            clips = []
+            for rows in groups:
+                call = BidirectionalModel(student) if r.kind == "bidirectional" else StudentModel(student)
+                part, seeds = part_of(self.conditioning, rows), self.seeds[rows]
+                channels = student.config.out_channels
+                noise = SeededNoise(seeds, len(seeds), channels, r.height, r.width, like.device, like.dtype)
+                clips.append(play(call, student, part, self.recipe, settings, noise))
+            return torch.cat(clips)
 
         return trainer.student.model(made)
 

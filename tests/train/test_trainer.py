@@ -9,6 +9,7 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import small
@@ -17,12 +18,15 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from salt.checkpoints import load_student, read_checkpoint
+from salt.student import SaltTransformer3DModel
 from train.building import build_student, export_student
 from train.checkpoints import CheckpointFolder
 from train.choices import Choices
-from train.distiller import Distiller
+from train.distiller import Called, Distiller
 from train.evaluation import vbench
 from train.parallel import Wrapped, process_state
+from train.rehearsal import TINY_VAE
+from train.samples import Samples
 from train.watch import Diverged, Guard
 
 ROOT = Path(__file__).parents[2]
@@ -131,6 +135,42 @@ def test_bidirectional_and_causal_score_settings_run(tmp_path):
         optimisation=dict(updates=1), run=dict(out=str(tmp_path / "c")),
     )  # fmt: skip
     assert Distiller(causal).run() == 1
+
+
+def test_a_waiting_teacher_makes_its_scopes_where_it_will_run():
+    class Model:
+        device = "cpu"
+
+        def to(self, device):
+            self.device = device
+
+        def block_causal(self):
+            return self.device
+
+    for offload, where in ((True, "cuda"), (False, "cpu")):
+        assert Called(SimpleNamespace(model=Model()), "cuda", offload).block_causal() == where
+
+
+@pytest.mark.parametrize("kind", ["autoregressive", "bidirectional"])
+def test_samples_are_made_a_micro_batch_at_a_time_and_are_the_same(tmp_path, monkeypatch, kind):
+    seen, real = [], SaltTransformer3DModel.forward
+    forward = lambda self, x, *rest, **options: seen.append(len(x)) or real(self, x, *rest, **options)  # noqa: E731
+    monkeypatch.setattr(SaltTransformer3DModel, "forward", forward)
+    found = []
+    for micro_batch in (4, 2):
+        recipe = small.recipe(
+            tmp_path, models=dict(vae=str(TINY_VAE)), rollout=dict(kind=kind), loss=dict(align="none"),
+            optimisation=dict(micro_batch=micro_batch), run=dict(sample_prompts=3),
+        )  # fmt: skip
+        trainer = Distiller(recipe)
+        samples = Samples(trainer)
+        seen.clear()
+        found.append((samples._clips(trainer, 2), samples.defects(trainer)))
+        assert max(seen) == min(micro_batch, 3)
+    (whole, defects), (parts, again) = found
+    assert len(whole) == 3
+    torch.testing.assert_close(parts, whole)
+    assert again == pytest.approx(defects, rel=1e-4)
 
 
 def test_guard_stops_and_names_the_checkpoint(tmp_path, monkeypatch):

@@ -81,13 +81,18 @@ def measure_defect(
     meters = []
     for seed, first in product(seeds, range(0, count, batch)):
         rows = range(count)[first : first + batch]
-        given = {name: value for name, value in vars(conditioning).items() if value is not None}
-        part = replace(conditioning, **{name: value[first : first + batch] for name, value in given.items()})
+        part = part_of(conditioning, slice(first, first + batch))
         own = [number("defect", seed, row) for row in rows]
         noise = SeededNoise(own, len(own), student.config.out_channels, settings.height, settings.width, device)
         meters.append(DefectMeter(call, noise, settings.steps, settings.shift, triples, operators, dtype))
         _play(meters[-1], student, part, settings, noise, dtype)
     return mean_defects(meters)
+
+
+def part_of(conditioning: Conditioning, rows: slice) -> Conditioning:
+    """Some prompts of a conditioning."""
+    given = {name: value for name, value in vars(conditioning).items() if value is not None}
+    return replace(conditioning, **{name: value[rows] for name, value in given.items()})
 
 
 def compute_dtype(student: Any, device: torch.device) -> torch.dtype:
