@@ -27,8 +27,7 @@ Conds = list[dict[str, Any]]
 
 def wan_of(model: Any) -> Any:
     """The WanModel inside a MODEL. Raises ValueError naming what was found if it is no Wan 2.1 T2V or I2V."""
-    wan = model.model.diffusion_model
-    wan = getattr(wan, "_orig_mod", wan)  # torch.compile's wrapper
+    wan = uncompiled(model.model.diffusion_model)
     found = type(wan).__name__
     if found not in WAN_CLASSES or wan.out_dim != LATENT_CHANNELS:
         channels = f" with {wan.out_dim} latent channels" if found in WAN_CLASSES else ""
@@ -37,6 +36,11 @@ def wan_of(model: Any) -> Any:
             "image-to-video model"
         )
     return wan
+
+
+def uncompiled(module: Any) -> Any:
+    """What torch.compile's wrapper holds. The wrapper passes new attributes on to it, but their removal it does not."""
+    return getattr(module, "_orig_mod", module)
 
 
 def compute_dtype(model: Any) -> torch.dtype:
@@ -80,7 +84,7 @@ class ComfyModel:
 
     def __init__(self, base: Any, model_options: dict[str, Any], first_frame: int = 0) -> None:
         self.base, self.model_options, self.first_frame = base, model_options, first_frame
-        self.wan = base.diffusion_model
+        self.wan = uncompiled(base.diffusion_model)
         self.contexts = Contexts()
         warn_of_replaced_attention(self.wan)
 

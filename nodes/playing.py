@@ -102,9 +102,7 @@ def play(model: Any, plan: Plan) -> tuple[Tensor, ClipMemory]:
     geometry = memory_geometry(model, plan.batch, *plan.size)
     branches = 2 if plan.negative is not None else 1
     size = branches * estimate_bytes(plan.policy, geometry, compute_dtype(model), total)
-    per_call = max(block_lengths(plan.first + plan.given, plan.frames, plan.settings)) * (
-        2 if plan.settings.fuse else 1
-    )
+    per_call = _frames_per_call(plan)
     on_device = size if plan.policy.residence == "device" else 0
     # Image conditioning is cut to absolute frames, so it is fitted to the whole clip.
     noise = torch.zeros(plan.batch, 16, total, *plan.size)
@@ -112,6 +110,16 @@ def play(model: Any, plan: Plan) -> tuple[Tensor, ClipMemory]:
         model, conds, noise, _sigmas(plan.settings), work, seed=plan.seed, reserve=(on_device, per_call)
     )  # fmt: skip
     return latents, left[0]
+
+
+def _frames_per_call(plan: Plan) -> int:
+    """Latent frames in the largest forward: a block, two in a fused pass, all that a recache encodes again."""
+    blocks = block_lengths(plan.first + plan.given, plan.frames, plan.settings)
+    frames = max(blocks) * (2 if plan.settings.fuse else 1)
+    if any(change.switch == "recache" for change in plan.changes):
+        before = plan.first + plan.given + plan.frames - blocks[-1]
+        frames = max(frames, min(plan.policy.window or before, before))
+    return frames
 
 
 def _sigmas(settings: RolloutSettings) -> Tensor:

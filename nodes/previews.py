@@ -19,7 +19,9 @@ from ..salt.rollout import Block, Step
 log = logging.getLogger(__name__)
 SIDE = 256  # longest side of a preview, in pixels
 FRAMES = 96  # newest frames that it shows
+GIVEN = 30  # latent frames of an earlier clip that are decoded for it: more than it shows, as decoders look back
 PIXEL_FPS, LATENT_FPS = 16, 4
+BLOCK = 3  # latent frames, of most students: room for two of them is asked for
 TAEHV_NAMES = ("taew2_1", "lighttaew2_1")
 
 
@@ -70,6 +72,24 @@ class Stream:
         return (self.decoder.decode(latents[:1])[0].float().cpu().transpose(0, 1) + 1) / 2
 
 
+class VaeStream(Stream):
+    """The same by a VAE, which core loads for every block and may have made room for by sending the MODEL away."""
+
+    def __init__(self, vae: Any, model: Any) -> None:
+        from .decode import ComfyStreamDecoder
+
+        super().__init__(ComfyStreamDecoder(vae))
+        self.model = model
+
+    def decode(self, latents: Tensor) -> Tensor:
+        from comfy.model_management import load_models_gpu
+
+        pixels = super().decode(latents)
+        room = self.model.model.memory_required([*latents.shape[:2], 2 * BLOCK, *latents.shape[3:]])
+        load_models_gpu([self.model], memory_required=room)
+        return pixels
+
+
 def preview_decoder(model: Any, vae: Any = None) -> LatentColours | Stream:
     """The best there is: the VAE that was given, TAEHV from models/vae_approx, else latent colours.
 
@@ -79,9 +99,7 @@ def preview_decoder(model: Any, vae: Any = None) -> LatentColours | Stream:
     from comfy.cli_args import LatentPreviewMethod, args
 
     if vae is not None:
-        from .decode import ComfyStreamDecoder
-
-        return Stream(ComfyStreamDecoder(vae))
+        return VaeStream(vae, model)
     if args.preview_method != LatentPreviewMethod.Latent2RGB and (path := taehv_file()):
         from ..salt.taehv import TinyStreamDecoder, load_taehv
 
@@ -127,7 +145,7 @@ class Watch:
         self.shown: list[Tensor] = []
         self.watched = comfy.utils.PROGRESS_BAR_HOOK is not None
         for latents in given:
-            self._show(latents)
+            self._show(latents[:, :, -GIVEN:])
 
     def step(self, step: Step) -> None:
         """Raises core's InterruptProcessingException when the user has cancelled."""

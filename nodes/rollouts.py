@@ -152,6 +152,18 @@ def start_latents(vae: Any, image: Tensor, width: int, height: int, batch: int) 
     return latents.expand(batch, -1, -1, -1, -1)
 
 
+def clip_of(memory: ClipMemory, latents: dict[str, Any]) -> Tensor:
+    """Latents [B, 16, F, H, W] up to where the memory stands, which after Rewind Memory is before the clip's end.
+
+    Raises ValueError where they are of another batch or size than the memory.
+    """
+    past, g = whole_video(latents), memory.memory.geometry
+    expected, found = [g.batch, 16, 2 * g.height, 2 * g.width], [*past.shape[:2], *past.shape[3:]]
+    if found != expected:
+        raise ValueError(f"latents: found batch, channels, height, width {found}, expected the memory's {expected}")
+    return past[:, :, : memory.memory.next_frame]
+
+
 class SaltRollout(io.ComfyNode):
     """Prompt to latents, block by block."""
 
@@ -208,7 +220,7 @@ class SaltRollout(io.ComfyNode):
             size, batch_size = (g.height * 2, g.width * 2), g.batch
             if start_image is not None:
                 raise ValueError("memory, start_image: found both, expected one of them")
-            past = None if latents is None else whole_video(latents)
+            past = None if latents is None else clip_of(memory, latents)
         elif latents is not None:
             start = whole_video(latents)
             batch_size, size = start.shape[0], (start.shape[3], start.shape[4])
@@ -248,10 +260,9 @@ class SaltExtendVideo(io.ComfyNode):
     def execute(
         cls, model: Any, seconds: float, memory: ClipMemory, latents: dict[str, Any], **asked: Any
     ) -> io.NodeOutput:
-        past, stands, g = whole_video(latents), memory.memory.next_frame, memory.memory.geometry
+        past, stands, g = clip_of(memory, latents), memory.memory.next_frame, memory.memory.geometry
         if past.shape[2] < stands:
             raise ValueError(f"latents: found {past.shape[2]} latent frames, expected the clip's {stands} so far")
-        past = past[:, :, :stands]
         plan = planned(Asked(model, seconds, **asked), (g.height * 2, g.width * 2), g.batch, None, memory, None, past)
         return finished(model, plan, past)
 

@@ -131,6 +131,8 @@ def refusals():
         "size": refusal(rollout, model, width=72),
         "other model": refusal(rollout, other, memory=memory),
         "policy beside a memory": refusal(rollout, model, memory=memory, policy=policy),
+        "other size": refusal(extend, model, memory, {"samples": torch.zeros(1, 16, 9, 8, 12)}),
+        "other batch": refusal(rollout, model, memory=memory, latents={"samples": torch.zeros(2, 16, 9, 8, 8)}),
         "short clip": refusal(extend, model, memory, {"samples": latents["samples"][:, :, :3]}),
         "window": refusal(rollout, model, policy=PACK.memory.MemoryPolicy.parse("window:2")),
     }
@@ -258,7 +260,7 @@ def step_lists():
     }
 
 
-def seen_of(**changes):
+def seen_of(model=None, **changes):
     """What a hook of core's progress bar sees of one rollout: values with totals, and pictures as files."""
     import comfy.utils
     from PIL import Image
@@ -273,7 +275,7 @@ def seen_of(**changes):
             pictures.append(Image.open(file))
 
     comfy.utils.set_progress_bar_global_hook(hook)
-    out = rollout(tiny(), **changes)
+    out = rollout(model or tiny(), **changes)
     comfy.utils.set_progress_bar_global_hook(None)
     return seen, pictures, out
 
@@ -320,5 +322,31 @@ def starts():
     }
 
 
+@torch.inference_mode()
+def evictions():
+    """A preview by a VAE that costs the MODEL its place, LoRA and all: the blocks after it are the same."""
+    import comfy.model_management as management
+
+    def patched():
+        model = tiny()
+        head = model.model.diffusion_model.head.head.weight
+        model.add_patches({"diffusion_model.head.head.weight": (torch.ones_like(head),)}, 0.002)
+        return model
+
+    vae = part("nodes.tiny").load_vae()
+    plain = rollout(patched())[0]["samples"]
+    _, pictures, (latents, _, _) = seen_of(patched(), vae=vae)
+    near = error(latents["samples"], plain)
+    take = vae.process_output
+    vae.process_output = lambda pixels: (management.unload_all_models(), take(pixels))[1]
+    _, greedy_pictures, (latents, _, _) = seen_of(patched(), vae=vae)
+    return {
+        "kept": near,
+        "evicted": error(latents["samples"], plain),
+        "lora": error(rollout(tiny())[0]["samples"], plain),
+        "pictures": [p.n_frames for p in pictures] == [p.n_frames for p in greedy_pictures],
+    }
+
+
 if __name__ == "__main__":
-    answer(parity, extension, refusals, cancelled, custom_sampling, loaders, step_lists, previews, starts)
+    answer(parity, extension, refusals, cancelled, custom_sampling, loaders, step_lists, previews, starts, evictions)

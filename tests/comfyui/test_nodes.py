@@ -34,6 +34,8 @@ def test_what_cannot_be_is_said_with_what_to_do(inside):
         "size": "expected multiples of the patch 2x2",
         "other model": "memory: found one written by another model or LoRA",
         "policy beside a memory": "policy: found window:6 beside a memory of relative:3,window:12",
+        "other size": "found batch, channels, height, width [1, 16, 8, 12], expected the memory's [1, 16, 8, 8]",
+        "other batch": "found batch, channels, height, width [2, 16, 8, 8]",
         "short clip": "latents: found 3 latent frames, expected the clip's 9",
         "window": "window: found 2, expected at least 3",
     }
@@ -82,3 +84,8 @@ def test_a_clip_begins_with_its_start_image(inside):
     assert found["frames"] == found["stands"] == 7 and found["whole"]
     assert found["difference"] < 0.1 and found["from latents"] <= 1e-3
     assert found["pictures"] == [13, 25]
+
+
+def test_a_preview_that_sends_the_model_away_changes_nothing(inside):
+    found = inside(CASES, "evictions")
+    assert found["lora"] > 0.01 and found["kept"] <= 1e-4 and found["evicted"] <= 1e-4 and found["pictures"]
