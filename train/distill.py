@@ -10,7 +10,7 @@ import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from accelerate.utils import broadcast_object_list
@@ -29,7 +29,9 @@ from train.samples import Samples
 from train.starter import Starter
 from train.trainer import Trainer
 
-FIXED = ("stage", "models", "rollout")  # what a run cannot change on its way
+# What a run cannot change on its way, but for what only trades memory for time.
+FIXED = ("stage", "models", "rollout", "run.seed", "optimisation.optimizer")
+FREE = ("models.offload", "models.checkpointing", "models.keep")
 
 
 def trainer_of(recipe: Recipe, mode: Mode) -> Trainer:
@@ -68,16 +70,25 @@ def keep_recipe(recipe: Recipe) -> None:
     path = Path(recipe.run.out) / "recipe.yaml"
     now = yaml.safe_load(yaml.safe_dump(_plain(recipe.to_dict()), sort_keys=False))
     if path.exists():
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
-        changed = [key for key in FIXED if before.get(key) != now[key]]
+        before, wanted = _fixed(yaml.safe_load(path.read_text(encoding="utf-8"))), _fixed(now)
+        changed = [key for key in wanted if before.get(key) != wanted[key]]
         if changed:
             key = changed[0]
             raise RecipeError(
-                f"run.out: {recipe.run.out} holds a run with {key} {before.get(key)}, found {now[key]}, expected "
+                f"run.out: {recipe.run.out} holds a run with {key} {before.get(key)}, found {wanted[key]}, expected "
                 "the same to go on with, or another folder"
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(now, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _fixed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Of a recipe's settings those that a run keeps, by key."""
+    found = {}
+    for section, value in settings.items():
+        keys = {f"{section}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {section: value}
+        found |= {key: v for key, v in keys.items() if (section in FIXED or key in FIXED) and key not in FREE}
+    return found
 
 
 def _plain(value: object) -> object:

@@ -176,8 +176,12 @@ def test_a_run_goes_on_only_as_what_it_was(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     assert main(["distill", str(path), "rollout.share={8: 1.0}"]) == 2
     error = capsys.readouterr().err
-    assert "holds a run with rollout" in error and error.count("\n") == 1
-    assert main(["distill", str(path), "optimisation.lr=1e-5", "--keep", "1"]) == 0
+    assert "holds a run with rollout.share {4: 1.0}, found {8: 1.0}" in error and error.count("\n") == 1
+    for override in ("run.seed=1", "optimisation.optimizer=fused"):
+        assert main(["distill", str(path), override]) == 2
+        assert f"holds a run with {override.split('=')[0]} " in capsys.readouterr().err
+    lighter = ("models.checkpointing=false", "models.keep=input", "models.offload=true")
+    assert main(["distill", str(path), "optimisation.lr=1e-5", *lighter, "--keep", "1"]) == 0
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
     assert main(["distill", str(path), "run.out=" + str(tmp_path / "other"), "optimisation.updates=1"]) == 0
 
