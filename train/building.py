@@ -60,7 +60,8 @@ def build_teacher(recipe: Recipe) -> SaltTransformer3DModel:
 
 
 def _trainable(recipe: Recipe, path: str, device: torch.device) -> SaltTransformer3DModel:
-    model = load_student(path, weights=recipe.models.weights, dtype=torch.float32)
+    weights = recipe.models.weights if path == recipe.models.student else "auto"
+    model = load_student(path, weights=weights, dtype=torch.float32)
     if recipe.models.checkpointing:
         recompute(model, recipe.keep)
     nn.Module.to(model, device)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from salt.checkpoints import load_student, read_checkpoint
 from salt.student import SaltTransformer3DModel
+from train import building
 from train.building import build_student, export_student
 from train.checkpoints import CheckpointFolder
 from train.choices import Choices
@@ -121,6 +122,20 @@ def test_a_sharded_lora_student_exports_what_a_whole_one_does(tmp_path, sharing)
     assert files["fsdp"].keys() == files["single"].keys()
     assert all(torch.equal(value, files["single"][name]) for name, value in files["fsdp"].items())
     torch.testing.assert_close(files["fsdp"]["blocks.0.self_attn.q.weight"], merged.detach())
+
+
+def test_which_weights_is_said_of_the_students_file_alone(tmp_path, monkeypatch):
+    asked, real = {}, building.load_student
+
+    def load(path, weights="auto", **options):
+        asked[Path(path).name] = weights
+        return real(path, **options)
+
+    monkeypatch.setattr(building, "load_student", load)
+    recipe = small.recipe(tmp_path, models=dict(weights="ema"))
+    for build in (build_student, building.build_critic):
+        build(recipe, torch.device("cpu"))
+    assert asked == {"student": "ema", "teacher": "auto"}
 
 
 def test_bidirectional_and_causal_score_settings_run(tmp_path):
