@@ -207,7 +207,11 @@ def compiled() -> dict[str, object]:
         again, _ = through_comfyui(fast, text(0), seeded(), SHAPE)
         more = torch._dynamo.utils.counters["stats"]["unique_graphs"] - frames
         answers[name] = {"error": error(made, plain), "graphs": frames, "more": more, "again": error(again, plain)}
-    return answers
+    wan, other = model.model.diffusion_model, model.clone()
+    other.add_object_patch("diffusion_model", torch.compile(wan, backend="aot_eager"))  # as other packs do it
+    made, _ = through_comfyui(other, text(0), seeded(), SHAPE)
+    clean = untouched(model) and not {"rope_encode", "salt_contexts"} & set(wan.__dict__)
+    return answers | {"wrapped": {"error": error(made, plain), "clean": clean}}
 
 
 if __name__ == "__main__":

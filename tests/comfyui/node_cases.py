@@ -322,6 +322,24 @@ def starts():
     }
 
 
+def room():
+    """Latent frames that core is asked to make room for in one call: a clip of 21, in blocks of 3."""
+    playing, rollouts = part("nodes.playing"), part("salt.rollout")
+
+    def frames(policy, *switches, fuse=True):
+        changes = [playing.Change(3 * i, None, switch) for i, switch in enumerate(["keep", *switches])]
+        settings = rollouts.RolloutSettings(fuse=fuse)
+        policy = PACK.memory.MemoryPolicy.parse(policy)
+        return playing._frames_per_call(playing.Plan(settings, policy, changes, 21, (8, 8), 0))
+
+    return {
+        "fused": frames("full", "cut"),
+        "plain": frames("full", fuse=False),
+        "full": frames("full", "recache"),
+        "window": frames("window:12", "recache"),
+    }
+
+
 @torch.inference_mode()
 def evictions():
     """A preview by a VAE that costs the MODEL its place, LoRA and all: the blocks after it are the same."""
@@ -349,4 +367,6 @@ def evictions():
 
 
 if __name__ == "__main__":
-    answer(parity, extension, refusals, cancelled, custom_sampling, loaders, step_lists, previews, starts, evictions)
+    answer(
+        parity, extension, refusals, cancelled, custom_sampling, loaders, step_lists, previews, starts, room, evictions
+    )

@@ -89,3 +89,7 @@ def test_a_clip_begins_with_its_start_image(inside):
 def test_a_preview_that_sends_the_model_away_changes_nothing(inside):
     found = inside(CASES, "evictions")
     assert found["lora"] > 0.01 and found["kept"] <= 1e-4 and found["evicted"] <= 1e-4 and found["pictures"]
+
+
+def test_core_makes_room_for_the_largest_forward(inside):
+    assert inside(CASES, "room") == {"fused": 6, "plain": 3, "full": 18, "window": 12}
