@@ -11,6 +11,13 @@ from salt.schedule import STEP_LISTS
 from train.parallel import Mode
 from train.recipe import Recipe, RecipeError
 
+# What there has to be one of.
+COUNTS = {
+    "optimisation": ("batch", "micro_batch", "updates", "critic_per_generator"),
+    "rollout": ("frames", "height", "width", "frames_per_block"),
+    "run": ("keep",),
+}
+
 
 def check_recipe(recipe: Recipe, processes: int = 1) -> None:
     """Raise RecipeError for combinations that cannot work and files that are not there. Loads nothing heavy."""
@@ -62,6 +69,10 @@ def check_files(recipe: Recipe) -> None:
 def check_settings(recipe: Recipe, processes: int = 1) -> None:
     """Raise RecipeError for combinations that cannot work, wherever the files are."""
     r, loss, opt = recipe.rollout, recipe.loss, recipe.optimisation
+    for section, names in COUNTS.items():
+        for name in names:
+            if (found := getattr(getattr(recipe, section), name)) < 1:
+                raise RecipeError(f"{section}.{name}: found {found}, expected 1 or more")
     unknown = sorted(set(r.share) - set(STEP_LISTS))
     if unknown or abs(sum(r.share.values()) - 1) > 1e-6:
         raise RecipeError(f"rollout.share: found {dict(r.share)}, expected 8, 4 and 2 with probabilities that sum to 1")
@@ -88,8 +99,6 @@ def check_settings(recipe: Recipe, processes: int = 1) -> None:
     tracker = recipe.run.tracker
     if tracker != "none" and not importlib.util.find_spec(tracker):
         raise RecipeError(f"run.tracker: found {tracker} without its package, pip install it or use none")
-    if opt.critic_per_generator < 1 or opt.updates < 1 or recipe.run.keep < 1:
-        raise RecipeError("optimisation.critic_per_generator, optimisation.updates, run.keep: expected 1 or more")
 
 
 def check_mode(recipe: Recipe, mode: Mode) -> None:

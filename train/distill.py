@@ -125,7 +125,11 @@ def dry_run(recipe: Recipe, mode: Mode) -> list[str]:
     """
     check_settings(recipe, processes())
     check_backbones(recipe)
-    with tempfile.TemporaryDirectory(prefix="salt-dry-run-") as mine:
+    shared = None
+    if processes() > 1:  # maybe of several nodes, which see the run's folder and not each other's /tmp
+        shared = Path(recipe.run.out).absolute().parent
+        shared.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="salt-dry-run-", dir=shared) as mine:
         state = process_state()
         names = [mine]
         if processes() > 1:

@@ -31,7 +31,8 @@ class Models:
     """Checkpoints, in any layout `salt.checkpoints` reads. critic: by default the teacher where it has the student's
     size, else the student's own start. text: folder with text_encoder/ and tokenizer/, or `words` for the Shapes world.
     weights: which of the student's file. vae: diffusers folder of Wan's autoencoder, which samples are decoded with.
-    lora_rank: 0 trains the whole student. offload: the teacher waits on the CPU between uses (the text encoder always does).
+    lora_rank: 0 trains the whole student.
+    offload: the teacher waits on the CPU between uses (the text encoder always does).
     checkpointing: backward recomputes transformer blocks. keep: what it finds of them nevertheless: their `input`, what
     self-`attention` made as well, or that and what linear layers made, their `products`; compiled blocks always the
     first."""

@@ -19,7 +19,7 @@ from salt.student import SaltTransformer3DModel
 from train.backbones import backbones
 from train.choices import draw_choices
 from train.objectives import aligns
-from train.recipe import Recipe
+from train.recipe import Recipe, Rollouts
 
 UPDATES = 2
 SIZE = 4  # latent rows and columns: two patches
@@ -39,7 +39,7 @@ def rehearsal(recipe: Recipe, folder: Path, processes: int = 1) -> Recipe:
         text="words", vae=str(TINY_VAE), weights="auto", lora_rank=min(recipe.models.lora_rank, 2),
     )  # fmt: skip
     r, opt = recipe.rollout, recipe.optimisation
-    frames = r.frames if r.frames <= FRAMES else max(r.window, FRAMES // r.frames_per_block * r.frames_per_block)
+    frames = r.frames if r.frames <= FRAMES else _shorter(r)
     micro = min(opt.micro_batch, 2)
     small = replace(
         recipe,
@@ -59,6 +59,12 @@ def rehearsal(recipe: Recipe, folder: Path, processes: int = 1) -> Recipe:
     if recipe.data.images:
         small = replace(small, data=_starts(small, folder))
     return meeting_every_loss(small)
+
+
+def _shorter(r: Rollouts) -> int:
+    """Frames of a clip of the same kind, as long as FRAMES allows: whole blocks, a first frame, room for the window."""
+    blocks = max(FRAMES // r.frames_per_block, 1) * r.frames_per_block
+    return max(blocks + r.independent_first_frame, r.window + (r.independent_first_frame and r.window < r.frames))
 
 
 def meeting_every_loss(recipe: Recipe) -> Recipe:

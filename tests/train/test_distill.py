@@ -20,9 +20,10 @@ from salt.pipeline import SaltPipeline
 from salt.video import read_video
 from train import publish
 from train.__main__ import main
+from train.checks import check_settings
 from train.distill import dry_run, mode_of
 from train.recipe import RECIPES, RecipeError, load_recipe
-from train.rehearsal import meeting_every_loss
+from train.rehearsal import meeting_every_loss, rehearsal
 
 ROOT = Path(__file__).parents[2]
 # One of each kind; the others are variations of these, and run under the slow marker.
@@ -71,6 +72,29 @@ def test_a_rehearsal_without_the_losses_would_be_noticed():
     recipe = load_recipe("self_forcing_salt", ["rollout.share={4: 1.0}"])
     with pytest.raises(RuntimeError, match="no seed meets every loss"):
         meeting_every_loss(recipe)
+
+
+def test_a_rehearsal_of_several_processes_lies_where_all_nodes_see_it(tmp_path, monkeypatch):
+    def stop(recipe, folder, processes):
+        raise RuntimeError(str(folder))
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("process_state", "broadcast_object_list"):
+        monkeypatch.setattr(f"train.distill.{name}", lambda *_: None)
+    monkeypatch.setattr("train.distill.rehearsal", stop)
+    with pytest.raises(RuntimeError) as told:
+        dry_run(small.recipe(tmp_path, run=dict(out=str(tmp_path / "shared" / "run"))), "ddp")
+    assert Path(str(told.value)).parent == tmp_path / "shared"
+
+
+@pytest.mark.parametrize("frames, block, window", [(61, 3, 0), (61, 3, 33), (61, 3, 61), (31, 3, 0), (81, 40, 0)])
+def test_a_clip_with_a_frame_of_its_own_is_rehearsed_shorter(tmp_path, frames, block, window):
+    rollout = dict(frames=frames, frames_per_block=block, window=window, independent_first_frame=True)
+    recipe = small.recipe(tmp_path, rollout=rollout)
+    check_settings(recipe)
+    made = rehearsal(recipe, tmp_path / "stand-ins")
+    check_settings(made)
+    assert window <= made.rollout.frames <= frames
 
 
 def wan_i2v(folder: Path) -> Path:

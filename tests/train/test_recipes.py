@@ -104,6 +104,11 @@ def test_what_cannot_work_is_refused_before_anything_loads(tmp_path):
         "rollout.window: found 9, expected at most": dict(rollout=dict(window=9)),
         "rollout.memory: window: found 2, expected at least 3": dict(rollout=dict(memory="window:2")),
         "optimisation.batch: found 3, expected a multiple": dict(optimisation=dict(batch=3)),
+        "optimisation.batch: found 0, expected 1 or more": dict(optimisation=dict(batch=0)),
+        "optimisation.micro_batch: found 0, expected 1 or more": dict(optimisation=dict(micro_batch=0)),
+        "optimisation.updates: found 0, expected 1 or more": dict(optimisation=dict(updates=0)),
+        "rollout.frames_per_block: found 0, expected 1 or more": dict(rollout=dict(frames_per_block=0)),
+        "run.keep: found -1, expected 1 or more": dict(run=dict(keep=-1)),
         "loss.guidance_max: found 1": dict(loss=dict(guidance_max=1.0)),
         "run.tracker: found nothing_such": dict(run=dict(tracker="nothing_such")),
     }
