@@ -18,6 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from salt import rope
 from salt.memory import KVMemory, attend
 from salt.prompts import Conditioning
 from salt.rollout import block_lengths
@@ -134,7 +135,8 @@ def without_storage(bf16: bool) -> Iterator[None]:
         with FakeTensorMode(allow_non_fake_inputs=True), autocast:
             yield
     finally:
-        attend._table.cache_clear()  # a table without storage must not serve a real rollout
+        for kept in (attend._table, rope._turns):  # a table without storage must not serve a real rollout
+            kept.cache_clear()
 
 
 def place(model: SaltTransformer3DModel, dtype: torch.dtype) -> SaltTransformer3DModel:

@@ -1,14 +1,17 @@
 """The memory estimate against bytes that were really taken, and what is said where they are not there."""
 
 import argparse
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import small
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from salt.checkpoints import save_diffusers
 from salt.memory import attend
+from salt.rope import rotary_table
 from train.backbones import backbones, meta_model
 from train.choices import Choices
 from train.distiller import Distiller
@@ -24,7 +27,7 @@ from train.estimate import (
     table,
 )
 from train.recipe import RecipeError, load_recipe
-from train.tracing import Activations, Live, Tracer
+from train.tracing import Activations, Live, Tracer, without_storage
 
 
 def larger(folder, **sections):
@@ -154,6 +157,14 @@ def test_a_checkpointed_rollout_holds_its_memory(tmp_path, policy):
     held = moment["KV memory"] + moment["activations until backward"]
     assert moment["KV memory"] > 0.1 * held
     assert held == pytest.approx(live.now, rel=0.3)
+
+
+def test_what_was_laid_out_without_storage_serves_nothing_real():
+    for fake in (True, False):
+        with without_storage(False) if fake else nullcontext():
+            for made in (rotary_table, attend._table):
+                table = made((0, 1, 2), 2, 2, 16, torch.device("cpu"))
+                assert isinstance(table.cos, FakeTensor) == fake
 
 
 @pytest.mark.slow
