@@ -7,9 +7,10 @@ import pytest
 
 from train.backbones import check_backbones
 from train.checks import check_recipe
+from train.recipe import load_recipe
 from train.shapes.world import render
 from train.study import report, runner, scores
-from train.study.arms import ARMS, arms_named
+from train.study.arms import ARMS, FORCED, arms_named
 
 DOCS = Path(__file__).parents[2] / "docs"
 SHIPPED = "models.student=salt/assets/tiny/transformer"
@@ -28,6 +29,17 @@ def test_every_arm_is_a_recipe_that_fits(tmp_path):
     assert [a.name for a in arms_named(["1"])] == ["dmd4", "dmd8", "scdmd", "scdmd-strong"]
     with pytest.raises(ValueError, match="--arms: found 'best'"):
         arms_named(["best"])
+
+
+def test_our_recipes_learn_as_the_arms_do_and_these_are_the_recorded_ones(tmp_path):
+    for name in ("tiny", "tiny_salt", "tiny_relative_salt"):
+        recipe = load_recipe(name)
+        assert (recipe.models.teacher, recipe.loss.score) == (FORCED, "causal")
+    recorded = [json.loads(path.read_text()) for path in sorted((DOCS / "study").glob("*/seed-0/study.json"))]
+    assert recorded
+    for facts in recorded:
+        (arm,) = arms_named([facts["arm"]])
+        assert runner.recipe_hash(runner.recipe_of(arm, 0, tmp_path)) == facts["recipe"], arm.name
 
 
 def test_scores_count_what_the_clips_show():

@@ -24,11 +24,11 @@ START = Path("runs/tiny/start")  # of the initial student, which `train.tiny.sta
 FORCED = "train/assets/tiny_forced"
 # Blocks learn from a causal teacher: the bidirectional one has looks but no sense of direction (docs/study.md).
 BLOCKS = (f"models.student={START}/final", f"models.teacher={FORCED}", "loss.score=causal")
-WHOLE = ("models.student=train/assets/tiny_teacher", "rollout.kind=bidirectional", "rollout.frames=21")
+SCORES = ("models.teacher=train/assets/tiny_teacher", "loss.score=bidirectional")
+WHOLE = ("models.student=train/assets/tiny_teacher", *SCORES, "rollout.kind=bidirectional", "rollout.frames=21")
 ALIGN = ("loss.align_block=2", "loss.align_start=10")
 RELEASE = ("loss.align=release", *ALIGN)
 PAPER = ("loss.align=paper", *ALIGN)
-SCORES = ("models.teacher=train/assets/tiny_teacher", "loss.score=bidirectional")
 STILL = ("optimisation.updates=1", "optimisation.lr=0", "optimisation.compile=false")  # one update that moves nothing
 ALL = (MIXED, SC, *RELEASE)
 # In the four blocks of the other arms a window of 12 forgets nothing, and nothing would be trained for it.
