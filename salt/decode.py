@@ -121,7 +121,7 @@ class WanStreamDecoder:
         self._stream.check(latents_BCFHW)
         device = _onload(self.vae)
         if not self._tiles:
-            self._tiles = self._lay_tiles(*latents_BCFHW.shape[3:], device)
+            self._tiles = self._lay_tiles(latents_BCFHW.shape[3], latents_BCFHW.shape[4], device)
             # Once a clip, because numbers that are copied to the device make the host wait for it.
             self._statistics = latent_statistics(self.vae, device)
         mean, std = self._statistics
