@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -32,6 +33,7 @@ from ..video import VideoWriter, check_writable
 from .show import Figures, Show
 
 LATENTS = ".latents.safetensors"
+PATIENCE = timedelta(days=7)  # that processes which are done wait for the slowest; NCCL's own is ten minutes
 PULLED = WAN.rpartition("/")[2]
 
 
@@ -198,7 +200,7 @@ def generate_many(file: Path, folder: Path, options: Options) -> None:
     if folder.suffix == ".mp4":
         raise ValueError(f"-o: found {folder}, expected a folder for the videos of {file}")
     check_writable(folder / "probe.mp4")
-    state = PartialState()
+    state = PartialState(timeout=PATIENCE)
     left = list(to_do(prompts, folder, options))
     state.wait_for_everyone()  # all have looked before the first finishes a clip
     with state.split_between_processes(left) as mine:
