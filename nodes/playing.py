@@ -63,6 +63,16 @@ class Plan:
     def given(self) -> int:
         return 0 if self.start is None else self.start.shape[2]
 
+    @property
+    def frames_per_call(self) -> int:
+        """Latent frames in the largest forward: a block, two in a fused pass, all that a recache encodes again."""
+        blocks = block_lengths(self.first + self.given, self.frames, self.settings)
+        frames = max(blocks) * (2 if self.settings.fuse else 1)
+        if any(change.switch == "recache" for change in self.changes):
+            before = self.first + self.given + self.frames - blocks[-1]
+            frames = max(frames, min(self.policy.window or before, before))
+        return frames
+
 
 def check_memory_fits(model: Any, memory: ClipMemory, plan: Plan) -> None:
     """Raise ValueError where a memory was written by another model, or for another size or batch."""
@@ -102,24 +112,13 @@ def play(model: Any, plan: Plan) -> tuple[Tensor, ClipMemory]:
     geometry = memory_geometry(model, plan.batch, *plan.size)
     branches = 2 if plan.negative is not None else 1
     size = branches * estimate_bytes(plan.policy, geometry, compute_dtype(model), total)
-    per_call = _frames_per_call(plan)
     on_device = size if plan.policy.residence == "device" else 0
     # Image conditioning is cut to absolute frames, so it is fitted to the whole clip.
     noise = torch.zeros(plan.batch, 16, total, *plan.size)
     latents = sample(
-        model, conds, noise, _sigmas(plan.settings), work, seed=plan.seed, reserve=(on_device, per_call)
+        model, conds, noise, _sigmas(plan.settings), work, seed=plan.seed, reserve=(on_device, plan.frames_per_call)
     )  # fmt: skip
     return latents, left[0]
-
-
-def _frames_per_call(plan: Plan) -> int:
-    """Latent frames in the largest forward: a block, two in a fused pass, all that a recache encodes again."""
-    blocks = block_lengths(plan.first + plan.given, plan.frames, plan.settings)
-    frames = max(blocks) * (2 if plan.settings.fuse else 1)
-    if any(change.switch == "recache" for change in plan.changes):
-        before = plan.first + plan.given + plan.frames - blocks[-1]
-        frames = max(frames, min(plan.policy.window or before, before))
-    return frames
 
 
 def _sigmas(settings: RolloutSettings) -> Tensor:
@@ -140,9 +139,8 @@ def _play(s: Sampling, plan: Plan, conds: dict[str, Any]) -> tuple[Tensor, ClipM
         return None if latents is None else base.process_latent_in(latents.to(device, torch.float32))
 
     start, past = inside(plan.start), inside(plan.past)
-    new, plan.report = run_blocks(
-        s, plan, memory, noise, prompts, conds.get(NEGATIVE), start, past, preview_decoder(s.patcher, plan.vae)
-    )
+    decoder = preview_decoder(s.patcher, plan.vae, plan.frames_per_call)
+    new, plan.report = run_blocks(s, plan, memory, noise, prompts, conds.get(NEGATIVE), start, past, decoder)
     parts = ([] if start is None else [start]) + new
     return torch.cat(parts, dim=2), memory
 

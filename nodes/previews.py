@@ -21,7 +21,6 @@ SIDE = 256  # longest side of a preview, in pixels
 FRAMES = 96  # newest frames that it shows
 GIVEN = 30  # latent frames of an earlier clip that are decoded for it: more than it shows, as decoders look back
 PIXEL_FPS, LATENT_FPS = 16, 4
-BLOCK = 3  # latent frames, of most students: room for two of them is asked for
 TAEHV_NAMES = ("taew2_1", "lighttaew2_1")
 
 
@@ -75,23 +74,25 @@ class Stream:
 class VaeStream(Stream):
     """The same by a VAE, which core loads for every block and may have made room for by sending the MODEL away."""
 
-    def __init__(self, vae: Any, model: Any) -> None:
+    def __init__(self, vae: Any, model: Any, frames: int) -> None:
         from .decode import ComfyStreamDecoder
 
         super().__init__(ComfyStreamDecoder(vae))
-        self.model = model
+        self.model, self.frames = model, frames
 
     def decode(self, latents: Tensor) -> Tensor:
         from comfy.model_management import load_models_gpu
 
         pixels = super().decode(latents)
-        room = self.model.model.memory_required([*latents.shape[:2], 2 * BLOCK, *latents.shape[3:]])
+        room = self.model.model.memory_required([*latents.shape[:2], self.frames, *latents.shape[3:]])
         load_models_gpu([self.model], memory_required=room)
         return pixels
 
 
-def preview_decoder(model: Any, vae: Any = None) -> LatentColours | Stream:
+def preview_decoder(model: Any, vae: Any = None, frames: int = 0) -> LatentColours | Stream:
     """The best there is: the VAE that was given, TAEHV from models/vae_approx, else latent colours.
+
+    frames: latent frames in the MODEL's largest forward, which it needs room for when a VAE has had its turn.
 
     Core's preview method is honoured where it is latent2rgb; its default, no previews, is meant for steps of an image,
     while a rollout shows finished video.
@@ -99,7 +100,7 @@ def preview_decoder(model: Any, vae: Any = None) -> LatentColours | Stream:
     from comfy.cli_args import LatentPreviewMethod, args
 
     if vae is not None:
-        return VaeStream(vae, model)
+        return VaeStream(vae, model, frames)
     if args.preview_method != LatentPreviewMethod.Latent2RGB and (path := taehv_file()):
         from ..salt.taehv import TinyStreamDecoder, load_taehv
 

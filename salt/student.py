@@ -293,7 +293,8 @@ def fingerprint(model: torch.nn.Module) -> str:
                 "enable_model_cpu_offload() moves whole models"
             )
         # A float8 weight has rows and their scales, and does not flatten; its codes tell it apart as well.
-        flat = getattr(parameter.detach(), "qdata", parameter.detach()).flatten()
+        weight = parameter.detach()
+        flat = getattr(weight, "qdata", weight).flatten()
         samples.append(flat[:: max(flat.numel() // 16, 1)][:16].float())
     if samples:
         digest.update(torch.cat(samples).bfloat16().view(torch.int16).cpu().numpy().tobytes())

@@ -330,7 +330,7 @@ def room():
         changes = [playing.Change(3 * i, None, switch) for i, switch in enumerate(["keep", *switches])]
         settings = rollouts.RolloutSettings(fuse=fuse)
         policy = PACK.memory.MemoryPolicy.parse(policy)
-        return playing._frames_per_call(playing.Plan(settings, policy, changes, 21, (8, 8), 0))
+        return playing.Plan(settings, policy, changes, 21, (8, 8), 0).frames_per_call
 
     return {
         "fused": frames("full", "cut"),
