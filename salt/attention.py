@@ -8,13 +8,14 @@ in one forward), and `salt.memory.MemoryPass` (rollouts).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor
 
+from .contexts import Context
 from .rope import Rotary, apply_rotary
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -84,41 +85,6 @@ class BlockCausal:
         sink = min(self.sink, start)
         recent = max(start - max(self.window - frames - sink, 0), sink)
         return [slice(0, sink * self.tokens), slice(recent * self.tokens, start * self.tokens)]
-
-
-@dataclass
-class Context:
-    """What cross-attention reads: embedded text and image tokens, [B, N, dim] each, filled by the first forward.
-
-    keep: each layer's keys and values are worked out once and kept, for as long as this object is passed in.
-    """
-
-    text: Tensor = field(default_factory=lambda: torch.empty(0))
-    image: Tensor | None = None
-    keep: bool = False
-    _layers: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
-
-    @property
-    def empty(self) -> bool:
-        return self.text.numel() == 0
-
-    def tensors(self) -> list[Tensor]:
-        """Embeddings, then keys and values of the layers in order; none before the first forward has filled it."""
-        if self.empty:
-            return []
-        pairs = (pair for layer in sorted(self._layers) for pair in self._layers[layer])
-        return [self.text, *([] if self.image is None else [self.image]), *(x for pair in pairs for x in pair)]
-
-    def copied(self) -> Context:
-        """The same in tensors of its own."""
-        layers = {i: [(k.clone(), v.clone()) for k, v in parts] for i, parts in self._layers.items()}
-        return Context(self.text.clone(), None if self.image is None else self.image.clone(), self.keep, layers)
-
-    def kept(self, layer: int, make: Callable[[], list[tuple[Tensor, Tensor]]]) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of one layer, made at the first call."""
-        if layer not in self._layers:
-            self._layers[layer] = make()
-        return self._layers[layer]
 
 
 class SelfAttention:

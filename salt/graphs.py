@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attention import Context
+from .contexts import Context
 from .memory import MemoryPass
 from .rope import Rotary
 

@@ -8,11 +8,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .contexts import Contexts
 from .noise import NoiseSource
 from .prompts import Conditioning
 from .rollout import RolloutSettings, Step
 from .schedule import NUM_TRAIN_TIMESTEPS, add_noise, euler, flow_to_x0
-from .student import Contexts
 
 
 class ClipModel(Protocol):

@@ -19,7 +19,8 @@ from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from diffusers.utils import apply_lora_scale
 from torch import Tensor
 
-from .attention import Bidirectional, BlockCausal, Context, CrossAttention, Scope, SelfAttention
+from .attention import Bidirectional, BlockCausal, CrossAttention, Scope, SelfAttention
+from .contexts import Context, Contexts
 from .memory import KVMemory, MemoryGeometry, MemoryPass, MemoryPolicy
 from .prompts import Conditioning
 from .rope import rotary_table, wide
@@ -233,25 +234,6 @@ class SaltTransformer3DModel(WanTransformer3DModel):
         geometry = self.memory_geometry(1, height, width)
         rotary = rotary_table(range(sum(blocks)), geometry.height, geometry.width, geometry.head_dim, self.device)
         return BlockCausal(rotary, tuple(blocks), geometry.tokens, clean_context, policy.sink, policy.window)
-
-
-class Contexts:
-    """What a model has made of the latest prompts. Not while gradients are wanted, which flow through the making."""
-
-    def __init__(self, kept: int = 4) -> None:
-        self.kept = kept
-        self._known: list[tuple[Conditioning, Context]] = []
-
-    def of(self, conditioning: Conditioning) -> Context | None:
-        """The context kept for this very conditioning, or a new one to be filled; None where gradients are wanted."""
-        if torch.is_grad_enabled():
-            return None
-        for known, context in self._known:
-            if known is conditioning:
-                return context
-        context = Context(keep=True)
-        self._known = [(conditioning, context), *self._known][: self.kept]
-        return context
 
 
 class StudentModel:

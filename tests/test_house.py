@@ -68,6 +68,23 @@ def test_the_packs_door_opens_on_next_to_nothing():
     assert done.stdout == "[]\n"
 
 
+def test_nodes_wait_for_heavy_libraries_until_they_run():
+    """ComfyUI imports every node when it starts; diffusers and what it brings (peft, transformers) take over a second.
+    What nodes import of the engine where they are defined must come without them."""
+    engine = {
+        node.module
+        for path in (ROOT / "nodes").glob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ImportFrom) and node.level == 2 and (node.module or "").startswith("salt")
+    }
+    assert "salt.sample" in engine
+    program = f"import importlib, sys\nfor name in {sorted(engine)}: importlib.import_module(name)\n"
+    program += "print(sorted({'diffusers', 'transformers', 'accelerate', 'matplotlib', 'peft'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[]\n"
+
+
 def test_requirements_are_the_dependencies_without_torch():
     needed = importlib.metadata.requires("salt-video") or []
     expected = {line.replace(" ", "") for line in needed if "extra ==" not in line and not line.startswith("torch")}
