@@ -1,13 +1,15 @@
 """The door to the outside: frames to a video file as they are finished, images and videos to pixels.
 
 A video is written under a hidden name beside its target, as fragments that can be played up to where they end, and
-moved into place when it is closed: whatever ends the run (the last frame, an exception, Ctrl-C, a full disk), the
-target is either as it was or a playable file of what was done. Only a kill of the whole process tree leaves the hidden
-file behind, itself playable.
+moved into place when it is closed: whatever ends the run (the last frame, an exception, Ctrl-C, a full disk), what was
+done is a playable file. A fragment never takes the place of an older video, it lies beside it as NAME.partial.mp4. Only
+a kill of the whole process tree leaves the hidden file behind, itself playable.
 
 Layout: pixels [B, 3, T, H, W] or, for one clip, [3, T, H, W], float in [-1, 1].
 """
 
+import itertools
+import logging
 import math
 import os
 import subprocess
@@ -24,6 +26,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 
 class VideoWriteError(OSError):
@@ -56,7 +60,7 @@ class VideoWriter:
 
     The size is that of the first frame. Odd sides are made even, as yuv420p wants, by repeating the last row or column.
     When the block is left by an exception, Ctrl-C included, the frames written so far become the file. A target that
-    already exists is replaced when the new file is whole, and never by one without frames.
+    already exists is replaced only when the new file is whole; a fragment is put beside it then, and a warning says so.
     """
 
     def __init__(self, path: str | Path, fps: float = 16):
@@ -80,7 +84,7 @@ class VideoWriter:
             return
         try:
             if self._process is not None:
-                self._finish()
+                self._finish(cut=True)
         except VideoWriteError as failure:  # the exception under way is the one to be seen
             warnings.warn(str(failure), stacklevel=2)
 
@@ -130,8 +134,11 @@ class VideoWriter:
             log=self._log,
         )
 
-    def _finish(self, cause: OSError | None = None) -> None:
-        """Lets the encoder end, then puts into place what it wrote. Raises VideoWriteError if it stopped early."""
+    def _finish(self, cause: OSError | None = None, cut: bool = False) -> None:
+        """Lets the encoder end, then puts into place what it wrote. Raises VideoWriteError if it stopped early.
+
+        cut: the caller stopped early, so what was written is a fragment.
+        """
         process, self._process = self._process, None
         assert process is not None
         assert process.stdin is not None
@@ -145,16 +152,28 @@ class VideoWriter:
         self._log.close()
         if not failed:
             _index(self._partial)
-            os.replace(self._partial, self.path)
+            target = self._place_of_fragment() if cut else self.path
+            os.replace(self._partial, target)
+            if target != self.path:
+                log.warning("%s: is as it was; the first %d frames of the new one: %s", self.path, self.frames, target)
             return
-        kept = _playable_frames(self._partial)
-        if kept:
-            os.replace(self._partial, self.path)
+        what = "none could be kept"
+        if kept := _playable_frames(self._partial):
+            target = self._place_of_fragment()
+            os.replace(self._partial, target)
+            where = "" if target == self.path else f" in {target}, the older video is as it was"
+            what = f"the first {kept} are kept and can be played{where}"
         else:
             self._partial.unlink(missing_ok=True)
         reason = _reason(complaint, cause)
-        what = f"the first {kept} are kept and can be played" if kept else "none could be kept"
         raise VideoWriteError(f"{self.path}: writing stopped after {self.frames} frames ({reason}); {what}") from cause
+
+    def _place_of_fragment(self) -> Path:
+        """The target, or a free name beside it where that would cost an older video."""
+        if not self.path.exists():
+            return self.path
+        names = (self.path.with_suffix(f".partial{n or ''}.mp4") for n in itertools.count())
+        return next(name for name in names if not name.exists())
 
 
 def _ffmpeg(*arguments: str, log: IO[bytes] | int) -> "subprocess.Popen[bytes]":

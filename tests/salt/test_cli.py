@@ -213,8 +213,8 @@ def test_full_disk_leaves_what_was_written(model, tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(VideoWriter, "_start", failing)
     assert generate(model, out, "--frames", 33) == 2
     error = capsys.readouterr().err
-    assert "No space left on device" in error and "12 are kept" in error
-    assert frames_of(out) == 12
+    assert "No space left on device" in error and f"12 are kept and can be played in {tmp_path}/a.partial.mp4" in error
+    assert out.read_bytes() == b"an older video" and frames_of(tmp_path / "a.partial.mp4") == 12
 
 
 def test_ctrl_c_leaves_a_playable_file(model, tmp_path):

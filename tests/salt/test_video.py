@@ -98,6 +98,22 @@ def test_a_run_that_fails_before_its_first_frame_keeps_the_old_file(tmp_path):
     assert leftovers(path) == []
 
 
+def test_a_fragment_never_replaces_an_older_video(tmp_path, caplog):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"precious")
+    for name in ("clip.partial.mp4", "clip.partial1.mp4"):
+        with pytest.raises(KeyboardInterrupt), VideoWriter(path) as writer:
+            writer.write(clip(7))
+            raise KeyboardInterrupt
+        assert len(read_back(tmp_path / name)) == 7
+        assert f"clip.mp4: is as it was; the first 7 frames of the new one: {tmp_path / name}" in caplog.text
+    assert path.read_bytes() == b"precious"
+    with VideoWriter(path) as writer:
+        writer.write(clip(3))
+    assert len(read_back(path)) == 3
+    assert sorted(leftovers(path)) == ["clip.partial.mp4", "clip.partial1.mp4"]
+
+
 def test_ctrl_c_leaves_a_playable_file(tmp_path):
     """The real signal, sent as a terminal does: to Python and the encoder alike."""
     program = (
