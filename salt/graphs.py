@@ -20,19 +20,20 @@ from .rope import Rotary
 
 Play = Callable[[], None]
 Record = Callable[[Play], Play]
-KEPT = 4  # recordings, which keep their memories' buffers alive; a clip needs two, with guidance four
+KEPT = 6  # recordings, which keep their memories' buffers alive; a clip needs three, with guidance six
 
 
-def cuda_graphs() -> Record:
+def cuda_graphs(device: torch.device) -> Record:
     """Functions as CUDA graphs. A function must have run before, so that nothing in it is made for the first time.
 
     They share one pool of memory: they are played one at a time, and what a play leaves is copied before the next.
     """
-    pool = torch.cuda.graph_pool_handle()
+    pool, aside = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
     def record(function: Play) -> Play:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        # On the model's own device: what runs on another than the current one is not recorded, and nobody says so.
+        with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, stream=aside):
             function()
         return graph.replay
 
@@ -41,12 +42,17 @@ def cuda_graphs() -> Record:
 
 @dataclass
 class _Recording:
-    """One shape of forward. inputs are copied into, then `play` leaves the flow in `result`."""
+    """One shape of forward. inputs are copied into, then `play` leaves the flow in `result`.
+
+    forward: what was recorded. A graph knows addresses only: whose tensors lie there must live as long as it does, the
+    store among them, which the key names by number.
+    """
 
     inputs: list[Tensor]
     context: Context
     shown: Context
     result: dict[str, Tensor]
+    forward: Play
     play: Play
 
     def show(self, context: Context) -> None:
@@ -64,7 +70,7 @@ class GraphedStudent:
     """
 
     def __init__(self, student: Any, record: Record | None = None) -> None:
-        self.student, self.record = student, record or cuda_graphs()
+        self.student, self.record = student, record or cuda_graphs(student.device)
         self.dtype: torch.dtype = student.dtype
         self._known: dict[tuple, _Recording | None] = {}
 
@@ -105,8 +111,7 @@ class GraphedStudent:
         def function() -> None:
             result["flow"] = call(x, t, scope, own)
 
-        # The store, which the key knows by number, stays alive with the function's `scope`.
-        return _Recording(_inputs(x, t, scope), own, context, result, self.record(function))
+        return _Recording(_inputs(x, t, scope), own, context, result, function, self.record(function))
 
 
 def settled(scope: MemoryPass) -> bool:

@@ -64,7 +64,7 @@ def compile_blocks(model: Any, dynamic: bool | None = None) -> None:
     dynamic: whether token counts are variables in the code; None: from the second count on.
     """
     # One graph a kind of forward and piece between attentions: with and without gradient, by batch and frames.
-    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    torch._dynamo.config.cache_size_limit = RECOMPILE_LIMIT  # torch 2.6's name of recompile_limit, an alias since
     model.compile_repeated_blocks(dynamic=dynamic)
 
 
@@ -74,13 +74,19 @@ def fp8_linears(model: nn.Module) -> None:
     Raises ValueError without torchao, for weights that are not bfloat16, or on a device that does not multiply in
     float8.
     """
-    device = next(model.parameters()).device
+
+    def chosen(module: nn.Module, name: str) -> bool:
+        return isinstance(module, nn.Linear) and name.startswith("blocks.")
+
+    # Not all parameters': modulation, norms and the time embedder stay in float32.
+    weights = [m.weight for name, m in model.named_modules() if chosen(m, name)]
+    if found := {str(w.dtype) for w in weights} - {"torch.bfloat16"}:
+        raise ValueError(f"prefer: found 'fastest' with weights in {', '.join(found)}, expected torch.bfloat16")
+    device = weights[0].device
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         raise ValueError(
             f"prefer: found 'fastest' on {device}, expected a GPU that multiplies in float8 (8.9 or newer)"
         )
-    if (found := next(model.parameters()).dtype) != torch.bfloat16:
-        raise ValueError(f"prefer: found 'fastest' with weights in {found}, expected torch.bfloat16")
     try:
         from torchao.quantization import (  # pyright: ignore[reportMissingImports]
             Float8DynamicActivationFloat8WeightConfig,
@@ -89,8 +95,4 @@ def fp8_linears(model: nn.Module) -> None:
         )
     except ImportError as error:
         raise ValueError("prefer: found no torchao, expected it for 'fastest' (pip install torchao)") from error
-    quantize_(
-        model,
-        Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()),
-        filter_fn=lambda module, name: isinstance(module, nn.Linear) and name.startswith("blocks."),
-    )
+    quantize_(model, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), filter_fn=chosen)

@@ -7,6 +7,7 @@ there, and beside them the scales of every token and head (`quantise.py`).
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -43,6 +44,12 @@ def estimate_bytes(
     return 2 * rows * row_bytes(policy.precision, dtype, geometry.head_dim)
 
 
+@lru_cache
+def _copying(device: torch.device) -> torch.cuda.Stream:
+    """One for all memories, beside the one that decodes: what is freed on a stream stays that stream's."""
+    return torch.cuda.Stream(device)
+
+
 class Store:
     """Buffers of all layers. Reads return model-dtype tensors on `device`; nothing here synchronises with the host."""
 
@@ -53,7 +60,7 @@ class Store:
         self.geometry, self.dtype, self.device, self.slots = geometry, dtype, device, slots
         self.home = torch.device("cpu") if policy.residence == "cpu" else device
         self._pinned = self.home.type == "cpu" and device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if self._pinned else None
+        self._stream = _copying(device) if self._pinned else None
         # With the slots asked for, which stay alive here so that no other tensor is taken for them.
         self._fetched: dict[tuple, tuple[Tensor, tuple[Tensor, ...], torch.cuda.Event]] = {}
         self.buffers: list[tuple[Tensor, ...]] = [self._allocate(slots) for _ in range(geometry.layers)]

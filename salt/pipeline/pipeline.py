@@ -215,12 +215,21 @@ class SaltPipeline(DiffusionPipeline):
             fp8_linears(self.transformer)
         if speed.compiled and not self.speed.compiled:
             compile_blocks(self.transformer)
-            if self.run_device.type == "cuda":
-                self._graphed = GraphedStudent(self.transformer)
         if speed.text_waits and self.text_encoder is not None:
             # It sits on the CPU, and `text` sends it to the device for every prompt.
             self._text = UMT5TextEncoder(self.text_encoder.cpu(), self.tokenizer, device=self.run_device)
         self.speed = speed
+        self._record_anew()
+
+    def to(self, *args: Any, **kwargs: Any) -> SaltPipeline:
+        """As `DiffusionPipeline.to`. What was recorded is forgotten: it reads the weights where they lay before."""
+        super().to(*args, **kwargs)
+        self._record_anew()
+        return self
+
+    def _record_anew(self) -> None:
+        records = self.speed.compiled and self.run_device.type == "cuda"
+        self._graphed = GraphedStudent(self.transformer) if records else None
 
     def use_wan(self, tiling: Tiling | None = None) -> None:
         """Decode with Wan's VAE (the default), in tiles where frames are too large for the device."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -31,8 +32,15 @@ class Projection:
     def wait(self) -> Projection:
         if self.done is not None:
             self.done.synchronize()
-            self.pixels.record_stream(torch.cuda.current_stream(self.pixels.device))
+            if self.pixels.is_cuda:
+                self.pixels.record_stream(torch.cuda.current_stream(self.pixels.device))
         return self
+
+
+@lru_cache
+def _aside(device: torch.device) -> torch.cuda.Stream:
+    """One for all clips: what is freed on a stream the allocator keeps for that stream alone."""
+    return torch.cuda.Stream(device)
 
 
 class Projector:
@@ -40,7 +48,7 @@ class Projector:
 
     def __init__(self, decoder: FrameDecoder, device: torch.device) -> None:
         self.decoder = decoder
-        self.stream: torch.cuda.Stream | None = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.stream: torch.cuda.Stream | None = _aside(device) if device.type == "cuda" else None
 
     @property
     def aside(self) -> bool:

@@ -1,11 +1,15 @@
 """Recorded forwards: on the CPU a recording is the function itself, run on a recording's own tensors."""
 
+import gc
+import weakref
+
 import golden
 import pytest
 import torch
 
 from salt.graphs import GraphedStudent, settled
 from salt.memory import MemoryPolicy
+from salt.memory.storage import Store
 from salt.noise import SeededNoise
 from salt.prompts import Conditioning, PromptChange, PromptSchedule
 from salt.rollout import RolloutSettings, rollout
@@ -25,17 +29,20 @@ POLICIES = [
 
 
 class Tape:
-    """Counts recordings and plays."""
+    """Counts recordings and plays. Like a CUDA graph it keeps nothing alive of what it has recorded."""
 
     def __init__(self):
         self.recorded = self.played = 0
 
     def __call__(self, function):
         self.recorded += 1
+        recorded = weakref.ref(function)
 
         def play():
             self.played += 1
-            function()
+            alive = recorded()
+            assert alive is not None, "what a recording reads must live as long as it does"
+            alive()
 
         return play
 
@@ -73,6 +80,17 @@ def test_prompts_share_recordings_and_memories_have_their_own():
     for _ in range(5):  # more recordings than are kept
         assert torch.equal(clip(model, student, policy, conditioning=prompts), expected)
     assert tape.recorded == 12
+
+
+def test_no_memory_takes_the_recordings_of_a_dead_one():
+    """A recording is known by its store's number, which a later store may get once the first has died."""
+    student, tape, policy = golden.student(), Tape(), MemoryPolicy("sink", 9, 3)
+    model = GraphedStudent(student, tape)
+    clip(StudentModel(model), student, policy)
+    kept = {key[0] for key in model._known}
+    gc.collect()
+    alive = {id(x) for x in gc.get_objects() if type(x) is Store}
+    assert kept and kept <= alive
 
 
 def test_growing_and_far_memories_are_never_recorded():

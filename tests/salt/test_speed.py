@@ -7,10 +7,12 @@ import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 
+from salt.checkpoints import load_student
 from salt.graphs import GraphedStudent
 from salt.memory import KVMemory, MemoryGeometry, MemoryPolicy, SpareStores
 from salt.memory.storage import Store
 from salt.pipeline import SaltPipeline, projector
+from salt.pipeline.loading import tiny_folder
 from salt.speed import PREFERENCES, Speed, fp8_linears, speed_of
 from salt.student import fingerprint
 from salt.taehv import TinyDecoder, TinyStreamDecoder
@@ -67,11 +69,19 @@ def test_low_memory_halves_the_memory_and_waits_with_the_text_encoder(pipe):
 
 
 def test_fastest_says_what_it_needs(pipe):
-    with pytest.raises(ValueError, match="found 'fastest' on cpu, expected a GPU that multiplies in float8"):
+    with pytest.raises(ValueError, match="found 'fastest' with weights in torch.float32, expected torch.bfloat16"):
         pipe.prefer("fastest")
     assert pipe.speed == Speed()
-    with pytest.raises(ValueError, match="expected a GPU"):
-        fp8_linears(torch.nn.Linear(2, 2))
+    student = load_student(tiny_folder() / "transformer", dtype=torch.bfloat16)
+    assert next(student.parameters()).dtype == torch.float32, "as of every checkpoint: modulation is not cast"
+    with pytest.raises(ValueError, match="found 'fastest' on cpu, expected a GPU that multiplies in float8"):
+        fp8_linears(student)
+
+
+def test_a_moved_pipeline_forgets_what_was_recorded(pipe):
+    pipe.speed = Speed(compiled=True)
+    pipe._graphed = GraphedStudent(pipe.transformer, lambda function: function)
+    assert pipe.to("cpu") is pipe and pipe._graphed is None, "weights lie elsewhere after a move"
 
 
 def test_blocks_made_ahead_are_the_same_chunks(pipe, monkeypatch):
@@ -143,12 +153,14 @@ def test_recordings_are_played_again_in_the_next_clip(pipe):
 
 def test_guided_clips_leave_no_buffers_behind(pipe):
     """Both memories' buffers go on to the next clip's, and so do the recordings that read them."""
-    pipe.speed = Speed(compiled=True)
+    pipe.speed = Speed(fuse=True, compiled=True)
     recorded = []
     pipe._graphed = GraphedStudent(pipe.transformer, lambda function: recorded.append(1) or function)
     first = latents(pipe, guidance_scale=2.0)
-    gc.collect()
-    assert torch.equal(latents(pipe, guidance_scale=2.0), first) and len(recorded) == 4
+    for clips in (2, 3, 4):
+        gc.collect()
+        assert torch.equal(latents(pipe, guidance_scale=2.0), first)
+        assert len(recorded) == 6, f"both branches': read, fused, and the last block's context pass; {clips} clips"
     del first
     gc.collect()
     alive = [x for x in gc.get_objects() if type(x) is Store and x.geometry.tokens == 16]
