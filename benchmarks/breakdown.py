@@ -10,6 +10,7 @@ import argparse
 from collections import defaultdict
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.ceilings import forward_flops, timed
@@ -60,6 +61,8 @@ def shares(layers: int, prefer: Preference, policy: str = "sink:3,window:12") ->
         forward()
     spent: dict[str, float] = defaultdict(float)
     for event in seen.key_averages():
+        if event.device_type != DeviceType.CPU:
+            continue  # a kernel, whose time its operator has as well
         own = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
         spent[kind_of(event.key)] += own
     whole = sum(spent.values())

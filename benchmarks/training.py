@@ -119,7 +119,8 @@ def set_grain(trainer: Distiller, grain: Any) -> None:
 
 
 class Peak:
-    """Highest memory while open, in MiB: allocated on a GPU, on a CPU the process's resident memory."""
+    """Highest memory while open, in MiB: on a CPU the process's resident memory, on a GPU what torch has taken of it.
+    (Of that, what recordings work in counts as free between plays, so `allocated` would leave it out.)"""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.mib = device, 0.0
@@ -140,7 +141,7 @@ class Peak:
 
     def __exit__(self, *_: object) -> None:
         if self.device.type == "cuda":
-            self.mib = torch.cuda.max_memory_allocated(self.device) / 2**20
+            self.mib = torch.cuda.max_memory_reserved(self.device) / 2**20
         else:
             self.over.set()
             self.thread.join()

@@ -79,7 +79,7 @@ def fp8_linears(model: nn.Module) -> None:
         return isinstance(module, nn.Linear) and name.startswith("blocks.")
 
     # Not all parameters': modulation, norms and the time embedder stay in float32.
-    weights = [m.weight for name, m in model.named_modules() if chosen(m, name)]
+    weights = [model.get_parameter(f"{name}.weight") for name, m in model.named_modules() if chosen(m, name)]
     if found := {str(w.dtype) for w in weights} - {"torch.bfloat16"}:
         raise ValueError(f"prefer: found 'fastest' with weights in {', '.join(found)}, expected torch.bfloat16")
     device = weights[0].device

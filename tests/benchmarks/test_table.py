@@ -4,9 +4,10 @@ import json
 
 import torch
 
+from benchmarks import training
 from benchmarks.__main__ import as_table, measure
 from benchmarks.ceilings import forward_flops
-from benchmarks.cells import CPU, GPU, Bench, Cell
+from benchmarks.cells import CPU, GPU, Bench, Cell, training_speed
 from salt.student import SaltTransformer3DModel
 
 
@@ -41,6 +42,22 @@ def test_a_run_that_was_ended_goes_on_where_it_was(tmp_path):
     assert calls[3:] == ["broken"], "only what has no figure is measured again"
     measure(cells, Stub(), path, again=True)
     assert calls[4:] == ["slow", "broken", "slow"]
+
+
+def test_what_was_skipped_is_measured_when_it_can_be(tmp_path):
+    answers = iter([{"skipped": "not set"}, {"fps": 5.0}])
+    cells = (cell("one", lambda bench: next(answers)),)
+    measure(cells, Stub(), tmp_path / "cpu.json", again=False)
+    assert measure(cells, Stub(), tmp_path / "cpu.json", again=False)["cells"]["one"]["fps"] == 5.0
+
+
+def test_training_that_has_no_room_fails_by_name(tmp_path, monkeypatch):
+    """As `measure_training` tells it: a case without a figure, and no ratio."""
+    cases = {"plain / input": {"error": "out of memory"}, "ours / attention": {"seconds": 1.0, "peak_mib": 1.0}}
+    monkeypatch.setattr(training, "measure_training", lambda *arguments, **options: {"cases": cases})
+    cells = (Cell("training", "speedup", "x", ">= 1.5", training_speed("1.3B")), cell("next", lambda _: {"fps": 5.0}))
+    found = measure(cells, Stub(), tmp_path / "cpu.json", again=False)["cells"]
+    assert found["training"]["failed"] == "no room for plain / input (out of memory)" and found["next"]["fps"] == 5.0
 
 
 def test_figures_of_another_machine_are_not_mixed_in(tmp_path):
