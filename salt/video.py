@@ -34,15 +34,15 @@ class VideoWriteError(OSError):
     """Writing stopped early. The message names the file, how many frames came, and what was kept of them."""
 
 
-def check_writable(path: str | Path) -> Path:
-    """Makes sure, before any work is done for it, that a video can be written to `path`; its folder is made if need be.
+def check_writable(path: str | Path, suffix: str = ".mp4") -> Path:
+    """Makes sure, before any work is done for it, that a file can be written to `path`; its folder is made if need be.
 
-    Raises ValueError for a name that does not end in .mp4, OSError (naming the path) when the folder cannot be made or
-    written to, or when the path is itself a folder.
+    Raises ValueError for a name that does not end in `suffix`, OSError (naming the path) when the folder cannot be made
+    or written to, or when the path is itself a folder.
     """
     path = Path(path)
-    if path.suffix.lower() != ".mp4":
-        raise ValueError(f"{path}: expected a file name that ends in .mp4")
+    if path.suffix.lower() != suffix:
+        raise ValueError(f"{path}: expected a file name that ends in {suffix}")
     if path.is_dir():
         raise IsADirectoryError(f"{path}: expected a file to write, found a folder")
     try:

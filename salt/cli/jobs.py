@@ -14,7 +14,6 @@ from typing import Any, Literal, cast
 import torch
 from accelerate import PartialState
 from diffusers.utils import logging as diffusers_logging
-from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
 from ..checkpoints import read_checkpoint
@@ -22,17 +21,14 @@ from ..checkpoints.lora import merge_lora
 from ..decode import Tiling
 from ..files import replacing
 from ..hub import WAN, models_folder
-from ..memory import load_memory, save_memory
 from ..pipeline import SaltPipeline
 from ..pipeline.loading import INDEX, TINY_NAME
-from ..pipeline.pipeline import WARM_UP
 from ..speed import Preference
-from ..student import fingerprint
 from ..text import CachedTextEncoder, TextEncoder, TextPrecision, UMT5TextEncoder
 from ..video import VideoWriter, check_writable
+from . import memories
 from .show import Figures, Show
 
-LATENTS = ".latents.safetensors"
 PATIENCE = timedelta(days=7)  # that processes which are done wait for the slowest; NCCL's own is ten minutes
 PULLED = WAN.rpartition("/")[2]
 
@@ -126,24 +122,18 @@ def generate_one(
 ) -> Figures:
     """One clip into one file. extend: a memory file to go on from; keep: where to save the memory afterwards."""
     check_writable(out)
+    if keep is not None:
+        check_writable(keep, ".safetensors")
     pipe = load_pipeline(options, run_device(options))
     request = dict(options.request)
     if extend is not None:
-        request["memory"] = load_memory(extend, fingerprint=fingerprint(pipe.transformer), device=pipe.run_device)
-        beside = extend.with_name(extend.name + LATENTS)
-        if beside.is_file():
-            request["history_latents"] = load_file(beside)["latents"]
+        request |= memories.remembered(pipe, extend, guided="guidance_scale" in request)
+    elif keep is not None:
+        request["negative_memory"] = memories.branch_to_keep(pipe, request)
     figures, made = write_clip(pipe, prompt, out, options.seed, request)
-    if keep is not None:
-        if made.memory is None:
-            raise ValueError("--save-memory: found a bidirectional student, which has no memory")
-        save_memory(made.memory, keep)
+    if keep is not None and made.memory is not None:
         past = [request["history_latents"]] if "history_latents" in request else []
-        latents = torch.cat([x.cpu().float() for x in [*past, *made.latents]], dim=2)
-        # As many as the decoder needs, and as a recache may re-encode.
-        latents = latents[:, :, -max(WARM_UP, made.memory.policy.window or made.memory.next_frame) :].contiguous()
-        with replacing(keep.with_name(keep.name + LATENTS)) as partial:
-            save_file({"latents": latents}, partial)
+        memories.keep(pipe, keep, made.memory, request.get("negative_memory"), [*past, *made.latents])
     return figures
 
 

@@ -47,8 +47,24 @@ def save_memory(memory: KVMemory, path: str | Path) -> None:
         "next_frame": memory.next_frame,
         "context_sigma": memory.context_sigma,
     }
-    with replacing(path) as partial:
-        save_file(tensors, partial, metadata={"salt_memory": json.dumps(info)})
+    write_tensors(path, tensors, {"salt_memory": json.dumps(info)})
+
+
+def negative_path(path: Path) -> Path:
+    """Where the memory of the unconditional branch lies, beside that of a clip that was made with guidance."""
+    return path.with_name(f"{path.stem}.negative{path.suffix}")
+
+
+def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file, whole or not at all. Raises OSError naming the path where the system refuses."""
+    try:
+        with replacing(path) as partial:
+            partial.touch()
+            mode = partial.stat().st_mode  # what the system gives a new file; safetensors makes its own private
+            save_file(tensors, partial, metadata=metadata)
+            partial.chmod(mode)
+    except SafetensorError as error:
+        raise OSError(f"{path}: cannot be written ({error})") from error
 
 
 def read_memory_info(path: str | Path) -> dict:

@@ -12,7 +12,7 @@ import imageio_ffmpeg
 import pytest
 import system
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from salt import cli
 from salt.checkpoints import read_checkpoint, save_diffusers
@@ -145,7 +145,9 @@ def test_prompt_at_and_memory_policy(model, tmp_path):
         (("--memory", "ring:3"), "memory policy: found 'ring:3'"),
         (("--image", "none.png"), "none.png"),
         (("--extend", "none.safetensors"), "none.safetensors: found no such file"),
-        (("--frames", 12, "--guidance", "3", "--extend", "WRITTEN"), "negative_memory: found none"),
+        (("--frames", 12, "--guidance", "3", "--extend", "WRITTEN"), "--guidance: found no"),
+        (("--save-memory", "a.mp4"), "a.mp4: expected a file name that ends in .safetensors"),
+        (("--save-memory", "/proc/x.safetensors"), "/proc/x.safetensors: cannot write to folder /proc"),
     ],
 )
 def test_errors_are_one_line(model, tmp_path, capsys, more, message):
@@ -158,6 +160,39 @@ def test_errors_are_one_line(model, tmp_path, capsys, more, message):
     assert generate(model, tmp_path / "a.mp4", *more) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not (tmp_path / "a.mp4").exists()
+
+
+def test_a_guided_clip_goes_on_guided(model, tmp_path):
+    memory, branch = tmp_path / "m.safetensors", tmp_path / "m.negative.safetensors"
+    guided = ("--guidance", 2, "--save-memory", memory)
+    assert generate(model, tmp_path / "a.mp4", "--frames", 9, *guided) == 0
+    assert load_memory(branch).next_frame == 3
+    assert generate(model, tmp_path / "b.mp4", "--frames", 12, *guided, "--extend", memory) == 0
+    assert generate(model, tmp_path / "whole.mp4", "--frames", 21, "--guidance", 2) == 0
+    joined = torch.cat([read_video(tmp_path / "a.mp4"), read_video(tmp_path / "b.mp4")], 2)
+    assert (joined - read_video(tmp_path / "whole.mp4")).abs().mean() < 0.03  # two encodings of the same frames
+    assert load_memory(branch).next_frame == load_memory(memory).next_frame == 6
+    assert generate(model, tmp_path / "c.mp4", "--frames", 9, "--save-memory", memory) == 0
+    assert not branch.exists(), "the branch of another clip"
+
+
+def test_latents_that_do_not_belong_to_the_memory_are_refused(model, tmp_path, capsys):
+    memory, beside = tmp_path / "m.safetensors", tmp_path / "m.safetensors.latents.safetensors"
+    assert generate(model, tmp_path / "a.mp4", "--frames", 21, "--save-memory", memory) == 0
+    latents, whole = load_file(beside)["latents"], beside.read_bytes()
+    more = ("--frames", 12, "--extend", memory)
+    for damage in (
+        lambda: beside.write_bytes(whole[:-100]),
+        lambda: save_file({"other": latents}, beside),
+        lambda: save_file({"latents": latents[:, :, :4].contiguous()}, beside),
+    ):
+        damage()
+        assert generate(model, tmp_path / "b.mp4", *more) == 2
+        error = capsys.readouterr().err
+        assert f"{beside}: found" in error and "expected shape (1, 16, 6, 4, 4); remove it to go on without" in error
+    beside.unlink()
+    assert generate(model, tmp_path / "b.mp4", "--frames", 9, *more[2:], "--save-memory", memory) == 0
+    assert not beside.exists(), "the latents of the first part are not known any more"
 
 
 def test_unknown_word(model, tmp_path, capsys):

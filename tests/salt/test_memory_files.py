@@ -3,7 +3,7 @@
 import golden
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from test_memory import GEOMETRY, POLICIES, dense, write
 
@@ -99,6 +99,22 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         save_memory(filled(MemoryPolicy(), 6), path)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_what_safetensors_cannot_write_is_named(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error")
+
+    monkeypatch.setattr(memory_files, "save_file", refuse)
+    with pytest.raises(OSError, match=r"m.safetensors: cannot be written \(Error while"):
+        save_memory(filled(MemoryPolicy()), tmp_path / "m.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_others_may_read_what_they_may_read_of_any_new_file(tmp_path):
+    save_memory(filled(MemoryPolicy()), tmp_path / "m.safetensors")
+    (tmp_path / "new").touch()
+    assert (tmp_path / "m.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
 
 
 def test_an_empty_memory_is_not_saved(tmp_path):
