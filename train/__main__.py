@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from salt.cli.device import usable_device
 from train.distill import add_distill, is_main
 from train.estimate import add_estimate
 from train.evaluation.command import add_evaluate
@@ -61,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 when it worked, 2 after an error (one line on stderr), 130 after Ctrl-C."""
     arguments = parser().parse_args(argv)
     try:
+        if hasattr(arguments, "device"):
+            usable_device(arguments.device)
         arguments.run(arguments)
     except KeyboardInterrupt:
         print("interrupted; give the command again to go on", file=sys.stderr)

@@ -27,6 +27,7 @@ from ..speed import Preference
 from ..text import CachedTextEncoder, TextEncoder, TextPrecision, UMT5TextEncoder
 from ..video import VideoWriter, check_writable
 from . import memories
+from .device import usable_device
 from .show import Figures, Show
 
 PATIENCE = timedelta(days=7)  # that processes which are done wait for the slowest; NCCL's own is ten minutes
@@ -114,7 +115,7 @@ def umt5(options: Options, folder: Path, device: torch.device) -> TextEncoder | 
 
 
 def run_device(options: Options) -> torch.device:
-    return torch.device(options.device or PartialState().device or "cpu")
+    return usable_device(options.device) if options.device else torch.device(PartialState().device or "cpu")
 
 
 def generate_one(

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from salt import cli
 from salt.checkpoints import read_checkpoint, save_diffusers
+from salt.cli.device import usable_device
 from salt.cli.jobs import Options, clip_name, to_do
 from salt.memory import load_memory
 from salt.pipeline import SaltPipeline
@@ -146,6 +147,7 @@ def test_prompt_at_and_memory_policy(model, tmp_path):
         (("--image", "none.png"), "none.png"),
         (("--extend", "none.safetensors"), "none.safetensors: found no such file"),
         (("--frames", 12, "--guidance", "3", "--extend", "WRITTEN"), "--guidance: found no"),
+        (("--device", "nowhere"), "--device: found nowhere, expected cpu"),
         (("--save-memory", "a.mp4"), "a.mp4: expected a file name that ends in .safetensors"),
         (("--save-memory", "/proc/x.safetensors"), "/proc/x.safetensors: cannot write to folder /proc"),
     ],
@@ -193,6 +195,16 @@ def test_latents_that_do_not_belong_to_the_memory_are_refused(model, tmp_path, c
     beside.unlink()
     assert generate(model, tmp_path / "b.mp4", "--frames", 9, *more[2:], "--save-memory", memory) == 0
     assert not beside.exists(), "the latents of the first part are not known any more"
+
+
+def test_a_device_that_is_not_here(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr("torch.empty", refuse)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(ValueError, match=r"--device: found cuda, expected cpu \(this torch sees no CUDA device\)"):
+        usable_device("cuda")
 
 
 def test_unknown_word(model, tmp_path, capsys):

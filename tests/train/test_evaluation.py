@@ -29,7 +29,7 @@ def system(tmp_path_factory):
 
 
 def run(*arguments) -> int:
-    return main(["evaluate", *map(str, arguments), "--device", "cpu"])
+    return main(["evaluate", "--device", "cpu", *map(str, arguments)])
 
 
 @pytest.mark.parametrize("student", [".", "transformer"])
@@ -69,6 +69,7 @@ def test_several_benches_lie_in_one_folder(system, tmp_path):
         ([], "student: found none, expected a checkpoint or folder"),
         (["nowhere", "--bench", "defect"], "nowhere: found no such file or folder, expected a model"),
         (["nowhere"], "nowhere"),
+        (["nowhere", "--device", "foo"], "--device: found foo, expected cpu"),
         (["{system}", "--bench", "defect", "--triples", "900,500,0"], "found t_s 900, expected one of 1000, 875"),
         (["{system}", "--bench", "defect", "--triples", "900,500"], "triples: found '900,500', expected three"),
         (["{system}", "--bench", "defect", "--memory", "sideways"], "sideways"),
