@@ -213,8 +213,8 @@ class Recipe:
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file (or the name of one of ours) and apply `key=value` overrides (`optimisation.lr=1e-5`).
 
-    A file may name a `base`, a recipe beside it whose keys hold where it states none of its own. `name` is the file's
-    by default, `run.out` then runs/NAME.
+    A file may name a `base`, a recipe beside it or one of ours, whose keys hold where it states none of its own.
+    `name` is the file's by default, `run.out` then runs/NAME.
     Raises RecipeError for an unknown key (with the nearest known one), a value of the wrong type, YAML that is none.
     """
     path = find_recipe(Path(path))
@@ -254,9 +254,13 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     named = values.pop("base", None)
     if named is None:
         return values
-    base = path.parent / f"{named}.yaml"
-    if not base.is_file() or base in (path, *above):
-        raise RecipeError(f"{path}: base: found {named!r}, expected another recipe's name beside it (no {base})")
+    read = {p.resolve() for p in (path, *above)}
+    candidates = (folder / f"{named}.yaml" for folder in (path.parent, RECIPES))
+    base = next((p for p in candidates if p.is_file() and p.resolve() not in read), None)
+    if base is None:
+        raise RecipeError(
+            f"{path}: base: found {named!r}, expected the name of another recipe, beside it or one of ours"
+        )
     merged = _read(base, (path, *above))
     for key, value in values.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)

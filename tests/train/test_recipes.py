@@ -58,6 +58,9 @@ def test_overrides_and_bases(tmp_path):
     (tmp_path / "other.yaml").write_text("loss: {guidance: 2}\nrun: {out: here}\n")
     mine = load_recipe(tmp_path / "mine.yaml")
     assert (mine.loss.semigroup, mine.loss.guidance, mine.run.out, mine.name) == (0.1, 2.0, "here", "mine")
+    for name in ("ours", "tiny_salt"):  # and under the name that it has among ours
+        (tmp_path / f"{name}.yaml").write_text("base: tiny_salt\nloss: {guidance: 2}\n")
+        assert load_recipe(tmp_path / f"{name}.yaml").loss == replace(load_recipe("tiny_salt").loss, guidance=2.0)
 
 
 @pytest.mark.parametrize(
@@ -67,8 +70,8 @@ def test_overrides_and_bases(tmp_path):
         ("loss: {guidance: much}", "loss: guidance: found 'much', expected a number"),
         ("loss: [1]", "loss: found .*, expected a section"),
         ("rollout: {share: {8: half}}", "share: found 'half', expected a number"),
-        ("base: nobody", "base: found 'nobody', expected another recipe's name"),
-        ("base: it", "base: found 'it', expected another recipe's name"),
+        ("base: nobody", "base: found 'nobody', expected the name of another recipe"),
+        ("base: it", "base: found 'it', expected the name of another recipe"),
         ("[1, 2]", "found list, expected keys and values"),
         ("a: [", "is no YAML"),
     ],
