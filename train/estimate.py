@@ -350,5 +350,7 @@ def add_estimate(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if min(args.gpus) < 1:
+        raise RecipeError(f"--gpus: found {min(args.gpus)}, expected 1 or more")
     recipe = load_recipe(args.recipe, args.overrides)
     Console().print(table(recipe, args.gpus))

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from salt.checkpoints import save_diffusers
 from salt.memory import attend
 from salt.rope import rotary_table
+from train.__main__ import main
 from train.backbones import backbones, meta_model
 from train.choices import Choices
 from train.distiller import Distiller
@@ -254,6 +255,11 @@ def test_the_command_prints_a_column_for_each_number_of_gpus(tmp_path, capsys, m
     row = next(line for line in shown.splitlines() if " total " in line)
     assert [float(cell) for cell in row.split("│")[2:-1]] == [round(t / 2**30, 2) for t in totals]
     assert table(load_recipe("tiny"), (1,)).row_count > 4
+
+
+def test_no_gpu_at_all_is_refused(capsys):
+    assert main(["estimate", "tiny", "--gpus", "8", "0"]) == 2
+    assert "--gpus: found 0, expected 1 or more" in capsys.readouterr().err
 
 
 def test_known_sizes_by_hand():
