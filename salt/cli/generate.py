@@ -14,7 +14,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("prompt", nargs="?", help="what to show")
     command.add_argument("--prompts", type=Path, metavar="FILE", help="prompts, one a line; -o is a folder then")
     command.add_argument(
-        "-o", "--out", type=Path, default=Path("salt.mp4"), help="video to write, or folder (--prompts)"
+        "-o",
+        "--out",
+        type=Path,
+        default=Path("salt.mp4"),
+        help="video to write (salt.mp4; an existing file is replaced), or folder (--prompts)",
     )
     command.add_argument("--seed", type=int, default=0)
     add_model_arguments(command)

@@ -32,7 +32,8 @@ def add_evaluate(commands: Any) -> None:
     command.add_argument("--bench", nargs="+", choices=BENCHES, default=["shapes"], metavar="BENCH",
                          help=f"{', '.join(BENCHES)} (default: shapes)")  # fmt: skip
     command.add_argument("--out", type=Path, help="written as OUT.md and OUT.json (vbench: a folder); of several "
-                         "benches OUT is the folder they lie in (default: outputs/BENCH)")  # fmt: skip
+                         "benches OUT is the folder they lie in (default: outputs/BENCH, "
+                         "for shapes outputs/shapebench)")  # fmt: skip
     command.add_argument("--steps", type=int, nargs="+", metavar="NFE",
                          help="steps per block; shapes 2 4 8, others the student's own; vbench takes one")  # fmt: skip
     command.add_argument("--frames", type=int, help="latent frames of a clip (default: shapes, defect and vbench 21, "
