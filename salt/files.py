@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all, for every room that writes one."""
+"""A file that is there, for every room that reads one; writing one whole or not at all, for every room that does."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def existing(path: str | Path, expected: str) -> Path:
+    """The path of a file that is there. Raises FileNotFoundError or IsADirectoryError saying what was expected."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: found a folder, expected {expected}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: found no such file, expected {expected}")
+    return path
 
 
 @contextmanager

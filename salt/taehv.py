@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .decode import LatentStream
+from .files import existing
 
 LATENT_CHANNELS = 16
 WIDTHS = (256, 128, 64, 64)
@@ -157,15 +158,15 @@ def load_taehv(path: str | Path, device: torch.device | str = "cpu", dtype: torc
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected TAEHV weights such as taew2_1.pth")
+    existing(path, "TAEHV weights such as taew2_1.pth")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, LookupError, ValueError) as error:
         # torch takes bytes that are no zip for an old pickle, and then stumbles over them in any of these ways.
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        # Nor is torch's advice to trust the file any help.
+        reason = type(error).__name__ if "weights_only" in str(error) or not str(error) else str(error).splitlines()[0]
         raise ValueError(f"{path}: cannot be read as weights ({reason})") from error
     if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
         raise ValueError(f"{path}: expected a dictionary of tensors, found {type(found).__name__}")

@@ -27,6 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .files import existing
+
 log = logging.getLogger(__name__)
 
 
@@ -240,9 +242,9 @@ def _to_uint8(frames: Tensor | np.ndarray) -> np.ndarray:
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
     """An image file -> pixels [1, 3, 1, H, W] in [-1, 1], float32, turned upright; `size` (H, W): see `fit`.
 
-    Raises FileNotFoundError, or ValueError when the file is not an image.
+    Raises OSError where there is none, or ValueError when the file is not an image.
     """
-    path = _existing(path)
+    path = existing(path, "an image")
     try:
         picture = iio.imread(path, plugin="pillow", index=0, mode="RGB", rotate=True)
     except (OSError, ValueError, SyntaxError) as error:  # Pillow has all three for broken files
@@ -254,10 +256,10 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
 def read_video(path: str | Path, size: tuple[int, int] | None = None, frames: int | None = None) -> Tensor:
     """A video file -> pixels [1, 3, T, H, W] in [-1, 1], float32: all its frames, or the first `frames` of them.
 
-    `size` (H, W): see `fit`; each frame is brought to it as it is read. Raises FileNotFoundError, or ValueError when
-    the file is not a video or has fewer than `frames`.
+    `size` (H, W): see `fit`; each frame is brought to it as it is read. Raises OSError where there is none, or
+    ValueError when the file is not a video or has fewer than `frames`.
     """
-    path = _existing(path)
+    path = existing(path, "a video")
     pieces = []
     try:
         reader = imageio_ffmpeg.read_frames(path)
@@ -290,10 +292,3 @@ def fit(pixels_B3THW: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _from_uint8(pictures_THW3: np.ndarray) -> Tensor:
     return (torch.from_numpy(pictures_THW3.copy()).float() / 127.5 - 1).permute(3, 0, 1, 2)[None]
-
-
-def _existing(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    return path

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from salt.cli.prompts import read_prompts
 from salt.schedule import STEP_LISTS
 from train.parallel import Mode
 from train.recipe import Recipe, RecipeError
@@ -52,12 +53,11 @@ def missing_files(recipe: Recipe) -> list[str]:
 
 def prompt_complaints(path: Path) -> list[str]:
     """What is wrong with a prompt file, if anything."""
-    if not path.is_file():
-        return [f"data.prompts: found no such file {str(path)!r}, expected a text file, one prompt a line"]
-    with path.open(encoding="utf-8", errors="replace") as file:
-        if any(line.strip() for line in file):
-            return []
-    return [f"data.prompts: {path} is empty, expected one prompt a line"]
+    try:
+        read_prompts(path)
+    except (OSError, ValueError) as error:
+        return [f"data.prompts: {error}"]
+    return []
 
 
 def check_files(recipe: Recipe) -> None:

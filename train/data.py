@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from salt.cli.prompts import read_prompts
 from salt.prompts import Conditioning
 from salt.text import CachedTextEncoder, TextEncoder, UMT5TextEncoder
 from salt.words import WordEmbedder
@@ -16,11 +17,6 @@ from train.recipe import Recipe, RecipeError
 from train.shapes.world import random_scenes
 
 CACHE_KEY = "umt5-bfloat16"
-
-
-def read_prompts(path: Path) -> list[str]:
-    """The non-empty lines of a prompt file."""
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def text_encoder(recipe: Recipe) -> TextEncoder:

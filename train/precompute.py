@@ -13,13 +13,14 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch import nn
 
+from salt.cli.prompts import read_prompts
 from salt.files import replacing
 from salt.pipeline.loading import load_parts
 from salt.starts import STILLS, image_channels, image_embeddings, start_pixels
 from salt.text import CachedTextEncoder, UMT5TextEncoder
 from train.checks import check_settings, prompt_complaints
 from train.clips import make_clips
-from train.data import CACHE_KEY, read_prompts
+from train.data import CACHE_KEY
 from train.footage import encode_footage
 from train.recipe import Recipe, RecipeError, load_recipe
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 DTYPES = ("float32", "float16", "bfloat16")
+NOT_WRITTEN = (".pt", ".pth", ".ckpt", ".bin")  # files that only other tools write; hardly the name of a folder
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -17,6 +18,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.target.suffix in NOT_WRITTEN:
+        raise ValueError(f"{arguments.target}: expected a name ending in .safetensors, or a folder to be diffusers'")
     import torch
 
     from ..checkpoints import load_student, read_checkpoint, save_diffusers, save_wan

@@ -28,6 +28,7 @@ from ..text import CachedTextEncoder, TextEncoder, TextPrecision, UMT5TextEncode
 from ..video import VideoWriter, check_writable
 from . import memories
 from .device import usable_device
+from .prompts import read_prompts
 from .show import Figures, Show
 
 PATIENCE = timedelta(days=7)  # that processes which are done wait for the slowest; NCCL's own is ten minutes
@@ -65,6 +66,11 @@ def load_pipeline(options: Options, device: torch.device) -> SaltPipeline:
         raise FileNotFoundError(f"{path}: found no such file or folder, expected a model")
     parts = options.parts or (path if whole else models_folder() / PULLED)
     alone = options.parts is not None or not whole
+    if options.parts is not None:
+        if options.model == TINY_NAME and not path.exists():
+            raise ValueError(f"--parts: found it with {TINY_NAME}, which has its own, expected --model CHECKPOINT too")
+        if not parts.is_dir():
+            raise FileNotFoundError(f"--parts: found no such folder {parts}, expected vae/ and text_encoder/ in it")
     if alone:
         if not parts.exists():
             raise ValueError(
@@ -156,15 +162,6 @@ def write_clip(pipe: SaltPipeline, prompt: str, out: Path, seed: int, request: d
             made.latents.append(chunk.latents)
             made.memory = chunk.memory
     return show.figures, made
-
-
-def read_prompts(path: Path) -> list[str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: found no such file, expected prompts, one a line")
-    prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not prompts:
-        raise ValueError(f"{path}: found no prompt, expected one a line")
-    return prompts
 
 
 def clip_name(index: int, prompt: str, options: Options) -> str:

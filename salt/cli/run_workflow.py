@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import existing
+
 if TYPE_CHECKING:
     from ..remote import ComfyServer
     from ..workflow import Prompt
@@ -47,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
 def read_graph(path: Path) -> dict[str, Any]:
     """A workflow of either format. Raises ValueError for a file that is none."""
     try:
-        graph = json.loads(path.read_text(encoding="utf-8"))
+        graph = json.loads(existing(path, "a ComfyUI workflow").read_text(encoding="utf-8"))
     except ValueError as error:  # no JSON, or no text
         raise ValueError(f"{path}: found no JSON ({error}), expected a ComfyUI workflow") from None
     nodes = graph.get("nodes", graph.values()) if isinstance(graph, dict) else None

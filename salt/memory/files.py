@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..files import replacing
+from ..files import existing, replacing
 from .cache import KVMemory
 from .policy import MemoryPolicy
 from .storage import MemoryGeometry, buffer_names
@@ -126,8 +126,10 @@ def load_memory(
 
 
 def _opened(path: str | Path) -> safe_open:
-    if not Path(path).is_file():
-        raise MemoryFileError(f"{path}: found no such file, expected a Salt memory file")
+    try:
+        existing(path, "a Salt memory file")
+    except OSError as error:
+        raise MemoryFileError(str(error)) from None
     try:
         return safe_open(str(path), framework="pt")
     except SafetensorError as error:

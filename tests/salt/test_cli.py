@@ -94,6 +94,14 @@ def test_many_prompts_are_made_once(model, tmp_path, capsys):
     assert json.loads(videos[0].with_suffix(".json").read_text())["prompt"] == PROMPT
 
 
+def test_a_file_that_holds_no_prompts_is_named(model, tmp_path, capsys):
+    (tmp_path / "bin.txt").write_bytes(b"\xff\xfe")
+    assert generate(model, tmp_path / "out", "--prompts", tmp_path / "bin.txt", prompt=None) == 2
+    assert "bin.txt: found no UTF-8 text" in capsys.readouterr().err
+    assert generate(model, tmp_path / "out", "--prompts", tmp_path, prompt=None) == 2
+    assert f"{tmp_path}: found a folder, expected prompts, one a line" in capsys.readouterr().err
+
+
 def test_a_clip_is_done_only_with_the_same_options(tmp_path):
     options = Options()
     (tmp_path / f"{clip_name(0, PROMPT, options)}.json").write_text("{}")
@@ -147,6 +155,9 @@ def test_prompt_at_and_memory_policy(model, tmp_path):
         (("--image", "none.png"), "none.png"),
         (("--extend", "none.safetensors"), "none.safetensors: found no such file"),
         (("--frames", 12, "--guidance", "3", "--extend", "WRITTEN"), "--guidance: found no"),
+        (("--image", "FOLDER.mp4"), "FOLDER.mp4: found a folder, expected a video"),
+        (("--extend", "FOLDER.mp4"), "FOLDER.mp4: found a folder, expected a Salt memory file"),
+        (("--decoder", "FOLDER.mp4"), "FOLDER.mp4: found a folder, expected TAEHV weights"),
         (("--device", "nowhere"), "--device: found nowhere, expected cpu"),
         (("--save-memory", "a.mp4"), "a.mp4: expected a file name that ends in .safetensors"),
         (("--save-memory", "/proc/x.safetensors"), "/proc/x.safetensors: cannot write to folder /proc"),
@@ -157,6 +168,8 @@ def test_errors_are_one_line(model, tmp_path, capsys, more, message):
     if "WRITTEN" in more:
         generate(model, tmp_path / "first.mp4", "--frames", 9, "--save-memory", memory)
         more = [memory if m == "WRITTEN" else m for m in more]
+    (tmp_path / "FOLDER.mp4").mkdir()
+    more = [tmp_path / m if m == "FOLDER.mp4" else m for m in more]
     capsys.readouterr()
     more = more if "--frames" in more else ("--frames", 9, *more)
     assert generate(model, tmp_path / "a.mp4", *more) == 2
@@ -225,6 +238,11 @@ def test_missing_model_and_checkpoint_without_parts(tmp_path, capsys):
     save_diffusers(system.student(), tmp_path / "bare")
     assert salt("generate", PROMPT, "--model", tmp_path / "bare", "-o", tmp_path / "a.mp4") == 2
     assert "expected --parts FOLDER" in capsys.readouterr().err
+    parts = ("--parts", tmp_path / "nothere", "-o", tmp_path / "a.mp4")
+    assert salt("generate", PROMPT, "--model", tmp_path / "bare", *parts) == 2
+    assert f"--parts: found no such folder {tmp_path / 'nothere'}" in capsys.readouterr().err
+    assert salt("generate", PROMPT, *parts) == 2
+    assert "--parts: found it with salt-tiny, which has its own" in capsys.readouterr().err
 
 
 def test_output_that_cannot_be_written(model, tmp_path, capsys):
@@ -314,6 +332,13 @@ def test_convert_there_and_back(model, tmp_path):
     assert read_checkpoint(wan).metadata and "causal_ar" in str(read_checkpoint(wan).metadata)
     assert salt("convert", wan, folder, "--dtype", "bfloat16") == 0
     assert read_checkpoint(folder).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin"])
+def test_convert_makes_no_folder_of_a_files_name(model, tmp_path, capsys, suffix):
+    assert salt("convert", Path(model) / "transformer", tmp_path / f"o{suffix}") == 2
+    assert f"o{suffix}: expected a name ending in .safetensors, or a folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_pull_lists_its_parts(capsys):

@@ -142,7 +142,7 @@ def test_wrong_files_are_named(weights, path, tmp_path):
     refused(b"", "cannot be read as weights")
     refused(b"not a header", "cannot be read as weights", name="bad.safetensors")
     refused(b"half a file", "cannot be read as weights")
-    with pytest.raises(FileNotFoundError, match="nowhere.pth: no such file"):
+    with pytest.raises(FileNotFoundError, match="nowhere.pth: found no such file"):
         load_taehv(tmp_path / "nowhere.pth")
 
 
@@ -151,7 +151,7 @@ def test_a_payload_is_not_run(tmp_path):
     bad = io.BytesIO()
     torch.save({"decoder.1.weight": Payload(str(target))}, bad)
     (tmp_path / "evil.pth").write_bytes(bad.getvalue())
-    with pytest.raises(ValueError, match="evil.pth: cannot be read as weights"):
+    with pytest.raises(ValueError, match=r"evil.pth: cannot be read as weights \(UnpicklingError\)"):
         load_taehv(tmp_path / "evil.pth")
     assert not target.exists()
     pickle.loads(pickle.dumps(Payload(str(target)))).close()  # it would have worked

@@ -299,5 +299,7 @@ def test_unreadable_files_are_named(tmp_path):
     with pytest.raises(ValueError, match="bad.mp4: cannot be read as a video"):
         read_video(tmp_path / "bad.mp4")
     for read in (read_image, read_video):
-        with pytest.raises(FileNotFoundError, match="nowhere: no such file"):
+        with pytest.raises(FileNotFoundError, match="nowhere: found no such file, expected an? (image|video)"):
             read(tmp_path / "nowhere")
+        with pytest.raises(IsADirectoryError, match="found a folder, expected an? (image|video)"):
+            read(tmp_path)

@@ -216,7 +216,7 @@ def test_a_run_goes_on_only_as_what_it_was(tmp_path, capsys, monkeypatch):
         (["distill", "nowhere"], "expected a YAML file or one of"),
         (["distill", "tiny_salt", "loss.gudance=2"], "did you mean guidance"),
         (["distill", "self_forcing"], "models.student: found no such file 'checkpoints/ode_init.pt'"),
-        (["precompute", "none.txt"], "data.prompts: found no such file 'none.txt'"),
+        (["precompute", "none.txt"], "data.prompts: none.txt: found no such file"),
         (["precompute", "tiny_salt"], "found nothing to precompute"),
         (["precompute", "i2v", "data.embeddings="], "--images: found none"),
     ],

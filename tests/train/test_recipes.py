@@ -94,10 +94,12 @@ def test_what_cannot_work_is_refused_before_anything_loads(tmp_path):
     good = small.recipe(tmp_path)
     check_recipe(good)
     (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
     wrong = {
         "models.student: found no such file": dict(models=dict(student="nowhere.pt")),
-        "data.prompts: found no such file": dict(data=dict(prompts=str(tmp_path / "none.txt"))),
-        "data.prompts: .* is empty": dict(data=dict(prompts=str(tmp_path / "empty.txt"))),
+        "data.prompts: .*none.txt: found no such file": dict(data=dict(prompts=str(tmp_path / "none.txt"))),
+        "data.prompts: .*empty.txt: found no prompt": dict(data=dict(prompts=str(tmp_path / "empty.txt"))),
+        "data.prompts: .*bytes.txt: found no UTF-8 text": dict(data=dict(prompts=str(tmp_path / "bytes.txt"))),
         "data.embeddings: found no such folder": dict(data=dict(embeddings="nowhere")),
         "models.text: found no such folder": dict(models=dict(text="nowhere")),
         "rollout.share: found": dict(rollout=dict(share={8: 0.5})),

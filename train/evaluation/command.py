@@ -107,7 +107,7 @@ def open_pipeline(args: argparse.Namespace) -> SaltPipeline:
 
 def bench_prompts(args: argparse.Namespace, pipe: SaltPipeline) -> list[str]:
     """The file's prompts, or ShapeBench's captions for a student of the Shapes world."""
-    from salt.cli.jobs import read_prompts
+    from salt.cli.prompts import read_prompts
     from salt.words import WordEmbedder
     from train.tiny.evaluate import PROMPTS
 

@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from salt.cli.jobs import read_prompts, write_clip
+from salt.cli.jobs import write_clip
+from salt.cli.prompts import read_prompts
 from salt.files import replacing
 from salt.pipeline import SaltPipeline
 from salt.student import fingerprint
