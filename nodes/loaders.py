@@ -39,7 +39,7 @@ def student_path(name: str) -> Path:
             folder = Path(root) / name.removeprefix("diffusers/")
             if folder.is_dir():
                 return folder
-    elif found := folder_paths.get_full_path("diffusion_models", name):
+    if found := folder_paths.get_full_path("diffusion_models", name):
         return Path(found)
     folders = ", ".join(folder_paths.get_folder_paths("diffusion_models"))
     raise FileNotFoundError(f"{name}: found no such file, expected it in one of: {folders}")

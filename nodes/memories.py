@@ -30,7 +30,8 @@ def memory_files() -> list[str]:
     found = []
     for kind, root in (("output", folder_paths.get_output_directory()), ("input", folder_paths.get_input_directory())):
         for path in Path(root, FOLDER).rglob("*.safetensors"):
-            if not path.stem.endswith(NEGATIVE) and not path.name.startswith("."):
+            hidden = path.stem.endswith(NEGATIVE) or path.name.startswith(".")
+            if not hidden and path.is_file():  # no link to a disk that is away
                 found.append((path.stat().st_mtime, f"{path.relative_to(root).as_posix()} [{kind}]"))
     return [name for _, name in sorted(found, reverse=True)]
 
@@ -124,8 +125,10 @@ class SaltLoadMemory(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str) -> bool | str:
-        """Files come while ComfyUI runs, so the list of a moment ago does not decide."""
+    def validate_inputs(cls, file: str | None) -> bool | str:
+        """Files come while ComfyUI runs, so the list of a moment ago does not decide. A linked name comes later."""
+        if file is None:
+            return True
         try:
             memory_path(file)
         except FileNotFoundError as error:
@@ -133,7 +136,9 @@ class SaltLoadMemory(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, **_: Any) -> str:
+    def fingerprint_inputs(cls, file: str | None, **_: Any) -> str | float:
+        if file is None:
+            return float("nan")  # equal to nothing: read anew
         path = memory_path(file)
         return f"{path}:{path.stat().st_mtime_ns}"
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..salt.memory import MemoryPolicy, estimate_bytes
 from ..salt.noise import NoiseSource, SeededNoise
 from ..salt.prompts import PromptChange, PromptSchedule, Switch
-from ..salt.rollout import RolloutSettings, block_lengths, rollout
+from ..salt.rollout import RolloutSettings, block_lengths, context_lengths, rollout
 from .bridge import compute_dtype, memory_geometry, new_memory
 from .fingerprint import fingerprint
 from .previews import Watch, preview_decoder
@@ -127,9 +127,11 @@ def _sigmas(settings: RolloutSettings) -> Tensor:
 
 def _play(s: Sampling, plan: Plan, conds: dict[str, Any]) -> tuple[Tensor, ClipMemory]:
     base, device = s.patcher.model, s.noise.device
-    memory = plan.memory.taken(device) if plan.memory is not None else None
-    if memory is None:
+    if plan.memory is None:
         memory = fresh_memory(s.patcher, plan, plan.given + plan.frames, plan.negative is not None)
+    else:
+        # Without guidance the unconditional branch would stay behind the clip, and guide from there another day.
+        memory = (plan.memory if plan.negative is not None else ClipMemory(plan.memory.memory)).taken(device)
     noise = SeededNoise(plan.seed, plan.batch, 16, *plan.size, device=device)
     prompts = PromptSchedule(
         [PromptChange(c.frame, conds[f"prompt {i}"], c.switch) for i, c in enumerate(plan.changes)]
@@ -161,8 +163,10 @@ def run_blocks(
 ) -> tuple[list[Tensor], str]:  # fmt: skip
     """The engine's loop with progress and previews; blocks in the model's space, and a line on how fast they came."""
     blocks = len(block_lengths(plan.first + plan.given, plan.frames, plan.settings))
-    calls = blocks * plan.settings.schedule.nfe + (1 if plan.settings.fuse else blocks) + (1 if plan.given else 0)
-    watch = Watch(calls, decoder, [x for x in (past, start) if x is not None])
+    fused = plan.settings.fuse and plan.policy.kind != "blended"
+    given = len(context_lengths(plan.given, plan.settings))
+    calls = blocks * plan.settings.schedule.nfe + (1 if fused else blocks) + given
+    watch = Watch(calls, decoder, [x for x in (past, start) if x is not None and x.shape[2]])
     new = []
     for block in rollout(
         s.model, prompts, memory.memory, noise, plan.frames, plan.settings, negative=negative,

@@ -170,6 +170,10 @@ def sample_clip(s: Sampling, frames_per_block: int, stepping: Any, policy: Memor
         raise ValueError(f"LATENT: found shape {list(s.noise.shape)}, expected a video latent [B, 16, F, H, W]")
     if float(s.sigmas[0]) < 1 - 1e-4:
         raise ValueError(f"SIGMAS: found a start at {float(s.sigmas[0]):.3f}, expected 1: a rollout begins with noise")
+    if float(s.sigmas[-1]) > 0:
+        raise ValueError(f"SIGMAS: found an end at {float(s.sigmas[-1]):.3f}, expected 0: a block is remembered clean")
+    if others := sorted(s.conds.keys() - {"positive", NEGATIVE}):
+        raise ValueError(f"GUIDER: found one that guides by {', '.join(others)}, expected BasicGuider or CFGGuider")
     spec = autoregressive(s.patcher, frames_per_block)
     schedule = Schedule(tuple(1000 * float(x) for x in s.sigmas[:-1]), shift=1.0)
     settings = RolloutSettings(

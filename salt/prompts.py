@@ -65,6 +65,10 @@ class PromptSchedule:
         """A schedule as given, or one conditioning for the whole clip."""
         return conditioning if isinstance(conditioning, PromptSchedule) else cls([PromptChange(0, conditioning)])
 
+    def switches(self, after: int, until: int) -> set[Switch]:
+        """What the changes at latent frames after `after`, up to and with `until`, do to the memory."""
+        return {c.switch for c in self.changes if after < c.frame <= until}
+
     def at(self, frame: int) -> PromptChange:
         """The change that holds at latent frame `frame`."""
         return [c for c in self.changes if c.frame <= frame][-1]

@@ -305,11 +305,13 @@ class _Run:
         for branch in self.branches:
             change, previous = branch.prompts.at(start), branch.active
             branch.active = change
-            if change is previous or start == 0 or change.switch == "keep":
+            if change is previous or start == 0:
                 continue
-            if change.switch == "cut":
+            # Of several changes within one block the last is seen; what the others do to the memory is done as well.
+            switches = branch.prompts.switches(previous.frame, change.frame)
+            if "cut" in switches:
                 self.cut()
-            else:
+            elif "recache" in switches:
                 self.recache(branch, change, start, block)
 
     def cut(self) -> None:

@@ -42,6 +42,8 @@ def files():
         ours, theirs = (extend(model, m, latents, **guided)[0]["samples"] for m in (memory, loaded))
         found[name] = {"listed": listed, "path": Path(path).is_file(), "equal": torch.equal(ours, theirs)}
     again = NODES.SaltSaveMemory.execute(memory, "salt_memories/guided").args[0]
+    Path(path).with_name("away.safetensors").symlink_to(FOLDER / "unmounted" / "away.safetensors")
+    later, unguided, _ = extend(model, memory, latents)
     heads = tiny()
     wan = PACK.bridge.wan_of(heads)
     wan.num_heads *= 2  # equal weights, other heads
@@ -52,6 +54,9 @@ def files():
         "other model": refusal(NODES.SaltLoadMemory.execute, listed, other),
         "other heads": other_heads,
         "absent": NODES.SaltLoadMemory.validate_inputs("salt_memories/none.safetensors [output]"),
+        "link": [name for name in NODES.memory_files() if "away" in name],
+        "linked": NODES.SaltLoadMemory.validate_inputs(None),
+        "guided again": refusal(extend, model, unguided, later, **guided),
         "bar": NODES.SaltSaveMemory.execute(memory, "salt_memories/bar").ui["salt_memory"],
     }
 
@@ -63,6 +68,8 @@ def rewinding():
     back, told = NODES.SaltRewindMemory.execute(memory, 1.5, "seconds").args
     a, b = NODES.SaltForkMemory.execute(back).args
     again, other = (extend(model, m, latents, seconds=0.7, seed=s)[0]["samples"] for m, s in ((a, 0), (b, 5)))
+    empty = NODES.SaltRewindMemory.execute(memory, 0, "seconds").args[0]
+    anew = extend(model, empty, latents, vae=part("nodes.tiny").load_vae())[0]["samples"]
     _, windowed, _ = rollout(model, policy=policy, seconds=3.0)
     _, blended, _ = rollout(model, policy=PACK.memory.MemoryPolicy.parse("blended:3,window:6"), seconds=3.0)
     a_buffers, b_buffers = ([t for layer in m.memory.store.buffers for t in layer] for m in (a, b))
@@ -74,6 +81,7 @@ def rewinding():
         "again": error(again, latents["samples"][:, :, : again.shape[2]]),
         "other": error(other, latents["samples"][:, :, : again.shape[2]]),
         "untouched": memory.memory.next_frame,
+        "from nothing": error(anew, latents["samples"]),
         "apart": apart,
         "mixed": NODES.SaltRewindMemory.execute(blended, 3, "latent frames").args[1],
         "lost": NODES.SaltRewindMemory.execute(windowed, 6, "latent frames").args[1],

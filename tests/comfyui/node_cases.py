@@ -120,7 +120,9 @@ def refusals():
     plain.model.diffusion_model.__class__ = type(plain.model.diffusion_model).__mro__[1]
     masked = {**latents, "noise_mask": torch.ones(1)}
     policy = PACK.memory.MemoryPolicy.parse("window:6")
+    again = [NODES.TimedConditioning(0.0, text(PROMPT), "keep"), NODES.TimedConditioning(2.25, text(OTHER), "recache")]
     return found | {
+        "recache alone": refusal(rollout, model, positive=None, prompts=again, memory=memory),
         "bidirectional": refusal(rollout, bidirectional),
         "no prompt": refusal(rollout, model, positive=None),
         "cfg": refusal(rollout, model, cfg=2.0),
@@ -166,6 +168,7 @@ def custom_sampling():
     from comfy_extras.nodes_custom_sampler import (
         BasicGuider,
         CFGGuider,
+        DualCFGGuider,
         KSamplerSelect,
         RandomNoise,
         SamplerCustomAdvanced,
@@ -182,7 +185,7 @@ def custom_sampling():
     noise = one(RandomNoise, noise_seed=3)
 
     @torch.inference_mode()
-    def sampled(guider, sampler=sampler, latent=latent):
+    def sampled(guider, sampler=sampler, latent=latent, sigmas=sigmas):
         out = one(
             SamplerCustomAdvanced, noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=latent
         )
@@ -191,6 +194,10 @@ def custom_sampling():
     basic = one(BasicGuider, model=model, conditioning=text(PROMPT))
     zero = [[torch.zeros_like(text(PROMPT)[0][0]), {}]]
     guided = one(CFGGuider, model=model, positive=text(PROMPT), negative=zero, cfg=3.0)
+    twice = dict(
+        model=model, cond1=text(PROMPT), cond2=text(OTHER), negative=zero, cfg_conds=5.0, cfg_cond2_negative=5.0
+    )
+    dual = one(DualCFGGuider, style="regular", **twice)
     initial = noise.generate_noise(latent)
     source = NODES.NoiseOfGraph(initial, PACK.noise.SeededNoise(3, 1, 16, 8, 8))
     student = PACK.checkpoints.load_student(TINY, dtype=torch.float32)
@@ -209,11 +216,15 @@ def custom_sampling():
         "guidance moves": error(sampled(guided), engine),
         "bidirectional by core's euler": error(by_core, whole),
         "mask": refusal(sampled, basic, latent={**latent, "noise_mask": torch.ones(1, 1, 9, 8, 8)}),
+        "half a schedule": refusal(sampled, basic, sigmas=sigmas[:-1]),
+        "two guidances": refusal(sampled, dual),
     }
 
 
 def loaders():
     """One student in every form; which weights were taken; and files that are none."""
+    import folder_paths
+
     student = PACK.checkpoints.load_student(TINY, dtype=torch.float32)
     save_wan, save_diffusers = PACK.checkpoints.save_wan, PACK.checkpoints.save_diffusers
     spec = part("salt.spec").StudentSpec(steps=(1000.0, 500.0))
@@ -223,6 +234,9 @@ def loaders():
     save_wan(student, FOLDER / "student.safetensors", spec=spec)
     save_wan(student, FOLDER / "plain.safetensors", causal_ar=False)
     save_diffusers(student, FOLDER / "folder", spec=spec)
+    (FOLDER / "models" / "diffusers").mkdir(parents=True)
+    save_wan(student, FOLDER / "models" / "diffusers" / "deep.safetensors")
+    folder_paths.add_model_folder_path("diffusion_models", str(FOLDER / "models"))
 
     def told(model):
         known, head = part("nodes.students").spec_of(model), model.model.diffusion_model.head.head.weight
@@ -242,6 +256,7 @@ def loaders():
         "cut": refusal(load, FOLDER / "cut.safetensors"),
         "image": refusal(load, FOLDER / "image.pt"),
         "absent": refusal(LOADERS.student_path, "nothing.pt"),
+        "deep": LOADERS.student_path("diffusers/deep.safetensors").name,
     }
 
 
@@ -285,11 +300,14 @@ def previews():
     import folder_paths
 
     seen, pictures, _ = seen_of()
+    blended, _, _ = seen_of(policy=PACK.memory.MemoryPolicy.parse("blended:3,window:6"))
     values = [value for value, _ in seen]
     found = {
         "frames": [picture.n_frames for picture in pictures],
         "size": list(pictures[-1].size),
         "rising": values == sorted(values) and seen[-1][0] == seen[-1][1],
+        "full before the end": values.count(values[-1]) - 1,
+        "blended, full before the end": [v for v, _ in blended].count(blended[-1][0]) - 1,
         "colours": len(pictures[-1].convert("RGB").getcolors(1 << 16)),
     }
     torch.manual_seed(0)  # frames that are all alike would be one in the file

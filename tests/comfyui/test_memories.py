@@ -23,6 +23,8 @@ def test_a_saved_memory_goes_on_like_one_that_was_not(inside):
     assert "fingerprint differs" in found["other model"] and "guided" in found["other model"]
     assert "guided" in found["other heads"] and "2 heads of 128, expected the MODEL's" in found["other heads"]
     assert "none.safetensors [output]: found no such file" in found["absent"]
+    assert found["link"] == [] and found["linked"] is True
+    assert "cfg: found 2 with a memory made without guidance" in found["guided again"], "its branch was left behind"
     assert found["bar"][0]["held"] == list(range(9)) and found["bar"][0]["bytes"] > 0
 
 
@@ -30,6 +32,7 @@ def test_rewound_and_forked_clips_go_their_own_ways(inside):
     found = inside(CASES, "rewinding")
     assert found["told"] == "at latent frame 6 (1.5 s)" and found["untouched"] == 9
     assert found["again"] <= 1e-4 and found["other"] > 0.1
+    assert found["from nothing"] <= 1e-4
     assert found["apart"], "a branch is written and the other stays"
     assert found["lost"].endswith("; 3 latent frames forgotten by the window stay lost (3-5)")
     assert found["mixed"].endswith("; the sink keeps what was blended into it since, of latent frames 3-11")

@@ -38,6 +38,7 @@ def test_what_cannot_be_is_said_with_what_to_do(inside):
         "other batch": "found batch, channels, height, width [2, 16, 8, 8]",
         "short clip": "latents: found 3 latent frames, expected the clip's 9",
         "window": "window: found 2, expected at least 3",
+        "recache alone": "prompts: found a recache beside a memory, expected the clip so far connected to latents",
     }
     assert {key: text for key, text in said.items() if text not in found[key]} == {}, found
 
@@ -52,6 +53,8 @@ def test_core_s_custom_sampling_plays_the_rollout(inside):
     assert found["error"] <= 1e-4 and found["guidance moves"] > 0.01
     assert found["bidirectional by core's euler"] <= 1e-4
     assert "LATENT: found a noise mask, expected none" in found["mask"]
+    assert "SIGMAS: found an end at 0.833, expected 0" in found["half a schedule"]
+    assert "GUIDER: found one that guides by" in found["two guidances"]
 
 
 def test_every_form_of_a_student_loads_and_remembers_what_it_is(inside):
@@ -62,6 +65,7 @@ def test_every_form_of_a_student_loads_and_remembers_what_it_is(inside):
     assert "cut.safetensors is damaged or cut short" in found["cut"]
     assert "image.pt" in found["image"] and "Stable Diffusion UNet" in found["image"]
     assert "nothing.pt: found no such file, expected it in one of" in found["absent"]
+    assert found["deep"] == "deep.safetensors", "a folder called diffusers below models/diffusion_models"
 
 
 def test_steps_and_shift_are_the_student_s_unless_asked_otherwise(inside):
@@ -76,6 +80,7 @@ def test_previews_move_and_progress_rises(inside):
     found = inside(CASES, "previews", warns=True)
     assert found["frames"] == [3, 6, 9] and max(found["size"]) == 256
     assert found["rising"] and found["colours"] > 3
+    assert found["full before the end"] == found["blended, full before the end"] <= 1
     assert found["taehv"] == [9, 21, 33] and found["damaged taehv"] == [3, 6, 9]
 
 

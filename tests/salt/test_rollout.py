@@ -192,6 +192,15 @@ def test_recache_after_a_cut_encodes_the_new_scene_alone(student, policy, cut_at
     assert golden.relative_error(made[:, :, -3:], expected) < 2e-6
 
 
+@pytest.mark.parametrize("switch", ["recache", "cut"])
+def test_a_change_that_another_overtakes_within_its_block_still_does_its_switch(student, switch):
+    """Both take effect at frame 6: the memory is treated as the first says, and the second's prompt holds."""
+    overtaken = [PromptChange(0, text(0)), PromptChange(4, text(1), switch), PromptChange(5, text(2))]
+    alone = [PromptChange(0, text(0)), PromptChange(5, text(2), switch)]
+    made, expected = (clip(student, 9, conditioning=PromptSchedule(changes)) for changes in (overtaken, alone))
+    assert torch.equal(made, expected)
+
+
 def test_a_cut_empties_the_unconditional_memory_too(student):
     settings = RolloutSettings(Schedule.of(2), guidance=3.0)
     schedule = PromptSchedule([PromptChange(0, text(0)), PromptChange(6, text(1), "cut")])
