@@ -23,7 +23,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, default=0)
     add_model_arguments(command)
     clip = command.add_argument_group("the clip")
-    clip.add_argument("--seconds", type=float, help="length at 16 frames a second, rounded up to whole blocks (5)")
+    clip.add_argument(
+        "--seconds", type=float, help="length at 16 frames a second, a start counts; rounded up to whole blocks (5)"
+    )
     clip.add_argument("--frames", type=int, help="length in frames, an exact number of blocks")
     clip.add_argument("--width", type=int)
     clip.add_argument("--height", type=int)
@@ -83,6 +85,28 @@ def _numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected numbers with commas, as 1000,500") from None
 
 
+# How the command line calls what the pipeline's errors begin with; a policy's own fields come after its option.
+NAMES = {
+    "num_frames": "--frames",
+    "num_inference_steps": "--nfe",
+    "nfe": "--nfe",
+    "prompt_schedule": "--prompt-at",
+    "memory_policy": "--memory",
+    "memory policy": "--memory",
+    "guidance_scale": "--guidance",
+    "negative_prompt": "--negative",
+    **{name: f"--{name}" for name in ("seconds", "width", "height", "image", "steps", "shift", "stepping", "prefer")},
+    **{name: f"--memory: {name}" for name in ("window", "sink", "blend")},
+}
+
+
+def in_own_words(error: ValueError) -> ValueError:
+    """An error of the pipeline with its options named as they are here."""
+    head, colon, rest = str(error).partition(":")
+    named = [NAMES.get(name, "") for name in head.split(" and ")]
+    return ValueError(f"{' and '.join(named)}{colon}{rest}") if all(named) else error
+
+
 def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The pipeline's options (see `salt.pipeline.Request`) that the arguments state."""
     stated = {
@@ -126,8 +150,11 @@ def run(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         request=options_of(arguments),
     )  # fmt: skip
-    if arguments.prompts:
-        generate_many(arguments.prompts, arguments.out, options)
-        return
-    figures = generate_one(arguments.prompt, arguments.out, options, arguments.extend, arguments.save_memory)
+    try:
+        if arguments.prompts:
+            generate_many(arguments.prompts, arguments.out, options)
+            return
+        figures = generate_one(arguments.prompt, arguments.out, options, arguments.extend, arguments.save_memory)
+    except ValueError as error:
+        raise in_own_words(error) from error
     print(f"{arguments.out}: {figures}")

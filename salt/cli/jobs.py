@@ -26,6 +26,7 @@ from ..pipeline.loading import INDEX, TINY_NAME
 from ..speed import Preference
 from ..text import CachedTextEncoder, TextEncoder, TextPrecision, UMT5TextEncoder
 from ..video import VideoWriter, check_writable
+from ..words import WordEmbedder
 from . import memories
 from .device import usable_device
 from .prompts import read_prompts
@@ -132,6 +133,8 @@ def generate_one(
     if keep is not None:
         check_writable(keep, ".safetensors")
     pipe = load_pipeline(options, run_device(options))
+    if isinstance(pipe.text, WordEmbedder) and not prompt.strip():
+        raise ValueError(f"prompt: found an empty one, expected words among: {', '.join(pipe.text.vocabulary)}")
     request = dict(options.request)
     if extend is not None:
         request |= memories.remembered(pipe, extend, guided="guidance_scale" in request)

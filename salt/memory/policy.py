@@ -113,28 +113,31 @@ class MemoryPolicy:
         `,int8`, `,fp8` or `,int4` and `,cpu` may follow. Raises ValueError that shows the accepted forms.
         """
         fields: dict = {}
-        for part in filter(None, re.split(r"[,+\s]+", text.strip().lower())):
+        for part in re.split(r"[,+\s]+", text.strip(" ,+\n\t").lower()):
             name, _, value = part.partition(":")
+            new: dict = {}
             if part in PRECISIONS[1:]:
-                fields["precision"] = part
+                new = {"precision": part}
             elif part == "cpu":
-                fields["residence"] = "cpu"
+                new = {"residence": "cpu"}
             elif part == "full":
-                fields["kind"] = "full"
+                new = {"kind": "full"}
             elif name == "blend" and _number(value):
-                fields["blend"] = float(value)
-            elif name in ("window", "cyclic") and value.isdigit():
-                fields["window"] = int(value)
-                fields.setdefault("kind", name)
+                new = {"blend": float(value)}
+            elif name == "window" and value.isdigit():
+                new = {"window": int(value)}
+            elif name == "cyclic" and value.isdigit():
+                new = {"kind": "cyclic", "window": int(value)}
             elif name in ("sink", "relative", "blended") and value.isdigit():
-                fields.update(kind=name, sink=int(value))
-            else:
+                new = {"kind": name, "sink": int(value)}
+            if not new or new.keys() & fields.keys():  # nothing that is known, or said a second time
                 raise ValueError(
                     f"memory policy: found {text!r} (at {part!r}), expected one of full | window:W | sink:S,window:W | "
                     "relative:S,window:W | cyclic:W | blended:S,window:W[,blend:A], "
                     "then optionally ,int8 ,fp8 ,int4 ,cpu"
                 )
-        return cls(**fields)
+            fields |= new
+        return cls(**{"kind": "window" if "window" in fields else "full", **fields})
 
     def __str__(self) -> str:
         text = {

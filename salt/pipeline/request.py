@@ -73,6 +73,9 @@ class Request:
         ):
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 raise ValueError(f"{one} and {other}: found both, expected one of them")
+        for name in ("height", "width"):
+            if (found := getattr(self, name)) is not None and found < 1:
+                raise ValueError(f"{name}: found {found} pixels, expected 1 or more")
         if self.memory is not None and self.initial_latents is not None:
             raise ValueError("memory and initial_latents: found both, expected one of them")
         if self.memory is not None and self.memory_policy is not None:
@@ -128,7 +131,8 @@ def plan_length(
 
     given: latent frames of a start; extends: the rollout goes on from a memory; seamless: the decoder goes on too.
 
-    Raises ValueError when `num_frames` is not filled by whole blocks, naming the nearest numbers that are.
+    Raises ValueError when `num_frames` is not filled by whole blocks, naming the nearest numbers that are, and for
+    seconds that the start alone fills.
     """
     lead = 0 if seamless else temporal_scale - 1  # the first latent frame of a clip is a single pixel frame
     block = max(spec.frames_per_block, 1)
@@ -144,6 +148,9 @@ def plan_length(
         if not (math.isfinite(wanted) and wanted > 0):
             raise ValueError(f"seconds: found {wanted:g}, expected a number above 0")
         wanted = math.ceil(wanted * FPS - 1e-6)
+        begun = given * temporal_scale - lead
+        if given and wanted <= begun:
+            raise ValueError(f"seconds: found {wanted / FPS:g}, expected more than the start's {begun / FPS:.4g} s")
     exact = ((wanted + lead) / temporal_scale - given - first) / block
     least = 0 if first else 1
     below, above = max(math.floor(exact), least), max(math.ceil(exact), least)

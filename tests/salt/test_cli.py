@@ -150,8 +150,14 @@ def test_prompt_at_and_memory_policy(model, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--frames", 20), "num_frames: found 20, expected 9 or 21"),
-        (("--memory", "ring:3"), "memory policy: found 'ring:3'"),
+        (("--frames", 20), "error: --frames: found 20, expected 9 or 21"),
+        (("--frames", 9, "--seconds", 1), "error: --frames and --seconds: found both"),
+        (("--width", 0), "error: --width: found 0 pixels, expected 1 or more"),
+        (("--nfe", 0), "error: --nfe: found 0, expected 1 or more"),
+        (("--prompt-at", -1, PROMPT), "error: --prompt-at: found a change at -1 s, expected above 0"),
+        (("--memory", "ring:3"), "error: --memory: found 'ring:3'"),
+        (("--memory", ""), "error: --memory: found ''"),
+        (("--memory", "window:2"), "error: --memory: window: found 2, expected at least 3"),
         (("--image", "none.png"), "none.png"),
         (("--extend", "none.safetensors"), "none.safetensors: found no such file"),
         (("--frames", 12, "--guidance", "3", "--extend", "WRITTEN"), "--guidance: found no"),
@@ -223,6 +229,8 @@ def test_a_device_that_is_not_here(monkeypatch):
 def test_unknown_word(model, tmp_path, capsys):
     assert generate(model, tmp_path / "a.mp4", prompt="a red dragon") == 2
     assert "unknown word 'dragon'" in capsys.readouterr().err
+    assert salt("generate", " ", "--model", model, "-o", tmp_path / "a.mp4") == 2
+    assert "prompt: found an empty one, expected words among: a, moving" in capsys.readouterr().err
 
 
 def test_memory_of_another_model(model, tmp_path, capsys):

@@ -348,7 +348,9 @@ def test_policies_read_as_they_are_written(text):
     assert str(MemoryPolicy.parse(text)) == text
 
 
-@pytest.mark.parametrize("text", ["ring", "window", "window:x", "sink:3;window:12"])
+@pytest.mark.parametrize(
+    "text", ["", "ring", "window", "window:x", "sink:3;window:12", "cyclic:6,sink:3", "window:3,window:6"]
+)
 def test_unreadable_policies_show_the_forms(text):
     with pytest.raises(ValueError, match="expected one of full \\| window:W|window: found None"):
         MemoryPolicy.parse(text)

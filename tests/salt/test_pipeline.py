@@ -93,6 +93,11 @@ def test_fused_and_plain_agree(pipe):
     assert torch.allclose(call(pipe).latents, call(pipe, fuse=True).latents, atol=1e-5)
 
 
+def test_seconds_that_the_start_fills_are_refused(pipe):
+    with pytest.raises(ValueError, match="seconds: found 0.5, expected more than the start's 0.5625 s"):
+        call(pipe, seconds=0.5, initial_latents=torch.randn(1, 16, 3, 4, 4))
+
+
 def test_seconds_are_rounded_up_to_blocks(pipe):
     assert call(pipe, seconds=1.0).frames.shape[1] == 21
     with pytest.raises(ValueError, match="num_frames: found 20, expected 9 or 21"):
