@@ -19,6 +19,7 @@ async function learnWords() {
 
 /** Seconds of the clip that this node's prompts go to; 0 where nothing says it, as when a memory is extended. */
 function clipSeconds(node) {
+  if (!node.graph) return 0; // a copy on its way into a subgraph
   const goals = (node.getOutputNodes?.(0) ?? []).filter((n) => !n.inputs?.find((i) => i.name === "memory")?.link);
   return Math.max(0, ...goals.map((n) => Number(n.widgets?.find((w) => w.name === "seconds")?.value) || 0));
 }
@@ -45,6 +46,13 @@ function addTimeline(node) {
     locked: () => Boolean(node.inputs?.find((i) => i.widget?.name === "timeline")?.link),
     word,
   });
+  // The frontend looks for changes before a click, a key or a choice has done its work here.
+  const captured = () => {
+    app.canvas?.emitBeforeChange?.();
+    app.canvas?.emitAfterChange?.();
+  };
+  for (const kind of ["click", "change"]) view.element.addEventListener(kind, captured);
+  view.element.addEventListener("keyup", (event) => event.target.type === "button" && captured());
   const height = () => TIMELINE_HEIGHT;
   const widget = node.addDOMWidget("timeline_picture", "salt_timeline", view.element, {
     serialize: false,
@@ -109,6 +117,13 @@ app.registerExtension({
     const style = make("link", "", { rel: "stylesheet", href: new URL("./salt.css", import.meta.url).href });
     document.head.append(style);
     await learnWords();
+  },
+  /** Undo and a switch of tabs make nodes anew; what they have shown is kept by the frontend. */
+  afterConfigureGraph() {
+    requestAnimationFrame(() => {
+      const ours = (app.graph?.nodes ?? app.graph?._nodes ?? []).filter((n) => n.comfyClass?.startsWith("Salt"));
+      for (const node of ours) showKept(node, app.nodeOutputs?.[node.id] ?? {});
+    });
   },
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("Salt")) return;

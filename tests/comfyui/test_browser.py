@@ -226,6 +226,62 @@ def test_a_prompt_moved_by_mouse_changes_the_clip(comfy):
     assert len(comfy.heard("preview")) == 21
 
 
+@pytest.mark.parametrize("design", DESIGNS)
+def test_a_schedule_goes_into_a_subgraph(comfy, design):
+    comfy.setting("Comfy.VueNodes.Enabled", DESIGNS[design])
+    comfy.drop(WORKFLOWS / "tiny_interactive_prompts.json")
+    comfy.page.evaluate(
+        """async kinds => { app.canvas.selectItems(app.graph._nodes.filter(n => kinds.includes(n.type)));
+        await app.extensionManager.command.execute('Comfy.Graph.ConvertToSubgraph') }""",
+        [SCHEDULE, ROLLOUT],
+    )
+    comfy.page.wait_for_timeout(500)
+    assert not {SCHEDULE, ROLLOUT} & set(comfy.page.evaluate("app.graph._nodes.map(n => n.type)"))
+
+
+def test_every_edit_of_the_timeline_can_be_undone_by_itself(comfy):
+    """Buttons, choices and keys change the text after the frontend has looked for changes; it is told to look again."""
+    comfy.drop(WORKFLOWS / "tiny_interactive_prompts.json")
+    comfy.look_at(SCHEDULE)
+    text = lambda: comfy.widget(SCHEDULE, "timeline")  # noqa: E731
+
+    def undone(edit) -> tuple[str, str]:
+        edit()
+        comfy.page.wait_for_timeout(400)
+        made = text()
+        comfy.page.evaluate("document.activeElement.blur()")
+        comfy.page.keyboard.press("Control+z")
+        comfy.page.wait_for_timeout(1000)
+        return made, text()
+
+    before = text()
+    for edit in (
+        lambda: comfy.page.locator(".salt-add").click(),
+        lambda: comfy.page.locator(".salt-block >> nth=1").press("ArrowRight"),
+    ):
+        made, after = undone(edit)
+        assert made != before and after == before
+    comfy.page.locator(".salt-block >> nth=1").click()
+    made, after = undone(lambda: comfy.page.locator(".salt-mode").select_option("cut"))
+    assert "cut" in made and after == before
+
+
+def test_what_a_node_has_shown_is_there_again_after_undo(comfy):
+    comfy.drop(WORKFLOWS / "tiny_interactive_prompts.json")
+    comfy.set_widget(ROLLOUT, "seconds", 1.5)
+    comfy.listen()
+    comfy.press_run()
+    comfy.wait_for("execution_success")
+    shown = comfy.page.locator(".salt-kept").count()
+    assert shown
+    comfy.look_at(SCHEDULE, ROLLOUT)
+    comfy.page.locator(".salt-add").click()
+    comfy.page.evaluate("document.activeElement.blur()")
+    comfy.page.keyboard.press("Control+z")
+    comfy.page.wait_for_timeout(1500)
+    assert comfy.page.locator(".salt-kept").count() == shown
+
+
 def open_help(comfy: ComfyPage, heading: str) -> None:
     """The help page of the one node there is, as its info button opens it."""
     comfy.page.evaluate("app.canvas.selectNode(app.graph._nodes[0])")
