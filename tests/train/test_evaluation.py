@@ -73,7 +73,12 @@ def test_several_benches_lie_in_one_folder(system, tmp_path):
         (["{system}", "--bench", "defect", "--triples", "900,500,0"], "found t_s 900, expected one of 1000, 875"),
         (["{system}", "--bench", "defect", "--triples", "900,500"], "triples: found '900,500', expected three"),
         (["{system}", "--bench", "defect", "--memory", "sideways"], "sideways"),
-        (["{system}", "--bench", "drift", "--frames", "4"], "num_frames: found 13, expected 9 or 21"),
+        (["{system}", "--bench", "drift", "--frames", "4"], "--frames: found 4, expected 3 or 6 (blocks of 3"),
+        (
+            ["{system}", "--bench", "vbench", "--prompts", "{system}/a.txt", "--frames", "2"],
+            "--frames: found 2, expected 3",
+        ),
+        (["nowhere", "--bench", "defect", "--out", "/proc/ev"], "/proc/ev.md: cannot write to folder /proc"),
         (["{system}", "--bench", "vbench"], "--prompts: found none, expected VBench_full_info.json"),
         (["{system}", "--bench", "vbench", "--prompts", "none.txt"], "none.txt: found no such file"),
         (["{system}", "--bench", "vbench", "--prompts", "none.txt", "--steps", "2", "4"], "--steps: found 2 4"),
@@ -81,7 +86,8 @@ def test_several_benches_lie_in_one_folder(system, tmp_path):
     ],
 )
 def test_errors_are_one_line(system, tmp_path, capsys, arguments, complaint):
-    assert run(*(a.format(system=system) for a in arguments), "--out", tmp_path / "out") == 2
+    (system / "a.txt").write_text("a slow red circle moving right\n")
+    assert run("--out", tmp_path / "out", *(a.format(system=system) for a in arguments)) == 2
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert told.startswith("error: ") and complaint in told
     assert not list(tmp_path.iterdir())

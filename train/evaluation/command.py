@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from salt.files import replacing
+from salt.video import check_writable
 
 if TYPE_CHECKING:
     from salt.pipeline import SaltPipeline
+    from salt.spec import StudentSpec
 
 BENCHES = ("shapes", "defect", "drift", "vbench", "vbench-long")
 OUTPUTS = Path("outputs")
@@ -80,8 +82,12 @@ def evaluate(args: argparse.Namespace) -> None:
         "vbench-long": partial(_vbench, long=True),
     }
     chosen = list(dict.fromkeys(args.bench))
-    for bench in chosen:
-        out = args.out if args.out and len(chosen) == 1 else (args.out or OUTPUTS) / NAMES[bench]
+    places = {bench: (args.out or OUTPUTS) / NAMES[bench] for bench in chosen}
+    if args.out and len(chosen) == 1:
+        places = {chosen[0]: args.out}
+    for out in places.values():
+        check_writable(out.with_name(out.name + ".md"), ".md")
+    for bench, out in places.items():
         benches[bench](args, out)
 
 
@@ -103,6 +109,15 @@ def open_pipeline(args: argparse.Namespace) -> SaltPipeline:
         path = path.parent
     options = Options(model=str(path), parts=args.parts, weights=args.weights, dtype=args.dtype)
     return load_pipeline(options, torch.device(args.device))
+
+
+def check_frames(frames: int, spec: StudentSpec) -> None:
+    """Raise ValueError unless whole blocks of the student fill `--frames`."""
+    block, first = max(spec.frames_per_block, 1), int(spec.independent_first_frame)
+    below = (frames - first) // block * block + first
+    if frames != below:
+        near = " or ".join(str(n) for n in (below, below + block) if n > first)
+        raise ValueError(f"--frames: found {frames}, expected {near} (blocks of {block} latent frames)")
 
 
 def bench_prompts(args: argparse.Namespace, pipe: SaltPipeline) -> list[str]:
@@ -170,7 +185,8 @@ def _defect(args: argparse.Namespace, out: Path) -> None:
 def _drift(args: argparse.Namespace, out: Path) -> None:
     from train.evaluation.drift import FRAMES, drift_rows, drift_table, measure_drift, summarize_drift
 
-    pipe = open_pipeline(args)
+    pipe, frames = open_pipeline(args), args.frames or FRAMES
+    check_frames(frames, pipe.spec)
     prompts = bench_prompts(args, pipe)
     groups = [prompts[i : i + args.batch] for i in range(0, len(prompts), args.batch)]
     options = {} if args.memory is None else {"memory_policy": args.memory}
@@ -181,7 +197,7 @@ def _drift(args: argparse.Namespace, out: Path) -> None:
         windows = []
         for seed in range(args.seed, args.seed + (args.samples or 1)):
             for group in groups:
-                windows += measure_drift(pipe, group, args.frames or FRAMES, seed, **options)
+                windows += measure_drift(pipe, group, frames, seed, **options)
         name = f"student, {steps} steps"
         rows[name], clips[name] = summarize_drift(windows), drift_rows(windows)
     data = {name: {"windows": rows[name], "clips": clips[name]} for name in rows}
@@ -197,7 +213,13 @@ def _vbench(args: argparse.Namespace, out: Path, long: bool = False) -> None:
     request = {"num_inference_steps": args.steps[0] if args.steps else None, "memory_policy": args.memory}
     given = {name: value for name, value in request.items() if value is not None}
     frames = args.frames or (120 if long else 21)
-    table = sample_all(lambda: open_pipeline(args), str(args.student), samples, out, frames, **given)
+
+    def load() -> SaltPipeline:
+        pipe = open_pipeline(args)
+        check_frames(frames, pipe.spec)
+        return pipe
+
+    table = sample_all(load, str(args.student), samples, out, frames, **given)
     if is_main():
         print(table)
         tool = "python vbench2_beta_long/eval_long.py --mode long_vbench_standard" if long else "vbench evaluate"
