@@ -18,6 +18,11 @@ COUNTS = {
     "rollout": ("frames", "height", "width", "frames_per_block"),
     "run": ("keep",),
 }
+# What may be nothing, but not less.
+AMOUNTS = {
+    "optimisation": ("lr", "critic_lr", "warmup", "weight_decay", "clip", "ema_start"),
+    "run": ("save_every", "sample_every"),
+}
 
 
 def check_recipe(recipe: Recipe, processes: int = 1) -> None:
@@ -44,6 +49,8 @@ def missing_files(recipe: Recipe) -> list[str]:
         folder = getattr(data, key)
         if folder and not Path(folder).is_dir():
             lines.append(f"data.{key}: found no such folder {folder!r}, `python -m train precompute` makes it")
+        elif folder and key != "embeddings" and not any(Path(folder).iterdir()):  # a prompt can be embedded later
+            lines.append(f"data.{key}: found nothing in {folder!r}, `python -m train precompute` fills it")
     if models.text != "words" and not data.embeddings and not Path(models.text).is_dir():
         lines.append(f"models.text: found no such folder {models.text!r}, expected text_encoder/ in it")
     if recipe.run.sample_every and not Path(models.vae or "/nonexistent").is_dir():
@@ -73,6 +80,10 @@ def check_settings(recipe: Recipe, processes: int = 1) -> None:
         for name in names:
             if (found := getattr(getattr(recipe, section), name)) < 1:
                 raise RecipeError(f"{section}.{name}: found {found}, expected 1 or more")
+    for section, names in AMOUNTS.items():
+        for name in names:
+            if not (found := getattr(getattr(recipe, section), name)) >= 0:  # as no comparison with NaN is
+                raise RecipeError(f"{section}.{name}: found {found}, expected 0 or more")
     unknown = sorted(set(r.share) - set(STEP_LISTS))
     if unknown or abs(sum(r.share.values()) - 1) > 1e-6:
         raise RecipeError(f"rollout.share: found {dict(r.share)}, expected 8, 4 and 2 with probabilities that sum to 1")

@@ -112,7 +112,6 @@ def make_clips(recipe: Recipe, device: torch.device, on_clip: Callable[[int], No
     Resumable: a clip has its own seed and file. on_clip: called with the number of clips that are there.
     """
     folder = Path(recipe.data.clips)
-    folder.mkdir(parents=True, exist_ok=True)
     missing = [i for i in range(recipe.start.clips) if not (folder / f"{i:06d}.safetensors").exists()]
     if not missing:
         return 0

@@ -94,6 +94,7 @@ def test_what_cannot_work_is_refused_before_anything_loads(tmp_path):
     good = small.recipe(tmp_path)
     check_recipe(good)
     (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "nothing").mkdir()
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
     wrong = {
         "models.student: found no such file": dict(models=dict(student="nowhere.pt")),
@@ -113,6 +114,9 @@ def test_what_cannot_work_is_refused_before_anything_loads(tmp_path):
         "optimisation.micro_batch: found 0, expected 1 or more": dict(optimisation=dict(micro_batch=0)),
         "optimisation.updates: found 0, expected 1 or more": dict(optimisation=dict(updates=0)),
         "rollout.frames_per_block: found 0, expected 1 or more": dict(rollout=dict(frames_per_block=0)),
+        "optimisation.lr: found -1.0, expected 0 or more": dict(optimisation=dict(lr=-1.0)),
+        "optimisation.clip: found nan, expected 0 or more": dict(optimisation=dict(clip=float("nan"))),
+        "data.images: found nothing in": dict(data=dict(images=str(tmp_path / "nothing"))),
         "run.keep: found -1, expected 1 or more": dict(run=dict(keep=-1)),
         "loss.guidance_max: found 1": dict(loss=dict(guidance_max=1.0)),
         "run.tracker: found nothing_such": dict(run=dict(tracker="nothing_such")),

@@ -36,6 +36,13 @@ def losses(recipe):
         return [float(row["value"]) for row in csv.DictReader(file) if row["name"] == recipe.stage]
 
 
+def test_no_folder_is_made_for_a_teacher_that_is_not_there(tmp_path):
+    recipe = starting(tmp_path)
+    with pytest.raises(ValueError, match="nowhere does not exist"):
+        make_clips(replace(recipe, models=replace(recipe.models, teacher="nowhere")), CPU)
+    assert not Path(recipe.data.clips).exists()
+
+
 @pytest.mark.parametrize("teacher", ["bidirectional", "causal"])
 def test_states_lie_on_the_teachers_guided_ode(tmp_path, teacher):
     recipe = starting(tmp_path, teacher=teacher)
