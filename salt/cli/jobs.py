@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import compare_versions
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
@@ -87,7 +88,8 @@ def load_pipeline(options: Options, device: torch.device) -> SaltPipeline:
     else:
         wanted: dict[str, Any] = {}
         if dtype != torch.float32:  # which diffusers reads anyway; Wan's VAE is exact in nothing less
-            wanted["torch_dtype"] = {"vae": torch.float32, "default": dtype}
+            option = "dtype" if compare_versions("diffusers", ">=", "0.40.0") else "torch_dtype"
+            wanted[option] = {"vae": torch.float32, "default": dtype}
         if text is not None:
             wanted |= {"text_encoder": None, "tokenizer": None}
         pipe = SaltPipeline.from_pretrained(options.model, **wanted)

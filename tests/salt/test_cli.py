@@ -94,6 +94,11 @@ def test_many_prompts_are_made_once(model, tmp_path, capsys):
     assert json.loads(videos[0].with_suffix(".json").read_text())["prompt"] == PROMPT
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_a_dtype_is_asked_for_as_the_installed_diffusers_wants_it(model, tmp_path):
+    assert generate(model, tmp_path / "a.mp4", "--frames", 9, "--dtype", "bfloat16") == 0
+
+
 def test_a_file_that_holds_no_prompts_is_named(model, tmp_path, capsys):
     (tmp_path / "bin.txt").write_bytes(b"\xff\xfe")
     assert generate(model, tmp_path / "out", "--prompts", tmp_path / "bin.txt", prompt=None) == 2
