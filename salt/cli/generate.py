@@ -56,7 +56,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     steps.add_argument("--fuse", action="store_true", help="one forward for context pass and next first step")
     steps.add_argument("--extend", type=Path, metavar="MEMORY", help="go on from a saved memory; writes the new part")
-    steps.add_argument("--save-memory", type=Path, metavar="MEMORY", help="keep the memory, to extend the clip later")
+    steps.add_argument("--save-memory", type=Path, metavar="MEMORY", help="NAME.safetensors, to extend the clip later")
 
 
 def add_model_arguments(command: argparse.ArgumentParser) -> None:

@@ -286,3 +286,8 @@ def test_a_file_that_is_no_workflow(stub, tmp_path, capsys, content):
     (tmp_path / "w.json").write_text(content)
     assert cli.main(["run-workflow", str(tmp_path / "w.json"), "--server", stub.url]) == cli.FAILED
     assert "expected a ComfyUI workflow" in one_line(capsys)
+
+
+def test_a_folder_is_no_workflow(tmp_path, capsys):
+    assert cli.main(["run-workflow", str(tmp_path)]) == cli.FAILED
+    assert f"{tmp_path}: found a folder, expected a ComfyUI workflow" in one_line(capsys)
