@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..salt.memory import KVMemory, MemoryFileError, load_memory, save_memory
+from ..salt.memory.files import NEGATIVE, negative_path
 from ..salt.memory.report import as_text, blended_since, lost_by_rewinding, picture, ranges
 from .bridge import memory_geometry
 from .fingerprint import fingerprint
@@ -15,12 +16,7 @@ from .memory_bar import memory_ui
 from .sockets import ClipMemory, Memory, schema
 
 FOLDER = "salt_memories"
-NEGATIVE = ".negative"  # of the unconditional branch, before the ending
 FRAMES_PER_SECOND = 4  # latent
-
-
-def negative_path(path: Path) -> Path:
-    return path.with_name(f"{path.stem}{NEGATIVE}{path.suffix}")
 
 
 def memory_files() -> list[str]:

@@ -16,6 +16,7 @@ from .policy import MemoryPolicy
 from .storage import MemoryGeometry, buffer_names
 
 FORMAT = "salt-memory-1"
+NEGATIVE = ".negative"  # of the unconditional branch, before the ending
 
 
 class MemoryFileError(ValueError):
@@ -52,7 +53,7 @@ def save_memory(memory: KVMemory, path: str | Path) -> None:
 
 def negative_path(path: Path) -> Path:
     """Where the memory of the unconditional branch lies, beside that of a clip that was made with guidance."""
-    return path.with_name(f"{path.stem}.negative{path.suffix}")
+    return path.with_name(f"{path.stem}{NEGATIVE}{path.suffix}")
 
 
 def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
