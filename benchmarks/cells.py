@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -37,13 +36,15 @@ class Bench:
             self.known = ceilings(self.device, torch.bfloat16 if self.device.type == "cuda" else torch.float32)
         return self.known
 
+    def clear(self) -> None:
+        """Room on the device for what is measured next."""
+        self.made = None
+        training.tidy(self.device)
+
     def pipe(self, prefer: Preference = "exact") -> SaltPipeline:
         """A pipeline on the device: random weights of Wan 2.1 1.3B on a GPU, salt-tiny on a CPU."""
         if self.made is None or self.made[0] != prefer:
-            self.made = None
-            gc.collect()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            self.clear()
             pipe = generation.random_wan(self.device) if self.device.type == "cuda" else generation.embedded()
             pipe.prefer(prefer)
             self.made = prefer, pipe
@@ -93,8 +94,7 @@ def fourteen(precision: str) -> Callable[[Bench], Figures]:
         policy = MemoryPolicy.parse(f"{WINDOW},{precision}")
         if bench.device.type != "cuda":
             return {"gb": KVMemory(policy, FOURTEEN, torch.bfloat16).estimate_bytes() / 1e9, "allocated": False}
-        bench.made = None
-        gc.collect()
+        bench.clear()
         before = torch.cuda.memory_allocated(bench.device)
         memory = KVMemory(policy, FOURTEEN, torch.bfloat16, bench.device)
         memory.allocated(12)
@@ -105,8 +105,7 @@ def fourteen(precision: str) -> Callable[[Bench], Figures]:
 
 def training_speed(size: str) -> Callable[[Bench], Figures]:
     def measure(bench: Bench) -> Figures:
-        bench.made = None
-        gc.collect()
+        bench.clear()
         found = training.measure_training(size, bench.device.type, every_grain=size == "small")
         if "speedup" in found:
             return found
@@ -122,8 +121,7 @@ def through_comfyui(name: str) -> Callable[[Bench], Figures]:
     def measure(bench: Bench) -> Figures:
         if not {"COMFYUI_PATH", "COMFYUI_PYTHON"} <= set(os.environ):
             return {"skipped": "COMFYUI_PATH and COMFYUI_PYTHON are not set"}
-        bench.made = None
-        training.tidy(bench.device)  # what this process keeps is missing in ComfyUI's
+        bench.clear()  # what this process keeps is missing in ComfyUI's
         found = comfyui.run([name], bench.device.type)
         ours, core, library = (found[f"{name} / {way}"] for way in ("ours", "core", "library"))
         over_core = ours["per_block"] / core["per_block"]

@@ -163,7 +163,7 @@ def run_blocks(
 ) -> tuple[list[Tensor], str]:  # fmt: skip
     """The engine's loop with progress and previews; blocks in the model's space, and a line on how fast they came."""
     blocks = len(block_lengths(plan.first + plan.given, plan.frames, plan.settings))
-    fused = plan.settings.fuse and plan.policy.kind != "blended"
+    fused = plan.settings.fuse and plan.policy.fuses
     given = len(context_lengths(plan.given, plan.settings))
     calls = blocks * plan.settings.schedule.nfe + (1 if fused else blocks) + given
     watch = Watch(calls, decoder, [x for x in (past, start) if x is not None and x.shape[2]])

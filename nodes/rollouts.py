@@ -117,8 +117,10 @@ def planned(
     timed = asked.prompts or [TimedConditioning(0.0, asked.positive, "keep")]
     changes = [Change(change_frame(t.seconds) if t.seconds else 0, t.conditioning, t.switch) for t in timed]
     if memory is not None and past is None:
-        latest = memory.memory.next_frame - spec.frames_per_block  # a change in the last block takes effect in the next
-        if any(c.switch == "recache" and c.frame > latest for c in changes):
+        # A change takes effect at the next block's start; after a cut a recache needs nothing from before.
+        first = memory.memory.next_frame - spec.frames_per_block
+        taking = [c.switch for c in changes if first < c.frame <= first + length.frames and c.switch != "keep"]
+        if taking[:1] == ["recache"]:
             raise ValueError("prompts: found a recache beside a memory, expected the clip so far connected to latents")
     schedule = schedule_of(asked.nfe, asked.steps, asked.shift, spec)
     settings = RolloutSettings(

@@ -286,10 +286,10 @@ class _Run:
         return flow[:, :, frames:]
 
     def fusable(self, next_start: int) -> bool:
-        """One forward has one prompt, and a blended sink changes between the two blocks."""
+        """One forward has one prompt."""
         same_prompt = all(b.prompts.at(next_start) is b.active for b in self.branches)
-        plain = self.branches[0].memory.policy.kind != "blended"
-        return self.settings.fuse and same_prompt and plain and not torch.is_grad_enabled()
+        fuses = self.settings.fuse and self.branches[0].memory.policy.fuses
+        return fuses and same_prompt and not torch.is_grad_enabled()
 
     def remember(self, x0: Tensor) -> None:
         """Keep the clean latents that a later recache may need; without a window, all of them."""

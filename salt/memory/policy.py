@@ -71,6 +71,11 @@ class MemoryPolicy:
                 f"(sink {self.sink} + a block of {frames} latent frames)"
             )
 
+    @property
+    def fuses(self) -> bool:
+        """Whether a block's write and the next one's read may be one forward; a blended sink changes in between."""
+        return self.kind != "blended"
+
     def slots(self, frames: int) -> int:
         """Frames of storage needed for a clip of `frames` latent frames."""
         return frames if self.window is None else self.window

@@ -120,9 +120,11 @@ def refusals():
     plain.model.diffusion_model.__class__ = type(plain.model.diffusion_model).__mro__[1]
     masked = {**latents, "noise_mask": torch.ones(1)}
     policy = PACK.memory.MemoryPolicy.parse("window:6")
+    late = [NODES.TimedConditioning(0.0, text(PROMPT), "keep"), NODES.TimedConditioning(9.0, text(OTHER), "recache")]
     again = [NODES.TimedConditioning(0.0, text(PROMPT), "keep"), NODES.TimedConditioning(2.25, text(OTHER), "recache")]
     return found | {
         "recache alone": refusal(rollout, model, positive=None, prompts=again, memory=memory),
+        "recache after the end": refusal(rollout, model, positive=None, prompts=late, memory=memory, seconds=0.7),
         "bidirectional": refusal(rollout, bidirectional),
         "no prompt": refusal(rollout, model, positive=None),
         "cfg": refusal(rollout, model, cfg=2.0),

@@ -38,6 +38,7 @@ def test_what_cannot_be_is_said_with_what_to_do(inside):
         "other batch": "found batch, channels, height, width [2, 16, 8, 8]",
         "short clip": "latents: found 3 latent frames, expected the clip's 9",
         "window": "window: found 2, expected at least 3",
+        "recache after the end": "nothing was refused",
         "recache alone": "prompts: found a recache beside a memory, expected the clip so far connected to latents",
     }
     assert {key: text for key, text in said.items() if text not in found[key]} == {}, found
