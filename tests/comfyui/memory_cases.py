@@ -62,6 +62,8 @@ def files():
 
 
 def rewinding():
+    import comfy.utils
+
     model = tiny()
     policy = PACK.memory.MemoryPolicy.parse("sink:3,window:6")
     latents, memory, _ = rollout(model)
@@ -69,7 +71,9 @@ def rewinding():
     a, b = NODES.SaltForkMemory.execute(back).args
     again, other = (extend(model, m, latents, seconds=0.7, seed=s)[0]["samples"] for m, s in ((a, 0), (b, 5)))
     empty = NODES.SaltRewindMemory.execute(memory, 0, "seconds").args[0]
+    comfy.utils.set_progress_bar_global_hook(lambda *_, **__: None)  # somebody looks, so previews are made
     anew = extend(model, empty, latents, vae=part("nodes.tiny").load_vae())[0]["samples"]
+    comfy.utils.set_progress_bar_global_hook(None)
     _, windowed, _ = rollout(model, policy=policy, seconds=3.0)
     _, blended, _ = rollout(model, policy=PACK.memory.MemoryPolicy.parse("blended:3,window:6"), seconds=3.0)
     a_buffers, b_buffers = ([t for layer in m.memory.store.buffers for t in layer] for m in (a, b))
