@@ -1,8 +1,9 @@
-"""A file that is there, for every room that reads one; writing one whole or not at all, for every room that does."""
+"""Files that are there, places that can be written to, and writing a file whole or not at all, for every room."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,27 @@ def existing(path: str | Path, expected: str) -> Path:
         raise IsADirectoryError(f"{path}: found a folder, expected {expected}")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: found no such file, expected {expected}")
+    return path
+
+
+def check_writable(path: str | Path, suffix: str) -> Path:
+    """Makes sure, before any work is done for it, that a file can be written to `path`; its folder is made if need be.
+
+    Raises ValueError for a name that does not end in `suffix`, OSError (naming the path) when the folder cannot be made
+    or written to, or when the path is itself a folder.
+    """
+    path = Path(path)
+    if path.suffix.lower() != suffix:
+        raise ValueError(f"{path}: expected a file name that ends in {suffix}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: expected a file to write, found a folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Permission bits do not tell (root, read-only and full disks), so a byte is really written.
+        with tempfile.TemporaryFile(dir=path.parent) as probe:
+            probe.write(b"\0")
+    except OSError as error:
+        raise OSError(f"{path}: cannot write to folder {path.parent} ({error.strerror or error})") from error
     return path
 
 

@@ -27,34 +27,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .files import existing
+from .files import check_writable, existing
 
 log = logging.getLogger(__name__)
 
 
 class VideoWriteError(OSError):
     """Writing stopped early. The message names the file, how many frames came, and what was kept of them."""
-
-
-def check_writable(path: str | Path, suffix: str = ".mp4") -> Path:
-    """Makes sure, before any work is done for it, that a file can be written to `path`; its folder is made if need be.
-
-    Raises ValueError for a name that does not end in `suffix`, OSError (naming the path) when the folder cannot be made
-    or written to, or when the path is itself a folder.
-    """
-    path = Path(path)
-    if path.suffix.lower() != suffix:
-        raise ValueError(f"{path}: expected a file name that ends in {suffix}")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: expected a file to write, found a folder")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Permission bits do not tell (root, read-only and full disks), so a byte is really written.
-        with tempfile.TemporaryFile(dir=path.parent) as probe:
-            probe.write(b"\0")
-    except OSError as error:
-        raise OSError(f"{path}: cannot write to folder {path.parent} ({error.strerror or error})") from error
-    return path
 
 
 class VideoWriter:
@@ -68,7 +47,7 @@ class VideoWriter:
     def __init__(self, path: str | Path, fps: float = 16):
         if not fps > 0 or not math.isfinite(fps):
             raise ValueError(f"frames per second must be positive, got {fps}")
-        self.path = check_writable(path)
+        self.path = check_writable(path, ".mp4")
         self.fps = fps
         self.frames = 0
         self._size: tuple[int, int] | None = None

@@ -20,13 +20,13 @@ from transformers.utils import logging as transformers_logging
 from ..checkpoints import read_checkpoint
 from ..checkpoints.lora import merge_lora
 from ..decode import Tiling
-from ..files import replacing
+from ..files import check_writable, replacing
 from ..hub import WAN, models_folder
 from ..pipeline import SaltPipeline
 from ..pipeline.loading import INDEX, TINY_NAME
 from ..speed import Preference
 from ..text import CachedTextEncoder, TextEncoder, TextPrecision, UMT5TextEncoder
-from ..video import VideoWriter, check_writable
+from ..video import VideoWriter
 from ..words import WordEmbedder
 from . import memories
 from .device import usable_device
@@ -131,7 +131,7 @@ def generate_one(
     prompt: str, out: Path, options: Options, extend: Path | None = None, keep: Path | None = None
 ) -> Figures:
     """One clip into one file. extend: a memory file to go on from; keep: where to save the memory afterwards."""
-    check_writable(out)
+    check_writable(out, ".mp4")
     if keep is not None:
         check_writable(keep, ".safetensors")
     pipe = load_pipeline(options, run_device(options))
@@ -192,7 +192,7 @@ def generate_many(file: Path, folder: Path, options: Options) -> None:
     prompts = read_prompts(file)
     if folder.suffix == ".mp4":
         raise ValueError(f"-o: found {folder}, expected a folder for the videos of {file}")
-    check_writable(folder / "probe.mp4")
+    check_writable(folder / "probe.mp4", ".mp4")
     state = PartialState(timeout=PATIENCE)
     left = list(to_do(prompts, folder, options))
     state.wait_for_everyone()  # all have looked before the first finishes a clip

@@ -7,11 +7,11 @@ there, and beside them the scales of every token and head (`quantise.py`).
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from ..streams import side_stream
 from .policy import CYCLE_FRAMES, MemoryPolicy, Precision
 from .quantise import dequantise_into, quantise, row_bytes, row_layout, storage_dtype
 
@@ -44,12 +44,6 @@ def estimate_bytes(
     return 2 * rows * row_bytes(policy.precision, dtype, geometry.head_dim)
 
 
-@lru_cache
-def _copying(device: torch.device) -> torch.cuda.Stream:
-    """One for all memories, beside the one that decodes: what is freed on a stream stays that stream's."""
-    return torch.cuda.Stream(device)
-
-
 class Store:
     """Buffers of all layers. Reads return model-dtype tensors on `device`; nothing here synchronises with the host."""
 
@@ -60,7 +54,7 @@ class Store:
         self.geometry, self.dtype, self.device, self.slots = geometry, dtype, device, slots
         self.home = torch.device("cpu") if policy.residence == "cpu" else device
         self._pinned = self.home.type == "cpu" and device.type == "cuda"
-        self._stream = _copying(device) if self._pinned else None
+        self._stream = side_stream(device, "fetch") if self._pinned else None
         # With the slots asked for, which stay alive here so that no other tensor is taken for them.
         self._fetched: dict[tuple, tuple[Tensor, tuple[Tensor, ...], torch.cuda.Event]] = {}
         self.buffers: list[tuple[Tensor, ...]] = [self._allocate(slots) for _ in range(geometry.layers)]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ..decode import FrameDecoder
 from ..rollout import Block
+from ..streams import side_stream
 from ..video import to_uint8
 
 
@@ -37,18 +37,12 @@ class Projection:
         return self
 
 
-@lru_cache
-def _aside(device: torch.device) -> torch.cuda.Stream:
-    """One for all clips: what is freed on a stream the allocator keeps for that stream alone."""
-    return torch.cuda.Stream(device)
-
-
 class Projector:
     """A decoder and the stream it works on. aside: whether there is one; then blocks are worth being made ahead."""
 
     def __init__(self, decoder: FrameDecoder, device: torch.device) -> None:
         self.decoder = decoder
-        self.stream: torch.cuda.Stream | None = _aside(device) if device.type == "cuda" else None
+        self.stream: torch.cuda.Stream | None = side_stream(device, "decode") if device.type == "cuda" else None
 
     @property
     def aside(self) -> bool:

@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from salt.video import VideoWriteError, VideoWriter, check_writable, fit, read_image, read_video
+from salt.files import check_writable
+from salt.video import VideoWriteError, VideoWriter, fit, read_image, read_video
 
 
 def clip(frames: int, height: int = 32, width: int = 48) -> torch.Tensor:
@@ -238,9 +239,9 @@ def test_unwritable_places_are_refused_before_any_work(tmp_path, monkeypatch):
         VideoWriter(tmp_path / "file" / "clip.mp4")
     (tmp_path / "folder.mp4").mkdir()
     with pytest.raises(IsADirectoryError, match="folder.mp4: expected a file"):
-        check_writable(tmp_path / "folder.mp4")
+        check_writable(tmp_path / "folder.mp4", ".mp4")
     with pytest.raises(ValueError, match="clip.gif: expected a file name that ends in .mp4"):
-        check_writable(tmp_path / "clip.gif")
+        check_writable(tmp_path / "clip.gif", ".mp4")
     with pytest.raises(ValueError, match="frames per second must be positive, got 0"):
         VideoWriter(tmp_path / "clip.mp4", fps=0)
 
@@ -249,7 +250,7 @@ def test_unwritable_places_are_refused_before_any_work(tmp_path, monkeypatch):
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     with pytest.raises(OSError, match=r"clip.mp4: cannot write to folder .* \(Permission denied\)"):
-        check_writable(tmp_path / "clip.mp4")
+        check_writable(tmp_path / "clip.mp4", ".mp4")
 
 
 def test_images_are_read_upright_and_cut_to_size(tmp_path):

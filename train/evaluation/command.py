@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from salt.files import replacing
-from salt.video import check_writable
+from salt.files import check_writable, replacing
 
 if TYPE_CHECKING:
     from salt.pipeline import SaltPipeline
