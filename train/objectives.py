@@ -79,6 +79,13 @@ def generator_loss(
     """L_DMD + weight L_SC 1[K = 8] + weight L_align 1[K low]: the loss to minimise, and its parts for the log."""
     seeds = batch.seeds(recipe, update, "generator")
     rolled = roll(models.student, batch.conditioning, recipe, choices, seeds, gradient=True)
+    return rolled_loss(models, rolled, batch, recipe, choices, update)
+
+
+def rolled_loss(
+    models: Models, rolled: Rolled, batch: Batch, recipe: Recipe, choices: Choices, update: int
+) -> tuple[Tensor, dict[str, float]]:
+    """`generator_loss` of a rollout that carries gradient."""
     loss = dmd_term(models, rolled.x0, batch, recipe, choices, update)
     parts = {"dmd": loss.item()}
     if rolled.exits.direct:

@@ -77,11 +77,15 @@ def _cross_attention(attn: Any, x: Tensor, text: Tensor) -> Tensor:
     return attn.to_out[0](attend(q, k, v, None))
 
 
-def _flow(model: Any, x: Tensor, t_BF: Tensor, text: Tensor, rotary: Rotary, bias: Tensor | None) -> Tensor:
-    frames = t_BF.shape[1]  # or 1, for one timestep per clip
+def hidden(
+    model: Any, x: Tensor, t_BF: Tensor, text: Tensor, rotary: Rotary, bias: Tensor | None
+) -> tuple[list[Tensor], Tensor]:
+    """Tokens [B, S, dim] after every block, and the time embedding; t [B, F], or [B, 1] for one per clip."""
+    frames = t_BF.shape[1]
     tokens = model.patch_embedding(x).flatten(2).transpose(1, 2).contiguous()
     temb, timestep_proj, context, _ = model.condition_embedder(t_BF.flatten(), text, None, timestep_seq_len=frames)
     temb_6 = timestep_proj.unflatten(2, (6, -1))
+    after = []
     for block in model.blocks:
         modulation = block.scale_shift_table.unsqueeze(0) + wide(temb_6)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation.unsqueeze(3).unbind(2)
@@ -97,7 +101,13 @@ def _flow(model: Any, x: Tensor, t_BF: Tensor, text: Tensor, rotary: Rotary, bia
         tokens = gated(tokens, _self_attention(block.attn1, normed, rotary, bias), gate)
         tokens = tokens + _cross_attention(block.attn2, block.norm2(wide(tokens)).type_as(tokens), context)
         tokens = gated(tokens, block.ffn(modulated(block.norm3, ffn_scale, ffn_shift, tokens)), ffn_gate)
-    return model._head(tokens, temb, x)
+        after.append(tokens)
+    return after, temb
+
+
+def _flow(model: Any, x: Tensor, t_BF: Tensor, text: Tensor, rotary: Rotary, bias: Tensor | None) -> Tensor:
+    tokens, temb = hidden(model, x, t_BF, text, rotary, bias)
+    return model._head(tokens[-1], temb, x)
 
 
 class Quick:

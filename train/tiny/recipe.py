@@ -1,7 +1,8 @@
 """salt-tiny from nothing: the stages in order, and the shipped files at the end.
 
-vae -> latents -> teacher -> student (teacher forcing, the initial student, then Salt's distillation) -> ship. Every
-stage takes up where it was killed and passes over what is done, so the one command can be given again at any time.
+vae -> latents -> teacher -> student (teacher forcing, the initial student, Salt's distillation, and once more beside a
+judge of real clips) -> ship. Every stage takes up where it was killed and passes over what is done, so the one command
+can be given again at any time.
 """
 
 import shutil
@@ -24,6 +25,7 @@ from train.plots import plot_curve
 from train.study.arms import arms_named
 from train.study.runner import recipe_of
 from train.tiny import student, teacher, vae
+from train.tiny.finish import Finish, train_finish
 from train.tiny.latents import SHARD, make_latents
 from train.tiny.parallel import run_workers
 from train.tiny.start import train_start
@@ -51,6 +53,7 @@ CURVES = {  # the plot kept next to the model card: stage folder, title
     "teacher": "Teacher: flow matching",
     "forcing": "Student: teacher forcing",
     "start": "Student: regression on the causal teacher's trajectories",
+    "finish": "Student: Salt beside a judge of real clips",
 }
 
 
@@ -64,10 +67,11 @@ class Budget:
     forcing: tuple[ClipPhase, ...]
     start: dict[str, int]
     distillation: tuple[str, ...]
+    finish: Finish
 
 
 BUDGETS = {
-    "full": Budget(vae.FULL, 9120, teacher.FULL, student.FORCING, {"clips": 1024, "steps": 1000}, LONGER),
+    "full": Budget(vae.FULL, 9120, teacher.FULL, student.FORCING, {"clips": 1024, "steps": 1000}, LONGER, Finish()),
     "quick": Budget(
         vae.QUICK,
         SHARD,
@@ -75,6 +79,7 @@ BUDGETS = {
         tuple(replace(phase, steps=100, batch=4) for phase in student.FORCING[:2]),
         {"clips": 4, "steps": 10},
         ("optimisation.updates=2", "optimisation.compile=false"),
+        Finish(waits=2, steps=2, compiled=False),
     ),
 }
 
@@ -111,7 +116,7 @@ def run_stage(stage: str, out: Path, budget: Budget, device: str = "cpu", worker
         device,
     )
     _unless(out / "start/final", 1, partial(train_start, device=device, **budget.start), out / "start", forced)
-    distilled(out, budget)
+    finished(out, budget, device)
 
 
 def distilled(out: Path, budget: Budget) -> Path:
@@ -121,6 +126,12 @@ def distilled(out: Path, budget: Budget) -> Path:
     recipe = recipe_of(arm, 0, out, (*models, *budget.distillation))
     path = Path(recipe.run.out) / "export" / f"{arm.name}.safetensors"
     return path if path.exists() else distill(recipe, "single")
+
+
+def finished(out: Path, budget: Budget, device: str = "cpu") -> Path:
+    """The distilled student after its last stage."""
+    student, forced = distilled(out, budget), out / "forcing/final"
+    return train_finish(out / "finish", student, forced, out / "latents", budget.finish, SHIFT, device=device)
 
 
 def _vae(out: Path) -> Path:
@@ -152,7 +163,7 @@ def ship(out: Path, assets: Path, student_to: Path, budget: Budget) -> None:
     """
     vae_model = AutoencoderKLWan.from_pretrained(_vae(out))
     vae_model.register_to_config(_name_or_path="salt-tiny")
-    best = load_student(distilled(out, budget), dtype=torch.float32)
+    best = load_student(finished(out, budget), dtype=torch.float32)
     pipe = SaltPipeline(best, vae_model, student=SPEC, words=WORDS, default_size=(64, 64))
     pipe.to(torch.float16).save_pretrained(student_to)
     save_diffusers(best, student_to / "transformer", spec=SPEC)  # the same again, with the spec in the file itself
