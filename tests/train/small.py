@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 from salt.checkpoints import save_diffusers
 from salt.student import SaltTransformer3DModel
 from train.recipe import Data, Losses, Models, Optimisation, Recipe, Rollouts, RunSettings
+from train.tiny.common import Run
 
 
 def model(seed: int = 0, **config) -> SaltTransformer3DModel:
@@ -42,3 +45,18 @@ def recipe(folder: Path, **sections) -> Recipe:
     return replace(
         base, **{k: replace(getattr(base, k), **v) if isinstance(v, dict) else v for k, v in sections.items()}
     )
+
+
+@contextmanager
+def dying(monkeypatch) -> Iterator[None]:
+    """A stage of salt-tiny saves after every step while this is open, and is killed right after."""
+    saved = Run.save
+
+    def save_and_die(self, **state):
+        saved(self, **state)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "due", lambda self: True)
+        patched.setattr(Run, "save", save_and_die)
+        yield

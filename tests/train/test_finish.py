@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import small
 import torch
 
 from salt.checkpoints import load_student, save_diffusers
@@ -10,11 +11,9 @@ from salt.rope import rotary_table
 from salt.words import WordEmbedder
 from train.losses import fooling_loss, judge_loss, smoothness_loss
 from train.shapes.world import SCENES
-from train.tiny.common import Run
 from train.tiny.finish import REPLAYED, Finish, Finisher, finish_recipe, noised, train_finish
 from train.tiny.judge import Judge
 from train.tiny.quick import hidden
-from train.tiny.teacher import new_transformer
 
 FRAMES = 3
 EVEN = torch.full((FRAMES,), 1 / FRAMES)
@@ -26,7 +25,7 @@ def models(tmp_path_factory):
     """A student and a teacher on disk, and latents: real clips are constants, which no student makes from noise."""
     root = tmp_path_factory.mktemp("models")
     for seed, name in enumerate(("student", "teacher")):
-        save_diffusers(new_transformer(seed), root / name)
+        save_diffusers(small.model(seed, num_layers=4), root / name)
     (root / "latents").mkdir()
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(8, 16, 1, 1, 1, generator=generator).expand(8, 16, FRAMES, 8, 8).half()
@@ -37,7 +36,9 @@ def models(tmp_path_factory):
 @pytest.fixture
 def learners(models):
     recipe = finish_recipe(models / "teacher", 0, FRAMES, 3.0)
-    return Finisher(models / "student", models / "teacher", recipe, "cpu", compiled=False)
+    made = Finisher(models / "student", models / "teacher", recipe, "cpu", compiled=False)
+    made.optimizers["judge"].param_groups[0]["lr"] = 5e-3  # so small a judge would take long
+    return made
 
 
 def real_clips(models):
@@ -66,16 +67,16 @@ def test_smoothness_is_the_squared_slope():
 
 
 def test_hidden_tokens_are_the_models_own():
-    model = new_transformer(0).requires_grad_(False)
+    model = small.model(0, num_layers=4).requires_grad_(False)
     x, text = torch.randn(2, 16, FRAMES, 8, 8), WordEmbedder().encode([scene.caption for scene in SCENES[:2]])
     t = torch.tensor([300.0, 700.0])
-    tokens, _ = hidden(model, x, t[:, None], text, rotary_table(range(FRAMES), 4, 4, 128, "cpu"), None)
+    tokens, _ = hidden(model, x, t[:, None], text, rotary_table(range(FRAMES), 4, 4, 16, "cpu"), None)
     for layer, found in enumerate(tokens):
         assert (found - model.features(x, t, text, layer)).abs().max() < 1e-4
 
 
 def test_every_weight_of_the_judge_learns_but_the_head_that_is_not_asked():
-    judge = Judge(new_transformer(0))
+    judge = Judge(small.model(0, num_layers=4))
     clips, text = torch.randn(2, 16, FRAMES, 8, 8), WordEmbedder().encode([scene.caption for scene in SCENES[:2]])
     sigma = torch.tensor([0.1, 0.4])
     assert judge(clips, sigma, text).shape == (2, FRAMES) and not judge(clips, sigma, text).any()
@@ -134,18 +135,10 @@ def test_what_is_replayed_has_an_end(models, learners, monkeypatch):
 def test_a_killed_run_goes_on_where_it_was(models, tmp_path, monkeypatch):
     arguments = (models / "student", models / "teacher", models / "latents", SHORT)
     whole = train_finish(tmp_path / "whole", *arguments)
-    saved = Run.save
-
-    def save_and_die(self, **state):
-        saved(self, **state)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Run, "due", lambda self: True)
-    monkeypatch.setattr(Run, "save", save_and_die)
-    for _ in range(4):
-        with pytest.raises(KeyboardInterrupt):
-            train_finish(tmp_path / "broken", *arguments)
-    monkeypatch.undo()
+    with small.dying(monkeypatch):
+        for _ in range(4):
+            with pytest.raises(KeyboardInterrupt):
+                train_finish(tmp_path / "broken", *arguments)
     broken = train_finish(tmp_path / "broken", *arguments)
     assert whole.read_bytes() == broken.read_bytes()
     start, end = (load_student(path, dtype=torch.float32).state_dict() for path in (models / "student", whole))

@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import small as small_models
 import torch
 
 from salt.checkpoints import load_student, save_diffusers
@@ -128,18 +129,10 @@ def test_a_missing_latent_cache_is_named(tmp_path):
 def test_a_killed_run_goes_on_where_it_was(shards, tmp_path, monkeypatch):
     phases = (ClipPhase(frames=3, batch=2, steps=4, lr=1e-3, lr_end=0.5),)
     train_teacher(tmp_path / "whole", shards, phases)
-    saved = Run.save
-
-    def save_and_die(self, **state):
-        saved(self, **state)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Run, "due", lambda self: True)
-    monkeypatch.setattr(Run, "save", save_and_die)
-    for _ in range(4):
-        with pytest.raises(KeyboardInterrupt):
-            train_teacher(tmp_path / "broken", shards, phases)
-    monkeypatch.undo()
+    with small_models.dying(monkeypatch):
+        for _ in range(4):
+            with pytest.raises(KeyboardInterrupt):
+                train_teacher(tmp_path / "broken", shards, phases)
     train_teacher(tmp_path / "broken", shards, phases)
     whole, broken = ((tmp_path / name / "final/diffusion_pytorch_model.safetensors") for name in ("whole", "broken"))
     assert whole.read_bytes() == broken.read_bytes()
