@@ -46,7 +46,7 @@ class Finish:
     """How long. `waits`: steps in which only the judge and the critic learn.
 
     A judge that has seen little teaches little: with 200 of them 500 steps gained nothing, where one that had learned
-    for 850 took the same student from 91 to 95 % passed at two evaluations (docs/study.md).
+    for 850 took the same student from 91 to 94 % passed at two evaluations (docs/study.md).
     """
 
     waits: int = 850
