@@ -68,17 +68,6 @@ def finish_recipe(teacher: Path, seed: int, frames: int, shift: float) -> Recipe
     )  # fmt: skip
 
 
-class Teacher:
-    """The frozen teacher as the objectives call it, compiled where it is asked for flows."""
-
-    def __init__(self, model: SaltTransformer3DModel, compiled: bool) -> None:
-        self._flow = Quick(model) if compiled else model
-        self.features, self.block_causal = model.features, model.block_causal
-
-    def __call__(self, *arguments: object, **options: object) -> tuple[Tensor]:
-        return self._flow(*arguments, **options)  # pyright: ignore[reportArgumentType, reportReturnType]
-
-
 @dataclass
 class Pairs:
     """Clips the student made beside real ones of the same captions: made, real [B, 16, F, 8, 8], text [B, L, D]."""
@@ -114,9 +103,8 @@ class Finisher:
         opt = recipe.optimisation
         self.student = loaded(student).requires_grad_(True)
         self.wrapped = Wrapped(self.student, "single", opt.precision == "bf16", compiled=compiled)
-        self.teacher = Teacher(loaded(teacher).requires_grad_(False), compiled)
-        self.critic = loaded(teacher).requires_grad_(True)
-        self.critic_flow = Quick(self.critic) if compiled else self.critic
+        self.critic, frozen = loaded(teacher).requires_grad_(True), loaded(teacher).requires_grad_(False)
+        self.critic_flow, self.teacher = (Quick(m) if compiled else m for m in (self.critic, frozen))
         self.judge = placed(Judge(loaded(teacher).requires_grad_(True), compiled), device)
         adam = partial(torch.optim.AdamW, betas=(0.0, 0.99), weight_decay=0.0)
         self.optimizers = {
@@ -186,10 +174,10 @@ class Finisher:
         """Twice a batch of pairs; the slope is measured on the first half, which is fresh."""
         real, made, sigma = noised(pairs, generator)
         half = slice(len(real) // 2)
-        clips = torch.cat([real, made, real[half], made[half]])
-        clips[2 * len(real) :] += SPREAD * torch.randn(real.shape, generator=generator).to(real.device)
-        sigmas, text = sigma.repeat(3), pairs.text.repeat(3, 1, 1)
-        sigmas[2 * len(real) :], text[2 * len(real) :] = sigma[half].repeat(2), pairs.text[half].repeat(2, 1, 1)
+        nudged = torch.cat([real[half], made[half]])
+        nudged = nudged + SPREAD * torch.randn(nudged.shape, generator=generator).to(nudged.device)
+        clips = torch.cat([real, made, nudged])
+        sigmas, text = (torch.cat([all_, all_, all_[half], all_[half]]) for all_ in (sigma, pairs.text))
         real_BF, made_BF, nudged_BF = self._judged(clips, sigmas, text).split(len(real))
         told = judge_loss(real_BF, made_BF, self.weight_F)
         slope = smoothness_loss(torch.cat([real_BF[half], made_BF[half]]), nudged_BF, SPREAD, self.weight_F)

@@ -126,6 +126,10 @@ class Quick:
     ) -> BlockCausal:
         return self.model.block_causal(blocks, height, width, clean_context=clean_context, policy=policy)
 
+    def features(self, *arguments: Any, **options: Any) -> Tensor:
+        """The model's own, not compiled: alignment asks for them once in a while."""
+        return self.model.features(*arguments, **options)
+
     def __call__(
         self, x: Tensor, t: Tensor, text: Tensor, *unused: None, scope: BlockCausal | None = None, return_dict: bool
     ) -> tuple[Tensor]:
