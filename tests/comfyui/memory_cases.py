@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from node_cases import PROMPT, ROOT, extend, part, refusal, rollout, text, tiny
+from node_cases import OTHER, PROMPT, ROOT, extend, part, refusal, rollout, text, tiny
 from play import FOLDER, PACK, answer, error
 
 NODES, POLICY, DIAGNOSTICS = part("nodes.memories"), part("nodes.policy"), part("nodes.diagnostics")
@@ -69,7 +69,8 @@ def rewinding():
     latents, memory, _ = rollout(model)
     back, told = NODES.SaltRewindMemory.execute(memory, 1.5, "seconds").args
     a, b = NODES.SaltForkMemory.execute(back).args
-    again, other = (extend(model, m, latents, seconds=0.7, seed=s)[0]["samples"] for m, s in ((a, 0), (b, 5)))
+    another = dict(seed=5, positive=text(OTHER))  # of one prompt two clips lie close together
+    again, other = (extend(model, m, latents, seconds=0.7, **c)[0]["samples"] for m, c in ((a, {}), (b, another)))
     empty = NODES.SaltRewindMemory.execute(memory, 0, "seconds").args[0]
     comfy.utils.set_progress_bar_global_hook(lambda *_, **__: None)  # somebody looks, so previews are made
     anew = extend(model, empty, latents, vae=part("nodes.tiny").load_vae())[0]["samples"]

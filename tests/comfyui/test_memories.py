@@ -31,7 +31,7 @@ def test_a_saved_memory_goes_on_like_one_that_was_not(inside):
 def test_rewound_and_forked_clips_go_their_own_ways(inside):
     found = inside(CASES, "rewinding")
     assert found["told"] == "at latent frame 6 (1.5 s)" and found["untouched"] == 9
-    assert found["again"] <= 1e-4 and found["other"] > 0.01
+    assert found["again"] <= 1e-4 and found["other"] > 0.1
     assert found["from nothing"] <= 1e-4
     assert found["apart"], "a branch is written and the other stays"
     assert found["lost"].endswith("; 3 latent frames forgotten by the window stay lost (3-5)")
