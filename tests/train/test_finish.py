@@ -42,8 +42,8 @@ def learners(models):
 
 
 def real_clips(models):
-    latents = torch.load(models / "latents/0000.pt", weights_only=True)["latents"].float()
-    return latents, WordEmbedder().encode([scene.caption for scene in SCENES[:8]])
+    shard = torch.load(models / "latents/0000.pt", weights_only=True)
+    return shard["latents"].float(), shard["scenes"]
 
 
 def test_a_judge_that_sees_nothing_loses_ln_2_and_the_two_pull_apart():
@@ -91,11 +91,11 @@ def test_every_weight_of_the_judge_learns_but_the_head_that_is_not_asked():
 
 
 def test_while_it_waits_the_student_stands_still_and_the_judge_comes_to_see(models, learners):
-    real, text = real_clips(models)
+    real, scenes = real_clips(models)
     before = {name: value.clone() for name, value in learners.student.state_dict().items()}
     told = []
     for step in range(8):
-        values = learners.step(step, real, text, waiting=True, generator=torch.Generator().manual_seed(step))
+        values = learners.step(step, real, scenes, waiting=True, generator=torch.Generator().manual_seed(step))
         told.append(values["judge"])
     assert told[0] == pytest.approx(math.log(2), abs=1e-3) and told[-1] < 0.6
     assert all(torch.equal(value, before[name]) for name, value in learners.student.state_dict().items())
@@ -103,7 +103,7 @@ def test_while_it_waits_the_student_stands_still_and_the_judge_comes_to_see(mode
     judged = [p.clone() for p in learners.judge.parameters()]
     optimizer = learners.optimizers["judge"]
     optimizer.step = lambda: None  # what moves the judge now could only be the student's step
-    values = learners.step(8, real, text, waiting=False, generator=torch.Generator().manual_seed(8))
+    values = learners.step(8, real, scenes, waiting=False, generator=torch.Generator().manual_seed(8))
     assert values["fooling"] > math.log(2) and math.isfinite(values["dmd"])
     assert any(not torch.equal(value, before[name]) for name, value in learners.student.state_dict().items())
     assert all(torch.equal(p, was) for p, was in zip(learners.judge.parameters(), judged, strict=True))
@@ -112,12 +112,13 @@ def test_while_it_waits_the_student_stands_still_and_the_judge_comes_to_see(mode
 
 def test_the_adversarial_gradient_makes_clips_more_real(models, learners):
     """Along the gradient alone, of a judge that has learned: the logits of what was made rise."""
-    real, text = real_clips(models)
+    real, scenes = real_clips(models)
     for step in range(8):
-        learners.step(step, real, text, waiting=True, generator=torch.Generator().manual_seed(step))
+        learners.step(step, real, scenes, waiting=True, generator=torch.Generator().manual_seed(step))
     pairs = learners.replay[-1]
     pairs.made.requires_grad_(True)
     clips, made, sigma = noised(pairs, torch.Generator().manual_seed(0))
+    text = learners.text_SLD[scenes]
     logits = learners.judge(made, sigma, text)
     (gradient,) = torch.autograd.grad(fooling_loss(learners.judge(clips, sigma, text), logits, learners.weight_F), made)
     moved = learners.judge(made - 0.5 * gradient / gradient.abs().amax(), sigma, text)
@@ -125,10 +126,10 @@ def test_the_adversarial_gradient_makes_clips_more_real(models, learners):
 
 
 def test_what_is_replayed_has_an_end(models, learners, monkeypatch):
-    real, text = real_clips(models)
+    real, scenes = real_clips(models)
     monkeypatch.setattr("train.tiny.finish.REPLAYED", 2)
     for step in range(4):
-        learners.step(step, real, text, waiting=True, generator=torch.Generator().manual_seed(step))
+        learners.step(step, real, scenes, waiting=True, generator=torch.Generator().manual_seed(step))
     assert len(learners.replay) == 2 < REPLAYED
 
 

@@ -19,12 +19,14 @@ from salt.checkpoints import load_student, save_wan
 from salt.prompts import Conditioning
 from salt.schedule import add_noise
 from salt.student import SaltTransformer3DModel
+from salt.words import WordEmbedder
 from train.choices import Choices, draw_choices
 from train.losses import fooling_loss, judge_loss, smoothness_loss
 from train.objectives import Batch, Models, critic_loss, rolled_loss
 from train.parallel import Wrapped
 from train.recipe import Recipe, load_recipe
 from train.rollouts import Rolled, roll
+from train.shapes.world import SCENES
 from train.tiny.common import Run, placed, seeded, update_ema
 from train.tiny.judge import Judge
 from train.tiny.latents import Latents
@@ -70,14 +72,14 @@ def finish_recipe(teacher: Path, seed: int, frames: int, shift: float) -> Recipe
 
 @dataclass
 class Pairs:
-    """Clips the student made beside real ones of the same captions: made, real [B, 16, F, 8, 8], text [B, L, D]."""
+    """Clips the student made beside real ones of the same scenes: made, real [B, 16, F, 8, 8], scene numbers [B]."""
 
     made: Tensor
     real: Tensor
-    text: Tensor
+    scenes: Tensor
 
     def __add__(self, other: Pairs) -> Pairs:
-        both = ((self.made, other.made), (self.real, other.real), (self.text, other.text))
+        both = ((self.made, other.made), (self.real, other.real), (self.scenes, other.scenes))
         return Pairs(*(torch.cat(two) for two in both))
 
 
@@ -100,6 +102,7 @@ class Finisher:
             return placed(load_student(path, dtype=torch.float32), device)
 
         self.recipe, self.device = recipe, device
+        self.text_SLD = WordEmbedder().encode([scene.caption for scene in SCENES]).to(device)
         opt = recipe.optimisation
         self.student = loaded(student).requires_grad_(True)
         self.wrapped = Wrapped(self.student, "single", opt.precision == "bf16", compiled=compiled)
@@ -125,7 +128,7 @@ class Finisher:
         return {
             "models": {name: model.state_dict() for name, model in self.models().items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "replay": [(p.made.cpu(), p.real.cpu(), p.text.cpu()) for p in self.replay],
+            "replay": [(p.made.cpu(), p.real.cpu(), p.scenes.cpu()) for p in self.replay],
         }
 
     def load_state(self, state: dict) -> None:
@@ -134,9 +137,12 @@ class Finisher:
             self.optimizers[name].load_state_dict(state["optimizers"][name])
         self.replay = [Pairs(*(tensor.to(self.device) for tensor in kept)) for kept in state["replay"]]
 
-    def step(self, step: int, real: Tensor, text: Tensor, waiting: bool, generator: torch.Generator) -> dict:
-        """One step of all; while `waiting` the student stands still. What to log."""
-        recipe = self.recipe
+    def step(self, step: int, real: Tensor, scenes: Tensor, waiting: bool, generator: torch.Generator) -> dict:
+        """One step of all; while `waiting` the student stands still. What to log.
+
+        real [B, 16, F, 8, 8], scenes: their numbers [B].
+        """
+        recipe, text = self.recipe, self.text_SLD[scenes]
         choices = draw_choices(recipe, step, "generator")
         nothing = Conditioning(torch.zeros_like(text))
         batch = Batch(range(len(real)), Conditioning(text), nothing)
@@ -144,7 +150,7 @@ class Finisher:
         rolled = self.wrapped(
             lambda student: roll(student, batch.conditioning, recipe, choices, seeds, gradient=not waiting)
         )
-        fresh = Pairs(rolled.x0.detach().float(), real, text)
+        fresh = Pairs(rolled.x0.detach().float(), real, scenes)
         values = {"judge": self._learn_judge(fresh + (self._again(len(self.replay), generator) or fresh), generator)}
         for i, pairs in enumerate((fresh, self._again(RECENT, generator) or fresh)):
             values["critic"] = self._learn_critic(pairs, batch, 2 * step + i)
@@ -158,9 +164,9 @@ class Finisher:
         newest = self.replay[-recent:] if recent else []
         return newest[int(torch.randint(len(newest), (), generator=generator))] if newest else None
 
-    def _judged(self, clips: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+    def _judged(self, clips: Tensor, sigma: Tensor, scenes: Tensor) -> Tensor:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.wrapped.bf16):
-            return self.judge(clips, sigma, text)
+            return self.judge(clips, sigma, self.text_SLD[scenes])
 
     def _update(self, name: str, loss: Tensor, clip: float) -> float:
         model = self.models()[name]
@@ -177,15 +183,15 @@ class Finisher:
         nudged = torch.cat([real[half], made[half]])
         nudged = nudged + SPREAD * torch.randn(nudged.shape, generator=generator).to(nudged.device)
         clips = torch.cat([real, made, nudged])
-        sigmas, text = (torch.cat([all_, all_, all_[half], all_[half]]) for all_ in (sigma, pairs.text))
-        real_BF, made_BF, nudged_BF = self._judged(clips, sigmas, text).split(len(real))
+        sigmas, scenes = (torch.cat([all_, all_, all_[half], all_[half]]) for all_ in (sigma, pairs.scenes))
+        real_BF, made_BF, nudged_BF = self._judged(clips, sigmas, scenes).split(len(real))
         told = judge_loss(real_BF, made_BF, self.weight_F)
         slope = smoothness_loss(torch.cat([real_BF[half], made_BF[half]]), nudged_BF, SPREAD, self.weight_F)
         self._update("judge", told + 2 * SMOOTHNESS * slope, JUDGE_CLIP)  # two: of the real and of the made
         return told.item()
 
     def _learn_critic(self, pairs: Pairs, batch: Batch, update: int) -> float:
-        shown = Batch(batch.samples, Conditioning(pairs.text), batch.negative)
+        shown = Batch(batch.samples, Conditioning(self.text_SLD[pairs.scenes]), batch.negative)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.wrapped.bf16):
             loss = critic_loss(self.critic_flow, pairs.made, shown, self.recipe, update)
         self._update("critic", loss, CLIP)
@@ -198,10 +204,10 @@ class Finisher:
         learning = [p for p in self.judge.parameters() if p.requires_grad]
         for parameter in learning:
             parameter.requires_grad_(False)
-        real, made, sigma = noised(Pairs(rolled.x0.float(), fresh.real, fresh.text), generator)
+        real, made, sigma = noised(Pairs(rolled.x0.float(), fresh.real, fresh.scenes), generator)
         with torch.no_grad():
-            real_BF = self._judged(real, sigma, fresh.text)
-        fooling = fooling_loss(real_BF, self._judged(made, sigma, fresh.text), self.weight_F)
+            real_BF = self._judged(real, sigma, fresh.scenes)
+        fooling = fooling_loss(real_BF, self._judged(made, sigma, fresh.scenes), self.weight_F)
         loss, parts = self.wrapped(
             lambda student: rolled_loss(
                 Models(student, self.critic_flow, self.teacher), rolled, batch, self.recipe, choices, step
@@ -232,9 +238,9 @@ def train_finish(
     total = finish.waits + finish.steps
     while step < total:
         generator = seeded(seed + 17, step)
-        real, text = data.batch(learners.recipe.optimisation.batch, finish.frames, generator)
+        real, scenes = data.draw(learners.recipe.optimisation.batch, finish.frames, generator)
         waiting = step < finish.waits
-        values = learners.step(step, real.to(device), text.to(device), waiting, generator)
+        values = learners.step(step, real.to(device), scenes.to(device), waiting, generator)
         step += 1
         if not waiting:
             done = step - finish.waits

@@ -52,15 +52,19 @@ class Latents:
     def __len__(self) -> int:
         return len(self.latents_NCFHW)
 
-    def batch(self, size: int, frames: int, generator: torch.Generator, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
-        """`size` clips, their first `frames` latent frames [B, 16, F, 8, 8], and text [B, L, D], some of it emptied.
+    def draw(self, size: int, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """`size` clips, their first `frames` latent frames [B, 16, F, 8, 8], and their scene numbers [B].
 
         With `frames` 1 any one frame of each clip, not only the first.
         """
         index = torch.randint(len(self), (size,), generator=generator)
-        text = self.text_SLD[self.scenes_N[index]]
-        keep = torch.rand(size, 1, 1, generator=generator) >= dropout
         if frames == 1:
             which = torch.randint(self.latents_NCFHW.shape[2], (size,), generator=generator)
-            return self.latents_NCFHW[index, :, which].unsqueeze(2).float(), text * keep
-        return self.latents_NCFHW[index, :, :frames].float(), text * keep
+            return self.latents_NCFHW[index, :, which].unsqueeze(2).float(), self.scenes_N[index]
+        return self.latents_NCFHW[index, :, :frames].float(), self.scenes_N[index]
+
+    def batch(self, size: int, frames: int, generator: torch.Generator, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Clips as `draw` draws them, and their text [B, L, D], some of it emptied."""
+        clips, scenes = self.draw(size, frames, generator)
+        keep = torch.rand(size, 1, 1, generator=generator) >= dropout
+        return clips, self.text_SLD[scenes] * keep
