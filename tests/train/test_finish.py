@@ -13,6 +13,7 @@ from train.losses import fooling_loss, judge_loss, smoothness_loss
 from train.shapes.world import SCENES
 from train.tiny.finish import REPLAYED, Finish, Finisher, finish_recipe, noised, train_finish
 from train.tiny.judge import Judge
+from train.tiny.latents import Latents
 from train.tiny.quick import hidden
 
 FRAMES = 3
@@ -36,7 +37,8 @@ def models(tmp_path_factory):
 @pytest.fixture
 def learners(models):
     recipe = finish_recipe(models / "teacher", 0, FRAMES, 3.0)
-    made = Finisher(models / "student", models / "teacher", recipe, "cpu", compiled=False)
+    text_SLD = Latents(models / "latents").text_SLD
+    made = Finisher(models / "student", models / "teacher", recipe, text_SLD, "cpu", compiled=False)
     made.optimizers["judge"].param_groups[0]["lr"] = 5e-3  # so small a judge would take long
     return made
 

@@ -19,14 +19,12 @@ from salt.checkpoints import load_student, save_wan
 from salt.prompts import Conditioning
 from salt.schedule import add_noise
 from salt.student import SaltTransformer3DModel
-from salt.words import WordEmbedder
 from train.choices import Choices, draw_choices
 from train.losses import fooling_loss, judge_loss, smoothness_loss
 from train.objectives import Batch, Models, critic_loss, rolled_loss
 from train.parallel import Wrapped
 from train.recipe import Recipe, load_recipe
 from train.rollouts import Rolled, roll
-from train.shapes.world import SCENES
 from train.tiny.common import Run, placed, seeded, update_ema
 from train.tiny.judge import Judge
 from train.tiny.latents import Latents
@@ -97,12 +95,16 @@ def noised(pairs: Pairs, generator: torch.Generator) -> tuple[Tensor, Tensor, Te
 class Finisher:
     """The learners of the stage and one step of each."""
 
-    def __init__(self, student: Path, teacher: Path, recipe: Recipe, device: str, compiled: bool) -> None:
+    def __init__(
+        self, student: Path, teacher: Path, recipe: Recipe, text_SLD: Tensor, device: str, compiled: bool
+    ) -> None:
+        """text_SLD: what each scene's caption is to the models, by scene number."""
+
         def loaded(path: Path) -> SaltTransformer3DModel:
             return placed(load_student(path, dtype=torch.float32), device)
 
         self.recipe, self.device = recipe, device
-        self.text_SLD = WordEmbedder().encode([scene.caption for scene in SCENES]).to(device)
+        self.text_SLD = text_SLD.to(device)
         opt = recipe.optimisation
         self.student = loaded(student).requires_grad_(True)
         self.wrapped = Wrapped(self.student, "single", opt.precision == "bf16", compiled=compiled)
@@ -229,7 +231,8 @@ def train_finish(
         return path
     data = Latents(latents)
     torch.manual_seed(seed)  # the judge's head is new
-    learners = Finisher(student, teacher, finish_recipe(teacher, seed, finish.frames, shift), device, finish.compiled)
+    recipe = finish_recipe(teacher, seed, finish.frames, shift)
+    learners = Finisher(student, teacher, recipe, data.text_SLD, device, finish.compiled)
     ema = {name: value.detach().clone().float() for name, value in learners.student.state_dict().items()}
     state, step = run.load(), 0
     if state is not None:

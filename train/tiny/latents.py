@@ -53,18 +53,19 @@ class Latents:
         return len(self.latents_NCFHW)
 
     def draw(self, size: int, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """`size` clips, their first `frames` latent frames [B, 16, F, 8, 8], and their scene numbers [B].
-
-        With `frames` 1 any one frame of each clip, not only the first.
-        """
+        """`size` clips, their first `frames` latent frames [B, 16, F, 8, 8], and their scene numbers [B]."""
         index = torch.randint(len(self), (size,), generator=generator)
-        if frames == 1:
-            which = torch.randint(self.latents_NCFHW.shape[2], (size,), generator=generator)
-            return self.latents_NCFHW[index, :, which].unsqueeze(2).float(), self.scenes_N[index]
         return self.latents_NCFHW[index, :, :frames].float(), self.scenes_N[index]
 
     def batch(self, size: int, frames: int, generator: torch.Generator, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Clips as `draw` draws them, and their text [B, L, D], some of it emptied."""
-        clips, scenes = self.draw(size, frames, generator)
+        """Clips as `draw` draws them, and their text [B, L, D], some of it emptied.
+
+        With `frames` 1 any one frame of each clip, not only the first.
+        """
+        length = self.latents_NCFHW.shape[2]
+        clips, scenes = self.draw(size, length if frames == 1 else frames, generator)
         keep = torch.rand(size, 1, 1, generator=generator) >= dropout
+        if frames == 1:
+            which = torch.randint(length, (size,), generator=generator)
+            clips = clips[torch.arange(size), :, which].unsqueeze(2)
         return clips, self.text_SLD[scenes] * keep
