@@ -79,15 +79,17 @@ def generator_loss(
     """L_DMD + weight L_SC 1[K = 8] + weight L_align 1[K low]: the loss to minimise, and its parts for the log."""
     seeds = batch.seeds(recipe, update, "generator")
     rolled = roll(models.student, batch.conditioning, recipe, choices, seeds, gradient=True)
-    return rolled_loss(models, rolled, batch, recipe, choices, update)
-
-
-def rolled_loss(
-    models: Models, rolled: Rolled, batch: Batch, recipe: Recipe, choices: Choices, update: int
-) -> tuple[Tensor, dict[str, float]]:
-    """`generator_loss` of a rollout that carries gradient."""
     loss = dmd_term(models, rolled.x0, batch, recipe, choices, update)
     parts = {"dmd": loss.item()}
+    beside, more = consistency_loss(models, rolled, batch, recipe, choices, update)
+    return loss + beside, parts | more
+
+
+def consistency_loss(
+    models: Models, rolled: Rolled, batch: Batch, recipe: Recipe, choices: Choices, update: int
+) -> tuple[Tensor, dict[str, float]]:
+    """What Salt sets beside DMD, of a rollout that carries gradient: weight L_SC 1[K = 8] + weight L_align 1[K low]."""
+    loss, parts = rolled.x0.new_zeros(()), {}
     if rolled.exits.direct:
         weight = time_weight(choices.triple.start) if choices.triple and recipe.loss.semigroup_time_weight else 1.0
         defect = semigroup_loss(*rolled.exits.endpoints(), weight, recipe.loss.semigroup_stop_gradient)

@@ -158,16 +158,22 @@ def play(
     r = recipe.rollout
     if r.kind == "bidirectional":
         return sample_bidirectional(call, conditioning, noise, r.frames, settings, negative=negative, on_step=on_step)
-    geometry = student.memory_geometry(conditioning.text.shape[0], r.height, r.width)
-    # The model computes in the precision's dtype whatever its weights are kept in.
-    dtype = torch.bfloat16 if recipe.optimisation.precision == "bf16" else next(student.parameters()).dtype
-    memory = KVMemory(recipe.policy, geometry, dtype, conditioning.text.device, r.frames)
+    memory = new_memory(student, conditioning, recipe)
     clip = []
     for block in rollout(call, conditioning, memory, noise, r.frames, settings, negative=negative, on_step=on_step):
         clip.append(block.latents)
         if block.index + 1 == block.count:
             break  # the last block's context pass would write a memory that nobody reads
     return torch.cat(clip, dim=2)
+
+
+def new_memory(student: Any, conditioning: Conditioning, recipe: Recipe) -> KVMemory:
+    """An empty memory for a clip of the recipe's length."""
+    r = recipe.rollout
+    geometry = student.memory_geometry(conditioning.text.shape[0], r.height, r.width)
+    # The model computes in the precision's dtype whatever its weights are kept in.
+    dtype = torch.bfloat16 if recipe.optimisation.precision == "bf16" else next(student.parameters()).dtype
+    return KVMemory(recipe.policy, geometry, dtype, conditioning.text.device, r.frames)
 
 
 class AlignedNoise:

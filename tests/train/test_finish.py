@@ -1,24 +1,31 @@
 """The stage with a judge: what its losses mean, who learns from whom, and that a killed run loses nothing."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import small
 import torch
 
 from salt.checkpoints import load_student, save_diffusers
+from salt.prompts import Conditioning
 from salt.rope import rotary_table
 from salt.words import WordEmbedder
+from train.choices import Choices
 from train.losses import fooling_loss, judge_loss, smoothness_loss
 from train.shapes.world import SCENES
-from train.tiny.finish import REPLAYED, Finish, Finisher, finish_recipe, noised, train_finish
+from train.tiny.evaluate import student_clips
+from train.tiny.finish import EMPHASIS, LENGTH, REPLAYED, WORST, Finish, Finisher, noised, pulled, train_finish
 from train.tiny.judge import Judge
+from train.tiny.kinds import OPENINGS, roll_late, roll_opening, whole_recipe
 from train.tiny.latents import Latents
 from train.tiny.quick import hidden
+from train.tiny.recipe import SPEC
 
 FRAMES = 3
 EVEN = torch.full((FRAMES,), 1 / FRAMES)
-SHORT = Finish(waits=2, steps=2, frames=FRAMES, ema=0.9, compiled=False)
+SHORT = Finish(waits=3, steps=3, frames=FRAMES, ema=0.9, compiled=False)
+WHOLE, OPENING, LATE = range(3)
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +36,14 @@ def models(tmp_path_factory):
         save_diffusers(small.model(seed, num_layers=4), root / name)
     (root / "latents").mkdir()
     generator = torch.Generator().manual_seed(0)
-    latents = torch.randn(8, 16, 1, 1, 1, generator=generator).expand(8, 16, FRAMES, 8, 8).half()
+    latents = torch.randn(8, 16, 1, 1, 1, generator=generator).expand(8, 16, FRAMES + 1, 8, 8).half()
     torch.save({"latents": latents.clone(), "scenes": torch.arange(8)}, root / "latents/0000.pt")
     return root
 
 
 @pytest.fixture
 def learners(models):
-    recipe = finish_recipe(models / "teacher", 0, FRAMES, 3.0)
+    recipe = whole_recipe(str(models / "teacher"), 0, FRAMES, 3.0)
     text_SLD = Latents(models / "latents").text_SLD
     made = Finisher(models / "student", models / "teacher", recipe, text_SLD, "cpu", compiled=False)
     made.optimizers["judge"].param_groups[0]["lr"] = 5e-3  # so small a judge would take long
@@ -45,7 +52,14 @@ def learners(models):
 
 def real_clips(models):
     shard = torch.load(models / "latents/0000.pt", weights_only=True)
-    return shard["latents"].float(), shard["scenes"]
+    return shard["latents"][:, :, :FRAMES].float(), shard["scenes"]
+
+
+def a_step(models, learners, kind, count, waiting=True):
+    """The count-th step of a kind, on the same real clips each time."""
+    real, scenes = real_clips(models)
+    step = count * len(learners.kinds) + kind
+    return learners.step(step, real, scenes, waiting, torch.Generator().manual_seed(step))
 
 
 def test_a_judge_that_sees_nothing_loses_ln_2_and_the_two_pull_apart():
@@ -55,9 +69,33 @@ def test_a_judge_that_sees_nothing_loses_ln_2_and_the_two_pull_apart():
     loss.backward()
     assert (same.grad > 0).all()  # the judge lowers the logits of what was made
     same.grad = None
-    fooling_loss(torch.zeros(4, FRAMES), same, EVEN).backward()
+    fooling_loss(torch.zeros(4, FRAMES), same, EVEN, WORST).backward()
     assert (same.grad < 0).all()  # the student raises them
     assert judge_loss(torch.full((1, FRAMES), 5.0), torch.zeros(1, FRAMES), EVEN) < 0.01
+
+
+def test_the_clips_a_judge_sees_through_most_count_most():
+    real = torch.zeros(4, FRAMES)
+    made = torch.tensor([[0.0], [-2.0], [-4.0], [-8.0]]).expand(4, FRAMES).clone().requires_grad_(True)
+
+    def pulls(temperature):
+        (gradient,) = torch.autograd.grad(fooling_loss(real, made, EVEN, temperature), made)
+        return -gradient.sum(1) / torch.sigmoid(-made[:, 0].detach())
+
+    torch.testing.assert_close(pulls(2.0), torch.softmax(torch.tensor([0.0, 1.0, 2.0, 4.0]), 0))
+    torch.testing.assert_close(pulls(1e6), torch.full((4,), 0.25), atol=1e-5, rtol=0)
+
+
+def test_a_clip_hears_the_judge_six_times_as_loud_as_the_scores_which_speak_only_where_they_are_asked():
+    made = torch.zeros(2, 1, FRAMES, 1, 1, requires_grad=True)
+    judge, scores = torch.tensor([5.0, 0, 0]), torch.tensor([0.3, 0, 0.4])
+
+    def of(by_frame):
+        return (made * by_frame[:, None, None]).sum()
+
+    scored_F = torch.tensor([0.0, 1, 1])
+    expected = LENGTH * torch.tensor([EMPHASIS * 0.5, 0, 0.4])
+    torch.testing.assert_close(pulled(made, of(judge), of(scores), scored_F)[:, 0, :, 0, 0], expected.expand(2, 3))
 
 
 def test_smoothness_is_the_squared_slope():
@@ -93,19 +131,15 @@ def test_every_weight_of_the_judge_learns_but_the_head_that_is_not_asked():
 
 
 def test_while_it_waits_the_student_stands_still_and_the_judge_comes_to_see(models, learners):
-    real, scenes = real_clips(models)
     before = {name: value.clone() for name, value in learners.student.state_dict().items()}
-    told = []
-    for step in range(8):
-        values = learners.step(step, real, scenes, waiting=True, generator=torch.Generator().manual_seed(step))
-        told.append(values["judge"])
+    told = [a_step(models, learners, WHOLE, count)["judge"] for count in range(8)]
     assert told[0] == pytest.approx(math.log(2), abs=1e-3) and told[-1] < 0.6
     assert all(torch.equal(value, before[name]) for name, value in learners.student.state_dict().items())
 
     judged = [p.clone() for p in learners.judge.parameters()]
     optimizer = learners.optimizers["judge"]
     optimizer.step = lambda: None  # what moves the judge now could only be the student's step
-    values = learners.step(8, real, scenes, waiting=False, generator=torch.Generator().manual_seed(8))
+    values = a_step(models, learners, WHOLE, 8, waiting=False)
     assert values["fooling"] > math.log(2) and math.isfinite(values["dmd"])
     assert any(not torch.equal(value, before[name]) for name, value in learners.student.state_dict().items())
     assert all(torch.equal(p, was) for p, was in zip(learners.judge.parameters(), judged, strict=True))
@@ -114,32 +148,95 @@ def test_while_it_waits_the_student_stands_still_and_the_judge_comes_to_see(mode
 
 def test_the_adversarial_gradient_makes_clips_more_real(models, learners):
     """Along the gradient alone, of a judge that has learned: the logits of what was made rise."""
-    real, scenes = real_clips(models)
-    for step in range(8):
-        learners.step(step, real, scenes, waiting=True, generator=torch.Generator().manual_seed(step))
-    pairs = learners.replay[-1]
+    for count in range(8):
+        a_step(models, learners, WHOLE, count)
+    kind = learners.kinds[WHOLE]
+    pairs = kind.replay[-1]
     pairs.made.requires_grad_(True)
     clips, made, sigma = noised(pairs, torch.Generator().manual_seed(0))
-    text = learners.text_SLD[scenes]
+    text = learners.text_SLD[pairs.scenes]
     logits = learners.judge(made, sigma, text)
-    (gradient,) = torch.autograd.grad(fooling_loss(learners.judge(clips, sigma, text), logits, learners.weight_F), made)
+    loss = fooling_loss(learners.judge(clips, sigma, text), logits, kind.weight_F, WORST)
+    (gradient,) = torch.autograd.grad(loss, made)
     moved = learners.judge(made - 0.5 * gradient / gradient.abs().amax(), sigma, text)
     assert moved.mean() > logits.mean()
 
 
-def test_what_is_replayed_has_an_end(models, learners, monkeypatch):
-    real, scenes = real_clips(models)
+@pytest.mark.parametrize("steps", [2, 4])
+def test_an_opening_is_the_engines_first_block_and_every_evaluation_learns(learners, steps):
+    student, recipe = learners.student, learners.kinds[OPENING].recipe
+    text, choices = learners.text_SLD[:2], Choices(recipe.schedule(steps), 0, None, 1.0)
+    said = []
+
+    def flow(*arguments, **options):
+        said.append(student(*arguments, **options)[0])
+        said[-1].retain_grad()
+        return (said[-1],)
+
+    x0 = roll_opening(flow, Conditioning(text), recipe, choices, [5, 6], True).x0
+    expected = student_clips(student, text, steps, FRAMES, 5, SPEC)
+    torch.testing.assert_close(x0.detach(), expected, atol=1e-4, rtol=0)
+    x0.sum().backward()
+    assert len(said) == steps and all(one.grad.any() for one in said)
+
+
+def test_a_late_window_is_the_end_of_a_long_clip_whose_past_took_all_its_steps(learners, monkeypatch):
+    """With the exit at the last step it is what the sampler makes; an earlier exit changes the window alone."""
+    student, recipe = learners.student, learners.kinds[LATE].recipe
+    recipe = replace(recipe, optimisation=replace(recipe.optimisation, precision="fp32"))
+    text, frames = Conditioning(learners.text_SLD[:2]), recipe.rollout.frames
+    expected = student_clips(student, text.text, 4, frames, 5, SPEC)
+
+    def window(exit_index):
+        choices = Choices(recipe.schedule(4), exit_index, None, 1.0)
+        return roll_late(student, text, recipe, choices, [5, 6], True)
+
+    last = window(3)
+    assert last.x0.shape[2] == FRAMES and last.x0.requires_grad
+    torch.testing.assert_close(last.x0.detach(), expected[:, :, -FRAMES:], atol=1e-4, rtol=0)
+
+    seen = []
+    call = student.forward
+    monkeypatch.setattr(student, "forward", lambda *given, **options: seen.append(given[1]) or call(*given, **options))
+    early = window(0)
+    assert not torch.allclose(early.x0, last.x0, atol=1e-2)
+    assert len(seen) > 2 * 4 and len(early.exits.flows) == 1  # two blocks of past, four evaluations each
+
+
+def test_every_kind_has_its_turn_and_the_student_learns_from_each(models, learners):
+    for kind in (WHOLE, OPENING, LATE):
+        a_step(models, learners, kind, 0)
+        before = {name: value.clone() for name, value in learners.student.state_dict().items()}
+        values = a_step(models, learners, kind, 1, waiting=False)
+        assert any(not torch.equal(value, before[name]) for name, value in learners.student.state_dict().items())
+        assert values["norm"] > 0 and not learners.kinds[kind].replay[-1].made.requires_grad
+    assert learners.kinds[OPENING].recipe.optimisation.batch == OPENINGS
+    assert learners.kinds[LATE].late and not learners.kinds[WHOLE].late
+
+
+def test_late_latents_leave_the_first_frame_out(tmp_path):
+    clips = torch.arange(5.0).view(1, 1, 5, 1, 1).expand(4, 16, 5, 8, 8).half()
+    torch.save({"latents": clips.clone(), "scenes": torch.arange(4)}, tmp_path / "0000.pt")
+    data, generator = Latents(tmp_path), torch.Generator().manual_seed(0)
+    first, _ = data.draw(6, 3, generator)
+    assert first[:, 0, :, 0, 0].tolist() == [[0, 1, 2]] * 6
+    late, _ = data.draw(40, 3, generator, late=True)
+    assert {tuple(row) for row in late[:, 0, :, 0, 0].tolist()} == {(1, 2, 3), (2, 3, 4)}
+
+
+def test_what_is_replayed_has_an_end_and_kinds_do_not_mix(models, learners, monkeypatch):
     monkeypatch.setattr("train.tiny.finish.REPLAYED", 2)
-    for step in range(4):
-        learners.step(step, real, scenes, waiting=True, generator=torch.Generator().manual_seed(step))
-    assert len(learners.replay) == 2 < REPLAYED
+    for count in range(3):
+        a_step(models, learners, WHOLE, count)
+    a_step(models, learners, OPENING, 0)
+    assert [len(kind.replay) for kind in learners.kinds] == [2, 1, 0] and REPLAYED > 2
 
 
 def test_a_killed_run_goes_on_where_it_was(models, tmp_path, monkeypatch):
     arguments = (models / "student", models / "teacher", models / "latents", SHORT)
     whole = train_finish(tmp_path / "whole", *arguments)
     with small.dying(monkeypatch):
-        for _ in range(4):
+        for _ in range(SHORT.waits + SHORT.steps):
             with pytest.raises(KeyboardInterrupt):
                 train_finish(tmp_path / "broken", *arguments)
     broken = train_finish(tmp_path / "broken", *arguments)

@@ -6,7 +6,7 @@ a made one's counts, so nothing is gained by leaving a kind of clip out. Logits 
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, softmax
 from torch.nn.functional import softplus
 
 
@@ -15,9 +15,15 @@ def judge_loss(real_BF: Tensor, made_BF: Tensor, weight_F: Tensor) -> Tensor:
     return (softplus(made_BF - real_BF) * weight_F).sum(1).mean()
 
 
-def fooling_loss(real_BF: Tensor, made_BF: Tensor, weight_F: Tensor) -> Tensor:
-    """The same with the parts exchanged: the student's, with gradient in `made_BF`."""
-    return judge_loss(made_BF, real_BF, weight_F)
+def fooling_loss(real_BF: Tensor, made_BF: Tensor, weight_F: Tensor, temperature: float) -> Tensor:
+    """The same with the parts exchanged: the student's, with gradient in `made_BF`.
+
+    Clips count by a softmax of how far below their pair they are, in units of `temperature`, n clips n in all. Where
+    the judge sees through all of them, their gradients are alike, and this tells them apart.
+    """
+    gap_B = ((real_BF - made_BF).detach() * weight_F).sum(1)
+    count_B = softmax(gap_B / temperature, 0) * len(gap_B)
+    return (softplus(real_BF - made_BF) * weight_F).sum(1).mul(count_B).mean()
 
 
 def smoothness_loss(logits_BF: Tensor, nudged_BF: Tensor, spread: float, weight_F: Tensor) -> Tensor:

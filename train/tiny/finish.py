@@ -3,12 +3,13 @@
 A student learns its teacher's faults too: outlines that dissolve, a second object, none at all. A causal teacher of
 this size has them in one clip of ten. Real clips have none, and the world draws as many as are wanted; DMD2 (arXiv
 2405.14867) takes them in by an adversarial loss, and so does this. One rollout a step serves all who learn: the judge,
-the critic, and the student, which waits until both know its clips.
+the critic, and the student, which waits until both know its clips. The steps take turns at three kinds of rollout
+(`kinds.py`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,64 +22,37 @@ from salt.schedule import add_noise
 from salt.student import SaltTransformer3DModel
 from train.choices import Choices, draw_choices
 from train.losses import fooling_loss, judge_loss, smoothness_loss
-from train.objectives import Batch, Models, critic_loss, rolled_loss
+from train.objectives import Batch, Models, consistency_loss, critic_loss, dmd_term
 from train.parallel import Wrapped
-from train.recipe import Recipe, load_recipe
-from train.rollouts import Rolled, roll
+from train.recipe import Recipe
+from train.rollouts import Rolled
 from train.tiny.common import Run, placed, seeded, update_ema
 from train.tiny.judge import Judge
+from train.tiny.kinds import Kind, Pairs, kinds, whole_recipe
 from train.tiny.latents import Latents
 from train.tiny.quick import Quick
 
-ADVERSARIAL = 0.02  # its gradient is then about as long as DMD's
+EMPHASIS = 6.0  # the judge's gradient is as many times as long as DMD's
+LENGTH = 0.25  # of both together
+WORST = 4.0  # of logits: the temperature at which a clip counts more the more it is found out
 SMOOTHNESS = 0.01
 SPREAD = 0.05  # of the noise that the judge's slope is measured with
-NOISE = 0.5  # the highest sigma of what the judge sees: outlines are still there
+NOISE = 0.6  # the highest sigma of what the judge sees: outlines are still there
 JUDGE_LR = 2e-4
 CLIP, JUDGE_CLIP = 10.0, 1.0
-FIRST_BLOCK = 2.0  # times as much as a frame of a later block: most clips that fail, fail there
-REPLAYED = 60  # rollouts that the judge and the critic see again
+REPLAYED = 60  # rollouts of a kind that the judge and the critic see again
 RECENT = 20  # of them for the critic, which has to be up to date
 
 
 @dataclass(frozen=True)
 class Finish:
-    """How long. `waits`: steps in which only the judge and the critic learn.
-
-    After so few the judge goes on learning its trade beside the student: 500 steps gain nothing yet, 750 do
-    (docs/study.md).
-    """
+    """How long. `waits`: steps in which only the judge and the critic learn."""
 
     waits: int = 200
-    steps: int = 1000
+    steps: int = 3000
     frames: int = 12
     ema: float = 0.998
     compiled: bool = True
-
-
-def finish_recipe(teacher: Path, seed: int, frames: int, shift: float) -> Recipe:
-    """Salt's losses on the Shapes world, as the study's arm `all` has them, more of them at the two low step counts."""
-    return load_recipe(
-        "tiny_salt",
-        [
-            f"models.teacher={teacher}", f"rollout.frames={frames}", f"rollout.shift={shift}",
-            "rollout.share={8: 0.2, 4: 0.4, 2: 0.4}", "loss.align_start=0", "optimisation.batch=8",
-            "optimisation.micro_batch=8", "optimisation.lr=3e-5", "optimisation.precision=bf16", f"run.seed={seed}",
-        ],
-    )  # fmt: skip
-
-
-@dataclass
-class Pairs:
-    """Clips the student made beside real ones of the same scenes: made, real [B, 16, F, 8, 8], scene numbers [B]."""
-
-    made: Tensor
-    real: Tensor
-    scenes: Tensor
-
-    def __add__(self, other: Pairs) -> Pairs:
-        both = ((self.made, other.made), (self.real, other.real), (self.scenes, other.scenes))
-        return Pairs(*(torch.cat(two) for two in both))
 
 
 def noised(pairs: Pairs, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,24 +66,37 @@ def noised(pairs: Pairs, generator: torch.Generator) -> tuple[Tensor, Tensor, Te
     return real, made, sigma
 
 
+def pulled(made: Tensor, fooling: Tensor, dmd: Tensor, scored_F: Tensor) -> Tensor:
+    """Gradient in clips `made` [B, C, F, H, W] of both losses, the judge's EMPHASIS times as long as DMD's, and both
+    times LENGTH. Of DMD's only that in the frames scored [F] counts.
+    """
+    (by_judge,) = torch.autograd.grad(fooling, made)
+    (by_scores,) = torch.autograd.grad(dmd, made)
+    loudness = EMPHASIS * by_scores.norm() / by_judge.norm().clamp_min(1e-12)
+    return LENGTH * (loudness * by_judge + by_scores * scored_F[:, None, None])
+
+
 class Finisher:
     """The learners of the stage and one step of each."""
 
     def __init__(
         self, student: Path, teacher: Path, recipe: Recipe, text_SLD: Tensor, device: str, compiled: bool
     ) -> None:
-        """text_SLD: what each scene's caption is to the models, by scene number."""
+        """recipe: of whole clips. text_SLD: what each scene's caption is to the models, by scene number."""
 
         def loaded(path: Path) -> SaltTransformer3DModel:
             return placed(load_student(path, dtype=torch.float32), device)
 
-        self.recipe, self.device = recipe, device
+        self.device = device
         self.text_SLD = text_SLD.to(device)
         opt = recipe.optimisation
         self.student = loaded(student).requires_grad_(True)
         self.wrapped = Wrapped(self.student, "single", opt.precision == "bf16", compiled=compiled)
         self.critic, frozen = loaded(teacher).requires_grad_(True), loaded(teacher).requires_grad_(False)
-        self.critic_flow, self.teacher = (Quick(m) if compiled else m for m in (self.critic, frozen))
+        student_flow, self.critic_flow, self.teacher = (
+            Quick(m) if compiled else m for m in (self.student, self.critic, frozen)
+        )
+        self.kinds = kinds(recipe, student_flow, device)
         self.judge = placed(Judge(loaded(teacher).requires_grad_(True), compiled), device)
         adam = partial(torch.optim.AdamW, betas=(0.0, 0.99), weight_decay=0.0)
         self.optimizers = {
@@ -117,10 +104,9 @@ class Finisher:
             "judge": adam([p for p in self.judge.parameters() if p.requires_grad], lr=JUDGE_LR),
             "critic": torch.optim.AdamW(self.critic.parameters(), lr=opt.critic_lr, betas=opt.betas),
         }
-        weight_F = torch.ones(recipe.rollout.frames, device=device)
-        weight_F[: recipe.rollout.frames_per_block] = FIRST_BLOCK
-        self.weight_F = weight_F / weight_F.sum()
-        self.replay: list[Pairs] = []
+
+    def kind(self, step: int) -> Kind:
+        return self.kinds[step % len(self.kinds)]
 
     def models(self) -> dict[str, nn.Module]:
         return {"student": self.student, "judge": self.judge, "critic": self.critic}
@@ -130,45 +116,45 @@ class Finisher:
         return {
             "models": {name: model.state_dict() for name, model in self.models().items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "replay": [(p.made.cpu(), p.real.cpu(), p.scenes.cpu()) for p in self.replay],
+            "replays": [[(p.made.cpu(), p.real.cpu(), p.scenes.cpu()) for p in kind.replay] for kind in self.kinds],
         }
 
     def load_state(self, state: dict) -> None:
         for name, model in self.models().items():
             model.load_state_dict(state["models"][name])
             self.optimizers[name].load_state_dict(state["optimizers"][name])
-        self.replay = [Pairs(*(tensor.to(self.device) for tensor in kept)) for kept in state["replay"]]
+        for kind, replay in zip(self.kinds, state["replays"], strict=True):
+            kind.replay = [Pairs(*(tensor.to(self.device) for tensor in kept)) for kept in replay]
 
     def step(self, step: int, real: Tensor, scenes: Tensor, waiting: bool, generator: torch.Generator) -> dict:
-        """One step of all; while `waiting` the student stands still. What to log.
+        """One step of all, at the kind whose turn it is; while `waiting` the student stands still. What to log.
 
-        real [B, 16, F, 8, 8], scenes: their numbers [B].
+        real [B, 16, F, 8, 8] of the kind's frames, scenes: their numbers [B].
         """
-        recipe, text = self.recipe, self.text_SLD[scenes]
+        kind = self.kind(step)
+        recipe, text = kind.recipe, self.text_SLD[scenes]
         choices = draw_choices(recipe, step, "generator")
-        nothing = Conditioning(torch.zeros_like(text))
-        batch = Batch(range(len(real)), Conditioning(text), nothing)
+        batch = Batch(range(len(real)), Conditioning(text), Conditioning(torch.zeros_like(text)))
         seeds = batch.seeds(recipe, step, "generator")
         rolled = self.wrapped(
-            lambda student: roll(student, batch.conditioning, recipe, choices, seeds, gradient=not waiting)
+            lambda student: kind.roll(student, batch.conditioning, recipe, choices, seeds, not waiting)
         )
         fresh = Pairs(rolled.x0.detach().float(), real, scenes)
-        values = {"judge": self._learn_judge(fresh + (self._again(len(self.replay), generator) or fresh), generator)}
-        for i, pairs in enumerate((fresh, self._again(RECENT, generator) or fresh)):
-            values["critic"] = self._learn_critic(pairs, batch, 2 * step + i)
-        if not waiting:
-            values |= self._learn_student(rolled, fresh, batch, choices, step, generator)
-        self.replay = [*self.replay, fresh][-REPLAYED:]
-        return values
-
-    def _again(self, recent: int, generator: torch.Generator) -> Pairs | None:
-        """One of the `recent` newest rollouts before this one, if there are any."""
-        newest = self.replay[-recent:] if recent else []
-        return newest[int(torch.randint(len(newest), (), generator=generator))] if newest else None
+        seen = fresh + (kind.again(REPLAYED, generator) or fresh)
+        values = {"judge": self._learn_judge(seen, kind.weight_F, generator)}
+        for i, pairs in enumerate((fresh, kind.again(RECENT, generator) or fresh)):
+            values["critic"] = self._learn_critic(pairs, batch, recipe, 2 * step + i)
+        kind.replay = [*kind.replay, fresh][-REPLAYED:]
+        if waiting:
+            return values
+        return values | self._learn_student(rolled, fresh, batch, kind, choices, step, generator)
 
     def _judged(self, clips: Tensor, sigma: Tensor, scenes: Tensor) -> Tensor:
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.wrapped.bf16):
+        with self._autocast():
             return self.judge(clips, sigma, self.text_SLD[scenes])
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.wrapped.bf16)
 
     def _update(self, name: str, loss: Tensor, clip: float) -> float:
         model = self.models()[name]
@@ -178,7 +164,7 @@ class Finisher:
         self.optimizers[name].step()
         return float(norm)
 
-    def _learn_judge(self, pairs: Pairs, generator: torch.Generator) -> float:
+    def _learn_judge(self, pairs: Pairs, weight_F: Tensor, generator: torch.Generator) -> float:
         """Twice a batch of pairs; the slope is measured on the first half, which is fresh."""
         real, made, sigma = noised(pairs, generator)
         half = slice(len(real) // 2)
@@ -187,38 +173,47 @@ class Finisher:
         clips = torch.cat([real, made, nudged])
         sigmas, scenes = (torch.cat([all_, all_, all_[half], all_[half]]) for all_ in (sigma, pairs.scenes))
         real_BF, made_BF, nudged_BF = self._judged(clips, sigmas, scenes).split(len(real))
-        told = judge_loss(real_BF, made_BF, self.weight_F)
-        slope = smoothness_loss(torch.cat([real_BF[half], made_BF[half]]), nudged_BF, SPREAD, self.weight_F)
+        told = judge_loss(real_BF, made_BF, weight_F)
+        slope = smoothness_loss(torch.cat([real_BF[half], made_BF[half]]), nudged_BF, SPREAD, weight_F)
         self._update("judge", told + 2 * SMOOTHNESS * slope, JUDGE_CLIP)  # two: of the real and of the made
         return told.item()
 
-    def _learn_critic(self, pairs: Pairs, batch: Batch, update: int) -> float:
+    def _learn_critic(self, pairs: Pairs, batch: Batch, recipe: Recipe, update: int) -> float:
         shown = Batch(batch.samples, Conditioning(self.text_SLD[pairs.scenes]), batch.negative)
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.wrapped.bf16):
-            loss = critic_loss(self.critic_flow, pairs.made, shown, self.recipe, update)
+        with self._autocast():
+            loss = critic_loss(self.critic_flow, pairs.made, shown, recipe, update)
         self._update("critic", loss, CLIP)
         return loss.item()
 
     def _learn_student(
-        self, rolled: Rolled, fresh: Pairs, batch: Batch, choices: Choices, step: int, generator: torch.Generator
-    ) -> dict:
-        # Gradient goes through the judge to the clips, not into its weights.
+        self, rolled: Rolled, fresh: Pairs, batch: Batch, kind: Kind, choices: Choices, step: int,
+        generator: torch.Generator,
+    ) -> dict:  # fmt: skip
+        made = fresh.made.requires_grad_(True)
+        fooling = self._fooling(replace(fresh, made=made), kind.weight_F, generator)
+
+        def losses(student: SaltTransformer3DModel) -> tuple[Tensor, Tensor, dict]:
+            models = Models(student, self.critic_flow, self.teacher)
+            dmd = dmd_term(models, made, batch, kind.recipe, choices, step)
+            return dmd, *consistency_loss(models, rolled, batch, kind.recipe, choices, step)
+
+        dmd, consistency, parts = self.wrapped(losses)
+        loss = (rolled.x0.float() * pulled(made, fooling, dmd, kind.scored_F)).sum() + consistency
+        made.requires_grad_(False)  # it is replayed
+        return parts | {"dmd": dmd.item(), "fooling": fooling.item(), "norm": self._update("student", loss, CLIP)}
+
+    def _fooling(self, pairs: Pairs, weight_F: Tensor, generator: torch.Generator) -> Tensor:
+        """The student's adversarial loss; gradient goes through the judge to the clips, not into its weights."""
+        real, made, sigma = noised(pairs, generator)
+        with torch.no_grad():
+            real_BF = self._judged(real, sigma, pairs.scenes)
         learning = [p for p in self.judge.parameters() if p.requires_grad]
         for parameter in learning:
             parameter.requires_grad_(False)
-        real, made, sigma = noised(Pairs(rolled.x0.float(), fresh.real, fresh.scenes), generator)
-        with torch.no_grad():
-            real_BF = self._judged(real, sigma, fresh.scenes)
-        fooling = fooling_loss(real_BF, self._judged(made, sigma, fresh.scenes), self.weight_F)
-        loss, parts = self.wrapped(
-            lambda student: rolled_loss(
-                Models(student, self.critic_flow, self.teacher), rolled, batch, self.recipe, choices, step
-            )
-        )
-        parts["norm"] = self._update("student", loss + ADVERSARIAL * fooling, CLIP)
+        made_BF = self._judged(made, sigma, pairs.scenes)
         for parameter in learning:
             parameter.requires_grad_(True)
-        return parts | {"fooling": fooling.item()}
+        return fooling_loss(real_BF, made_BF, weight_F, WORST)
 
 
 def train_finish(
@@ -231,7 +226,7 @@ def train_finish(
         return path
     data = Latents(latents)
     torch.manual_seed(seed)  # the judge's head is new
-    recipe = finish_recipe(teacher, seed, finish.frames, shift)
+    recipe = whole_recipe(str(teacher), seed, finish.frames, shift)
     learners = Finisher(student, teacher, recipe, data.text_SLD, device, finish.compiled)
     ema = {name: value.detach().clone().float() for name, value in learners.student.state_dict().items()}
     state, step = run.load(), 0
@@ -241,7 +236,8 @@ def train_finish(
     total = finish.waits + finish.steps
     while step < total:
         generator = seeded(seed + 17, step)
-        real, scenes = data.draw(learners.recipe.optimisation.batch, finish.frames, generator)
+        kind = learners.kind(step)
+        real, scenes = data.draw(kind.recipe.optimisation.batch, len(kind.weight_F), generator, kind.late)
         waiting = step < finish.waits
         values = learners.step(step, real.to(device), scenes.to(device), waiting, generator)
         step += 1

@@ -52,10 +52,18 @@ class Latents:
     def __len__(self) -> int:
         return len(self.latents_NCFHW)
 
-    def draw(self, size: int, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """`size` clips, their first `frames` latent frames [B, 16, F, 8, 8], and their scene numbers [B]."""
+    def draw(self, size: int, frames: int, generator: torch.Generator, late: bool = False) -> tuple[Tensor, Tensor]:
+        """`size` clips, their first `frames` latent frames [B, 16, F, 8, 8], and their scene numbers [B].
+
+        late: not the first frames, which the VAE makes otherwise, but any that follow each other after them.
+        """
         index = torch.randint(len(self), (size,), generator=generator)
-        return self.latents_NCFHW[index, :, :frames].float(), self.scenes_N[index]
+        start_B = torch.zeros(size, dtype=torch.long)
+        if late:
+            start_B = torch.randint(1, self.latents_NCFHW.shape[2] - frames + 1, (size,), generator=generator)
+        frames_BF = start_B[:, None] + torch.arange(frames)
+        clips_BFCHW = self.latents_NCFHW.transpose(1, 2)[index[:, None], frames_BF]
+        return clips_BFCHW.transpose(1, 2).float(), self.scenes_N[index]
 
     def batch(self, size: int, frames: int, generator: torch.Generator, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
         """Clips as `draw` draws them, and their text [B, L, D], some of it emptied.
