@@ -48,8 +48,10 @@ class Pairs:
 
 @dataclass
 class Kind:
-    """One kind of rollout and the pairs of late. Of the frames it is looked at by, [F]: what each counts before the
-    judge, 1 in all, and whether the scores are asked about it. late: real clips are cut from after their start.
+    """One kind of rollout.
+
+    weight_F [F]: what each frame counts before the judge, 1 in all. scored_F [F]: 1 where the scores' gradient is
+    taken, else 0. late: its real clips are cut from after their start. replay: its newest pairs.
     """
 
     recipe: Recipe
@@ -99,6 +101,7 @@ def kinds(whole: Recipe, opening_flow: Any, device: str) -> tuple[Kind, Kind, Ki
     known_F[:block] = 0
     opening = _beside(whole, 1000, frames=block, share={4: 0.2, 2: 0.8})
     opening = replace(opening, optimisation=replace(opening.optimisation, batch=OPENINGS, micro_batch=OPENINGS))
+    # The memory of the shipped student's spec.
     late = _beside(whole, 2000, frames=LONG * frames, window=frames, memory="relative:3,window:12")
 
     def roll_of_flow(_student: Any, *rest: Any) -> Rolled:
@@ -142,7 +145,7 @@ def roll_late(
     noise = SeededNoise(seeds, len(seeds), 16, r.height, r.width, conditioning.text.device)
     first = r.frames - r.window
     call = StudentModel(student)
-    noted = ExitCall(call, choices, recipe, first if gradient else None, noise)
+    noted: Any = ExitCall(call, choices, recipe, first if gradient else None, noise)
     with torch.no_grad(), cast_weights_kept(True):
         memory = new_memory(student, conditioning, recipe)
         past = replace(settings_of(recipe, choices.schedule), fuse=True)

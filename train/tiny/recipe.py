@@ -79,7 +79,7 @@ BUDGETS = {
         tuple(replace(phase, steps=100, batch=4) for phase in student.FORCING[:2]),
         {"clips": 4, "steps": 10},
         ("optimisation.updates=2", "optimisation.compile=false"),
-        Finish(waits=2, steps=2, compiled=False),
+        Finish(waits=3, steps=3, compiled=False),
     ),
 }
 
