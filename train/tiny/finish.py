@@ -46,10 +46,10 @@ RECENT = 20  # of them for the critic, which has to be up to date
 
 @dataclass(frozen=True)
 class Finish:
-    """How long. `waits`: steps in which only the judge and the critic learn."""
+    """How long. `waits`: steps in which only the judge and the critic learn. steps: docs/study.md has what 1318 give."""
 
     waits: int = 200
-    steps: int = 3000
+    steps: int = 1500
     frames: int = 12
     ema: float = 0.998
     compiled: bool = True
