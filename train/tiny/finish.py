@@ -46,7 +46,7 @@ RECENT = 20  # of them for the critic, which has to be up to date
 
 @dataclass(frozen=True)
 class Finish:
-    """How long. `waits`: steps in which only the judge and the critic learn. steps: docs/study.md has what 1318 give."""
+    """How long. waits: steps in which only the judge and the critic learn. docs/study.md has what 1318 `steps` give."""
 
     waits: int = 200
     steps: int = 1500
