@@ -18,7 +18,7 @@ def test_the_demo_clip_follows_its_prompt(tmp_path):
 
 
 def test_ten_other_prompts_are_followed_too(tmp_path):
-    """Every fifteenth caption. One may be lost to another machine's rounding; the student before this one lost three."""
+    """Every fifteenth caption. One may be lost to another machine's rounding; the last student lost three."""
     others = [scene.caption for scene in SCENES[::15] if scene.caption != PROMPT]
     followed = []
     for prompt in others:
