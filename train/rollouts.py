@@ -159,8 +159,16 @@ def play(
     if r.kind == "bidirectional":
         return sample_bidirectional(call, conditioning, noise, r.frames, settings, negative=negative, on_step=on_step)
     memory = new_memory(student, conditioning, recipe)
+    return play_on(call, conditioning, memory, noise, r.frames, settings, negative=negative, on_step=on_step)
+
+
+def play_on(
+    call: Any, conditioning: Conditioning, memory: KVMemory, noise: NoiseSource, frames: int, settings: RolloutSettings,
+    **options: Any,
+) -> Tensor:  # fmt: skip
+    """The last `frames` latent frames [B, C, frames, H, W] of a clip, past what `memory` has; options: `rollout`'s."""
     clip = []
-    for block in rollout(call, conditioning, memory, noise, r.frames, settings, negative=negative, on_step=on_step):
+    for block in rollout(call, conditioning, memory, noise, frames, settings, **options):
         clip.append(block.latents)
         if block.index + 1 == block.count:
             break  # the last block's context pass would write a memory that nobody reads

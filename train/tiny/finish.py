@@ -189,7 +189,7 @@ class Finisher:
         self, rolled: Rolled, fresh: Pairs, batch: Batch, kind: Kind, choices: Choices, step: int,
         generator: torch.Generator,
     ) -> dict:  # fmt: skip
-        made = fresh.made.requires_grad_(True)
+        made = fresh.made.detach().requires_grad_(True)
         fooling = self._fooling(replace(fresh, made=made), kind.weight_F, generator)
 
         def losses(student: SaltTransformer3DModel) -> tuple[Tensor, Tensor, dict]:
@@ -199,21 +199,14 @@ class Finisher:
 
         dmd, consistency, parts = self.wrapped(losses)
         loss = (rolled.x0.float() * pulled(made, fooling, dmd, kind.scored_F)).sum() + consistency
-        made.requires_grad_(False)  # it is replayed
         return parts | {"dmd": dmd.item(), "fooling": fooling.item(), "norm": self._update("student", loss, CLIP)}
 
     def _fooling(self, pairs: Pairs, weight_F: Tensor, generator: torch.Generator) -> Tensor:
-        """The student's adversarial loss; gradient goes through the judge to the clips, not into its weights."""
+        """The student's adversarial loss, of which `pulled` takes the gradient in the clips and not in the judge."""
         real, made, sigma = noised(pairs, generator)
         with torch.no_grad():
             real_BF = self._judged(real, sigma, pairs.scenes)
-        learning = [p for p in self.judge.parameters() if p.requires_grad]
-        for parameter in learning:
-            parameter.requires_grad_(False)
-        made_BF = self._judged(made, sigma, pairs.scenes)
-        for parameter in learning:
-            parameter.requires_grad_(True)
-        return fooling_loss(real_BF, made_BF, weight_F, WORST)
+        return fooling_loss(real_BF, self._judged(made, sigma, pairs.scenes), weight_F, WORST)
 
 
 def train_finish(

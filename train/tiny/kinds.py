@@ -24,7 +24,7 @@ from salt.sample import sample_bidirectional
 from salt.student import StudentModel
 from train.choices import Choices
 from train.recipe import Recipe, load_recipe
-from train.rollouts import ExitCall, Exits, Rolled, cast_weights_kept, new_memory, roll, settings_of
+from train.rollouts import ExitCall, Exits, Rolled, cast_weights_kept, new_memory, play_on, roll, settings_of
 
 OPENINGS = 32  # first blocks at a time, about the cost of 8 clips of 12 latent frames
 LONG = 3  # times as long as the window is a clip whose end is looked at
@@ -145,14 +145,12 @@ def roll_late(
     noise = SeededNoise(seeds, len(seeds), 16, r.height, r.width, conditioning.text.device)
     first = r.frames - r.window
     call = StudentModel(student)
-    noted: Any = ExitCall(call, choices, recipe, first if gradient else None, noise)
+    noted = ExitCall(call, choices, recipe, first if gradient else None, noise)
     with torch.no_grad(), cast_weights_kept(True):
         memory = new_memory(student, conditioning, recipe)
         past = replace(settings_of(recipe, choices.schedule), fuse=True)
         for _ in rollout(call, conditioning, memory, noise, first, past):
             pass
         settings = settings_of(recipe, choices.to_exit)
-        for block in rollout(noted, conditioning, memory, noise, r.window, settings, on_step=noted.on_step):
-            if block.index + 1 == block.count:
-                break  # nobody reads what the last block's context pass would write
+        play_on(noted, conditioning, memory, noise, r.window, settings, on_step=noted.on_step)
     return Rolled(noted.exits.x0(choices.exit_sigma), noted.exits, noise, call)

@@ -61,19 +61,21 @@ class Latents:
         start_B = torch.zeros(size, dtype=torch.long)
         if late:
             start_B = torch.randint(1, self.latents_NCFHW.shape[2] - frames + 1, (size,), generator=generator)
-        frames_BF = start_B[:, None] + torch.arange(frames)
-        clips_BFCHW = self.latents_NCFHW.transpose(1, 2)[index[:, None], frames_BF]
-        return clips_BFCHW.transpose(1, 2).float(), self.scenes_N[index]
+        return self._cut(index, start_B, frames), self.scenes_N[index]
+
+    def _cut(self, index: Tensor, start_B: Tensor, frames: int) -> Tensor:
+        """`frames` latent frames of each clip from its start on, [B, 16, F, 8, 8]."""
+        clips_BFCHW = self.latents_NCFHW.transpose(1, 2)[index[:, None], start_B[:, None] + torch.arange(frames)]
+        return clips_BFCHW.transpose(1, 2).float()
 
     def batch(self, size: int, frames: int, generator: torch.Generator, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
         """Clips as `draw` draws them, and their text [B, L, D], some of it emptied.
 
         With `frames` 1 any one frame of each clip, not only the first.
         """
-        length = self.latents_NCFHW.shape[2]
-        clips, scenes = self.draw(size, length if frames == 1 else frames, generator)
+        index = torch.randint(len(self), (size,), generator=generator)
         keep = torch.rand(size, 1, 1, generator=generator) >= dropout
+        start_B = torch.zeros(size, dtype=torch.long)
         if frames == 1:
-            which = torch.randint(length, (size,), generator=generator)
-            clips = clips[torch.arange(size), :, which].unsqueeze(2)
-        return clips, self.text_SLD[scenes] * keep
+            start_B = torch.randint(self.latents_NCFHW.shape[2], (size,), generator=generator)
+        return self._cut(index, start_B, frames), self.text_SLD[self.scenes_N[index]] * keep
