@@ -2,18 +2,24 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from salt.checkpoints import read_checkpoint
+from salt.checkpoints import read_checkpoint, save_diffusers
 from salt.pipeline import SaltPipeline
+from salt.prompts import Conditioning
+from salt.spec import StudentSpec
 from salt.student import SaltTransformer3DModel
+from salt.words import WordEmbedder
 from train.__main__ import parser
+from train.clips import trajectories
 from train.shapes.world import HELD_OUT_SCENES, TRAIN_SCENES, render
 from train.tiny import recipe
-from train.tiny.evaluate import PROMPTS, evaluate, score_ends, score_model, split_rows
-from train.tiny.teacher import new_transformer
+from train.tiny.evaluate import PROMPTS, evaluate, score_ends, score_model, split_rows, teacher_clips
+from train.tiny.start import start_recipe
+from train.tiny.teacher import new_transformer, sample_teacher
 from train.tiny.vae import channels_last, new_vae
 
 
@@ -60,6 +66,34 @@ def test_long_clips_are_scored_at_both_ends_in_as_many_frames(monkeypatch):
     assert (first[0], first[-1], last[0], last[-1]) == (0, 20, 9, 29)
     with pytest.raises(ValueError, match="frames: found 22"):
         evaluate(None, None, None, frames=22)
+
+
+@torch.no_grad()
+def test_a_teacher_plays_whole_clips_or_those_that_the_initial_student_learns_from(tmp_path):
+    scenes = PROMPTS[:2]
+    text = WordEmbedder().encode([scene.caption for scene in scenes])
+    teacher = new_transformer(0)
+    whole = teacher_clips(teacher, text, 2, 3, 7, StudentSpec(0))
+    assert torch.equal(whole, sample_teacher(teacher, text, 3, 2, 2.0, torch.Generator().manual_seed(7)))
+    save_diffusers(teacher, tmp_path / "teacher")
+    recipe = start_recipe(tmp_path / "teacher", tmp_path, 2)
+    recipe = replace(recipe, rollout=replace(recipe.rollout, frames=6), start=replace(recipe.start, teacher_steps=4))
+    negative = Conditioning(WordEmbedder().encode(["", ""]))
+    clips, _ = trajectories(teacher, Conditioning(text), negative, recipe, [7, 8])
+    blocks = teacher_clips(teacher, text, 4, 6, 7, StudentSpec(3))
+    assert torch.allclose(blocks, clips, atol=1e-3)  # a guidance of 2.4 is 7e-3 away
+
+
+def test_evaluate_plays_a_teacher_by_its_own_file_once_for_every_seed(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("train.tiny.evaluate.score_model", lambda *_, **options: asked.append(options) or [])
+    monkeypatch.setattr("train.tiny.evaluate.split_rows", lambda *_: {})
+    new_vae().save_pretrained(tmp_path / "vae")
+    for spec in (StudentSpec(0), StudentSpec(3, shift=2.0)):
+        save_diffusers(new_transformer(0), tmp_path / "teacher", spec=spec)
+        evaluate(None, tmp_path / "vae", tmp_path / "out", tmp_path / "teacher", seeds=(7, 9))
+        first, second = asked[-2:]
+        assert first == {"teacher": True, "spec": spec, "seed": 7} and second == {**first, "seed": 9}
 
 
 def test_a_stage_names_the_one_it_waits_for(tmp_path):

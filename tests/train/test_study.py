@@ -51,10 +51,39 @@ def test_scores_count_what_the_clips_show():
     true = [score_clip(clip, scene) for clip, scene in zip(clips.pixels, clips.scenes, strict=True)]
     found = scores.measured(true)
     assert found["passed"] == found["semantics"] == 1 and found["motion"] == pytest.approx(1, abs=0.1)
+    fading = [
+        score_clip(clip * torch.linspace(1, 0.5, 33)[:, None, None], s)
+        for clip, s in zip(clips.pixels, clips.scenes, strict=True)
+    ]
+    assert found["drift"] < 0.05 and scores.measured(fading)["drift"] > 0.1
     still = [
         score_clip(clip[:, :1].expand(-1, 33, -1, -1), s) for clip, s in zip(clips.pixels, clips.scenes, strict=True)
     ]
     assert scores.measured(still)["motion"] < 0.2 and scores.measured(still)["passed"] == 0
+
+
+def test_a_row_has_means_and_spreads_and_the_last_lines_what_one_seed_scatters(tmp_path):
+    def keep(arm, seed, passed, **others):
+        path = tmp_path / arm / f"seed-{seed}" / runner.SCORES
+        path.parent.mkdir(parents=True)
+        found = {**dict.fromkeys(("semantics", "quality", "motion"), 0.5), "passed": passed, **others}
+        defect = {"euler": 0.1, "sampler": 0.2}
+        facts = {"recipe": "abc", "minutes": 1.0, "scores": dict.fromkeys(("4 / full / 21", "2 / full / 21"), found)}
+        path.write_text(json.dumps({**facts, "defect": defect}))
+
+    keep("fixed", 0, 0.7)
+    keep("fixed", 1, 0.9, drift=0.3)  # one of the two was scored before drift was a column
+    keep("mixed", 0, 0.5)
+    keep("mixed", 1, 0.6)
+    keep("mixed", 2, 0.7)
+    head, _, fixed, _, mixed, _, scatter, _ = (line.split(" | ") for line in report.table(tmp_path).splitlines())
+    at = {name.strip("| "): i for i, name in enumerate(head)}
+    assert [fixed[at[c]] for c in ("passed", "drift", "seeds")] == ["0.80 ± 0.10", "0.30", "2"]
+    assert [mixed[at[c]] for c in ("passed", "drift", "seeds")] == ["0.60 ± 0.10", "-", "3"]
+    # Squares 0.01 + 0.01 and 0.01 + 0 + 0.01, with one and two degrees of freedom.
+    assert scatter[at["passed"]] == f"{(0.04 / 3) ** 0.5:.2f}" and scatter[at["drift"]] == "-"
+    report.plot(tmp_path, tmp_path / "scores.png")
+    assert (tmp_path / "scores.png").stat().st_size > 5000
 
 
 def test_the_document_has_the_tables_that_its_scores_make():

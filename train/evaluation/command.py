@@ -41,7 +41,8 @@ def add_evaluate(commands: Any) -> None:
                          "drift and vbench-long 120, which is half a minute)")  # fmt: skip
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     shapes = command.add_argument_group("shapes")
-    shapes.add_argument("--teacher", type=Path, help="a bidirectional teacher, scored at 50 steps")
+    shapes.add_argument("--teacher", type=Path, help="its teacher, scored in 50 guided steps, in blocks or whole as "
+                        "its file says")  # fmt: skip
     shapes.add_argument("--vae", type=Path, help="its VAE (default: salt-tiny's)")
     shapes.add_argument("--seeds", type=int, nargs="+", metavar="N", help="a clip of every prompt for each "
                         "(default: 2000)")  # fmt: skip

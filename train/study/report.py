@@ -22,7 +22,7 @@ from train.study.scores import WINDOWED
 from train.tiny.evaluate import PROMPTS, SHORT, decode_latents, load_vae, student_clips
 
 SCORES = "study.json"
-COLUMNS = ("passed", "semantics", "quality", "motion")
+COLUMNS = ("passed", "semantics", "quality", "motion", "drift")
 SHOWN = (0, 30, 14, 44)  # prompts of the picture grid: two held out, two not
 PICTURE_SEED = 6000
 
@@ -36,26 +36,50 @@ def finished(out: Path) -> dict[str, list[Row]]:
 
 
 def table(out: Path, short: bool = False) -> str:
-    """Markdown: a line per arm and setting, means over seeds and how far apart the seeds lie.
+    """Markdown: a line per arm and setting, means over seeds and how far apart the seeds lie; then a line per setting
+    with the scatter of a single seed.
 
     short: only the settings of `short_settings`.
     """
+    arms = finished(out)
     lines = [
         f"| arm | NFE / memory / latent frames | {' | '.join(COLUMNS)} | defect, euler | defect, sampler | seeds | "
         "recipe | minutes |",
         "|" + "---|" * (len(COLUMNS) + 7),
     ]
-    for name, rows in finished(out).items():
+    for name, rows in arms.items():
         about = next(a.about for a in ARMS if a.name == name)
         defects = [spread([r["defect"][o] for r in rows], 4) for o in OPERATORS]
         minutes = f"{fmean(r['minutes'] for r in rows):.1f}"
         for setting in short_settings(rows[0]) if short else rows[0]["scores"]:
-            values = [spread([r["scores"][setting][c] for r in rows], 2) for c in COLUMNS]
+            values = [spread(column(rows, setting, c), 2) for c in COLUMNS]
             lines.append(
                 f"| {about} | {setting} | {' | '.join(values)} | {' | '.join(defects)} | {len(rows)} | "
                 f"{rows[0]['recipe']} | {minutes} |"
             )
+    settings = {s: None for rows in arms.values() for s in (short_settings(rows[0]) if short else rows[0]["scores"])}
+    defects = [scatter([[r["defect"][o] for r in rows] for rows in arms.values()], 4) for o in OPERATORS]
+    for setting in settings:
+        having = [rows for rows in arms.values() if setting in rows[0]["scores"]]
+        values = [scatter([column(rows, setting, c) for rows in having], 2) for c in COLUMNS]
+        lines.append(f"| *scatter of one seed* | {setting} | {' | '.join([*values, *defects])} | | | |")
     return "\n".join(lines)
+
+
+def column(rows: Sequence[Row], setting: str, name: str) -> list[float]:
+    """A score of every seed that has it: arms scored before a column was there lack it."""
+    return [r["scores"][setting][name] for r in rows if name in r["scores"][setting]]
+
+
+def scatter(arms: Sequence[Sequence[float]], digits: int) -> str:
+    """The standard deviation of one seed about its arm's mean, pooled over `arms`: two or three seeds of one arm tell
+    little of it, those of all arms enough. "-" where no arm has two seeds.
+    """
+    freedom = sum(len(values) - 1 for values in arms if values)
+    if not freedom:
+        return "-"
+    squares = sum((v - fmean(values)) ** 2 for values in arms if values for v in values)
+    return f"{(squares / freedom) ** 0.5:.{digits}f}"
 
 
 def short_settings(row: Row) -> list[str]:
@@ -64,7 +88,9 @@ def short_settings(row: Row) -> list[str]:
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """The mean, and half the distance between the extremes where there are several."""
+    """The mean, and half the distance between the extremes where there are several; "-" of none."""
+    if not values:
+        return "-"
     half = (max(values) - min(values)) / 2
     return f"{fmean(values):.{digits}f}" + (f" ± {half:.{digits}f}" if len(values) > 1 else "")
 
@@ -78,7 +104,9 @@ def plot(out: Path, path: Path) -> None:
     for axis, panel in zip(axes, panels, strict=True):
         for at, rows in enumerate(arms.values()):
             for nfe, color, shift in ((4, "tab:blue", -0.12), (2, "tab:orange", 0.12)):
-                values = [_value(row, panel, nfe) for row in rows]
+                values = _values(rows, panel, nfe)
+                if not values:
+                    continue
                 axis.plot(values, [at + shift] * len(values), "o", color=color, markersize=4, alpha=0.8)
                 axis.plot([fmean(values)], [at + shift], "|", color=color, markersize=11)
         axis.set_title(panel, fontsize=9)
@@ -91,11 +119,10 @@ def plot(out: Path, path: Path) -> None:
     pyplot.close(figure)
 
 
-def _value(row: Row, panel: str, nfe: int) -> float:
+def _values(rows: Sequence[Row], panel: str, nfe: int) -> list[float]:
     if panel.startswith("defect, "):
-        return row["defect"][panel.removeprefix("defect, ")]
-    short = next(s for s in short_settings(row) if s.startswith(f"{nfe} / "))
-    return row["scores"][short][panel]
+        return [row["defect"][panel.removeprefix("defect, ")] for row in rows]
+    return column(rows, next(s for s in short_settings(rows[0]) if s.startswith(f"{nfe} / ")), panel)
 
 
 @torch.no_grad()

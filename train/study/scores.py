@@ -28,12 +28,14 @@ SEED = 5000  # of no other table
 
 def measured(scores: list[ClipScore]) -> dict[str, float]:
     """Shares and means over clips. semantics, quality: means of the verdicts that belong there. motion: distance
-    travelled, of the distance that the prompt asks for (1 is right; consistency can hide lost motion)."""
+    travelled, of the distance that the prompt asks for (1 is right; consistency can hide lost motion). drift: change of
+    the object's look over time, from the clip's first fifth to its last (0 is right; `ClipScore.drift`)."""
     return {
         "passed": fmean(s.passed for s in scores),
         "semantics": fmean(fmean((s.color, s.shape, s.direction, s.speed, s.count)) for s in scores),
         "quality": fmean(fmean((s.sharp, s.steady, s.no_drift)) for s in scores),
         "motion": fmean(s.pixels_per_frame / SPEEDS[parse_caption(s.caption).speed] for s in scores),
+        "drift": fmean(s.drift for s in scores),
         "color": fmean(s.color for s in scores),
         "shape": fmean(s.shape for s in scores),
         "direction": fmean(s.direction for s in scores),

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from train.tiny.vae import channels_last, decode, wan_statistics
 
 PROMPTS = (*HELD_OUT_SCENES, *TRAIN_SCENES[::5])
 TEACHER_STEPS = 50
-TEACHER_GUIDANCE = 2.0
+TEACHER_GUIDANCE = 2.0  # of whole clips; 1 is none
+BLOCK_GUIDANCE = 2.5  # of a causal teacher, as in the trajectories of the initial student (`start.py`)
 BATCH = 8
 SHORT = 21  # latent frames
 WARM = 3  # latent frames that the causal decoder sees before the last SHORT ones
@@ -61,20 +63,42 @@ def student_clips(
     spec: StudentSpec = SPEC,
 ) -> Tensor:
     """Latents [B, 16, frames, 8, 8] as the student makes them by its spec; clip i has seed `seed` + i."""
+    settings = RolloutSettings(schedule=Schedule.of(steps, spec.shift))
+    if spec.frames_per_block == 0:
+        noise = SeededNoise(seed, text.shape[0], 16, 8, 8, device=text.device)
+        settings = replace(settings, stepping="ode")
+        return sample_bidirectional(BidirectionalModel(student), Conditioning(text), noise, frames, settings)
+    return _in_blocks(student, text, frames, seed, spec, settings)
+
+
+@torch.no_grad()
+def teacher_clips(
+    teacher: SaltTransformer3DModel, text: Tensor, steps: int, frames: int, seed: int, spec: StudentSpec
+) -> Tensor:
+    """Latents [B, 16, frames, 8, 8] of a teacher: Euler steps with guidance, whole clips or in blocks as `spec` says.
+
+    Noise as in `student_clips`, but for whole clips.
+    """
+    if spec.frames_per_block == 0:
+        return sample_teacher(teacher, text, frames, steps, TEACHER_GUIDANCE, torch.Generator().manual_seed(seed))
+    settings = RolloutSettings(schedule=Schedule.of(steps, spec.shift), stepping="ode", guidance=BLOCK_GUIDANCE)
+    return _in_blocks(teacher, text, frames, seed, spec, settings)
+
+
+def _in_blocks(
+    model: SaltTransformer3DModel, text: Tensor, frames: int, seed: int, spec: StudentSpec, settings: RolloutSettings
+) -> Tensor:
     batch = text.shape[0]
     noise = SeededNoise(seed, batch, 16, 8, 8, device=text.device)
-    schedule = Schedule.of(steps, spec.shift)
-    if spec.frames_per_block == 0:
-        settings = RolloutSettings(schedule=schedule, stepping="ode")
-        return sample_bidirectional(BidirectionalModel(student), Conditioning(text), noise, frames, settings)
-    memory = student.new_memory(spec.policy, batch, 8, 8, frames)
-    settings = RolloutSettings(
-        schedule=schedule,
+    memory = model.new_memory(spec.policy, batch, 8, 8, frames)
+    settings = replace(
+        settings,
         frames_per_block=spec.frames_per_block,
         independent_first_frame=spec.independent_first_frame,
         fuse=True,
     )
-    blocks = rollout(StudentModel(student), Conditioning(text), memory, noise, frames, settings)
+    negative = Conditioning(torch.zeros_like(text)) if settings.guidance != 1 else None
+    blocks = rollout(StudentModel(model), Conditioning(text), memory, noise, frames, settings, negative=negative)
     return torch.cat([block.latents for block in blocks], dim=2)
 
 
@@ -86,25 +110,21 @@ def sample_prompts(
     steps: int,
     prompts: tuple[Scene, ...] = PROMPTS,
     frames: int = SHORT,
-    bidirectional: bool = False,
+    teacher: bool = False,
     seed: int = SEED,
     spec: StudentSpec = SPEC,
 ) -> Clips:
     """Latents [B, 16, frames, 8, 8] of one clip per prompt, BATCH at a time. Seeds are fixed, so a table can be made
     again.
 
-    bidirectional: a teacher, sampled with guidance. spec: how a student makes clips.
+    teacher: sampled with guidance. spec: how the model makes clips.
     """
     words = WordEmbedder()
     device = next(model.parameters()).device
     for first in range(0, len(prompts), BATCH):
         scenes = prompts[first : first + BATCH]
         text = words.encode([scene.caption for scene in scenes]).to(device)
-        if bidirectional:
-            generator = torch.Generator().manual_seed(seed + first)
-            yield scenes, sample_teacher(model, text, frames, steps, TEACHER_GUIDANCE, generator)
-        else:
-            yield scenes, student_clips(model, text, steps, frames, seed + first, spec)  # type: ignore[arg-type]
+        yield scenes, (teacher_clips if teacher else student_clips)(model, text, steps, frames, seed + first, spec)
 
 
 def _scored(vae: AutoencoderKLWan, scenes: Sequence[Scene], latents: Tensor, skip: int = 0) -> list[ClipScore]:
@@ -166,16 +186,17 @@ def evaluate(
 ) -> str:
     """Write `out`.md (the table, returned too) and `out`.json (every clip's verdicts and measurements).
 
-    seeds: a clip of every prompt for each (the teacher: the first). frames: latent frames of the student's clips; where
-    they are longer than SHORT, both ends are scored. Raises ValueError where those would be one.
+    seeds: a clip of every prompt for each. frames: latent frames of the student's clips; where they are longer than
+    SHORT, both ends are scored. Raises ValueError where those would be one.
     """
     if SHORT < frames < SHORT + WARM:
         raise ValueError(f"frames: found {frames}, expected up to {SHORT}, or from {SHORT + WARM} on (two ends)")
     decoder = load_vae(vae, device)
     rows: dict[str, Sequence[ClipScore]] = {}
     if teacher is not None:
-        model = _transformer(teacher, device)
-        scores = score_model(model, decoder, TEACHER_STEPS, bidirectional=True, seed=seeds[0])
+        model, spec = _transformer(teacher, device), read_checkpoint(teacher).spec or SPEC
+        options = {"teacher": True, "spec": spec}
+        scores = [s for seed in seeds for s in score_model(model, decoder, TEACHER_STEPS, seed=seed, **options)]
         rows |= split_rows(f"teacher, {TEACHER_STEPS} steps", scores)
     if student is not None:
         model, spec = _transformer(student, device), read_checkpoint(student).spec or SPEC
