@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
-from torch import Tensor, nn
+from torch import Tensor
 
 from salt.checkpoints import load_student, read_checkpoint
 from salt.noise import SeededNoise
@@ -106,7 +106,7 @@ Clips = Iterator[tuple[tuple[Scene, ...], Tensor]]
 
 
 def sample_prompts(
-    model: nn.Module,
+    model: SaltTransformer3DModel,
     steps: int,
     prompts: tuple[Scene, ...] = PROMPTS,
     frames: int = SHORT,
@@ -132,13 +132,15 @@ def _scored(vae: AutoencoderKLWan, scenes: Sequence[Scene], latents: Tensor, ski
     return [score_clip(clip, scene) for clip, scene in zip(pixels, scenes, strict=True)]
 
 
-def score_model(model: nn.Module, vae: AutoencoderKLWan, steps: int, *args: Any, **options: Any) -> list[ClipScore]:
+def score_model(
+    model: SaltTransformer3DModel, vae: AutoencoderKLWan, steps: int, *args: Any, **options: Any
+) -> list[ClipScore]:
     """Every clip of `sample_prompts` (same arguments), decoded and scored whole."""
     return [s for scenes, z in sample_prompts(model, steps, *args, **options) for s in _scored(vae, scenes, z)]
 
 
 def score_ends(
-    model: nn.Module, vae: AutoencoderKLWan, steps: int, **options: Any
+    model: SaltTransformer3DModel, vae: AutoencoderKLWan, steps: int, **options: Any
 ) -> tuple[list[ClipScore], list[ClipScore]]:
     """As `score_model`, of the first and of the last 81 pixel frames of clips longer than SHORT latent frames."""
     first: list[ClipScore] = []
