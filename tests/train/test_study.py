@@ -35,7 +35,7 @@ def test_our_recipes_learn_as_the_arms_do_and_these_are_the_recorded_ones(tmp_pa
     for name in ("tiny", "tiny_salt", "tiny_relative_salt"):
         recipe = load_recipe(name)
         assert (recipe.models.teacher, recipe.loss.score) == (FORCED, "causal")
-    recorded = [json.loads(path.read_text()) for path in sorted((DOCS / "study").glob("*/seed-0/study.json"))]
+    recorded = [json.loads(path.read_text()) for path in sorted((DOCS / "study").glob("*/seed-*/study.json"))]
     assert recorded
     for facts in recorded:
         (arm,) = arms_named([facts["arm"]])
@@ -82,6 +82,10 @@ def test_a_row_has_means_and_spreads_and_the_last_lines_what_one_seed_scatters(t
     assert [mixed[at[c]] for c in ("passed", "drift", "seeds")] == ["0.60 ± 0.10", "-", "3"]
     # Squares 0.01 + 0.01 and 0.01 + 0 + 0.01, with one and two degrees of freedom.
     assert scatter[at["passed"]] == f"{(0.04 / 3) ** 0.5:.2f}" and scatter[at["drift"]] == "-"
+    for student in (tmp_path / name / "export" / "mixed.safetensors" for name in ("mixed/seed-1", "mixed/seed-2")):
+        student.parent.mkdir()
+        student.touch()
+    assert runner.present(tmp_path) == {"mixed": tmp_path / "mixed/seed-1/export/mixed.safetensors"}
     report.plot(tmp_path, tmp_path / "scores.png")
     assert (tmp_path / "scores.png").stat().st_size > 5000
 

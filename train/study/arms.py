@@ -69,6 +69,7 @@ ARMS = (
     Arm("all-relative", 3, "Salt, trained with relative memory", RELATIVE),
     Arm("no-time-weight", 4, "SC without the time weight", (*ALL, "loss.semigroup_time_weight=false")),
     Arm("sc-strong", 4, "SC with fifty times the weight", (*ALL, STRONG)),
+    Arm("align-strong", 4, "alignment with fifty times the weight", (MIXED, *RELEASE, "loss.align_weight=5.0")),
     Arm("both-branches", 4, "SC with gradient through both branches", (*ALL, "loss.semigroup_stop_gradient=false")),
     Arm("sc-sampler", 4, "SC on the re-noising sampler", (*ALL, "loss.semigroup_operator=sampler")),
     Arm("whole-scores", 4, "bidirectional real and fake scores, as the paper has them", (*ALL, *SCORES)),

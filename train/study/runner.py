@@ -69,10 +69,15 @@ def report(out: Path) -> None:
         with replacing(out / name) as partial:
             partial.write_text(table(out, short) + "\n")
     plot(out, out / "scores.png")
-    students = {name: out / name / "seed-0" / "export" / f"{name}.safetensors" for name in finished(out)}
-    present = {name: path for name, path in students.items() if path.exists()}
-    if present:
-        picture(present, Path(load_recipe("tiny").models.vae), out / "pictures.jpg")
+    students = present(out)
+    if students:
+        picture(students, Path(load_recipe("tiny").models.vae), out / "pictures.jpg")
+
+
+def present(out: Path) -> dict[str, Path]:
+    """A student of every scored arm that has one left, of the first seed that does."""
+    found = {name: sorted(out.glob(f"{name}/seed-*/export/{name}.safetensors")) for name in finished(out)}
+    return {name: paths[0] for name, paths in found.items() if paths}
 
 
 def add_reproduce(commands: argparse._SubParsersAction) -> None:
