@@ -68,7 +68,12 @@ def test_a_row_has_means_and_spreads_and_the_last_lines_what_one_seed_scatters(t
         path.parent.mkdir(parents=True)
         found = {**dict.fromkeys(("semantics", "quality", "motion"), 0.5), "passed": passed, **others}
         defect = {"euler": 0.1, "sampler": 0.2}
-        facts = {"recipe": "abc", "minutes": 1.0, "scores": dict.fromkeys(("4 / full / 21", "2 / full / 21"), found)}
+        facts = {
+            "seed": seed,
+            "recipe": "abc",
+            "minutes": 1.0,
+            "scores": dict.fromkeys(("4 / full / 21", "2 / full / 21"), found),
+        }
         path.write_text(json.dumps({**facts, "defect": defect}))
 
     keep("fixed", 0, 0.7)
@@ -82,6 +87,8 @@ def test_a_row_has_means_and_spreads_and_the_last_lines_what_one_seed_scatters(t
     assert [mixed[at[c]] for c in ("passed", "drift", "seeds")] == ["0.60 ± 0.10", "-", "3"]
     # Squares 0.01 + 0.01 and 0.01 + 0 + 0.01, with one and two degrees of freedom.
     assert scatter[at["passed"]] == f"{(0.04 / 3) ** 0.5:.2f}" and scatter[at["drift"]] == "-"
+    lines = report.paired(tmp_path).splitlines()
+    assert lines[2] == "| `mixed` | 4 | -20 | -30 | -25 |" and len(lines) == 4, "of the seeds that both have"
     for student in (tmp_path / name / "export" / "mixed.safetensors" for name in ("mixed/seed-1", "mixed/seed-2")):
         student.parent.mkdir()
         student.touch()
@@ -94,7 +101,9 @@ def test_the_document_has_the_tables_that_its_scores_make():
     kept = DOCS / "study"
     assert (kept / "table.md").read_text() == report.table(kept) + "\n"
     assert (kept / "short.md").read_text() == report.table(kept, short=True) + "\n"
-    assert (kept / "short.md").read_text() in (DOCS / "study.md").read_text()
+    assert (kept / "paired.md").read_text() == report.paired(kept) + "\n"
+    for shown in ("short.md", "paired.md"):
+        assert (kept / shown).read_text() in (DOCS / "study.md").read_text()
 
 
 @pytest.mark.slow

@@ -66,6 +66,34 @@ def table(out: Path, short: bool = False) -> str:
     return "\n".join(lines)
 
 
+def paired(out: Path, baseline: str = "fixed") -> str:
+    """Markdown: by how many points more (or fewer) clips pass than the baseline's of the same seed, seed by seed.
+
+    Arms of one seed have their noise in common, which moves all of them alike. Settings of `short_settings`, of arms
+    that play as the baseline does.
+    """
+    arms = {name: {row["seed"]: row for row in rows} for name, rows in finished(out).items()}
+    if baseline not in arms:
+        return ""
+    base = arms[baseline]
+    seeds = sorted(base)
+    settings = short_settings(base[seeds[0]])
+    lines = [f"| passed, against `{baseline}` | NFE | {' | '.join(f'seed {s}' for s in seeds)} | mean |"]
+    lines.append("|" + "---|" * (len(seeds) + 3))
+    for name, rows in arms.items():
+        for setting in settings:
+            more = {
+                s: 100 * (rows[s]["scores"][setting]["passed"] - base[s]["scores"][setting]["passed"])
+                for s in seeds
+                if name != baseline and s in rows and setting in rows[s]["scores"]
+            }
+            if more:
+                cells = [f"{round(more[s]):+d}" if s in more else "-" for s in seeds]
+                nfe = setting.split(" / ")[0]
+                lines.append(f"| `{name}` | {nfe} | {' | '.join(cells)} | {round(fmean(more.values())):+d} |")
+    return "\n".join(lines)
+
+
 def column(rows: Sequence[Row], setting: str, name: str) -> list[float]:
     """A score of every seed that has it: arms scored before a column was there lack it."""
     return [r["scores"][setting][name] for r in rows if name in r["scores"][setting]]

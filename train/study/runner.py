@@ -19,7 +19,7 @@ from train.distill import distill
 from train.publish import recipe_hash
 from train.recipe import Recipe, load_recipe
 from train.study.arms import FORCED, START, Arm, arms_named
-from train.study.report import SCORES, finished, picture, plot, table
+from train.study.report import SCORES, finished, paired, picture, plot, table
 from train.study.scores import score_student
 from train.tiny.start import train_start
 
@@ -65,9 +65,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 def report(out: Path) -> None:
     """The tables and the plots of what is scored, and the pictures of the students that are still there."""
-    for name, short in (("table.md", False), ("short.md", True)):
+    tables = {"table.md": table(out), "short.md": table(out, short=True), "paired.md": paired(out)}
+    for name, text in tables.items():
         with replacing(out / name) as partial:
-            partial.write_text(table(out, short) + "\n")
+            partial.write_text(text + "\n")
     plot(out, out / "scores.png")
     students = present(out)
     if students:
