@@ -125,7 +125,7 @@ def test_an_arm_is_trained_scored_and_kept(tmp_path, monkeypatch):
         monkeypatch.undo()
         monkeypatch.setattr(scores, "LONG", 24)
     shown = runner.table(tmp_path)
-    assert shown.count("\n") == 1 + 2 + 8 and "| mixed steps and SC | 2 / sink+window / 24 |" in shown
+    assert shown.count("\n") == 1 + 2 * (2 + 8) and "| mixed steps and SC | 2 / sink+window / 24 |" in shown
     second = {**json.loads((tmp_path / "dmd4" / "seed-0" / runner.SCORES).read_text()), "seed": 1}
     (tmp_path / "dmd4" / "seed-1").mkdir()
     (tmp_path / "dmd4" / "seed-1" / runner.SCORES).write_text(json.dumps(second))
