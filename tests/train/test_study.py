@@ -48,18 +48,16 @@ def test_scores_count_what_the_clips_show():
     from train.shapes.bench import score_clip
 
     clips = render(scores.PROMPTS[:2], 33, torch.Generator().manual_seed(0))
-    true = [score_clip(clip, scene) for clip, scene in zip(clips.pixels, clips.scenes, strict=True)]
-    found = scores.measured(true)
+
+    def scored(pixels):
+        return scores.measured([score_clip(clip, s) for clip, s in zip(pixels, clips.scenes, strict=True)])
+
+    found = scored(clips.pixels)
     assert found["passed"] == found["semantics"] == 1 and found["motion"] == pytest.approx(1, abs=0.1)
-    fading = [
-        score_clip(clip * torch.linspace(1, 0.5, 33)[:, None, None], s)
-        for clip, s in zip(clips.pixels, clips.scenes, strict=True)
-    ]
-    assert found["drift"] < 0.05 and scores.measured(fading)["drift"] > 0.1
-    still = [
-        score_clip(clip[:, :1].expand(-1, 33, -1, -1), s) for clip, s in zip(clips.pixels, clips.scenes, strict=True)
-    ]
-    assert scores.measured(still)["motion"] < 0.2 and scores.measured(still)["passed"] == 0
+    fading = scored(clips.pixels * torch.linspace(1, 0.5, 33)[:, None, None])
+    assert found["drift"] < 0.05 and fading["drift"] > 0.1
+    still = scored(clips.pixels[:, :, :1].expand(-1, -1, 33, -1, -1))
+    assert still["motion"] < 0.2 and still["passed"] == 0
 
 
 def test_a_row_has_means_and_spreads_and_the_last_lines_what_one_seed_scatters(tmp_path):
@@ -67,14 +65,9 @@ def test_a_row_has_means_and_spreads_and_the_last_lines_what_one_seed_scatters(t
         path = tmp_path / arm / f"seed-{seed}" / runner.SCORES
         path.parent.mkdir(parents=True)
         found = {**dict.fromkeys(("semantics", "quality", "motion"), 0.5), "passed": passed, **others}
-        defect = {"euler": 0.1, "sampler": 0.2}
-        facts = {
-            "seed": seed,
-            "recipe": "abc",
-            "minutes": 1.0,
-            "scores": dict.fromkeys(("4 / full / 21", "2 / full / 21"), found),
-        }
-        path.write_text(json.dumps({**facts, "defect": defect}))
+        by_setting = dict.fromkeys(("4 / full / 21", "2 / full / 21"), found)
+        facts = {"seed": seed, "recipe": "abc", "minutes": 1.0, "defect": {"euler": 0.1, "sampler": 0.2}}
+        path.write_text(json.dumps({**facts, "scores": by_setting}))
 
     keep("fixed", 0, 0.7)
     keep("fixed", 1, 0.9, drift=0.3)  # one of the two was scored before drift was a column

@@ -42,6 +42,7 @@ def table(out: Path, short: bool = False) -> str:
     short: only the settings of `short_settings`.
     """
     arms = finished(out)
+    shown = {name: short_settings(rows[0]) if short else list(rows[0]["scores"]) for name, rows in arms.items()}
     lines = [
         f"| arm | NFE / memory / latent frames | {' | '.join(COLUMNS)} | defect, euler | defect, sampler | seeds | "
         "recipe | minutes |",
@@ -51,16 +52,15 @@ def table(out: Path, short: bool = False) -> str:
         about = next(a.about for a in ARMS if a.name == name)
         defects = [spread([r["defect"][o] for r in rows], 4) for o in OPERATORS]
         minutes = f"{fmean(r['minutes'] for r in rows):.1f}"
-        for setting in short_settings(rows[0]) if short else rows[0]["scores"]:
+        for setting in shown[name]:
             values = [spread(column(rows, setting, c), 2) for c in COLUMNS]
             lines.append(
                 f"| {about} | {setting} | {' | '.join(values)} | {' | '.join(defects)} | {len(rows)} | "
                 f"{rows[0]['recipe']} | {minutes} |"
             )
-    settings = {s: None for rows in arms.values() for s in (short_settings(rows[0]) if short else rows[0]["scores"])}
     defects = [scatter([[r["defect"][o] for r in rows] for rows in arms.values()], 4) for o in OPERATORS]
-    for setting in settings:
-        having = [rows for rows in arms.values() if setting in rows[0]["scores"]]
+    for setting in dict.fromkeys(s for settings in shown.values() for s in settings):
+        having = [rows for name, rows in arms.items() if setting in shown[name]]
         values = [scatter([column(rows, setting, c) for rows in having], 2) for c in COLUMNS]
         lines.append(f"| *scatter of one seed* | {setting} | {' | '.join([*values, *defects])} | | | |")
     return "\n".join(lines)

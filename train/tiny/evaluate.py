@@ -88,6 +88,7 @@ def teacher_clips(
 def _in_blocks(
     model: SaltTransformer3DModel, text: Tensor, frames: int, seed: int, spec: StudentSpec, settings: RolloutSettings
 ) -> Tensor:
+    """A rollout by `settings`, in blocks and with the memory of `spec`; clip i has seed `seed` + i."""
     batch = text.shape[0]
     noise = SeededNoise(seed, batch, 16, 8, 8, device=text.device)
     memory = model.new_memory(spec.policy, batch, 8, 8, frames)
