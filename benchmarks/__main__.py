@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.cells import CPU, GPU, Bench, Cell
 from benchmarks.measure import environment
-from salt.files import replacing
+from salt.io.atomic import replacing
 
 
 def measure(cells: tuple[Cell, ...], bench: Bench, path: Path, again: bool) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.ceilings import forward_flops, timed
 from benchmarks.generation import random_wan
+from salt.acceleration.presets import Preference
+from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
-from salt.prompts import Conditioning
-from salt.speed import Preference
-from salt.student import StudentModel
-from train.backbones import WAN_1_3B
+from salt.models.transformer_salt import CausalModel
+from train.config.model_configs import WAN_1_3B
 
 KINDS = {
     "linear layers": ("addmm", "mm", "linear", "onednn", "scaled_mm"),
@@ -43,7 +43,7 @@ def shares(layers: int, prefer: Preference, policy: str = "sink:3,window:12") ->
     pipe = random_wan(device, {**WAN_1_3B, "num_layers": layers})
     pipe.prefer(prefer)
     memory = pipe.transformer.new_memory(MemoryPolicy.parse(policy), 1, 60, 104)
-    model, text = StudentModel(pipe.transformer), Conditioning(pipe.text.encode([""]).to(device, torch.bfloat16))
+    model, text = CausalModel(pipe.transformer), Conditioning(pipe.text.encode([""]).to(device, torch.bfloat16))
     x = torch.randn(1, 16, 3, 60, 104, device=device, dtype=torch.bfloat16)
     t = torch.full((1, 3), 500.0, device=device)
     for _ in range(4):

@@ -12,9 +12,9 @@ import torch
 from benchmarks import comfyui, generation, training
 from benchmarks.ceilings import ceilings
 from benchmarks.generation import Case
+from salt.acceleration.presets import Preference
 from salt.memory import KVMemory, MemoryGeometry, MemoryPolicy
 from salt.pipeline import SaltPipeline
-from salt.speed import Preference
 
 WINDOW, FULL = "sink:3,window:12", "full"
 FOURTEEN = MemoryGeometry(layers=40, heads=40, head_dim=128, height=30, width=52)

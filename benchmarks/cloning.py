@@ -15,8 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from salt.attention import Attention
 from salt.memory import MemoryGeometry, MemoryPolicy
+from salt.models.attention import Attention
 from salt.rope import axis_dims
 
 POSITIONS = 1024  # where the published tables end

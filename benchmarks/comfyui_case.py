@@ -169,7 +169,7 @@ def by_library(clock: Clock) -> Play:
 
     device = CASE["device"]
     student = PACK.checkpoints.load_student(student_file(), dtype=DTYPE, device=device)
-    model, prompt = PACK.student.StudentModel(student), PACK.prompts.Conditioning(words().to(device, DTYPE))
+    model, prompt = PACK.student.CausalModel(student), PACK.prompts.Conditioning(words().to(device, DTYPE))
     policy = PACK.memory.MemoryPolicy.parse(CASE["policy"])
     settings = PACK.rollout.RolloutSettings(
         PACK.schedule.Schedule.of(CASE["nfe"]), frames_per_block=CASE["block"], fuse=True

@@ -13,18 +13,18 @@ from diffusers import AutoencoderKLWan
 from benchmarks.ceilings import forward_flops, timed
 from benchmarks.plain import plain_memory, plain_rollout
 from benchmarks.training import Peak, RandomText
+from salt.acceleration.presets import Preference
+from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
+from salt.models.taehv import TinyDecoder, TinyStreamDecoder
+from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.noise import SeededNoise
 from salt.pipeline import FPS, SaltPipeline
-from salt.prompts import Conditioning
 from salt.rollout import RolloutSettings
 from salt.schedule import Schedule
 from salt.spec import StudentSpec
-from salt.speed import Preference
-from salt.student import SaltTransformer3DModel
-from salt.taehv import TinyDecoder, TinyStreamDecoder
-from train.backbones import WAN_1_3B
-from train.tiny.common import placed
+from train.config.model_configs import WAN_1_3B
+from train.experiments.tiny.run_state import placed
 
 PROMPT = "a fast red circle moving right"
 BLOCK, PIXEL_FRAMES = 3, 12  # latent frames of a block, and the pixel frames they become

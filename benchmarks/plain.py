@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.cloning import CloningMemory, PlainBidirectional, PlainRotary
+from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
+from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.noise import NoiseSource, SeededNoise
-from salt.prompts import Conditioning
 from salt.rollout import RolloutSettings, block_lengths
 from salt.schedule import NUM_TRAIN_TIMESTEPS, add_noise, flow_to_x0
-from salt.student import SaltTransformer3DModel
-from train.choices import Choices, draw_choices
-from train.distiller import Distiller
-from train.objectives import Batch, Models, critic_loss, dmd_term
-from train.recipe import Recipe
-from train.rollouts import settings_of
+from train.config.recipe import Recipe
+from train.methods.sc_dmd import SCDMDTrainer
+from train.methods.sc_dmd_losses import Batch, Models, critic_loss, dmd_term
+from train.rollout.gradient_rollout import settings_of
+from train.rollout.random_draws import UpdateDraws, draw_update
 
 
 def plain_memory(
@@ -86,9 +86,9 @@ class Plainly:
 
 
 def plain_clip(
-    student: Any, batch: Batch, recipe: Recipe, choices: Choices, seeds: list[int], gradient: bool
+    student: Any, batch: Batch, recipe: Recipe, choices: UpdateDraws, seeds: list[int], gradient: bool
 ) -> Tensor:
-    """A clip of the recipe, as `train.rollouts.roll` makes it."""
+    """A clip of the recipe, as `train.rollout.gradient_rollout.rollout_with_grad` makes it."""
     r, text = recipe.rollout, batch.conditioning.text
     if recipe.policy.kind != "full" or r.window or r.kind != "autoregressive":
         raise ValueError(f"rollout: found {r}, expected one that keeps everything (these caches do not evict twice)")
@@ -100,7 +100,7 @@ def plain_clip(
     return torch.cat(list(plain_rollout(student, batch.conditioning, memory, noise, r.frames, settings, gradient)), 2)
 
 
-def plain_critic(trainer: Distiller, choices: Choices, step: int) -> Any:
+def plain_critic(trainer: SCDMDTrainer, choices: UpdateDraws, step: int) -> Any:
     """The critic's loss of a micro-batch, on what the student makes now."""
     recipe = trainer.recipe
 
@@ -118,7 +118,7 @@ def plain_critic(trainer: Distiller, choices: Choices, step: int) -> Any:
     return loss_of
 
 
-def plain_generator(trainer: Distiller, choices: Choices, update: int) -> Any:
+def plain_generator(trainer: SCDMDTrainer, choices: UpdateDraws, update: int) -> Any:
     """The student's loss of a micro-batch: DMD alone."""
     recipe, critic, teacher = trainer.recipe, trainer.critic.model, trainer.teacher
     if recipe.loss.semigroup or recipe.loss.align != "none" or recipe.loss.score != "bidirectional":
@@ -139,14 +139,14 @@ def plain_generator(trainer: Distiller, choices: Choices, update: int) -> Any:
     return loss_of
 
 
-def plain_update(trainer: Distiller, update: int) -> dict[str, float]:
-    """One generator update after its critic updates, as `Distiller.update`."""
+def plain_update(trainer: SCDMDTrainer, update: int) -> dict[str, float]:
+    """One generator update after its critic updates, as `SCDMDTrainer.update`."""
     opt, values = trainer.recipe.optimisation, {}
     for i in range(opt.critic_per_generator):
         step = update * opt.critic_per_generator + i
-        choices = draw_choices(trainer.recipe, step, "critic")
+        choices = draw_update(trainer.recipe, step, "critic")
         values |= trainer.accumulate(trainer.critic, plain_critic(trainer, choices, step), step, "critic")
         trainer.critic.step(opt.clip, trainer.warmup(update))
-    choices = draw_choices(trainer.recipe, update, "generator")
+    choices = draw_update(trainer.recipe, update, "generator")
     values |= trainer.accumulate(trainer.student, plain_generator(trainer, choices, update), update, "generator")
     return values | {"norm": trainer.step_student(update)}

@@ -2,7 +2,7 @@
 
 `python -m benchmarks.quality [--prompts 48] [--out benchmarks/results/quality]` writes JSON and markdown, row by row; a
 run that was ended goes on. Float8 multiplication is acted out on a CPU: weights and activations are rounded as
-`salt.speed.fp8_linears` has them rounded, and multiplied in float32.
+`salt.acceleration.presets.fp8_linears` has them rounded, and multiplied in float32.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from salt.checkpoints import load_student, read_checkpoint
-from salt.files import replacing
+from salt.io.atomic import replacing
 from salt.memory import MemoryPolicy
 from salt.pipeline import TINY
 from salt.spec import StudentSpec
+from train.evaluation.shapebench import PROMPTS, load_vae, score_model
 from train.shapes.bench import summarize
-from train.tiny.evaluate import PROMPTS, load_vae, score_model
 
 KEPT = "relative:3,window:12"
 # name, memory, whether linear layers are in float8

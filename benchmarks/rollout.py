@@ -18,12 +18,12 @@ from rich.table import Table
 from benchmarks.cloning import CloningMemory
 from benchmarks.measure import environment, median, resident_mib, write_json
 from salt.checkpoints import load_student
+from salt.conditioning import Conditioning
 from salt.memory import KVMemory, MemoryPolicy, estimate_bytes
+from salt.models.transformer_salt import CausalModel, SaltTransformer3DModel
+from salt.models.word_embedder import WordEmbedder
 from salt.noise import SeededNoise
-from salt.prompts import Conditioning
 from salt.rollout import RolloutSettings, rollout
-from salt.student import SaltTransformer3DModel, StudentModel
-from salt.words import WordEmbedder
 
 TINY = Path(__file__).parents[1] / "salt" / "assets" / "tiny" / "transformer"
 PROMPT = "a fast red circle moving right"
@@ -43,7 +43,7 @@ def timed_rollout(student: SaltTransformer3DModel, memory: KVMemory, frames: int
     seconds, resident, compared = [], [], None
     gc.collect()
     began = time.perf_counter()
-    for block in rollout(StudentModel(student), text, memory, noise, frames, RolloutSettings(fuse=fuse)):
+    for block in rollout(CausalModel(student), text, memory, noise, frames, RolloutSettings(fuse=fuse)):
         now = time.perf_counter()
         seconds.append(now - began)
         resident.append(resident_mib())

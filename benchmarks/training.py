@@ -28,14 +28,14 @@ from torch import Tensor
 from benchmarks.measure import environment, median, resident_mib, write_json
 from benchmarks.plain import plain_update
 from salt.checkpoints import save_diffusers
-from salt.student import SaltTransformer3DModel
-from salt.text import TOKENS
-from train.backbones import WAN_1_3B
-from train.choices import draw_choices, generator
-from train.distiller import Distiller
-from train.parallel import Wrapped, own_device
-from train.recipe import Data, Keep, Losses, Models, Optimisation, Recipe, Rollouts, RunSettings
-from train.recomputing import recompute
+from salt.models.text_encoder import TOKENS
+from salt.models.transformer_salt import SaltTransformer3DModel
+from train.config.model_configs import WAN_1_3B
+from train.config.recipe import Data, Keep, Losses, Models, Optimisation, Recipe, Rollouts, RunSettings
+from train.distributed.activation_checkpointing import recompute
+from train.distributed.parallel import DistributedModel, own_device
+from train.methods.sc_dmd import SCDMDTrainer
+from train.rollout.random_draws import draw_update, generator
 
 ALL = "everything"
 GRAINS = (ALL, *get_args(Keep))
@@ -74,7 +74,7 @@ class RandomText:
         return torch.stack([torch.randn(self.max_length, self.dim, generator=generator(p)) for p in prompts])
 
 
-def make_trainer(size: Size, folder: Path, device: torch.device) -> Distiller:
+def make_trainer(size: Size, folder: Path, device: torch.device) -> SCDMDTrainer:
     """The recipe `self_forcing` in all that takes time, on random weights. The teacher has the student's size."""
     torch.manual_seed(0)
     with device:
@@ -84,7 +84,7 @@ def make_trainer(size: Size, folder: Path, device: torch.device) -> Distiller:
     del model
     path = str(folder / "model")
     precision: Any = size.precision
-    trainer = Distiller(
+    trainer = SCDMDTrainer(
         Recipe(
             models=Models(student=path, teacher=path, critic=path), data=Data(prompts="shapes"),
             rollout=size.rollout, loss=Losses(),
@@ -103,13 +103,13 @@ def typical_update(recipe: Recipe) -> int:
     middle = (1 + max(recipe.rollout.share)) / 2
 
     def steps(update: int) -> list[int]:
-        critics = [draw_choices(recipe, update * per + i, "critic") for i in range(per)]
-        return [c.exit_index + 1 for c in (*critics, draw_choices(recipe, update, "generator"))]
+        critics = [draw_update(recipe, update * per + i, "critic") for i in range(per)]
+        return [c.exit_index + 1 for c in (*critics, draw_update(recipe, update, "generator"))]
 
     return next(u for u in range(UPDATES) if mean(steps(u)) == middle)
 
 
-def set_grain(trainer: Distiller, grain: Any) -> None:
+def set_grain(trainer: SCDMDTrainer, grain: Any) -> None:
     """What backward finds kept of the learners' forwards, as `building` sets it from a recipe."""
     for learner in trainer.learners.values():
         if grain == ALL:
@@ -166,7 +166,7 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def measure_case(trainer: Distiller, name: str, grain: str, update: int, repeats: int, warm: bool) -> dict:
+def measure_case(trainer: SCDMDTrainer, name: str, grain: str, update: int, repeats: int, warm: bool) -> dict:
     """Seconds and peak MiB of one generator and five critic updates; `error` in their place where memory ends."""
     set_grain(trainer, grain)
     one = (lambda: plain_update(trainer, update)) if name == "plain" else (lambda: trainer.update(update))
@@ -211,7 +211,7 @@ def measure_training(
         cases[f"{name} / {grain}"] = measure_case(trainer, name, grain, update, chosen.repeats, warm)
     if compiled:
         for wrapped in (trainer.student.model, trainer.critic.model, trainer.teacher.wrapped):
-            Wrapped(wrapped.model, "single", compiled=True)  # compiles the model's blocks in place
+            DistributedModel(wrapped.model, "single", compiled=True)  # compiles the model's blocks in place
         for grain in published:  # torch runs nothing compiled while it picks what to keep
             cases[f"ours, compiled / {grain}"] = measure_case(trainer, "ours", grain, update, chosen.repeats, True)
     plain, ours = cases["plain / input"], cases[f"ours / {default}"]

@@ -10,7 +10,9 @@ from comfy_api.latest import ComfyExtension, io
 log = logging.getLogger(__name__)
 
 # Each has a list NODES.
-ROOMS = ("loaders", "tiny", "sampling_nodes", "rollouts", "policy", "memories", "decode", "diagnostics")
+ROOMS = tuple(
+    f"nodes_{name}" for name in ("loaders", "tiny", "sampling", "rollout", "policy", "memory", "decode", "diagnostics")
+)
 
 
 def nodes_of(room: str) -> list[type[io.ComfyNode]]:

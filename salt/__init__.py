@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 # Resolved on first use: importing torch, diffusers and transformers takes seconds, `salt --help` should not.
 _HOMES = {
     "SaltPipeline": ".pipeline",
-    "SaltTransformer3DModel": ".student",
+    "SaltTransformer3DModel": ".models.transformer_salt",
     "StudentSpec": ".spec",
     "KVMemory": ".memory",
     "MemoryPolicy": ".memory",

@@ -17,9 +17,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from .conditioning import PromptChange, PromptSchedule
 from .memory import KVMemory, MemoryPass
 from .noise import NoiseSource
-from .prompts import PromptChange, PromptSchedule
 from .schedule import NUM_TRAIN_TIMESTEPS, Schedule, add_noise, euler, flow_to_x0
 
 Stepping = Literal["sde", "ode"]

@@ -4,7 +4,7 @@
     3.5 recache: a blue circle moving right
     7 cut: a green triangle at night
 
-A line is SECONDS [keep|recache|cut]: PROMPT. The word says what happens to the memory at the change (`salt.prompts`);
+A line is SECONDS [keep|recache|cut]: PROMPT. The word says what happens to the memory at the change (`PromptChange`);
 without one the memory is kept. A first line without a time begins at 0.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .prompts import SWITCHES, Switch
+from .conditioning import SWITCHES, Switch
 
 LINE = re.compile(r"^\s*(?P<seconds>\d+(?:\.\d*)?|\.\d+)\s*s?\s*(?P<switch>[a-z]+)?\s*:\s*(?P<text>.*)$", re.IGNORECASE)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from salt.workflow import NOTES, inputs_of
+from salt.comfy_client.workflow import NOTES, inputs_of
 from workflows.maker.__main__ import drawn, text
 from workflows.maker.about import kept
 from workflows.maker.graph import Graph

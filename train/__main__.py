@@ -8,28 +8,28 @@ from pathlib import Path
 
 import torch
 
-from salt.cli.device import usable_device
+from salt.acceleration.device import usable_device
+from train.config.recipe import RecipeError
+from train.data.precompute import add_precompute
 from train.distill import add_distill, is_main
-from train.estimate import add_estimate
 from train.evaluation.command import add_evaluate
-from train.precompute import add_precompute
-from train.recipe import RecipeError
-from train.study.runner import add_reproduce
+from train.experiments.ablation.runner import add_reproduce
+from train.memory_estimate.estimate import add_estimate
 
 FAILED, INTERRUPTED = 2, 130
 
 
 def tiny(args: argparse.Namespace) -> None:
     """Make salt-tiny, or one stage of it."""
-    from train.tiny import recipe
+    from train.experiments.tiny import build
 
     out: Path = args.out
-    budget = recipe.BUDGETS[args.budget]
-    for stage in recipe.STAGES if args.stage == "all" else (args.stage,):
-        recipe.run_stage(stage, out, budget, args.device, args.workers)
+    budget = build.BUDGETS[args.budget]
+    for stage in build.STAGES if args.stage == "all" else (args.stage,):
+        build.run_stage(stage, out, budget, args.device, args.workers)
     if args.stage in ("all", "student"):
-        teachers, student = (recipe.TEACHER_ASSETS, recipe.STUDENT_ASSETS) if args.install else (out, out / "tiny")
-        recipe.ship(out, teachers, student, budget)
+        teachers, student = (build.TEACHER_ASSETS, build.STUDENT_ASSETS) if args.install else (out, out / "tiny")
+        build.ship(out, teachers, student, budget)
         print(f"shipped to {student} and {teachers}")
 
 

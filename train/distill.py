@@ -16,18 +16,18 @@ import yaml
 from accelerate.utils import broadcast_object_list
 
 from salt.checkpoints import load_student
-from train.backbones import check_backbones
-from train.checks import check_mode, check_recipe, check_settings, missing_files
-from train.clips import make_clips
-from train.distiller import Distiller
-from train.estimate import available_memory, check_memory
-from train.parallel import Mode, own_device, process_state
-from train.publish import export, last_values, push
-from train.recipe import Recipe, RecipeError, load_recipe
-from train.rehearsal import rehearsal
-from train.samples import Samples
-from train.starter import Starter
-from train.trainer import Trainer
+from train.config.model_configs import check_backbones
+from train.config.recipe import Recipe, RecipeError, load_recipe
+from train.config.validation import check_mode, check_recipe, check_settings, missing_files
+from train.data.clip_dataset import make_clips
+from train.distributed.parallel import Mode, own_device, process_state
+from train.dry_run import rehearsal
+from train.export import export, last_values, push
+from train.memory_estimate.estimate import available_memory, check_memory
+from train.methods.base import Trainer
+from train.methods.ode_regression import Starter
+from train.methods.sc_dmd import SCDMDTrainer
+from train.sample_grid import Samples
 
 # What a run cannot change on its way, but for what only trades memory for time.
 FIXED = ("stage", "models", "rollout", "run.seed", "optimisation.optimizer")
@@ -35,7 +35,7 @@ FREE = ("models.offload", "models.checkpointing", "models.keep")
 
 
 def trainer_of(recipe: Recipe, mode: Mode) -> Trainer:
-    return (Distiller if recipe.stage == "distill" else Starter)(recipe, mode)
+    return (SCDMDTrainer if recipe.stage == "distill" else Starter)(recipe, mode)
 
 
 def processes() -> int:

@@ -7,8 +7,8 @@
 
 from .errors import CheckpointError
 from .loading import describe, load_student
-from .reading import Checkpoint, read_checkpoint
-from .writing import save_diffusers, save_wan
+from .reader import Checkpoint, read_checkpoint
+from .writer import save_diffusers, save_wan
 
 __all__ = [
     "Checkpoint",

@@ -9,10 +9,10 @@ import torch
 from accelerate import init_empty_weights
 from diffusers.models.modeling_utils import no_init_weights
 
-from ..student import SaltTransformer3DModel
-from .files import find_files, open_tensors
+from ..models.transformer_salt import SaltTransformer3DModel
 from .lora import is_lora, merge_lora, read_lora
-from .reading import Weights, read_checkpoint
+from .reader import Weights, read_checkpoint
+from .tensor_files import find_files, open_tensors
 
 
 def load_student(

@@ -12,8 +12,8 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from .errors import CheckpointError, some
-from .files import open_tensors, read_json
-from .keys import bare, to_diffusers
+from .tensor_files import open_tensors, read_json
+from .wan_keys import bare, to_diffusers
 
 BRANCH = "generator_lora"
 FACTORS = (".lora_A", ".lora_B")

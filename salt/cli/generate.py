@@ -108,7 +108,7 @@ def in_own_words(error: ValueError) -> ValueError:
 
 
 def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The pipeline's options (see `salt.pipeline.Request`) that the arguments state."""
+    """The pipeline's options (see `salt.pipeline.PipelineInputs`) that the arguments state."""
     stated = {
         "seconds": arguments.seconds,
         "num_frames": arguments.frames,

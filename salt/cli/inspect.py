@@ -37,7 +37,7 @@ def facts(path: Path) -> dict[str, str]:
 
 def _memory(path: Path, info: dict[str, Any]) -> dict[str, str]:
     from ..memory import MemoryPolicy
-    from ..memory.report import ranges
+    from ..memory.inspect import ranges
 
     g, held = info["geometry"], info["held"]
     return {

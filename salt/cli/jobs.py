@@ -17,21 +17,21 @@ from accelerate.utils import compare_versions
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
+from ..acceleration.device import usable_device
+from ..acceleration.presets import Preference
 from ..checkpoints import read_checkpoint
 from ..checkpoints.lora import merge_lora
-from ..decode import Tiling
-from ..files import check_writable, replacing
-from ..hub import WAN, models_folder
+from ..io.atomic import check_writable, replacing
+from ..io.hub import WAN, models_folder
+from ..io.prompt_files import read_prompts
+from ..io.video import VideoWriter
+from ..models.streaming_vae import Tiling
+from ..models.text_encoder import CachedTextEncoder, TextEncoder, TextPrecision, UMT5TextEncoder
+from ..models.word_embedder import WordEmbedder
 from ..pipeline import SaltPipeline
-from ..pipeline.loading import INDEX, TINY_NAME
-from ..speed import Preference
-from ..text import CachedTextEncoder, TextEncoder, TextPrecision, UMT5TextEncoder
-from ..video import VideoWriter
-from ..words import WordEmbedder
-from . import memories
-from .device import usable_device
-from .prompts import read_prompts
-from .show import Figures, Show
+from ..pipeline.components import INDEX, TINY_NAME
+from . import memory_files as memories
+from .progress import GenerationStats, ProgressDisplay
 
 PATIENCE = timedelta(days=7)  # that processes which are done wait for the slowest; NCCL's own is ten minutes
 PULLED = WAN.rpartition("/")[2]
@@ -59,7 +59,7 @@ class Options:
 def load_pipeline(options: Options, device: torch.device) -> SaltPipeline:
     """The pipeline of a folder, or of a checkpoint with its parts. Errors name the file or folder that is missing."""
     diffusers_logging.set_verbosity_error()
-    for library in (diffusers_logging, transformers_logging):  # the one progress line here is `Show`
+    for library in (diffusers_logging, transformers_logging):  # the one progress line here is `ProgressDisplay`
         library.disable_progress_bar()
     dtype = getattr(torch, options.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     path = Path(options.model)
@@ -129,7 +129,7 @@ def run_device(options: Options) -> torch.device:
 
 def generate_one(
     prompt: str, out: Path, options: Options, extend: Path | None = None, keep: Path | None = None
-) -> Figures:
+) -> GenerationStats:
     """One clip into one file. extend: a memory file to go on from; keep: where to save the memory afterwards."""
     check_writable(out, ".mp4")
     if keep is not None:
@@ -157,10 +157,12 @@ class Made:
     memory: Any = None
 
 
-def write_clip(pipe: SaltPipeline, prompt: str, out: Path, seed: int, request: dict[str, Any]) -> tuple[Figures, Made]:
+def write_clip(
+    pipe: SaltPipeline, prompt: str, out: Path, seed: int, request: dict[str, Any]
+) -> tuple[GenerationStats, Made]:
     """Write one clip, frame by frame as blocks finish; interrupted, the file holds what was done."""
     made = Made([])
-    with Show(prompt) as show, VideoWriter(out) as video:
+    with ProgressDisplay(prompt) as show, VideoWriter(out) as video:
         for chunk in pipe.stream(prompt, seed=seed, on_step=show.step, **request):
             video.write(chunk.frames[0])
             show.chunk(chunk)

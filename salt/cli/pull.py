@@ -18,7 +18,7 @@ def run(arguments: argparse.Namespace) -> None:
     from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
     from rich.table import Table
 
-    from ..hub import PARTS, models_folder, pull
+    from ..io.hub import PARTS, models_folder, pull
 
     if not arguments.parts:
         table = Table("part", "what it is", "from")

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import existing
+from ..io.atomic import existing
 
 if TYPE_CHECKING:
-    from ..remote import ComfyServer
-    from ..workflow import Prompt
+    from ..comfy_client.client import ComfyServer
+    from ..comfy_client.workflow import Prompt
 
 POLL = 0.5  # seconds between questions
 
@@ -31,7 +31,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from ..remote import ComfyServer, results
+    from ..comfy_client.client import ComfyServer, results
 
     graph = read_graph(arguments.file)
     server = ComfyServer(arguments.server)
@@ -60,7 +60,7 @@ def read_graph(path: Path) -> dict[str, Any]:
 
 def as_prompt(graph: dict[str, Any], info: dict[str, Any], path: Path) -> Prompt:
     """The workflow as the server takes it. Raises ValueError naming nodes that it does not have."""
-    from ..workflow import is_browser_format, to_prompt
+    from ..comfy_client.workflow import is_browser_format, to_prompt
 
     prompt = to_prompt(graph, info) if is_browser_format(graph) else graph
     if missing := sorted({node["class_type"] for node in prompt.values()} - info.keys()):

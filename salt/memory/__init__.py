@@ -1,11 +1,11 @@
 """KV-cache memory: policies (what is kept and where it sits), storage, the cache itself, attention over it, files."""
 
-from .attend import MemoryPass
+from .attention import MemoryPass
+from .buffer_pool import BufferPool
 from .cache import KVMemory
-from .files import MemoryFileError, load_memory, read_memory_info, save_memory
 from .policy import KINDS, PRECISIONS, RESIDENCES, MemoryPolicy
-from .spare import SpareStores
-from .storage import MemoryGeometry, estimate_bytes
+from .serialization import MemoryFileError, load_memory, read_memory_info, save_memory
+from .store import MemoryGeometry, estimate_bytes
 
 __all__ = [
     "KINDS",
@@ -16,7 +16,7 @@ __all__ = [
     "MemoryGeometry",
     "MemoryPass",
     "MemoryPolicy",
-    "SpareStores",
+    "BufferPool",
     "estimate_bytes",
     "load_memory",
     "read_memory_info",

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import torch
 
-from .attend import MemoryPass, Segment
+from .attention import MemoryPass, Segment
 from .policy import MemoryPolicy
-from .storage import MemoryGeometry, Store, estimate_bytes
+from .store import MemoryGeometry, Store, estimate_bytes
 
 GROWTH = 1.5
 

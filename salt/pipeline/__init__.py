@@ -1,17 +1,17 @@
 """The front desk: prompts in, frames out, in diffusers' habits."""
 
-from .loading import TINY, load_parts
+from .components import TINY, load_components
+from .inputs import FPS, Length, PipelineInputs, plan_length
 from .pipeline import Chunk, SaltPipeline, SaltPipelineOutput
-from .request import FPS, Length, Request, plan_length
 
 __all__ = [
     "FPS",
     "TINY",
     "Chunk",
     "Length",
-    "Request",
+    "PipelineInputs",
     "SaltPipeline",
     "SaltPipelineOutput",
-    "load_parts",
+    "load_components",
     "plan_length",
 ]

@@ -15,22 +15,22 @@ from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..decode import FrameDecoder, Tiling, WanStreamDecoder
-from ..graphs import GraphedStudent
-from ..memory import KVMemory, SpareStores
+from ..acceleration.cuda_graphs import CUDAGraphTransformer
+from ..acceleration.presets import PREFERENCES, Preference, compile_blocks, fp8_linears, speed_of
+from ..memory import BufferPool, KVMemory
+from ..models.streaming_vae import FrameDecoder, Tiling, WanStreamDecoder
+from ..models.text_encoder import TextEncoder, UMT5TextEncoder
+from ..models.transformer_salt import CausalModel, SaltTransformer3DModel
+from ..models.word_embedder import WordEmbedder
 from ..rollout import Block, rollout
-from ..sample import BidirectionalModel, sample_bidirectional
+from ..sampling import BidirectionalModel, sample_bidirectional
 from ..schedule import step_list
 from ..spec import StudentSpec
-from ..speed import PREFERENCES, Preference, compile_blocks, fp8_linears, speed_of
-from ..student import SaltTransformer3DModel, StudentModel
-from ..text import TextEncoder, UMT5TextEncoder
-from ..words import WordEmbedder
-from .job import Job, prepare
-from .loading import TINY_NAME, load_parts, promote, tiny_folder
-from .projector import Projector, in_turn, made_ahead
-from .request import FPS, Request
-from .steps import OnStep, Steps
+from .async_decoder import AsyncDecoder, in_turn, made_ahead
+from .components import TINY_NAME, load_components, promote, tiny_folder
+from .inputs import FPS, PipelineInputs
+from .prepare import PreparedRun, prepare
+from .progress import OnStep, StepProgress
 
 # Wan 2.1's own sizes and steps, for folders that say nothing of a student.
 WAN_SIZE = (480, 832)
@@ -77,7 +77,7 @@ class SaltPipeline(DiffusionPipeline):
     """Text (and image) to video with a Salt student.
 
     transformer: a student, or diffusers' Wan transformer, which is made one. text_encoder and tokenizer: Wan's UMT5; or
-    words: the settings of a `salt.words.WordEmbedder`, as a dict. image_encoder and image_processor: CLIP, for
+    words: the settings of a `WordEmbedder`, as a dict. image_encoder and image_processor: CLIP, for
     image-to-video students. student: the recipe, a `StudentSpec` or its dict; a bare Wan transformer without one is
     taken as bidirectional. default_size: pixels (H, W) where a call names none.
     """
@@ -120,8 +120,8 @@ class SaltPipeline(DiffusionPipeline):
         self.video_processor = VideoProcessor(vae_scale_factor=self.spatial_scale)
         self._text: TextEncoder | None = WordEmbedder(**words) if words else None
         self.speed = PREFERENCES["exact"]
-        self._graphed: GraphedStudent | None = None
-        self.stores = SpareStores()
+        self._graphed: CUDAGraphTransformer | None = None
+        self.stores = BufferPool()
         self.use_wan()
 
     @classmethod
@@ -155,7 +155,7 @@ class SaltPipeline(DiffusionPipeline):
         """
         from ..checkpoints import load_student, read_checkpoint
 
-        others = load_parts(parts, torch_dtype)
+        others = load_components(parts, torch_dtype)
         spec = student or read_checkpoint(checkpoint, weights).spec or StudentSpec()
         transformer = load_student(checkpoint, weights=weights, dtype=torch_dtype, lora=lora)
         umt5 = UMT5TextEncoder.from_pretrained(others.text) if text is None and others.text else None
@@ -202,7 +202,7 @@ class SaltPipeline(DiffusionPipeline):
         return self._execution_device if hasattr(self.transformer, "_hf_hook") else self.transformer.device
 
     def prefer(self, preference: Preference) -> None:
-        """What to prefer from now on: `exact` (the default), `fast`, `fastest` or `low memory`; see `salt.speed.Speed`.
+        """What to prefer from now on: `exact` (the default), `fast`, `fastest` or `low memory`.
 
         Call it once the pipeline is on its device; compiling happens in the first clip. Compiled or quantised blocks
         stay so: after `fast` or `fastest` make a new pipeline for another word. Raises ValueError for another word, or
@@ -229,7 +229,7 @@ class SaltPipeline(DiffusionPipeline):
 
     def _record_anew(self) -> None:
         records = self.speed.compiled and self.run_device.type == "cuda"
-        self._graphed = GraphedStudent(self.transformer) if records else None
+        self._graphed = CUDAGraphTransformer(self.transformer) if records else None
 
     def use_wan(self, tiling: Tiling | None = None) -> None:
         """Decode with Wan's VAE (the default), in tiles where frames are too large for the device."""
@@ -241,17 +241,17 @@ class SaltPipeline(DiffusionPipeline):
 
     def use_taehv(self, path: str | Path) -> None:
         """Decode with the tiny decoder `taew2_1`: some hundred times cheaper, a little softer."""
-        from ..taehv import TinyStreamDecoder, load_taehv
+        from ..models.taehv import TinyStreamDecoder, load_taehv
 
         model = load_taehv(path)
         self.new_decoder = lambda: TinyStreamDecoder(model.to(self.run_device))
 
     def stream(self, prompt: str | Sequence[str], *, on_step: OnStep | None = None, **options: Any) -> Iterator[Chunk]:
-        """Decoded blocks, each as soon as it is finished. options: see `Request`, which also checks them.
+        """Decoded blocks, each as soon as it is finished. options: see `PipelineInputs`, which also checks them.
 
         on_step: called before every model call; what it raises ends the stream and leaves the memory usable.
         """
-        return self._chunks(prepare(self, prompt, Request(**options)), on_step)
+        return self._chunks(prepare(self, prompt, PipelineInputs(**options)), on_step)
 
     def __call__(
         self,
@@ -262,7 +262,7 @@ class SaltPipeline(DiffusionPipeline):
         return_dict: bool = True,
         **options: Any,
     ) -> SaltPipelineOutput | tuple:
-        """The whole clip. options: see `Request`, which also checks them.
+        """The whole clip. options: see `PipelineInputs`, which also checks them.
 
         output_type: `pil` lists of images, `np` [B, T, H, W, 3] in [0, 1], `pt` [B, T, 3, H, W] in [0, 1], or `latent`.
         callback_on_step_end(pipeline, index, timestep, {"step": Step}): after every model call.
@@ -270,10 +270,10 @@ class SaltPipeline(DiffusionPipeline):
         """
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type: found {output_type!r}, expected pil, np, pt or latent")
-        job = prepare(self, prompt, Request(**options))
+        job = prepare(self, prompt, PipelineInputs(**options))
         latents: list[Tensor] = []
         pixels: list[Tensor] = []
-        with Steps(self, job, callback_on_step_end) as on_step:
+        with StepProgress(self, job, callback_on_step_end) as on_step:
             if output_type == "latent":
                 given = [] if job.initial_latents is None else [job.initial_latents]
                 latents = [*given, *(block.latents for block in self._blocks(job, on_step))]
@@ -291,8 +291,8 @@ class SaltPipeline(DiffusionPipeline):
         return SaltPipelineOutput(frames, made, job.noise.seeds, job.memory, job.negative_memory)
 
     @torch.no_grad()
-    def _chunks(self, job: Job, on_step: OnStep | None) -> Iterator[Chunk]:
-        projector, shown = Projector(self.new_decoder(), self.run_device), 0
+    def _chunks(self, job: PreparedRun, on_step: OnStep | None) -> Iterator[Chunk]:
+        projector, shown = AsyncDecoder(self.new_decoder(), self.run_device), 0
         if job.history_latents is not None:
             projector.begin(job.history_latents[:, :, -WARM_UP:])
         lead = [] if job.initial_latents is None else [job.initial_latents]
@@ -312,7 +312,7 @@ class SaltPipeline(DiffusionPipeline):
             began = time.perf_counter()
 
     @torch.no_grad()
-    def _blocks(self, job: Job, on_step: OnStep | None) -> Iterator[Block]:
+    def _blocks(self, job: PreparedRun, on_step: OnStep | None) -> Iterator[Block]:
         frames = job.length.frames
         if job.memory is None:
             began, model = time.perf_counter(), cast(Any, _InFloat32(BidirectionalModel(self.transformer)))
@@ -335,7 +335,7 @@ class SaltPipeline(DiffusionPipeline):
         # Weights that accelerate moves between uses are not where a recording would read them.
         graphed = None if hasattr(self.transformer, "_hf_hook") else self._graphed
         yield from rollout(
-            cast(Any, _InFloat32(StudentModel(cast(Any, graphed or self.transformer)))),
+            cast(Any, _InFloat32(CausalModel(cast(Any, graphed or self.transformer)))),
             job.conditioning,
             job.memory,
             job.noise,
@@ -352,7 +352,7 @@ class SaltPipeline(DiffusionPipeline):
 class _InFloat32:
     """A model in its own dtype for latents and timesteps in float32: a timestep of 937.5 has no bfloat16."""
 
-    def __init__(self, model: StudentModel | BidirectionalModel) -> None:
+    def __init__(self, model: CausalModel | BidirectionalModel) -> None:
         self.model = model
         self.dtype: torch.dtype = model.student.dtype  # pyright: ignore[reportAttributeAccessIssue]
 

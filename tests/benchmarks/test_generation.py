@@ -5,7 +5,7 @@ import torch
 
 from benchmarks import generation
 from benchmarks.generation import Case
-from salt.student import SaltTransformer3DModel
+from salt.models.transformer_salt import SaltTransformer3DModel
 
 CEILING = {"flops": 1e12, "fp8_flops": 2e12, "bytes": 1e10}
 

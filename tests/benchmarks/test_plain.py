@@ -1,24 +1,24 @@
 """The plain loop is a peer only if it makes what ours makes: the same latents, the same gradients and updates."""
 
 import pytest
-import small
 import torch
 from diffusers.models.normalization import FP32LayerNorm
 
 from benchmarks.cloning import CloningMemory, PlainBidirectional, PlainRotary
 from benchmarks.plain import plain_critic, plain_generator, plain_memory, plain_rollout, plain_update
-from salt.attention import Bidirectional
+from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
+from salt.models.attention import Bidirectional
+from salt.models.transformer_salt import CausalModel
 from salt.noise import SeededNoise
-from salt.prompts import Conditioning
 from salt.rollout import RolloutSettings, rollout
 from salt.rope import rotary_table
 from salt.schedule import Schedule
-from salt.student import StudentModel
-from train.choices import Choices
-from train.distiller import Distiller
-from train.objectives import Batch
-from train.recomputing import recompute
+from tests.helpers import tiny_recipes
+from train.distributed.activation_checkpointing import recompute
+from train.methods.sc_dmd import SCDMDTrainer
+from train.methods.sc_dmd_losses import Batch
+from train.rollout.random_draws import UpdateDraws
 
 TEXT = Conditioning(torch.randn(1, 5, 4096, generator=torch.Generator().manual_seed(1)))
 DMD = dict(semigroup=0.0, align="none")
@@ -28,10 +28,10 @@ DMD = dict(semigroup=0.0, align="none")
 @pytest.mark.parametrize("lead", [False, True])
 @torch.no_grad()
 def test_the_plain_loop_makes_our_latents(policy, lead):
-    student, policy, frames = small.model(3), MemoryPolicy.parse(policy), 13 if lead else 12
+    student, policy, frames = tiny_recipes.model(3), MemoryPolicy.parse(policy), 13 if lead else 12
     settings = RolloutSettings(Schedule.of(4), independent_first_frame=lead)
     noise = SeededNoise(0, 1, 16, 4, 4)
-    ours = rollout(StudentModel(student), TEXT, student.new_memory(policy, 1, 4, 4, frames), noise, frames, settings)
+    ours = rollout(CausalModel(student), TEXT, student.new_memory(policy, 1, 4, 4, frames), noise, frames, settings)
     memory = plain_memory(student, policy, 1, 4, 4, frames)
     plain = torch.cat(list(plain_rollout(student, TEXT, memory, noise, frames, settings)), 2)
     assert torch.allclose(torch.cat([b.latents for b in ours], 2), plain, atol=1e-5)
@@ -40,10 +40,10 @@ def test_the_plain_loop_makes_our_latents(policy, lead):
 
 @torch.no_grad()
 def test_the_plain_cache_serves_our_own_loop_too():
-    student, noise = small.model(3), SeededNoise(0, 1, 16, 4, 4)
+    student, noise = tiny_recipes.model(3), SeededNoise(0, 1, 16, 4, 4)
 
     def clip(memory):
-        return torch.cat([b.latents for b in rollout(StudentModel(student), TEXT, memory, noise, 12)], 2)  # type: ignore[arg-type]
+        return torch.cat([b.latents for b in rollout(CausalModel(student), TEXT, memory, noise, 12)], 2)  # type: ignore[arg-type]
 
     policy = MemoryPolicy("sink", 7, 1)
     plain = clip(CloningMemory(policy, student.memory_geometry(1, 4, 4), student.dtype))
@@ -77,14 +77,14 @@ def gradients(learner, loss):
 def test_the_plain_loop_has_our_gradients(tmp_path, keep, monkeypatch):
     # In float64, where a difference is one of arithmetic and not of rounding.
     monkeypatch.setattr(FP32LayerNorm, "forward", torch.nn.LayerNorm.forward)
-    trainer = Distiller(small.recipe(tmp_path, loss=DMD, models=dict(checkpointing=False)))
+    trainer = SCDMDTrainer(tiny_recipes.recipe(tmp_path, loss=DMD, models=dict(checkpointing=False)))
     for model in (trainer.student.model.model, trainer.critic.model.model, trainer.teacher.wrapped.model):
         model.double()
         if keep != "everything":
             recompute(model, keep)
     batch = trainer.prompts.batch(0, range(2), "generator")
     batch = Batch(batch.samples, *(c.to(torch.float64) for c in (batch.conditioning, batch.negative)))
-    choices = Choices(trainer.recipe.schedule(4), 1, None, 3.0)
+    choices = UpdateDraws(trainer.recipe.schedule(4), 1, None, 3.0)
     for learner, ours, plain in (
         (trainer.student, trainer._generator(choices, 0), plain_generator(trainer, choices, 0)),
         (trainer.critic, trainer._critic(choices, 0), plain_critic(trainer, choices, 0)),
@@ -99,17 +99,17 @@ def test_the_plain_loop_has_our_gradients(tmp_path, keep, monkeypatch):
 
 def test_a_plain_update_is_an_update(tmp_path):
     def after(update):
-        trainer = Distiller(small.recipe(tmp_path, loss=DMD, optimisation=dict(lr=1e-5, critic_lr=1e-5)))
+        trainer = SCDMDTrainer(tiny_recipes.recipe(tmp_path, loss=DMD, optimisation=dict(lr=1e-5, critic_lr=1e-5)))
         return update(trainer)
 
     assert after(lambda t: plain_update(t, 0)) == pytest.approx(after(lambda t: t.update(0)), rel=1e-3)
 
 
 def test_the_plain_loop_trains_by_dmd_on_a_full_memory_alone(tmp_path):
-    trainer = Distiller(small.recipe(tmp_path, loss=DMD, rollout=dict(memory="sink:1,window:5", frames=9)))
-    choices = Choices(trainer.recipe.schedule(2), 1, None, 3.0)
+    trainer = SCDMDTrainer(tiny_recipes.recipe(tmp_path, loss=DMD, rollout=dict(memory="sink:1,window:5", frames=9)))
+    choices = UpdateDraws(trainer.recipe.schedule(2), 1, None, 3.0)
     with pytest.raises(ValueError, match="keeps everything"):
         trainer.accumulate(trainer.student, plain_generator(trainer, choices, 0), 0, "generator")
-    salt = Distiller(small.recipe(tmp_path))
+    salt = SCDMDTrainer(tiny_recipes.recipe(tmp_path))
     with pytest.raises(ValueError, match="DMD alone"):
         plain_generator(salt, choices, 0)

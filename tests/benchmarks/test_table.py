@@ -8,7 +8,7 @@ from benchmarks import training
 from benchmarks.__main__ import as_table, measure
 from benchmarks.ceilings import forward_flops
 from benchmarks.cells import CPU, GPU, Bench, Cell, training_speed
-from salt.student import SaltTransformer3DModel
+from salt.models.transformer_salt import SaltTransformer3DModel
 
 
 class Stub(Bench):

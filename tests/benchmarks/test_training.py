@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks import training
 from benchmarks.training import GRAINS, SIZES, measure_training, typical_update
-from train.choices import draw_choices
-from train.recipe import Optimisation, Recipe, Rollouts
+from train.config.recipe import Optimisation, Recipe, Rollouts
+from train.rollout.random_draws import draw_update
 
 
 def test_it_measures_both_loops_at_every_grain(monkeypatch):
@@ -28,5 +28,5 @@ def test_it_measures_both_loops_at_every_grain(monkeypatch):
 def test_a_typical_update_takes_the_steps_of_an_average_one():
     recipe = Recipe(optimisation=Optimisation(batch=1))
     update = typical_update(recipe)
-    critics = [draw_choices(recipe, 5 * update + i, "critic").exit_index for i in range(5)]
-    assert sum(critics) + draw_choices(recipe, update, "generator").exit_index == 6 * 1.5
+    critics = [draw_update(recipe, 5 * update + i, "critic").exit_index for i in range(5)]
+    assert sum(critics) + draw_update(recipe, update, "generator").exit_index == 6 * 1.5

@@ -23,7 +23,7 @@ from play import (
 import torch  # isort: skip - play has started ComfyUI
 from safetensors.torch import load_file, save_file  # isort: skip
 
-Conditioning = PACK.prompts.Conditioning
+Conditioning = PACK.conditioning.Conditioning
 TINY = host.GOLDEN / "tiny_a.safetensors"
 
 
@@ -120,7 +120,7 @@ def fp8() -> dict[str, object]:
     student, rounded = PACK.checkpoints.load_student(TINY), PACK.checkpoints.load_student(TINY)
     model = golden_model(dtype=torch.float8_e4m3fn)
     stored = {k.replace("diffusion_model.", ""): v for k, v in model.model.state_dict().items()}
-    names = {PACK.keys.to_wan(name): p for name, p in rounded.named_parameters()}
+    names = {PACK.wan_keys.to_wan(name): p for name, p in rounded.named_parameters()}
     for name, parameter in names.items():
         parameter.data = stored[name].to(torch.float32).view_as(parameter)
     exact = model.clone()
@@ -145,7 +145,7 @@ def fp8() -> dict[str, object]:
 def image_to_video() -> dict[str, float]:
     """Wan 2.1 I2V: 36 channels, CLIP embeddings; channels are cut to each block, plain and fused. Beside the engine."""
     torch.manual_seed(2)
-    student = PACK.student.SaltTransformer3DModel(
+    student = PACK.transformer_salt.SaltTransformer3DModel(
         num_attention_heads=2, in_channels=36, ffn_dim=256, num_layers=2, image_dim=1280, added_kv_proj_dim=256
     ).eval()
     with torch.no_grad():

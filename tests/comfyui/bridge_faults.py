@@ -74,9 +74,9 @@ def wrong_models() -> dict[str, str]:
 
         save_file(content, FOLDER / f"{name}.safetensors")
         model = host.load(FOLDER / f"{name}.safetensors", dtype=torch.float32)
-        answers[name] = refused(lambda m=model: PACK.bridge.wan_of(m))
+        answers[name] = refused(lambda m=model: PACK.comfy_model.wan_of(m))
     image = SimpleNamespace(model=type("SDXL", (), {"diffusion_model": type("UNetModel", (), {})()})())
-    answers["image"] = refused(lambda: PACK.bridge.wan_of(image))
+    answers["image"] = refused(lambda: PACK.comfy_model.wan_of(image))
     return answers
 
 
@@ -133,7 +133,7 @@ def replaced() -> dict[str, object]:
     patched.add_object_patch("diffusion_model.blocks.1.self_attn.forward", theirs)
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
-    PACK.attention_patch.log.addHandler(handler)
+    PACK.self_attention_patch.log.addHandler(handler)
     made, _ = through_comfyui(patched, text(0), seeded(), SHAPE)
     back = model.model.diffusion_model.blocks[1].self_attn.forward is theirs
     return {"error": error(made, plain), "said": [m for m in said if "1 layers is patched" in m], "back": back}
@@ -152,7 +152,7 @@ def reserving() -> dict[str, object]:
     management.load_models_gpu = recording
     model, noise = golden_model(dtype=torch.float32), torch.zeros(1, 16, 30, *SIZE)
     for reserve in (None, (0, 30), (0, 3), (5 << 30, 3)):
-        PACK.sampling.sample(
+        PACK.sampler.sample(
             model,
             {"positive": [[text(0), {}]]},
             noise,

@@ -43,10 +43,14 @@ def pack(folder: Path) -> SimpleNamespace:
     def part(path: str) -> ModuleType:
         return importlib.import_module(f"{name}.{path}")
 
-    names = ("nodes.bridge", "nodes.sampling", "nodes.fingerprint", "nodes.attention_patch")
-    engine = ("memory", "rollout", "schedule", "noise", "prompts", "student", "checkpoints", "checkpoints.keys")
+    adapter = ("comfy_model", "sampler", "fingerprint", "self_attention_patch")
+    engine = (
+        "memory", "rollout", "schedule", "noise", "conditioning", "checkpoints", "checkpoints.wan_keys",
+        "models.transformer_salt",
+    )  # fmt: skip
     return SimpleNamespace(
-        **{n.split(".")[1]: part(n) for n in names}, **{n.rpartition(".")[2]: part(f"salt.{n}") for n in engine}
+        **{n: part(f"nodes.adapter.{n}") for n in adapter},
+        **{n.rpartition(".")[2]: part(f"salt.{n}") for n in engine},
     )
 
 

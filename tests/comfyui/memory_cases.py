@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from node_cases import OTHER, PROMPT, ROOT, extend, part, refusal, rollout, text, tiny
+from node_cases import OTHER, PROMPT, ROOT, STUDENT_SPEC, extend, part, refusal, rollout, text, tiny
 from play import FOLDER, PACK, answer, error
 
-NODES, POLICY, DIAGNOSTICS = part("nodes.memories"), part("nodes.policy"), part("nodes.diagnostics")
+NODES, POLICY, DIAGNOSTICS = part("nodes.nodes_memory"), part("nodes.nodes_policy"), part("nodes.nodes_diagnostics")
 STUDENT = ROOT / "salt" / "assets" / "tiny" / "transformer"
 
 
@@ -45,7 +45,7 @@ def files():
     Path(path).with_name("away.safetensors").symlink_to(FOLDER / "unmounted" / "away.safetensors")
     later, unguided, _ = extend(model, memory, latents)
     heads = tiny()
-    wan = PACK.bridge.wan_of(heads)
+    wan = PACK.comfy_model.wan_of(heads)
     wan.num_heads *= 2  # equal weights, other heads
     other_heads = refusal(NODES.SaltLoadMemory.execute, listed, heads)
     wan.num_heads //= 2
@@ -73,7 +73,7 @@ def rewinding():
     again, other = (extend(model, m, latents, seconds=0.7, **c)[0]["samples"] for m, c in ((a, {}), (b, another)))
     empty = NODES.SaltRewindMemory.execute(memory, 0, "seconds").args[0]
     comfy.utils.set_progress_bar_global_hook(lambda *_, **__: None)  # somebody looks, so previews are made
-    anew = extend(model, empty, latents, vae=part("nodes.tiny").load_vae())[0]["samples"]
+    anew = extend(model, empty, latents, vae=part("nodes.nodes_tiny").load_vae())[0]["samples"]
     comfy.utils.set_progress_bar_global_hook(None)
     _, windowed, _ = rollout(model, policy=policy, seconds=3.0)
     _, blended, _ = rollout(model, policy=PACK.memory.MemoryPolicy.parse("blended:3,window:6"), seconds=3.0)
@@ -139,18 +139,18 @@ def defect():
     node = DIAGNOSTICS.SaltSemigroupDefect
     mean, table, image = node.execute(tiny(), text(PROMPT), "1000,875,750; 500,375,250", **asked).args
     student = PACK.checkpoints.load_student(STUDENT, dtype=torch.float32)
-    engine = part("salt.defect")
+    engine = part("salt.semigroup_defect")
     noise = PACK.noise.SeededNoise(4, 1, 16, 8, 8)
     steps, triples = (1000, 750, 500, 250), [(1000, 875, 750), (500, 375, 250)]
-    shift = part("nodes.students").spec_of(tiny()).shift
-    meter = engine.DefectMeter(PACK.student.StudentModel(student), noise, steps, shift, triples)
+    shift = STUDENT_SPEC.spec_of(tiny()).shift
+    meter = engine.DefectMeter(PACK.transformer_salt.CausalModel(student), noise, steps, shift, triples)
     settings = PACK.rollout.RolloutSettings(PACK.schedule.Schedule.of(4, shift))
     memory = student.new_memory(PACK.memory.MemoryPolicy(), 1, 8, 8)
-    words = PACK.prompts.Conditioning(text(PROMPT)[0][0])
+    words = PACK.conditioning.Conditioning(text(PROMPT)[0][0])
     list(PACK.rollout.rollout(meter, words, memory, noise, 9, settings))
     spec = part("salt.spec").StudentSpec(frames_per_block=0, shift=shift)
-    bidirectional = part("nodes.students").with_spec(tiny(), spec)
-    sampling = part("salt.sample")
+    bidirectional = STUDENT_SPEC.with_spec(tiny(), spec)
+    sampling = part("salt.sampling")
     clip = engine.DefectMeter(sampling.BidirectionalModel(student), noise, steps, shift, triples)
     sampling.sample_bidirectional(clip, words, noise, 7, settings)
     whole = node.execute(bidirectional, text(PROMPT), "1000,875,750; 500,375,250", **asked).args[1]

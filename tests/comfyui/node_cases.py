@@ -11,7 +11,7 @@ import torch
 from play import FOLDER, PACK, answer, error
 
 ROOT = play.host.ROOT
-NAME = PACK.bridge.__name__.removesuffix(".nodes.bridge")
+NAME = PACK.comfy_model.__name__.removesuffix(".nodes.adapter.comfy_model")
 PROMPT, OTHER = "a fast purple square moving up", "a slow red circle moving right"
 WIDGETS = dict(seed=0, nfe="2", steps="", shift=0.0, stepping="sde", cfg=1.0, frames_per_block=0)
 
@@ -20,12 +20,13 @@ def part(path: str):
     return import_module(f"{NAME}.{path}")
 
 
-ROLLOUTS, NODES, LOADERS = part("nodes.rollouts"), part("nodes.sampling_nodes"), part("nodes.loaders")
+ROLLOUTS, NODES, LOADERS = part("nodes.nodes_rollout"), part("nodes.nodes_sampling"), part("nodes.nodes_loaders")
+STUDENT_SPEC = part("nodes.adapter.student_spec")
 TINY = ROOT / "salt" / "assets" / "tiny" / "transformer"
 
 
 def text(prompt: str):
-    return [[part("salt.words").WordEmbedder().encode([prompt]), {}]]
+    return [[part("salt.models.word_embedder").WordEmbedder().encode([prompt]), {}]]
 
 
 def tiny():
@@ -64,7 +65,7 @@ def parity():
     model, inside = tiny(), lambda latent: model.model.process_latent_in(latent["samples"])
     policy = PACK.memory.MemoryPolicy.parse("sink:3,window:6")
     timeline = f"0: {PROMPT}\n1 recache: {OTHER}"
-    words = part("salt.words").WordEmbedder()
+    words = part("salt.models.word_embedder").WordEmbedder()
     clip = SimpleNamespace(tokenize=lambda t: t, encode_from_tokens_scheduled=lambda t: [[words.encode([t]), {}]])
     prompts = NODES.SaltPromptSchedule.execute(clip, timeline).args[0]
     changed = [(1.0, OTHER, "recache")]
@@ -98,7 +99,7 @@ def extension():
             "report": report,
         }
     latents, memory, _ = rollout(model)
-    rewound = part("nodes.sockets").ClipMemory(memory.memory.fork())
+    rewound = part("nodes.io_types").ClipMemory(memory.memory.fork())
     rewound.memory.trim(6)
     again = extend(model, rewound, latents, seconds=0.7)[0]["samples"]
     found["rewound"] = error(again, latents["samples"][:, :, : again.shape[2]])
@@ -109,7 +110,7 @@ def refusals():
     model, other = tiny(), tiny()
     latents, memory, _ = rollout(model)
     other.add_patches({"diffusion_model.head.head.weight": (torch.ones(1),)}, 0.5)
-    bidirectional = part("nodes.students").with_spec(model, part("salt.spec").StudentSpec(frames_per_block=0))
+    bidirectional = STUDENT_SPEC.with_spec(model, part("salt.spec").StudentSpec(frames_per_block=0))
     plain = model.clone()
     plain.model_options.pop("salt_student")
     plain.model.diffusion_model.__class__ = type("WanModel", (type(plain.model.diffusion_model),), {})
@@ -203,14 +204,14 @@ def custom_sampling():
     initial = noise.generate_noise(latent)
     source = NODES.NoiseOfGraph(initial, PACK.noise.SeededNoise(3, 1, 16, 8, 8))
     student = PACK.checkpoints.load_student(TINY, dtype=torch.float32)
-    words = PACK.prompts.Conditioning(text(PROMPT)[0][0])
+    words = PACK.conditioning.Conditioning(text(PROMPT)[0][0])
     engine = play.through_engine(student, words, source, initial.shape)
     with torch.no_grad():
-        whole = part("salt.sample").sample_bidirectional(
-            part("salt.sample").BidirectionalModel(student), words, lambda start, frames, draw: initial, 9,
+        whole = part("salt.sampling").sample_bidirectional(
+            part("salt.sampling").BidirectionalModel(student), words, lambda start, frames, draw: initial, 9,
             PACK.rollout.RolloutSettings(PACK.schedule.Schedule.of(2), "ode"),
         )  # fmt: skip
-    bidirectional = part("nodes.students").with_spec(model, part("salt.spec").StudentSpec(frames_per_block=0))
+    bidirectional = STUDENT_SPEC.with_spec(model, part("salt.spec").StudentSpec(frames_per_block=0))
     euler = one(KSamplerSelect, sampler_name="euler")
     by_core = sampled(one(BasicGuider, model=bidirectional, conditioning=text(PROMPT)), euler)
     return {
@@ -230,7 +231,7 @@ def loaders():
     student = PACK.checkpoints.load_student(TINY, dtype=torch.float32)
     save_wan, save_diffusers = PACK.checkpoints.save_wan, PACK.checkpoints.save_diffusers
     spec = part("salt.spec").StudentSpec(steps=(1000.0, 500.0))
-    state = {f"model.{PACK.keys.to_wan(k)}": v for k, v in student.state_dict().items()}
+    state = {f"model.{PACK.wan_keys.to_wan(k)}": v for k, v in student.state_dict().items()}
     averaged = {k: v * 1.5 for k, v in state.items()}
     torch.save({"generator": state, "generator_ema": averaged}, FOLDER / "student.pt")
     save_wan(student, FOLDER / "student.safetensors", spec=spec)
@@ -241,7 +242,7 @@ def loaders():
     folder_paths.add_model_folder_path("diffusion_models", str(FOLDER / "models"))
 
     def told(model):
-        known, head = part("nodes.students").spec_of(model), model.model.diffusion_model.head.head.weight
+        known, head = STUDENT_SPEC.spec_of(model), model.model.diffusion_model.head.head.weight
         scale = (head.float().norm() / student.proj_out.weight.norm()).item()
         return [known and known.schedule.nfe, round(scale, 3), str(head.dtype)]
 
@@ -264,7 +265,7 @@ def loaders():
 
 def step_lists():
     """Sigmas that the widgets ask for: of a student trained with shift 3 in two steps, and of none."""
-    model = part("nodes.students").with_spec(tiny(), part("salt.spec").StudentSpec(steps=(1000.0, 500.0), shift=3.0))
+    model = STUDENT_SPEC.with_spec(tiny(), part("salt.spec").StudentSpec(steps=(1000.0, 500.0), shift=3.0))
 
     def asked(nfe, shift, model=None):
         return NODES.SaltSigmas.execute(nfe=nfe, steps="1000, 250", shift=shift, model=model).args[0].tolist()
@@ -315,7 +316,7 @@ def previews():
     torch.manual_seed(0)  # frames that are all alike would be one in the file
     folder = FOLDER / "vae_approx"
     folder.mkdir()
-    torch.save(part("salt.taehv").TinyDecoder().state_dict(), folder / "taew2_1.pth")
+    torch.save(part("salt.models.taehv").TinyDecoder().state_dict(), folder / "taew2_1.pth")
     folder_paths.add_model_folder_path("vae_approx", str(folder))
     found["taehv"] = [picture.n_frames for picture in seen_of()[1]]
     (folder / "taew2_1.pth").write_bytes(b"half a file")
@@ -326,7 +327,7 @@ def previews():
 @torch.inference_mode()
 def starts():
     """A start image: the clip begins with it; previews by the VAE show it too."""
-    vae = part("nodes.tiny").load_vae()
+    vae = part("nodes.nodes_tiny").load_vae()
     image = torch.zeros(1, 64, 64, 3)
     image[:, 20:40, 20:40, 0] = 1
     seen, pictures, (latents, memory, _) = seen_of(start_image=image, vae=vae, seconds=1.5)
@@ -344,13 +345,13 @@ def starts():
 
 def room():
     """Latent frames that core is asked to make room for in one call: a clip of 21, in blocks of 3."""
-    playing, rollouts = part("nodes.playing"), part("salt.rollout")
+    playing, rollouts = part("nodes.adapter.rollout_runner"), part("salt.rollout")
 
     def frames(policy, *switches, fuse=True):
         changes = [playing.Change(3 * i, None, switch) for i, switch in enumerate(["keep", *switches])]
         settings = rollouts.RolloutSettings(fuse=fuse)
         policy = PACK.memory.MemoryPolicy.parse(policy)
-        return playing.Plan(settings, policy, changes, 21, (8, 8), 0).frames_per_call
+        return playing.RolloutPlan(settings, policy, changes, 21, (8, 8), 0).frames_per_call
 
     return {
         "fused": frames("full", "cut"),
@@ -371,7 +372,7 @@ def evictions():
         model.add_patches({"diffusion_model.head.head.weight": (torch.ones_like(head),)}, 0.002)
         return model
 
-    vae = part("nodes.tiny").load_vae()
+    vae = part("nodes.nodes_tiny").load_vae()
     plain = rollout(patched())[0]["samples"]
     _, pictures, (latents, _, _) = seen_of(patched(), vae=vae)
     near = error(latents["samples"], plain)

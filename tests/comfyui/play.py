@@ -70,7 +70,7 @@ def through_comfyui(
     kept = []
 
     def work(run):
-        memory = PACK.bridge.new_memory(model, policy or PACK.memory.MemoryPolicy(), shape[0], *shape[3:])
+        memory = PACK.comfy_model.new_memory(model, policy or PACK.memory.MemoryPolicy(), shape[0], *shape[3:])
         blocks = PACK.rollout.rollout(
             run.model,
             run.conds["positive"],
@@ -89,7 +89,7 @@ def through_comfyui(
     conds = {k: [[v, {}]] if isinstance(v, Tensor) else v for k, v in named.items()}
     sigmas = torch.tensor([*settings.schedule.sigmas, 0.0])
     with torch.inference_mode():  # as core's executor runs nodes
-        out = PACK.sampling.sample(
+        out = PACK.sampler.sample(
             model, conds, torch.zeros(shape), sigmas, work, reserve=(1 << 20, settings.frames_per_block)
         )
         assert error(model.model.process_latent_in(out), kept[0]) < 1e-6, "a LATENT holds what the VAE reads"
@@ -99,7 +99,7 @@ def through_comfyui(
 def through_engine(student, conditioning, source, shape: tuple[int, ...], settings=TWO_STEPS, negative=None) -> Tensor:
     """The same rollout by the engine and its own transformer."""
     memory = student.new_memory(PACK.memory.MemoryPolicy(), shape[0], *shape[3:])
-    model = PACK.student.StudentModel(student)
+    model = PACK.transformer_salt.CausalModel(student)
     with torch.no_grad():
         blocks = PACK.rollout.rollout(model, conditioning, memory, source, shape[2], settings, negative=negative)
         return torch.cat([b.latents for b in blocks], dim=2)

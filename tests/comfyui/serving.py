@@ -14,8 +14,8 @@ from typing import Any
 
 import psutil
 
-from salt.remote import ComfyServer, ServerError
-from salt.workflow import Prompt
+from salt.comfy_client.client import ComfyServer, ServerError
+from salt.comfy_client.workflow import Prompt
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent

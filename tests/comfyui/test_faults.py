@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from serving import Serving, furnish, small, twin
 
+from salt.comfy_client.client import ServerError
 from salt.memory import load_memory
-from salt.remote import ServerError
 
 MEMORY, LATENTS = "salt_tiny_clip_00001_.safetensors", "salt_tiny_clip_00001_.latent"
 RUNS, WARM = 200, 40

@@ -10,9 +10,9 @@ import pytest
 from serving import ROOT, Serving, furnish, small, twin
 
 from salt import cli
-from salt.remote import ServerError, results
-from salt.video import read_video
-from salt.workflow import to_prompt
+from salt.comfy_client.client import ServerError, results
+from salt.comfy_client.workflow import to_prompt
+from salt.io.video import read_video
 from train.shapes.bench import score_clip
 from workflows.maker.about import digest, kept
 from workflows.maker.recipes import TINY, WORKFLOWS

@@ -5,12 +5,12 @@ from __future__ import annotations
 import weakref
 
 import torch
-from node_cases import PROMPT, part, pipeline, refusal
+from node_cases import PROMPT, STUDENT_SPEC, part, pipeline, refusal
 from play import PACK, answer, error
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-TINY, DECODE = part("nodes.tiny"), part("nodes.decode")
+TINY, DECODE = part("nodes.nodes_tiny"), part("nodes.nodes_decode")
 
 
 def wan_vae():
@@ -61,17 +61,17 @@ def loaded():
     model, clip, vae = TINY.SaltLoadTiny.execute().args
     positive = core.CLIPTextEncode().encode(clip, PROMPT)[0]
     asked = dict(seed=0, nfe="8", steps="", shift=0.0, stepping="sde", cfg=1.0, frames_per_block=0)
-    latent, *_ = part("nodes.rollouts").SaltRollout.execute(
+    latent, *_ = part("nodes.nodes_rollout").SaltRollout.execute(
         model=model, positive=positive, seconds=2.0, width=64, height=64, batch_size=1, **asked
     ).args  # fmt: skip
     ours = pipeline(num_inference_steps=8)
     images = core.VAEDecode().decode(vae, latent)[0]
-    engine, decode = part("salt.pipeline").SaltPipeline.from_pretrained("salt-tiny"), part("salt.decode")
+    engine, decode = part("salt.pipeline").SaltPipeline.from_pretrained("salt-tiny"), part("salt.models.streaming_vae")
     pixels = decode.WanStreamDecoder(engine.vae).decode(ours)[0].permute(1, 2, 3, 0)
     again = core.VAEEncode().encode(vae, images)[0]["samples"]
     encoded = decode.encode_video(engine.vae, images.reshape(pixels.shape).permute(3, 0, 1, 2)[None] * 2 - 1)
     return {
-        "spec": part("nodes.students").spec_of(model).frames_per_block,
+        "spec": STUDENT_SPEC.spec_of(model).frames_per_block,
         "latents": error(model.model.process_latent_in(latent["samples"]), ours),
         "images": list(images.shape[-4:]),
         "pixels": (images.reshape(pixels.shape) - ((pixels + 1) / 2).clamp(0, 1)).abs().max().item(),
@@ -88,7 +88,7 @@ def clip():
 
     import nodes as core
 
-    words = part("salt.words").WordEmbedder().encode([PROMPT])
+    words = part("salt.models.word_embedder").WordEmbedder().encode([PROMPT])
     clip = TINY.load_clip()
     hooks = comfy.hooks.HookGroup()
     hooks.add(comfy.hooks.WeightHook())
@@ -133,7 +133,7 @@ def stream():
         latents = torch.randn(2, 16, sum(lengths), 8, 8)
         stream.reset()
         blocks = torch.cat([stream.decode(x) for x in latents.split(lengths, dim=2)], dim=2)
-        by_engine = part("salt.decode").WanStreamDecoder(engine.vae).decode(latents)
+        by_engine = part("salt.models.streaming_vae").WanStreamDecoder(engine.vae).decode(latents)
         found.append((blocks - by_engine).abs().max().item())
     return found
 

@@ -30,7 +30,7 @@ from node_cases import NODES, PROMPT, error, extend, part, rollout, text, tiny  
 from play import PACK, answer, golden_model, seeded, through_comfyui, through_engine  # noqa: E402
 from play import text as words  # noqa: E402
 
-SPARE = part("nodes.spare")
+SPARE = part("nodes.adapter.buffer_pool")
 
 
 def one(node, **inputs):
@@ -65,7 +65,7 @@ class Watching:
 
     def __init__(self):
         self.runs = []
-        for room in (NODES, part("nodes.playing")):
+        for room in (NODES, part("nodes.adapter.rollout_runner")):
             room.run_blocks = self.watched(room.run_blocks)
 
     def watched(self, run_blocks):
@@ -187,7 +187,10 @@ def sage():
     shape = (1, 16, 6, 8, 12)
     CALLS.clear()
     made, _ = through_comfyui(model, words(0), seeded(), shape)
-    student, prompt = PACK.checkpoints.load_student(GOLDEN / "tiny_a.safetensors"), PACK.prompts.Conditioning(words(0))
+    student, prompt = (
+        PACK.checkpoints.load_student(GOLDEN / "tiny_a.safetensors"),
+        PACK.conditioning.Conditioning(words(0)),
+    )
     expected = through_engine(student, prompt, seeded(), shape)
     return {"error": error(made, expected), "calls": len(CALLS), "longest keys": max(k for _, k in CALLS)}
 

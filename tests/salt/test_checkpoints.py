@@ -12,10 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from salt.checkpoints import describe, load_student, read_checkpoint, save_diffusers, save_wan
-from salt.checkpoints.keys import to_diffusers, to_wan
+from salt.checkpoints.wan_keys import to_diffusers, to_wan
 from salt.memory import MemoryPolicy
+from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.spec import StudentSpec
-from salt.student import SaltTransformer3DModel
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 SMALL = {"num_attention_heads": 1, "attention_head_dim": 128, "ffn_dim": 96, "num_layers": 2, "text_dim": 32}

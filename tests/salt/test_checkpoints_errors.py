@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from salt import files as store
 from salt.checkpoints import CheckpointError, describe, load_student, read_checkpoint, save_diffusers, save_wan
-from salt.checkpoints.files import write_safetensors
-from salt.checkpoints.keys import to_wan
-from salt.student import SaltTransformer3DModel
+from salt.checkpoints.tensor_files import write_safetensors
+from salt.checkpoints.wan_keys import to_wan
+from salt.io import atomic as store
+from salt.models.transformer_salt import SaltTransformer3DModel
 
 SMALL = {"num_attention_heads": 1, "attention_head_dim": 128, "ffn_dim": 96, "num_layers": 2, "text_dim": 32}
 

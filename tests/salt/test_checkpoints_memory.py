@@ -11,7 +11,7 @@ import torch
 from diffusers.models.modeling_utils import no_init_weights
 
 from salt.checkpoints import save_wan
-from salt.student import SaltTransformer3DModel
+from salt.models.transformer_salt import SaltTransformer3DModel
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {"num_attention_heads": 8, "attention_head_dim": 128, "ffn_dim": 4096, "num_layers": 3, "text_dim": 64}

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import imageio_ffmpeg
 import pytest
-import system
 import torch
 from safetensors.torch import load_file, save_file
 
 from salt import cli
+from salt.acceleration.device import usable_device
 from salt.checkpoints import read_checkpoint, save_diffusers
-from salt.cli.device import usable_device
 from salt.cli.jobs import Options, clip_name, to_do
+from salt.io.video import VideoWriter, read_video
 from salt.memory import load_memory
 from salt.pipeline import SaltPipeline
-from salt.video import VideoWriter, read_video
+from tests.helpers import tiny_system
 
 PROMPT = "a fast red circle moving right"
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return str(system.folder(tmp_path_factory.mktemp("model")))
+    return str(tiny_system.folder(tmp_path_factory.mktemp("model")))
 
 
 def salt(*arguments):
@@ -239,7 +239,7 @@ def test_unknown_word(model, tmp_path, capsys):
 
 
 def test_memory_of_another_model(model, tmp_path, capsys):
-    other = system.folder(tmp_path / "other", seed=1)
+    other = tiny_system.folder(tmp_path / "other", seed=1)
     assert generate(str(other), tmp_path / "a.mp4", "--frames", 9, "--save-memory", tmp_path / "m.safetensors") == 0
     assert generate(model, tmp_path / "b.mp4", "--frames", 12, "--extend", tmp_path / "m.safetensors") == 2
     assert "fingerprint differs" in capsys.readouterr().err
@@ -248,7 +248,7 @@ def test_memory_of_another_model(model, tmp_path, capsys):
 def test_missing_model_and_checkpoint_without_parts(tmp_path, capsys):
     assert salt("generate", PROMPT, "--model", tmp_path / "none", "-o", tmp_path / "a.mp4") == 2
     assert "found no such file or folder, expected a model" in capsys.readouterr().err
-    save_diffusers(system.student(), tmp_path / "bare")
+    save_diffusers(tiny_system.student(), tmp_path / "bare")
     assert salt("generate", PROMPT, "--model", tmp_path / "bare", "-o", tmp_path / "a.mp4") == 2
     assert "expected --parts FOLDER" in capsys.readouterr().err
     parts = ("--parts", tmp_path / "nothere", "-o", tmp_path / "a.mp4")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from salt.decode import Tiling, WanStreamDecoder, blend_weights, encode_video, latent_statistics, spans
+from salt.models.streaming_vae import Tiling, WanStreamDecoder, blend_weights, encode_video, latent_statistics, spans
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from salt.defect import DefectMeter, mean_defects, parse_triples, steps_for
+from salt.conditioning import Conditioning
 from salt.noise import SeededNoise
-from salt.prompts import Conditioning
 from salt.rollout import RolloutSettings
-from salt.sample import sample_bidirectional
+from salt.sampling import sample_bidirectional
 from salt.schedule import Schedule, warp
+from salt.semigroup_defect import DefectMeter, mean_defects, parse_triples, steps_for
 
 NOBODY = Conditioning(torch.zeros(1, 1, 1))
 

@@ -1,7 +1,8 @@
 """The rollouts of Self Forcing, LongLive and Infinity-RoPE, reproduced through the public API."""
 
-import golden
 import pytest
+
+from tests.helpers import golden
 
 
 @pytest.fixture(scope="module")

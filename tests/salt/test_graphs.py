@@ -3,18 +3,18 @@
 import gc
 import weakref
 
-import golden
 import pytest
 import torch
 
-from salt.graphs import GraphedStudent, settled
+from salt.acceleration.cuda_graphs import CUDAGraphTransformer, settled
+from salt.conditioning import Conditioning, PromptChange, PromptSchedule
 from salt.memory import MemoryPolicy
-from salt.memory.storage import Store
+from salt.memory.store import Store
+from salt.models.transformer_salt import CausalModel
 from salt.noise import SeededNoise
-from salt.prompts import Conditioning, PromptChange, PromptSchedule
 from salt.rollout import RolloutSettings, rollout
 from salt.schedule import Schedule
-from salt.student import StudentModel
+from tests.helpers import golden
 
 POLICIES = [
     MemoryPolicy("window", 9),
@@ -63,8 +63,8 @@ def clip(model, student, policy, frames=24, fuse=False, conditioning=None):
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_a_recorded_rollout_is_the_plain_one(policy, fuse):
     student, tape = golden.student(), Tape()
-    expected = clip(StudentModel(student), student, policy, fuse=fuse)
-    model = StudentModel(GraphedStudent(student, tape))
+    expected = clip(CausalModel(student), student, policy, fuse=fuse)
+    model = CausalModel(CUDAGraphTransformer(student, tape))
     assert torch.equal(clip(model, student, policy, fuse=fuse), expected)
     assert 1 <= tape.recorded <= 2 < tape.played, "one recording for reading, one for writing"
 
@@ -73,8 +73,8 @@ def test_prompts_share_recordings_and_memories_have_their_own():
     student, tape = golden.student(), Tape()
     prompts = PromptSchedule([PromptChange(0, text(0)), PromptChange(15, text(1), "keep")])
     policy = MemoryPolicy("sink", 9, 3)
-    expected = clip(StudentModel(student), student, policy, conditioning=prompts)
-    model = StudentModel(GraphedStudent(student, tape))
+    expected = clip(CausalModel(student), student, policy, conditioning=prompts)
+    model = CausalModel(CUDAGraphTransformer(student, tape))
     assert torch.equal(clip(model, student, policy, conditioning=prompts), expected)
     assert tape.recorded == 2, "one for reading, one for writing, under both prompts"
     for _ in range(5):  # more recordings than are kept
@@ -85,8 +85,8 @@ def test_prompts_share_recordings_and_memories_have_their_own():
 def test_no_memory_takes_the_recordings_of_a_dead_one():
     """A recording is known by its store's number, which a later store may get once the first has died."""
     student, tape, policy = golden.student(), Tape(), MemoryPolicy("sink", 9, 3)
-    model = GraphedStudent(student, tape)
-    clip(StudentModel(model), student, policy)
+    model = CUDAGraphTransformer(student, tape)
+    clip(CausalModel(model), student, policy)
     kept = {key[0] for key in model._known}
     gc.collect()
     alive = {id(x) for x in gc.get_objects() if type(x) is Store}
@@ -97,7 +97,7 @@ def test_growing_and_far_memories_are_never_recorded():
     student = golden.student()
     for policy in (MemoryPolicy(), MemoryPolicy("sink", 9, 3, residence="cpu")):
         tape = Tape()
-        clip(StudentModel(GraphedStudent(student, tape)), student, policy)
+        clip(CausalModel(CUDAGraphTransformer(student, tape)), student, policy)
         assert tape.recorded == 0
     memory = student.new_memory(MemoryPolicy("sink", 9, 3), 1, 4, 6)
     assert not settled(memory.open(read=3)), "an empty window has other shapes than a full one"
@@ -110,7 +110,7 @@ def test_cuda_graphs_play_what_was_recorded(policy):
     student = golden.student().cuda()
     noise = SeededNoise(5, 1, 16, 4, 6, device="cuda")
     clips = []
-    for model in (StudentModel(student), StudentModel(GraphedStudent(student))):
+    for model in (CausalModel(student), CausalModel(CUDAGraphTransformer(student))):
         memory = student.new_memory(policy, 1, 4, 6)
         conditioning = Conditioning(text(0).text.cuda())
         with torch.no_grad():

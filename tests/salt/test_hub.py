@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from huggingface_hub import file_download
 
-from salt.hub import HubError, models_folder, pull
+from salt.io.hub import HubError, models_folder, pull
 
 COMMIT = "a" * 40
 LARGE = bytes(range(256)) * 4096  # 1 MiB, stored as LFS

@@ -3,42 +3,15 @@
 from contextlib import nullcontext
 from types import SimpleNamespace
 
-import golden
 import pytest
 import torch
 
+from salt.conditioning import Conditioning
 from salt.memory import PRECISIONS, KVMemory, MemoryGeometry, MemoryPolicy, estimate_bytes
-from salt.memory.quantise import dequantise, quantise, row_layout
-from salt.prompts import Conditioning
-from salt.student import StudentModel
-
-GEOMETRY = MemoryGeometry(layers=2, heads=2, head_dim=8, height=1, width=2)
-POLICIES = [
-    MemoryPolicy(),
-    MemoryPolicy("window", 9),
-    MemoryPolicy("sink", 12, 3),
-    MemoryPolicy("relative", 9, 1),
-    MemoryPolicy("cyclic", 9),
-    MemoryPolicy("blended", 9, 3, blend=0.8),
-]
-
-
-def dense(q, k, v):
-    return torch.nn.functional.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    ).transpose(1, 2)
-
-
-def write(memory, frames=3, value=None):
-    """One context pass of a model that only has self-attention; keys and values are random, or `value`."""
-    passing = memory.open(write=frames)
-    g = memory.geometry
-    for layer in range(g.layers):
-        q, k, v = torch.randn(3, g.batch, frames * g.tokens, g.heads, g.head_dim)
-        if value is not None:
-            k, v = torch.full_like(k, value), torch.full_like(v, value)
-        passing.attend(layer, q, k, v, dense)
-    passing.commit()
+from salt.memory.quantization import dequantise, quantise, row_layout
+from salt.models.transformer_salt import CausalModel
+from tests.helpers import golden
+from tests.helpers.small_memory import GEOMETRY, POLICIES, dense, write
 
 
 def seen(memory, frames=3):
@@ -233,7 +206,7 @@ def test_fork_shares_nothing_mutable(policy):
 @torch.no_grad()
 def test_rewind_then_the_same_blocks_give_the_same_clip():
     student = golden.student()
-    model, text = StudentModel(student), Conditioning(torch.randn(1, 12, 64))
+    model, text = CausalModel(student), Conditioning(torch.randn(1, 12, 64))
     latents = torch.randn(1, 16, 15, 4, 6)
     memory = student.new_memory(MemoryPolicy(), 1, 4, 6)
 

@@ -1,11 +1,9 @@
 """Memory on disk: round trip, extension from a file, and files that do not fit."""
 
-import golden
 import pytest
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from test_memory import GEOMETRY, POLICIES, dense, write
 
 from salt.memory import (
     PRECISIONS,
@@ -17,7 +15,9 @@ from salt.memory import (
     read_memory_info,
     save_memory,
 )
-from salt.memory import files as memory_files
+from salt.memory import serialization as memory_files
+from tests.helpers import golden
+from tests.helpers.small_memory import GEOMETRY, POLICIES, dense, write
 
 
 def filled(policy, blocks=5):

@@ -3,7 +3,7 @@
 import torch
 
 from salt.memory import KVMemory, MemoryGeometry, MemoryPolicy
-from salt.memory.report import as_text, blended_since, lost_by_rewinding, norms, picture, ranges, slots, slots_as_text
+from salt.memory.inspect import as_text, blended_since, lost_by_rewinding, norms, picture, ranges, slots, slots_as_text
 
 GEOMETRY = MemoryGeometry(layers=2, heads=2, head_dim=8, height=2, width=2)
 

@@ -1,7 +1,6 @@
 """The pipeline: prompts to frames, streaming, extension, starts, saving and loading."""
 
 import pytest
-import system
 import torch
 
 from salt.checkpoints import save_wan
@@ -9,13 +8,14 @@ from salt.memory import MemoryPolicy
 from salt.pipeline import SaltPipeline
 from salt.schedule import STEP_LISTS
 from salt.spec import StudentSpec
+from tests.helpers import tiny_system
 
 PROMPT = "a fast red circle moving right"
 
 
 @pytest.fixture(scope="module")
 def pipe():
-    return system.pipeline()
+    return tiny_system.pipeline()
 
 
 def call(pipe, prompt=PROMPT, frames=21, **options):
@@ -69,7 +69,7 @@ def test_image_start_is_the_first_frame(pipe):
 
 
 def test_image_to_video_student_gets_mask_condition_and_clip_channels():
-    pipe = system.pipeline(in_channels=36, spec=StudentSpec(frames_per_block=0, steps=STEP_LISTS[4]))
+    pipe = tiny_system.pipeline(in_channels=36, spec=StudentSpec(frames_per_block=0, steps=STEP_LISTS[4]))
     image = torch.rand(3, 32, 32) * 2 - 1
     seen = []
     pipe.transformer.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
@@ -119,7 +119,7 @@ def test_save_and_load_again(tmp_path, pipe):
 
 
 def test_checkpoint_file_beside_a_folder_of_parts(tmp_path, pipe):
-    system.folder(tmp_path / "parts")
+    tiny_system.folder(tmp_path / "parts")
     spec = StudentSpec(steps=STEP_LISTS[2], policy=MemoryPolicy("window", 9))
     save_wan(pipe.transformer, tmp_path / "student.safetensors", spec=spec)
     loaded = SaltPipeline.from_single_file(tmp_path / "student.safetensors", parts=tmp_path / "parts")
@@ -128,7 +128,7 @@ def test_checkpoint_file_beside_a_folder_of_parts(tmp_path, pipe):
 
 
 def test_bfloat16_transformer(pipe):
-    low = system.pipeline()
+    low = tiny_system.pipeline()
     low.transformer.to(torch.bfloat16)
     out = call(low)
     assert out.latents.dtype == torch.float32 and torch.isfinite(out.latents).all()
@@ -152,7 +152,7 @@ def test_bad_requests_name_the_option(pipe, options, message):
     if options.get("memory") == "written":
         options = {**options, "memory": call(pipe).memory}
     if options.get("memory") == "other":
-        options = {**options, "memory": call(system.pipeline(seed=1)).memory}
+        options = {**options, "memory": call(tiny_system.pipeline(seed=1)).memory}
     prompt = options.get("prompt", PROMPT)
     with pytest.raises(ValueError, match=message):
         call(pipe, prompt, **{k: v for k, v in options.items() if k != "prompt"})

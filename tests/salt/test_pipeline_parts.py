@@ -4,7 +4,6 @@ import json
 import shutil
 
 import pytest
-import system
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, UMT5EncoderModel
@@ -13,11 +12,12 @@ from salt.checkpoints import save_wan
 from salt.cli import main
 from salt.cli.jobs import Options, load_pipeline
 from salt.memory import MemoryPolicy
+from salt.models.taehv import TinyDecoder
+from salt.models.text_encoder import CachedTextEncoder, UMT5TextEncoder
 from salt.pipeline import SaltPipeline
 from salt.pipeline.pipeline import WAN_SPEC
 from salt.spec import StudentSpec
-from salt.taehv import TinyDecoder
-from salt.text import CachedTextEncoder, UMT5TextEncoder
+from tests.helpers import tiny_system
 
 PROMPT = "a red circle moving right"
 SHORT = {"num_frames": 9, "num_inference_steps": 1, "height": 32, "width": 32, "seed": 0, "output_type": "latent"}
@@ -26,15 +26,15 @@ SHORT = {"num_frames": 9, "num_inference_steps": 1, "height": 32, "width": 32, "
 @pytest.fixture
 def parts(tmp_path):
     """Folders as `salt pull` leaves them: vae, text_encoder and tokenizer, no index."""
-    folder = system.umt5(tmp_path / "parts")
-    system.vae().save_pretrained(folder / "vae")
+    folder = tiny_system.umt5(tmp_path / "parts")
+    tiny_system.vae().save_pretrained(folder / "vae")
     return folder
 
 
 def wan_folder(path, parts):
     """What diffusers' own pipeline writes, knowing nothing of Salt."""
     torch.manual_seed(0)
-    transformer = WanTransformer3DModel(**{**system.SMALL, "text_dim": 32})
+    transformer = WanTransformer3DModel(**{**tiny_system.SMALL, "text_dim": 32})
     torch.nn.init.normal_(transformer.proj_out.weight, std=0.3)
     pipe = WanPipeline(
         AutoTokenizer.from_pretrained(parts / "tokenizer"),
@@ -73,7 +73,7 @@ def test_a_recipe_makes_a_causal_student_of_a_wan_folder(tmp_path, parts):
 
 def test_checkpoint_with_pulled_parts_from_the_command_line(tmp_path, parts, monkeypatch):
     student = tmp_path / "student.safetensors"
-    save_wan(system.student(text_dim=32), student, spec=StudentSpec())
+    save_wan(tiny_system.student(text_dim=32), student, spec=StudentSpec())
     make = ["generate", PROMPT, "--model", student, "--device", "cpu", "--nfe", 1, "--frames", 9]
     make += ["--height", 32, "--width", 32, "--text-cache", tmp_path / "cache"]
     make = [str(a) for a in make]
@@ -87,7 +87,7 @@ def test_checkpoint_with_pulled_parts_from_the_command_line(tmp_path, parts, mon
 
 def test_the_text_encoder_waits_outside_and_only_for_new_prompts(tmp_path, parts, monkeypatch):
     student = tmp_path / "student.safetensors"
-    save_wan(system.student(text_dim=32), student, spec=StudentSpec())
+    save_wan(tiny_system.student(text_dim=32), student, spec=StudentSpec())
     options = Options(model=str(student), parts=parts, text_cache=tmp_path / "cache", dtype="bfloat16")
     pipe = load_pipeline(options, torch.device("cpu"))
     assert pipe.text_encoder is None and isinstance(pipe.text, CachedTextEncoder)
@@ -105,7 +105,7 @@ def test_wrong_architecture_and_missing_parts_are_one_line(tmp_path, parts, caps
     assert main(["generate", PROMPT, "--model", str(foreign), "--parts", str(parts), *out]) == 2
     error = capsys.readouterr().err
     assert "vae.safetensors" in error and error.count("\n") == 1
-    save_wan(system.student(text_dim=32), tmp_path / "student.safetensors")
+    save_wan(tiny_system.student(text_dim=32), tmp_path / "student.safetensors")
     shutil.rmtree(parts / "vae")
     whole = tmp_path / "student.safetensors"
     assert main(["generate", PROMPT, "--model", str(whole), "--parts", str(parts), *out]) == 2
@@ -118,10 +118,10 @@ def test_image_to_video_student_in_blocks_with_clip(tmp_path):
         hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=28, patch_size=14
     )
     processor = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
-    model = system.student(in_channels=36, image_dim=48, added_kv_proj_dim=32)
+    model = tiny_system.student(in_channels=36, image_dim=48, added_kv_proj_dim=32)
     pipe = SaltPipeline(
         model,
-        system.vae(),
+        tiny_system.vae(),
         image_encoder=CLIPVisionModel(vision).eval(),
         image_processor=processor,
         words={"dim": 4096, "max_length": 16},
@@ -145,7 +145,7 @@ def test_image_to_video_student_in_blocks_with_clip(tmp_path):
 def test_the_tiny_decoder_instead_of_wans(tmp_path):
     torch.manual_seed(0)
     torch.save(TinyDecoder().state_dict(), tmp_path / "taew2_1.pth")
-    pipe = system.pipeline()
+    pipe = tiny_system.pipeline()
     options = {**SHORT, "output_type": "pt", "num_frames": 21}
     wan = pipe(PROMPT, **options)
     pipe.use_taehv(tmp_path / "taew2_1.pth")
@@ -157,7 +157,7 @@ def test_the_tiny_decoder_instead_of_wans(tmp_path):
 
 
 def test_chunks_hold_the_latents_they_show_a_start_included():
-    pipe = system.pipeline()
+    pipe = tiny_system.pipeline()
     image = torch.rand(3, 32, 32) * 2 - 1
     options = {k: v for k, v in SHORT.items() if k != "output_type"}
     chunks = list(pipe.stream(PROMPT, image=image, **{**options, "num_frames": 25}))

@@ -1,15 +1,15 @@
 """The rollout as users lean on it: extension, prompts that change, guidance, cancelling, seeds."""
 
-import golden
 import pytest
 import torch
 
+from salt.conditioning import Conditioning, PromptChange, PromptSchedule
 from salt.memory import MemoryPolicy, load_memory, save_memory
+from salt.models.transformer_salt import CausalModel
 from salt.noise import SeededNoise
-from salt.prompts import Conditioning, PromptChange, PromptSchedule
 from salt.rollout import RolloutSettings, rollout
 from salt.schedule import Schedule
-from salt.student import StudentModel
+from tests.helpers import golden
 
 EXACT_POLICIES = [
     MemoryPolicy(),
@@ -39,7 +39,7 @@ def blocks(
     noise = SeededNoise(seed, batch, 16, 4, 6)
     with torch.no_grad():
         yield from rollout(
-            StudentModel(student), conditioning or text(0, batch), memory, noise, frames, settings, **options
+            CausalModel(student), conditioning or text(0, batch), memory, noise, frames, settings, **options
         )
 
 
@@ -95,7 +95,7 @@ def test_ode_takes_euler_steps_and_needs_no_new_noise(student):
     x = SeededNoise(5, 1, 16, 4, 6)(0, 3, 0)
     for a, b in ((1.0, 5 / 6), (5 / 6, 0.0)):
         with torch.no_grad():
-            flow = StudentModel(student)(x, torch.full((1, 3), 1000 * a), memory.open(read=3), text(0))
+            flow = CausalModel(student)(x, torch.full((1, 3), 1000 * a), memory.open(read=3), text(0))
         x = x - (a - b) * flow
     assert torch.allclose(ode, x, atol=1e-5)
 

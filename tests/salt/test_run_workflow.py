@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from salt import cli
-from salt.workflow import to_prompt
+from salt.comfy_client.workflow import to_prompt
 
 INFO = {
     "Loader": {"input": {"required": {"file": [["a.pt", "b.pt"]]}}, "display_name": "A Loader"},

@@ -2,7 +2,6 @@
 
 import json
 
-import golden
 import pytest
 import torch
 
@@ -18,6 +17,7 @@ from salt.schedule import (
     warp,
     x0_to_flow,
 )
+from tests.helpers import golden
 
 
 @pytest.mark.parametrize("nfe", [8, 4, 2])

@@ -7,16 +7,16 @@ import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 
+from salt.acceleration.cuda_graphs import CUDAGraphTransformer
+from salt.acceleration.presets import PREFERENCES, AccelerationPreset, fp8_linears, speed_of
 from salt.checkpoints import load_student
-from salt.graphs import GraphedStudent
-from salt.memory import KVMemory, MemoryGeometry, MemoryPolicy, SpareStores
-from salt.memory.storage import Store
-from salt.pipeline import SaltPipeline, projector
-from salt.pipeline.loading import tiny_folder
-from salt.speed import PREFERENCES, Speed, fp8_linears, speed_of
-from salt.student import fingerprint
-from salt.taehv import TinyDecoder, TinyStreamDecoder
-from salt.video import VideoWriter
+from salt.io.video import VideoWriter
+from salt.memory import BufferPool, KVMemory, MemoryGeometry, MemoryPolicy
+from salt.memory.store import Store
+from salt.models.taehv import TinyDecoder, TinyStreamDecoder
+from salt.models.transformer_salt import fingerprint
+from salt.pipeline import SaltPipeline, async_decoder
+from salt.pipeline.components import tiny_folder
 
 PROMPT = "a fast red circle moving right"
 CLIP = dict(num_frames=69, seed=3, num_inference_steps=2, memory_policy="sink:3,window:9")
@@ -39,7 +39,7 @@ def near(made, expected):
 
 
 def test_words_are_told_apart():
-    assert speed_of("exact") == Speed()
+    assert speed_of("exact") == AccelerationPreset()
     with pytest.raises(ValueError, match="prefer: found 'quick', expected one of 'exact', 'fast', 'fastest', 'low mem"):
         speed_of("quick")
     stated = MemoryPolicy("sink", 9, 3, precision="int4", residence="cpu")
@@ -71,7 +71,7 @@ def test_low_memory_halves_the_memory_and_waits_with_the_text_encoder(pipe):
 def test_fastest_says_what_it_needs(pipe):
     with pytest.raises(ValueError, match="found 'fastest' with weights in torch.float32, expected torch.bfloat16"):
         pipe.prefer("fastest")
-    assert pipe.speed == Speed()
+    assert pipe.speed == AccelerationPreset()
     student = load_student(tiny_folder() / "transformer", dtype=torch.bfloat16)
     assert next(student.parameters()).dtype == torch.float32, "as of every checkpoint: modulation is not cast"
     with pytest.raises(ValueError, match="found 'fastest' on cpu, expected a GPU that multiplies in float8"):
@@ -79,14 +79,14 @@ def test_fastest_says_what_it_needs(pipe):
 
 
 def test_a_moved_pipeline_forgets_what_was_recorded(pipe):
-    pipe.speed = Speed(compiled=True)
-    pipe._graphed = GraphedStudent(pipe.transformer, lambda function: function)
+    pipe.speed = AccelerationPreset(compiled=True)
+    pipe._graphed = CUDAGraphTransformer(pipe.transformer, lambda function: function)
     assert pipe.to("cpu") is pipe and pipe._graphed is None, "weights lie elsewhere after a move"
 
 
 def test_blocks_made_ahead_are_the_same_chunks(pipe, monkeypatch):
     plain = list(pipe.stream(PROMPT, **CLIP))
-    monkeypatch.setattr(projector.Projector, "aside", True)
+    monkeypatch.setattr(async_decoder.AsyncDecoder, "aside", True)
     ahead = list(pipe.stream(PROMPT, **CLIP))
     assert len(ahead) == len(plain) == 6
     for one, other in zip(plain, ahead, strict=True):
@@ -95,7 +95,7 @@ def test_blocks_made_ahead_are_the_same_chunks(pipe, monkeypatch):
 
 
 def test_a_finished_block_is_handed_out_before_what_ended_the_next(pipe, monkeypatch):
-    monkeypatch.setattr(projector.Projector, "aside", True)
+    monkeypatch.setattr(async_decoder.AsyncDecoder, "aside", True)
 
     def stop(step):
         if step.block == 2:
@@ -120,7 +120,7 @@ def test_frames_are_the_pixels_as_a_video_has_them(pipe, tmp_path):
 
 @torch.no_grad()
 def test_a_dead_memory_leaves_its_buffers_and_a_held_one_does_not():
-    spare, geometry = SpareStores(), MemoryGeometry(layers=1, heads=1, head_dim=8, height=1, width=2)
+    spare, geometry = BufferPool(), MemoryGeometry(layers=1, heads=1, head_dim=8, height=1, width=2)
 
     def memory(policy=MemoryPolicy("sink", 9, 3)):  # noqa: B008 - frozen
         made = KVMemory(policy, geometry)
@@ -142,9 +142,9 @@ def test_a_dead_memory_leaves_its_buffers_and_a_held_one_does_not():
 
 def test_recordings_are_played_again_in_the_next_clip(pipe):
     """On the CPU a recording is the function itself."""
-    pipe.speed = Speed(compiled=True)  # as `prefer` leaves it on CUDA, without the compiler
+    pipe.speed = AccelerationPreset(compiled=True)  # as `prefer` leaves it on CUDA, without the compiler
     recorded = []
-    pipe._graphed = GraphedStudent(pipe.transformer, lambda function: recorded.append(1) or function)
+    pipe._graphed = CUDAGraphTransformer(pipe.transformer, lambda function: recorded.append(1) or function)
     first = latents(pipe)
     assert len(recorded) == 2
     gc.collect()
@@ -153,9 +153,9 @@ def test_recordings_are_played_again_in_the_next_clip(pipe):
 
 def test_guided_clips_leave_no_buffers_behind(pipe):
     """Both memories' buffers go on to the next clip's, and so do the recordings that read them."""
-    pipe.speed = Speed(fuse=True, compiled=True)
+    pipe.speed = AccelerationPreset(fuse=True, compiled=True)
     recorded = []
-    pipe._graphed = GraphedStudent(pipe.transformer, lambda function: recorded.append(1) or function)
+    pipe._graphed = CUDAGraphTransformer(pipe.transformer, lambda function: recorded.append(1) or function)
     first = latents(pipe, guidance_scale=2.0)
     for clips in (2, 3, 4):
         gc.collect()
@@ -168,9 +168,9 @@ def test_guided_clips_leave_no_buffers_behind(pipe):
 
 
 def test_weights_that_accelerate_moves_are_never_recorded(pipe):
-    pipe.speed = Speed(compiled=True)
+    pipe.speed = AccelerationPreset(compiled=True)
     recorded = []
-    pipe._graphed = GraphedStudent(pipe.transformer, lambda function: recorded.append(1) or function)
+    pipe._graphed = CUDAGraphTransformer(pipe.transformer, lambda function: recorded.append(1) or function)
     expected = latents(pipe)
     add_hook_to_module(pipe.transformer, ModelHook())
     before = len(recorded)

@@ -1,14 +1,14 @@
 """The student against diffusers' own class, and what it adds: timesteps per frame, hidden states, checkpointing."""
 
-import golden
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
 from torch._dynamo.utils import counters
 
+from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
-from salt.prompts import Conditioning
-from salt.student import SaltTransformer3DModel, StudentModel, fingerprint
+from salt.models.transformer_salt import CausalModel, SaltTransformer3DModel, fingerprint
+from tests.helpers import golden
 
 SMALL = dict(num_attention_heads=2, attention_head_dim=24, ffn_dim=64, num_layers=2, text_dim=32, freq_dim=32)
 I2V = dict(in_channels=36, image_dim=40, added_kv_proj_dim=48)
@@ -76,7 +76,7 @@ def test_hidden_state_after_a_block():
 def test_positions_beyond_the_1024_table():
     """Attention with RoPE depends on distances: the same clip far out gives the same flow, to float precision."""
     _, ours = pair()
-    model, text = StudentModel(ours), Conditioning(torch.randn(1, 7, 32))
+    model, text = CausalModel(ours), Conditioning(torch.randn(1, 7, 32))
     clean, noisy = torch.randn(1, 16, 3, 4, 4), torch.randn(1, 16, 3, 4, 4)
 
     def flow_at(start):
@@ -101,7 +101,7 @@ def test_teacher_forcing_equals_a_rollout_with_perfect_memory():
         both = student(torch.cat([clean, noisy], 2), torch.cat([torch.zeros_like(t), t], 1), text, scope=scope).sample[
             :, :, 12:
         ]
-        memory, model, stepwise = student.new_memory(policy, 1, 4, 6), StudentModel(student), []
+        memory, model, stepwise = student.new_memory(policy, 1, 4, 6), CausalModel(student), []
         for k in range(0, 12, 3):
             here = slice(k, k + 3)
             stepwise.append(model(noisy[:, :, here], t[:, here], memory.open(read=3), Conditioning(text)))
@@ -123,7 +123,7 @@ def test_gradient_checkpointing_sees_the_memory_of_its_own_forward(policy):
         student = golden.student()
         if checkpointing:
             student.enable_gradient_checkpointing()
-        model, memory = StudentModel(student), student.new_memory(policy, 1, 4, 6)
+        model, memory = CausalModel(student), student.new_memory(policy, 1, 4, 6)
         loss = torch.zeros(())
         for k in range(0, 12, 3):
             block = latents[:, :, k : k + 3]
@@ -145,7 +145,7 @@ def test_context_pass_refuses_gradient():
     student = golden.student()
     memory = student.new_memory(MemoryPolicy(), 1, 4, 6)
     with pytest.raises(RuntimeError, match="torch.no_grad"):
-        StudentModel(student)(
+        CausalModel(student)(
             torch.randn(1, 16, 3, 4, 6), torch.zeros(1, 3), memory.open(write=3), Conditioning(torch.randn(1, 12, 64))
         )
 
@@ -183,7 +183,7 @@ def test_condition_channels_are_cut_to_the_block():
     text = Conditioning(torch.randn(1, 512, 32), torch.randn(1, 9, 40), channels)
     seen = []
     ours.register_forward_pre_hook(lambda m, args: seen.append(args[0][0, 16:, :, 0, 0]))
-    memory, model = ours.new_memory(MemoryPolicy(), 1, 4, 4), StudentModel(ours)
+    memory, model = ours.new_memory(MemoryPolicy(), 1, 4, 4), CausalModel(ours)
     for _ in range(2):
         write = memory.open(write=3)
         model(torch.randn(1, 16, 3, 4, 4), torch.zeros(1, 3), write, text)
@@ -220,7 +220,7 @@ def test_compiled_code_is_the_same_for_every_layer():
         text, x = Conditioning(torch.randn(1, 5, 32)), torch.randn(1, 16, 3, 4, 4)
         t = torch.full((1, 3), 500.0)
         memory = model.new_memory(MemoryPolicy("sink", 9, 3), 1, 4, 4)
-        call = StudentModel(model)
+        call = CausalModel(model)
         expected = call(x, t, memory.open(read=3), text)
         model.compile_repeated_blocks(backend="eager")
         assert torch.equal(call(x, t, memory.open(read=3), text), expected)

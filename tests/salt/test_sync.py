@@ -1,16 +1,16 @@
 """On a GPU nothing inside a block waits for the device: the host runs ahead, and launches never leave a gap."""
 
-import golden
 import pytest
 import torch
 
-from salt.graphs import GraphedStudent
+from salt.acceleration.cuda_graphs import CUDAGraphTransformer
+from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
+from salt.models.transformer_salt import CausalModel
 from salt.noise import SeededNoise
-from salt.prompts import Conditioning
 from salt.rollout import RolloutSettings, rollout
 from salt.schedule import Schedule
-from salt.student import StudentModel
+from tests.helpers import golden
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -35,7 +35,7 @@ def test_the_guard_sees_a_wait(forbidden):
 def test_blocks_wait_for_nothing(policy, graphed, forbidden):
     student = golden.student().cuda()
     text = Conditioning(torch.randn(1, 12, 64, device="cuda"))
-    model = StudentModel(GraphedStudent(student) if graphed else student)
+    model = CausalModel(CUDAGraphTransformer(student) if graphed else student)
     settings = RolloutSettings(Schedule.of(4), fuse=True)
     memory = student.new_memory(MemoryPolicy.parse(policy), 1, 4, 6, frames=36)
     blocks = rollout(model, text, memory, SeededNoise(0, 1, 16, 4, 6, device="cuda"), 36, settings)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from salt.taehv import TinyDecoder, TinyStreamDecoder, load_taehv
+from salt.models.taehv import TinyDecoder, TinyStreamDecoder, load_taehv
 
 
 @pytest.fixture(scope="module")

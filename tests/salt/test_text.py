@@ -4,15 +4,15 @@ import importlib.util
 import sys
 
 import pytest
-import system
 import torch
 
-from salt.text import TOKENS, CachedTextEncoder, UMT5TextEncoder, clean
+from salt.models.text_encoder import TOKENS, CachedTextEncoder, UMT5TextEncoder, clean
+from tests.helpers import tiny_system
 
 
 @pytest.fixture
 def folder(tmp_path):
-    return system.umt5(tmp_path)
+    return tiny_system.umt5(tmp_path)
 
 
 def test_embeddings_are_trimmed_to_their_length_and_zero_padded_to_512(folder):

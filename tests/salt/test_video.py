@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from salt.files import check_writable
-from salt.video import VideoWriteError, VideoWriter, fit, read_image, read_video
+from salt.io.atomic import check_writable
+from salt.io.video import VideoWriteError, VideoWriter, fit, read_image, read_video
 
 
 def clip(frames: int, height: int = 32, width: int = 48) -> torch.Tensor:
@@ -118,7 +118,7 @@ def test_a_fragment_never_replaces_an_older_video(tmp_path, caplog):
 def test_ctrl_c_leaves_a_playable_file(tmp_path):
     """The real signal, sent as a terminal does: to Python and the encoder alike."""
     program = (
-        "import numpy as np, sys\nfrom salt.video import VideoWriter\n"
+        "import numpy as np, sys\nfrom salt.io.video import VideoWriter\n"
         "with VideoWriter(sys.argv[1]) as writer:\n"
         "    while True:\n"
         "        writer.write(np.full((1, 32, 32, 3), writer.frames % 256, np.uint8))\n"

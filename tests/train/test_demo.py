@@ -2,7 +2,7 @@
 
 from salt import cli
 from salt.cli.demo import FRAMES, PROMPT
-from salt.video import read_video
+from salt.io.video import read_video
 from train.shapes.bench import score_clip
 from train.shapes.world import SCENES
 

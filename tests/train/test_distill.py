@@ -8,22 +8,21 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 import pytest
-import small
-import system
 import torch
 import yaml
 from safetensors.torch import load_file
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from salt.checkpoints import load_student, save_diffusers
+from salt.io.video import read_video
 from salt.pipeline import SaltPipeline
-from salt.video import read_video
-from train import publish
+from tests.helpers import tiny_recipes, tiny_system
+from train import export
 from train.__main__ import main
-from train.checks import check_settings
+from train.config.recipe import RECIPES, RecipeError, load_recipe
+from train.config.validation import check_settings
 from train.distill import dry_run, mode_of
-from train.recipe import RECIPES, RecipeError, load_recipe
-from train.rehearsal import meeting_every_loss, rehearsal
+from train.dry_run import meeting_every_loss, rehearsal
 
 ROOT = Path(__file__).parents[2]
 # One of each kind; the others are variations of these, and run under the slow marker.
@@ -83,14 +82,14 @@ def test_a_rehearsal_of_several_processes_lies_where_all_nodes_see_it(tmp_path, 
         monkeypatch.setattr(f"train.distill.{name}", lambda *_: None)
     monkeypatch.setattr("train.distill.rehearsal", stop)
     with pytest.raises(RuntimeError) as told:
-        dry_run(small.recipe(tmp_path, run=dict(out=str(tmp_path / "shared" / "run"))), "ddp")
+        dry_run(tiny_recipes.recipe(tmp_path, run=dict(out=str(tmp_path / "shared" / "run"))), "ddp")
     assert Path(str(told.value)).parent == tmp_path / "shared"
 
 
 @pytest.mark.parametrize("frames, block, window", [(61, 3, 0), (61, 3, 33), (61, 3, 61), (31, 3, 0), (81, 40, 0)])
 def test_a_clip_with_a_frame_of_its_own_is_rehearsed_shorter(tmp_path, frames, block, window):
     rollout = dict(frames=frames, frames_per_block=block, window=window, independent_first_frame=True)
-    recipe = small.recipe(tmp_path, rollout=rollout)
+    recipe = tiny_recipes.recipe(tmp_path, rollout=rollout)
     check_settings(recipe)
     made = rehearsal(recipe, tmp_path / "stand-ins")
     check_settings(made)
@@ -99,8 +98,8 @@ def test_a_clip_with_a_frame_of_its_own_is_rehearsed_shorter(tmp_path, frames, b
 
 def wan_i2v(folder: Path) -> Path:
     """A folder laid out as Wan 2.1 I2V's, of random parts that are next to nothing."""
-    system.umt5(folder)
-    system.vae().save_pretrained(folder / "vae")
+    tiny_system.umt5(folder)
+    tiny_system.vae().save_pretrained(folder / "vae")
     torch.manual_seed(0)
     vision = CLIPVisionConfig(
         hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=28, patch_size=14
@@ -110,7 +109,7 @@ def wan_i2v(folder: Path) -> Path:
         folder / "image_processor"
     )
     save_diffusers(
-        small.model(3, in_channels=36, text_dim=32, image_dim=48, added_kv_proj_dim=32), folder / "transformer"
+        tiny_recipes.model(3, in_channels=36, text_dim=32, image_dim=48, added_kv_proj_dim=32), folder / "transformer"
     )
     return folder
 
@@ -166,8 +165,8 @@ def test_from_prompts_and_pictures_to_an_image_to_video_student(tmp_path, capsys
 
 
 def test_videos_with_captions_are_footage_for_teacher_forcing(tmp_path, capsys):
-    recipe = small.recipe(tmp_path)
-    system.vae().save_pretrained(tmp_path / "vae")
+    recipe = tiny_recipes.recipe(tmp_path)
+    tiny_system.vae().save_pretrained(tmp_path / "vae")
     videos = tmp_path / "videos"
     videos.mkdir()
     frames = np.random.default_rng(0).integers(0, 255, (25, 64, 64, 3), np.uint8)
@@ -191,7 +190,7 @@ def test_videos_with_captions_are_footage_for_teacher_forcing(tmp_path, capsys):
 
 def test_a_run_goes_on_only_as_what_it_was(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("train.distill.check_memory", lambda *_: None)  # some seconds that are another test's
-    recipe = small.recipe(tmp_path)
+    recipe = tiny_recipes.recipe(tmp_path)
     path = recipe_file(
         tmp_path, models=dict(student=recipe.models.student, teacher=recipe.models.teacher),
         rollout=dict(frames=3, height=4, width=4, share={4: 1.0}), run=dict(sample_every=0, tracker="none"),
@@ -228,7 +227,7 @@ def test_errors_are_one_line(arguments, complaint, capsys):
 
 
 def test_not_enough_memory_is_said_before_anything_loads(tmp_path, monkeypatch, capsys):
-    recipe = small.recipe(tmp_path)
+    recipe = tiny_recipes.recipe(tmp_path)
     path = recipe_file(tmp_path, models=dict(student=recipe.models.student, teacher=recipe.models.teacher),
                        rollout=dict(frames=3, height=4, width=4, share={4: 1.0}), run=dict(sample_every=0))  # fmt: skip
     monkeypatch.setattr("train.distill.available_memory", lambda device: 2**30)
@@ -257,12 +256,12 @@ def test_push_uploads_the_export_folder_or_says_why_not(tmp_path, monkeypatch):
             calls.append(options)
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    assert publish.push(tmp_path, "me/student", "2 updates") == "https://hub/me/student"
+    assert export.push(tmp_path, "me/student", "2 updates") == "https://hub/me/student"
     assert calls == [dict(repo_id="me/student", folder_path=tmp_path, commit_message="2 updates")]
 
     def refuse(self, **options):
         raise OSError("no\nconnection")
 
     monkeypatch.setattr(Hub, "upload_folder", refuse)
-    with pytest.raises(publish.PublishError, match="me/student: not uploaded .no connection.; the export is in"):
-        publish.push(tmp_path, "me/student", "2 updates")
+    with pytest.raises(export.PublishError, match="me/student: not uploaded .no connection.; the export is in"):
+        export.push(tmp_path, "me/student", "2 updates")

@@ -5,18 +5,17 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
-import small
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from salt.checkpoints import save_diffusers
-from salt.memory import attend
+from salt.memory import attention
 from salt.rope import rotary_table
+from tests.helpers import tiny_recipes
 from train.__main__ import main
-from train.backbones import backbones, meta_model
-from train.choices import Choices
-from train.distiller import Distiller
-from train.estimate import (
+from train.config.model_configs import backbones, meta_model
+from train.config.recipe import RecipeError, load_recipe
+from train.memory_estimate.estimate import (
     add_estimate,
     add_up,
     available_memory,
@@ -27,8 +26,9 @@ from train.estimate import (
     remedies,
     table,
 )
-from train.recipe import RecipeError, load_recipe
-from train.tracing import Activations, Live, Tracer, without_storage
+from train.memory_estimate.tracing import Activations, Live, Tracer, without_storage
+from train.methods.sc_dmd import SCDMDTrainer
+from train.rollout.random_draws import UpdateDraws
 
 
 def larger(folder, **sections):
@@ -36,9 +36,9 @@ def larger(folder, **sections):
     for name in ("student", "teacher"):
         if not (folder / name / "config.json").exists():
             shape = dict(num_attention_heads=8, attention_head_dim=32, ffn_dim=1024, num_layers=5, text_dim=64)
-            save_diffusers(small.model(1, **shape), folder / name)
+            save_diffusers(tiny_recipes.model(1, **shape), folder / name)
     sections["rollout"] = dict(frames=6, height=16, width=16) | sections.get("rollout", {})
-    return small.recipe(folder, **sections)
+    return tiny_recipes.recipe(folder, **sections)
 
 
 def saved_bytes(trainer, loss_of):
@@ -73,8 +73,8 @@ def nbytes(tensors):
 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_weights_are_those_of_a_built_trainer(tmp_path, rank):
-    recipe = small.recipe(tmp_path, models=dict(lora_rank=rank), optimisation=dict(updates=1))
-    trainer = Distiller(recipe)
+    recipe = tiny_recipes.recipe(tmp_path, models=dict(lora_rank=rank), optimisation=dict(updates=1))
+    trainer = SCDMDTrainer(recipe)
     trainer.run()
     found = add_up(recipe, 1, "single", backbones(recipe), Activations())
     for name, learner in trainer.learners.items():
@@ -84,7 +84,7 @@ def test_weights_are_those_of_a_built_trainer(tmp_path, rank):
     assert found.always["average (EMA)"] == nbytes(trainer.ema.shadow.values())
     assert found.always["teacher"] == nbytes(trainer.teacher.wrapped.model.parameters())
     trainer.accumulate(
-        trainer.student, trainer._generator(Choices(recipe.schedule(2), 1, None, 3.0), 0), 0, "generator"
+        trainer.student, trainer._generator(UpdateDraws(recipe.schedule(2), 1, None, 3.0), 0), 0, "generator"
     )
     grads = [p.grad for p in trainer.student.model.model.parameters() if p.grad is not None]
     assert found.moments["backward"]["gradients"] == nbytes(grads)
@@ -93,9 +93,9 @@ def test_weights_are_those_of_a_built_trainer(tmp_path, rank):
 @pytest.mark.parametrize("policy", ["full", "sink:1,window:4", "window:4,int8"])
 @pytest.mark.parametrize("precision, dtype", [("no", torch.float32), ("bf16", torch.bfloat16)])
 def test_memory_is_what_a_memory_takes(tmp_path, policy, precision, dtype):
-    recipe = small.recipe(tmp_path, rollout=dict(memory=policy), optimisation=dict(precision=precision))
+    recipe = tiny_recipes.recipe(tmp_path, rollout=dict(memory=policy), optimisation=dict(precision=precision))
     config = backbones(recipe)["student"]
-    memory = small.model(**{k: v for k, v in config.items() if not k.startswith("_")}).to(dtype)
+    memory = tiny_recipes.model(**{k: v for k, v in config.items() if not k.startswith("_")}).to(dtype)
     made = memory.new_memory(recipe.policy, recipe.optimisation.micro_batch, 4, 4, recipe.rollout.frames)
     made.allocated(recipe.rollout.frames)
     assert memory_bytes(recipe, config) == made.nbytes > 0
@@ -115,7 +115,7 @@ def test_memory_is_what_a_memory_takes(tmp_path, policy, precision, dtype):
 )
 def test_activations_of_the_generator(tmp_path, settings, checkpointing):
     recipe = larger(tmp_path, models=dict(checkpointing=checkpointing, keep="input"), **settings)
-    trainer = Distiller(recipe)
+    trainer = SCDMDTrainer(recipe)
     batch = embed(trainer)
     schedule, triple = recipe.schedule(2), None
     if not recipe.loss.semigroup_stop_gradient:
@@ -123,7 +123,7 @@ def test_activations_of_the_generator(tmp_path, settings, checkpointing):
 
         schedule = recipe.schedule(8)
         triple = grid_triples(schedule, 1)[0][1][0]
-    choices = Choices(schedule, 1, triple, 3.0)
+    choices = UpdateDraws(schedule, 1, triple, 3.0)
     taken = saved_bytes(trainer, lambda: trainer._generator(choices, 0)(batch)[0])
     found = Tracer(recipe, backbones(recipe), False).activations()
     assert found.exits.kept + found.alignment.kept == pytest.approx(taken, rel=0.3)
@@ -136,9 +136,9 @@ def test_activations_of_the_critic(tmp_path, score, checkpointing):
     recipe = larger(
         tmp_path, models=dict(checkpointing=checkpointing, keep="input"), loss=dict(align="none", score=score)
     )
-    trainer = Distiller(recipe)
+    trainer = SCDMDTrainer(recipe)
     batch = embed(trainer)
-    taken = saved_bytes(trainer, lambda: trainer._critic(Choices(recipe.schedule(2), 1, None, 3.0), 0)(batch)[0])
+    taken = saved_bytes(trainer, lambda: trainer._critic(UpdateDraws(recipe.schedule(2), 1, None, 3.0), 0)(batch)[0])
     assert Tracer(recipe, backbones(recipe), False).activations().critic.kept == pytest.approx(taken, rel=0.3)
 
 
@@ -147,10 +147,10 @@ def test_activations_of_the_critic(tmp_path, score, checkpointing):
 def test_a_checkpointed_rollout_holds_its_memory(tmp_path, policy):
     """What is alive before backward: exits, and the memory that the blocks will be recomputed from."""
     recipe = larger(tmp_path, loss=dict(align="none"), rollout=dict(memory=policy, frames=12))
-    trainer = Distiller(recipe)
+    trainer = SCDMDTrainer(recipe)
     batch, configs = embed(trainer), backbones(recipe)
     with Live() as live:
-        loss, _ = trainer._generator(Choices(recipe.schedule(2), 1, None, 3.0), 0)(batch)
+        loss, _ = trainer._generator(UpdateDraws(recipe.schedule(2), 1, None, 3.0), 0)(batch)
         live.sweep()
     assert loss.requires_grad
     found = add_up(recipe, 1, "single", configs, Tracer(recipe, configs, False).activations())
@@ -163,17 +163,17 @@ def test_a_checkpointed_rollout_holds_its_memory(tmp_path, policy):
 def test_what_was_laid_out_without_storage_serves_nothing_real():
     for fake in (True, False):
         with without_storage(False) if fake else nullcontext():
-            for made in (rotary_table, attend._table):
+            for made in (rotary_table, attention._table):
                 table = made((0, 1, 2), 2, 2, 16, torch.device("cpu"))
                 assert isinstance(table.cos, FakeTensor) == fake
 
 
 @pytest.mark.slow
 def test_tracing_leaves_no_table_without_storage_behind(tmp_path):
-    recipe = small.recipe(tmp_path)
+    recipe = tiny_recipes.recipe(tmp_path)
     estimate(recipe)
-    assert attend._table.cache_info().currsize == 0
-    trainer = Distiller(replace(recipe, optimisation=replace(recipe.optimisation, updates=1)))
+    assert attention._table.cache_info().currsize == 0
+    trainer = SCDMDTrainer(replace(recipe, optimisation=replace(recipe.optimisation, updates=1)))
     assert trainer.run() == 1
 
 
@@ -215,7 +215,7 @@ def test_what_a_recipe_can_do_makes_it_smaller():
 
 
 def test_every_stage_has_an_estimate(tmp_path):
-    distilled = small.recipe(tmp_path)
+    distilled = tiny_recipes.recipe(tmp_path)
     for stage in ("ode", "tf"):
         found = estimate(replace(distilled, stage=stage))
         assert not any("critic" in name or "teacher" in name for name in found.always)
@@ -223,7 +223,7 @@ def test_every_stage_has_an_estimate(tmp_path):
 
 
 def test_too_little_is_told_in_one_line(tmp_path):
-    recipe = small.recipe(tmp_path)
+    recipe = tiny_recipes.recipe(tmp_path)
     need = estimate(recipe).total
     check_memory(recipe, 1, "single", need)
     with pytest.raises(RecipeError) as told:
@@ -235,7 +235,7 @@ def test_too_little_is_told_in_one_line(tmp_path):
 
 
 def test_eight_bits_are_no_remedy_for_sharded_models(tmp_path):
-    recipe = small.recipe(tmp_path)
+    recipe = tiny_recipes.recipe(tmp_path)
     asked = {mode: "optimisation.optimizer=8bit" in remedies(recipe, mode) for mode in ("single", "ddp", "fsdp")}
     assert asked == {"single": True, "ddp": True, "fsdp": False}
     eight = replace(recipe, optimisation=replace(recipe.optimisation, optimizer="8bit"))

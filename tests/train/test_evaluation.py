@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from salt.checkpoints import save_wan
+from salt.models.word_embedder import WordEmbedder
 from salt.pipeline import SaltPipeline
 from salt.spec import StudentSpec
-from salt.words import WordEmbedder
 from train.__main__ import main
+from train.evaluation.shapebench import student_clips
+from train.experiments.tiny.teacher import new_transformer
+from train.experiments.tiny.vae import new_vae
 from train.shapes.bench import score_clip
 from train.shapes.world import SCENES, render
-from train.tiny.evaluate import student_clips
-from train.tiny.teacher import new_transformer
-from train.tiny.vae import new_vae
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_shape_bench_plays_a_student_of_any_file_as_its_spec_says(tmp_path, monk
         played.append(student_clips(model, text, steps, 3, 7, options["spec"]))
         return [score_clip(render(SCENES[:1], 9, torch.Generator()).pixels[0], SCENES[0])]
 
-    monkeypatch.setattr("train.tiny.evaluate.score_model", noted)
+    monkeypatch.setattr("train.evaluation.shapebench.score_model", noted)
     arguments = ["--vae", tmp_path / "vae", "--steps", 2, "--out", tmp_path / "out"]
     assert run(tmp_path / "mine.safetensors", *arguments) == 0
     pipe = SaltPipeline.from_single_file(tmp_path / "mine.safetensors", parts=parts_of(tmp_path))

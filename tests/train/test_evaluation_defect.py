@@ -1,18 +1,18 @@
 """The semigroup defect against values worked out by hand, for both kinds of student."""
 
 import pytest
-import small
 import torch
 
 from salt.checkpoints import load_student, save_diffusers
-from salt.defect import TRIPLES, defect_table, steps_for
+from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
+from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.noise import SeededNoise
-from salt.prompts import Conditioning
 from salt.schedule import Schedule, add_noise, warp
-from salt.student import SaltTransformer3DModel
-from train.choices import number
-from train.evaluation.defect import DefectSettings, measure_defect
+from salt.semigroup_defect import TRIPLES, defect_table, steps_for
+from tests.helpers import tiny_recipes
+from train.evaluation.semigroup_defect import DefectSettings, measure_defect
+from train.rollout.random_draws import number
 
 TEXT = Conditioning(torch.randn(2, 5, 4096, generator=torch.Generator().manual_seed(5)))
 SMALL = dict(frames=6, height=4, width=4)
@@ -31,7 +31,7 @@ class Toy(SaltTransformer3DModel):
 
 
 def toy(rule) -> Toy:
-    model = small.model(1)
+    model = tiny_recipes.model(1)
     model.__class__ = Toy
     model.rule = rule  # type: ignore[assignment]
     return model  # type: ignore[return-value]
@@ -77,7 +77,7 @@ def test_a_linear_flow_has_the_defect_of_its_curvature(per_block, shift):
 
 def test_blocks_are_measured_against_the_students_own_memory():
     """By hand: two blocks, the clean first one before the second under the block-causal mask, no memory anywhere."""
-    student, text = small.model(3), Conditioning(TEXT.text[:1])
+    student, text = tiny_recipes.model(3), Conditioning(TEXT.text[:1])
     found = measure_defect(student, text, DefectSettings(**SMALL), [8], [TRIPLE])
     noise = SeededNoise([number("defect", 8, 0)], 1, 16, 4, 4)
     s, m, e = (float(warp(step)) for step in TRIPLE)
@@ -113,7 +113,7 @@ def test_blocks_are_measured_against_the_students_own_memory():
 
 
 def test_the_mean_is_over_seeds_and_prompts():
-    student, settings = small.model(3), DefectSettings(**SMALL)
+    student, settings = tiny_recipes.model(3), DefectSettings(**SMALL)
 
     def value(seeds):
         return measure_defect(student, TEXT, settings, seeds, [TRIPLE])[TRIPLE, "euler"]
@@ -125,7 +125,7 @@ def test_the_mean_is_over_seeds_and_prompts():
 
 
 def test_a_student_in_training_is_left_as_it_was():
-    student = small.model(3).train()
+    student = tiny_recipes.model(3).train()
     student.enable_gradient_checkpointing()
     with torch.autocast("cpu", torch.bfloat16):
         found = measure_defect(student, TEXT, DefectSettings(**SMALL), triples=[TRIPLE])
@@ -135,7 +135,7 @@ def test_a_student_in_training_is_left_as_it_was():
 
 
 def test_a_student_in_half_precision_has_the_defect_of_the_whole_one(tmp_path):
-    save_diffusers(small.model(3), tmp_path)
+    save_diffusers(tiny_recipes.model(3), tmp_path)
     values = []
     for dtype in (torch.float32, torch.bfloat16):  # in which the loader keeps norms and modulations in float32
         text = Conditioning(TEXT.text.to(dtype))
@@ -147,9 +147,9 @@ def test_a_student_in_half_precision_has_the_defect_of_the_whole_one(tmp_path):
 def test_triples_that_cannot_be_are_told():
     settings = DefectSettings(**SMALL)
     with pytest.raises(ValueError, match="found 500,750,0, expected falling"):
-        measure_defect(small.model(3), TEXT, settings, triples=[(500, 750, 0)])
+        measure_defect(tiny_recipes.model(3), TEXT, settings, triples=[(500, 750, 0)])
     with pytest.raises(ValueError, match="t_s 875, expected one of the steps 1000, 750, 500, 250"):
-        measure_defect(small.model(3), TEXT, settings, triples=[(875, 750, 0)])
+        measure_defect(tiny_recipes.model(3), TEXT, settings, triples=[(875, 750, 0)])
     assert len(steps_for([(750, 500, 0)])) == 4 and len(steps_for([(875, 500, 0)])) == 8
     with pytest.raises(ValueError, match="found t_s 900"):
         steps_for([(900, 500, 0)])

@@ -16,9 +16,9 @@ from train.evaluation.drift import (
     measure_frames,
     summarize_drift,
 )
+from train.experiments.tiny.teacher import new_transformer
+from train.experiments.tiny.vae import new_vae
 from train.shapes.world import SCENES, render
-from train.tiny.teacher import new_transformer
-from train.tiny.vae import new_vae
 
 
 @pytest.mark.parametrize("pieces", [[9, 12, 12, 12], [45], [1] * 45])

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from salt.io.video import read_video
 from salt.pipeline import SaltPipeline
 from salt.spec import StudentSpec
-from salt.video import read_video
 from train.evaluation import vbench
 from train.evaluation.vbench import Prompt, plan, read_list, sample_all
-from train.tiny.teacher import new_transformer
-from train.tiny.vae import new_vae
+from train.experiments.tiny.teacher import new_transformer
+from train.experiments.tiny.vae import new_vae
 
 INFO = [
     {"prompt_en": "In a still frame, a red circle", "dimension": ["temporal_flickering"]},

@@ -4,23 +4,33 @@ import math
 from dataclasses import replace
 
 import pytest
-import small
 import torch
 
 from salt.checkpoints import load_student, save_diffusers
-from salt.prompts import Conditioning
+from salt.conditioning import Conditioning
+from salt.models.word_embedder import WordEmbedder
 from salt.rope import rotary_table
-from salt.words import WordEmbedder
-from train.choices import Choices
+from tests.helpers import tiny_recipes
+from train.evaluation.shapebench import student_clips
+from train.experiments.tiny.adversarial import (
+    EMPHASIS,
+    LENGTH,
+    REPLAYED,
+    WORST,
+    Finish,
+    Finisher,
+    noised,
+    pulled,
+    train_finish,
+)
+from train.experiments.tiny.build import SPEC
+from train.experiments.tiny.compiled_forward import hidden
+from train.experiments.tiny.discriminator import Discriminator
+from train.experiments.tiny.latent_dataset import Latents
+from train.experiments.tiny.rollout_modes import OPENINGS, roll_late, roll_opening, whole_recipe
 from train.losses import fooling_loss, judge_loss, smoothness_loss
+from train.rollout.random_draws import UpdateDraws
 from train.shapes.world import SCENES
-from train.tiny.evaluate import student_clips
-from train.tiny.finish import EMPHASIS, LENGTH, REPLAYED, WORST, Finish, Finisher, noised, pulled, train_finish
-from train.tiny.judge import Judge
-from train.tiny.kinds import OPENINGS, roll_late, roll_opening, whole_recipe
-from train.tiny.latents import Latents
-from train.tiny.quick import hidden
-from train.tiny.recipe import SPEC
 
 FRAMES = 3
 EVEN = torch.full((FRAMES,), 1 / FRAMES)
@@ -33,7 +43,7 @@ def models(tmp_path_factory):
     """A student and a teacher on disk, and latents: real clips are constants, which no student makes from noise."""
     root = tmp_path_factory.mktemp("models")
     for seed, name in enumerate(("student", "teacher")):
-        save_diffusers(small.model(seed, num_layers=4), root / name)
+        save_diffusers(tiny_recipes.model(seed, num_layers=4), root / name)
     (root / "latents").mkdir()
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(8, 16, 1, 1, 1, generator=generator).expand(8, 16, FRAMES + 1, 8, 8).half()
@@ -107,7 +117,7 @@ def test_smoothness_is_the_squared_slope():
 
 
 def test_hidden_tokens_are_the_models_own():
-    model = small.model(0, num_layers=4).requires_grad_(False)
+    model = tiny_recipes.model(0, num_layers=4).requires_grad_(False)
     x, text = torch.randn(2, 16, FRAMES, 8, 8), WordEmbedder().encode([scene.caption for scene in SCENES[:2]])
     t = torch.tensor([300.0, 700.0])
     tokens, _ = hidden(model, x, t[:, None], text, rotary_table(range(FRAMES), 4, 4, 16, "cpu"), None)
@@ -116,7 +126,7 @@ def test_hidden_tokens_are_the_models_own():
 
 
 def test_every_weight_of_the_judge_learns_but_the_head_that_is_not_asked():
-    judge = Judge(small.model(0, num_layers=4))
+    judge = Discriminator(tiny_recipes.model(0, num_layers=4))
     clips, text = torch.randn(2, 16, FRAMES, 8, 8), WordEmbedder().encode([scene.caption for scene in SCENES[:2]])
     sigma = torch.tensor([0.1, 0.4])
     assert judge(clips, sigma, text).shape == (2, FRAMES) and not judge(clips, sigma, text).any()
@@ -165,7 +175,7 @@ def test_the_adversarial_gradient_makes_clips_more_real(models, learners):
 @pytest.mark.parametrize("steps", [2, 4])
 def test_an_opening_is_the_engines_first_block_and_every_evaluation_learns(learners, steps):
     student, recipe = learners.student, learners.kinds[OPENING].recipe
-    text, choices = learners.text_SLD[:2], Choices(recipe.schedule(steps), 0, None, 1.0)
+    text, choices = learners.text_SLD[:2], UpdateDraws(recipe.schedule(steps), 0, None, 1.0)
     said = []
 
     def flow(*arguments, **options):
@@ -188,7 +198,7 @@ def test_a_late_window_is_the_end_of_a_long_clip_whose_past_took_all_its_steps(l
     expected = student_clips(student, text.text, 4, frames, 5, SPEC)
 
     def window(exit_index):
-        choices = Choices(recipe.schedule(4), exit_index, None, 1.0)
+        choices = UpdateDraws(recipe.schedule(4), exit_index, None, 1.0)
         return roll_late(student, text, recipe, choices, [5, 6], True)
 
     last = window(3)
@@ -225,7 +235,7 @@ def test_late_latents_leave_the_first_frame_out(tmp_path):
 
 
 def test_what_is_replayed_has_an_end_and_kinds_do_not_mix(models, learners, monkeypatch):
-    monkeypatch.setattr("train.tiny.finish.REPLAYED", 2)
+    monkeypatch.setattr("train.experiments.tiny.adversarial.REPLAYED", 2)
     for count in range(3):
         a_step(models, learners, WHOLE, count)
     a_step(models, learners, OPENING, 0)
@@ -235,7 +245,7 @@ def test_what_is_replayed_has_an_end_and_kinds_do_not_mix(models, learners, monk
 def test_a_killed_run_goes_on_where_it_was(models, tmp_path, monkeypatch):
     arguments = (models / "student", models / "teacher", models / "latents", SHORT)
     whole = train_finish(tmp_path / "whole", *arguments)
-    with small.dying(monkeypatch):
+    with tiny_recipes.dying(monkeypatch):
         for _ in range(SHORT.waits + SHORT.steps):
             with pytest.raises(KeyboardInterrupt):
                 train_finish(tmp_path / "broken", *arguments)

@@ -1,22 +1,16 @@
 """The losses against the released implementation's tensors, and the grid rule against its description."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
-from salt.prompts import Conditioning
+from salt.models.transformer_salt import CausalModel
 from salt.schedule import Schedule, add_noise, flow_to_x0
-from salt.student import StudentModel
+from tests.helpers import golden
 from train import losses
 from train.losses.semigroup import draw_triple, log_weights, middle_point
-
-_spec = importlib.util.spec_from_file_location("golden", Path(__file__).parents[1] / "salt" / "golden.py")
-golden = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(golden)
 
 
 def clip(tensor):
@@ -69,9 +63,9 @@ def test_dmd_equals_the_reference():
 def test_semigroup_loss_and_gradients_equal_the_reference():
     data = load_file(golden.GOLDEN / "train_scdmd_block.safetensors")
     meta = golden.metadata("train_scdmd_block.safetensors")
-    triple = losses.GridTriple(meta["t_s"], meta["t_m"], meta["t_e"])
+    triple = losses.TimestepTriple(meta["t_s"], meta["t_m"], meta["t_e"])
     student = golden.student()
-    model, text = StudentModel(student), Conditioning(data["context"])
+    model, text = CausalModel(student), Conditioning(data["context"])
     memory = student.new_memory(MemoryPolicy(), 1, 4, 6)
     past, x_s = clip(data["past_latents"]), clip(data["x_s"])
     with torch.no_grad():
@@ -160,7 +154,7 @@ def test_grid_rule():
             assert [x.middle for x in triples] == [m for m in t if triples[0].end < m < t[i]]
             assert all(x.start == t[i] > x.middle > x.end for x in triples)
     assert losses.grid_triples(schedule, 7) == []
-    assert [e for _, e in losses.grid_triples(schedule, 6)] == [[losses.GridTriple(t[6], t[7], 0.0)]]
+    assert [e for _, e in losses.grid_triples(schedule, 6)] == [[losses.TimestepTriple(t[6], t[7], 0.0)]]
     drawn = {draw_triple(schedule, 0, torch.Generator().manual_seed(s)) for s in range(200)}
     assert drawn == {x for _, triples in losses.grid_triples(schedule, 0) for x in triples}
     assert draw_triple(schedule, 7, torch.Generator()) is None
@@ -175,7 +169,7 @@ def test_weights_per_exit_index():
 
 def test_an_exact_flow_has_no_defect():
     x0, eps = torch.randn(2, 3, 2, 2, 2), torch.randn(2, 3, 2, 2, 2)
-    triple = losses.GridTriple(937.5, 833.3, 0.0)
+    triple = losses.TimestepTriple(937.5, 833.3, 0.0)
     x_s = add_noise(x0, eps, 0.9375)
     exact = losses.semigroup_defect(lambda x, t: eps - x0, x_s, triple)
     assert exact["relative"] < 1e-6

@@ -8,19 +8,19 @@ import pytest
 import torch
 
 from salt.checkpoints import read_checkpoint, save_diffusers
+from salt.conditioning import Conditioning
+from salt.models.transformer_salt import SaltTransformer3DModel
+from salt.models.word_embedder import WordEmbedder
 from salt.pipeline import SaltPipeline
-from salt.prompts import Conditioning
 from salt.spec import StudentSpec
-from salt.student import SaltTransformer3DModel
-from salt.words import WordEmbedder
 from train.__main__ import parser
-from train.clips import trajectories
+from train.data.clip_dataset import trajectories
+from train.evaluation.shapebench import PROMPTS, evaluate, score_ends, score_model, split_rows, teacher_clips
+from train.experiments.tiny import build
+from train.experiments.tiny.ode_regression import start_recipe
+from train.experiments.tiny.teacher import new_transformer, sample_teacher
+from train.experiments.tiny.vae import channels_last, new_vae
 from train.shapes.world import HELD_OUT_SCENES, TRAIN_SCENES, render
-from train.tiny import recipe
-from train.tiny.evaluate import PROMPTS, evaluate, score_ends, score_model, split_rows, teacher_clips
-from train.tiny.start import start_recipe
-from train.tiny.teacher import new_transformer, sample_teacher
-from train.tiny.vae import channels_last, new_vae
 
 
 def test_the_48_prompts_are_the_held_out_ones_and_as_many_trained():
@@ -45,7 +45,7 @@ def test_evaluate_writes_its_table_and_every_clip(tmp_path, monkeypatch):
         clips = render(PROMPTS[:2], 9, torch.Generator().manual_seed(0))
         return [score_clip(clip, scene) for clip, scene in zip(clips.pixels, clips.scenes, strict=True)]
 
-    monkeypatch.setattr("train.tiny.evaluate.score_model", truth)
+    monkeypatch.setattr("train.evaluation.shapebench.score_model", truth)
     table = evaluate(tmp_path / "student", tmp_path / "vae", tmp_path / "out", steps=(4,))
     assert "| student, 4 steps | 100 %" in table and (tmp_path / "out.md").read_text() == table + "\n"
     written = json.loads((tmp_path / "out.json").read_text())
@@ -55,11 +55,11 @@ def test_evaluate_writes_its_table_and_every_clip(tmp_path, monkeypatch):
 def test_long_clips_are_scored_at_both_ends_in_as_many_frames(monkeypatch):
     seen = []
     numbered = torch.arange(30.0).view(1, 1, 30, 1, 1)  # latent frames, each of them its own number
-    monkeypatch.setattr("train.tiny.evaluate.student_clips", lambda *_: numbered)
+    monkeypatch.setattr("train.evaluation.shapebench.student_clips", lambda *_: numbered)
     monkeypatch.setattr(
-        "train.tiny.evaluate.decode_latents", lambda _, z: z.repeat_interleave(4, 2)[:, :, 3:]
+        "train.evaluation.shapebench.decode_latents", lambda _, z: z.repeat_interleave(4, 2)[:, :, 3:]
     )  # 4F - 3 pixel frames, the first latent frame one of them
-    monkeypatch.setattr("train.tiny.evaluate.score_clip", lambda clip, _: seen.append(clip.flatten().tolist()))
+    monkeypatch.setattr("train.evaluation.shapebench.score_clip", lambda clip, _: seen.append(clip.flatten().tolist()))
     score_ends(new_transformer(0), None, 2, prompts=PROMPTS[:1], frames=30)
     first, last = seen
     assert len(first) == len(last) == 81
@@ -86,8 +86,8 @@ def test_a_teacher_plays_whole_clips_or_those_that_the_initial_student_learns_fr
 
 def test_evaluate_plays_a_teacher_by_its_own_file_once_for_every_seed(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("train.tiny.evaluate.score_model", lambda *_, **options: asked.append(options) or [])
-    monkeypatch.setattr("train.tiny.evaluate.split_rows", lambda *_: {})
+    monkeypatch.setattr("train.evaluation.shapebench.score_model", lambda *_, **options: asked.append(options) or [])
+    monkeypatch.setattr("train.evaluation.shapebench.split_rows", lambda *_: {})
     new_vae().save_pretrained(tmp_path / "vae")
     for spec in (StudentSpec(0), StudentSpec(3, shift=2.0)):
         save_diffusers(new_transformer(0), tmp_path / "teacher", spec=spec)
@@ -98,7 +98,7 @@ def test_evaluate_plays_a_teacher_by_its_own_file_once_for_every_seed(tmp_path, 
 
 def test_a_stage_names_the_one_it_waits_for(tmp_path):
     with pytest.raises(FileNotFoundError, match="--stage vae"):
-        recipe.run_stage("teacher", tmp_path, recipe.BUDGETS["quick"])
+        build.run_stage("teacher", tmp_path, build.BUDGETS["quick"])
 
 
 def test_commands_parse():

@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 import pytest
-import small
 from torch.torch_version import TorchVersion
 
-from train.backbones import backbones, check_backbones, config_of
-from train.checks import check_mode, check_recipe
-from train.recipe import RECIPES, Losses, RecipeError, load_recipe
+from tests.helpers import tiny_recipes
+from train.config.model_configs import backbones, check_backbones, config_of
+from train.config.recipe import RECIPES, Losses, RecipeError, load_recipe
+from train.config.validation import check_mode, check_recipe
 
 NAMES = sorted(p.stem for p in RECIPES.glob("*.yaml"))
 MIXED = {8: 0.4, 4: 0.4, 2: 0.2}
@@ -45,7 +45,7 @@ def test_backbones_are_known_by_name_or_read(tmp_path):
     sizes = {k: (c["num_layers"], c["in_channels"]) for k, c in backbones(load_recipe("i2v_sc")).items()}
     assert sizes == {"student": (40, 36), "critic": (40, 36), "teacher": (40, 36)}
     assert backbones(load_recipe("self_forcing"))["student"]["num_layers"] == 30
-    small.recipe(tmp_path)
+    tiny_recipes.recipe(tmp_path)
     assert config_of(str(tmp_path / "student"))["num_layers"] == 2
     with pytest.raises(RecipeError, match="tells no size"):
         config_of("checkpoints/mystery.pt")
@@ -91,7 +91,7 @@ def test_an_unknown_recipe_names_ours():
 
 
 def test_what_cannot_work_is_refused_before_anything_loads(tmp_path):
-    good = small.recipe(tmp_path)
+    good = tiny_recipes.recipe(tmp_path)
     check_recipe(good)
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "nothing").mkdir()
@@ -123,7 +123,7 @@ def test_what_cannot_work_is_refused_before_anything_loads(tmp_path):
     }
     for complaint, sections in wrong.items():
         with pytest.raises(RecipeError, match=complaint):
-            check_recipe(small.recipe(tmp_path, **sections))
+            check_recipe(tiny_recipes.recipe(tmp_path, **sections))
     with pytest.raises(RecipeError, match="2 x 3 processes"):
         check_recipe(good, processes=3)
 
@@ -142,7 +142,7 @@ def test_what_cannot_be_sharded_is_refused(monkeypatch):
 
 
 def test_backbones_that_do_not_go_together_are_refused(tmp_path):
-    good = small.recipe(tmp_path)
+    good = tiny_recipes.recipe(tmp_path)
     wrong = {
         "loss.align_block: found 2, expected 0 to 1": dict(loss=dict(align_block=2)),
         "data.images: found start images, expected none": dict(data=dict(images=str(tmp_path))),
@@ -152,7 +152,7 @@ def test_backbones_that_do_not_go_together_are_refused(tmp_path):
     }
     for complaint, sections in wrong.items():
         with pytest.raises(RecipeError, match=complaint):
-            check_backbones(small.recipe(tmp_path, **sections))
+            check_backbones(tiny_recipes.recipe(tmp_path, **sections))
     with pytest.raises(RecipeError, match=r"models: found channels .*'teacher': \(36, 16\)"):
         check_backbones(replace(good, models=replace(good.models, teacher="Wan2.1-I2V-14B")))
     with pytest.raises(RecipeError, match="data.images: found none"):

@@ -1,17 +1,17 @@
 """Rollouts with gradient: against a plain block-causal reference, and the rules of references and exits."""
 
 import pytest
-import small
 import torch
 from diffusers.models.normalization import FP32LayerNorm
 
-from salt.attention import BlockCausal
-from salt.prompts import Conditioning
+from salt.conditioning import Conditioning
+from salt.models.attention import BlockCausal
 from salt.schedule import Schedule, add_noise, flow_to_x0
-from train.choices import Choices, draw_choices
-from train.losses import GridTriple, composed_endpoint, direct_endpoint, dmd_loss, semigroup_loss
+from tests.helpers import tiny_recipes
+from train.losses import TimestepTriple, composed_endpoint, direct_endpoint, dmd_loss, semigroup_loss
 from train.losses.semigroup import middle_point
-from train.rollouts import AlignedNoise, reference_steps, roll, roll_reference
+from train.rollout.gradient_rollout import AlignedNoise, reference_steps, rollout_reference, rollout_with_grad
+from train.rollout.random_draws import UpdateDraws, draw_update
 
 
 class DetachedContext(BlockCausal):
@@ -64,11 +64,11 @@ def plain_rollout(student, text, recipe, choices, noise):
 def test_gradient_through_the_memory_equals_the_plain_reference(tmp_path, memory, checkpointing, monkeypatch):
     # diffusers' norms round to float32 whatever comes in; here every digit of float64 is wanted.
     monkeypatch.setattr(FP32LayerNorm, "forward", torch.nn.LayerNorm.forward)
-    recipe = small.recipe(tmp_path, rollout=dict(memory=memory, frames=6 if memory == "full" else 9))
-    student = small.model(3).double()
+    recipe = tiny_recipes.recipe(tmp_path, rollout=dict(memory=memory, frames=6 if memory == "full" else 9))
+    student = tiny_recipes.model(3).double()
     schedule = Schedule.of(8)
     t = schedule.timesteps
-    choices = Choices(schedule, 2, GridTriple(t[2], t[3], t[4]), 3.0)
+    choices = UpdateDraws(schedule, 2, TimestepTriple(t[2], t[3], t[4]), 3.0)
     text = torch.randn(1, 5, 4096, dtype=torch.float64)
 
     def gradients(x0, direct, composed):
@@ -80,7 +80,7 @@ def test_gradient_through_the_memory_equals_the_plain_reference(tmp_path, memory
 
     if checkpointing:
         student.enable_gradient_checkpointing()
-    rolled = roll(student, Conditioning(text), recipe, choices, [11], gradient=True)
+    rolled = rollout_with_grad(student, Conditioning(text), recipe, choices, [11], gradient=True)
     ours = gradients(rolled.x0, *rolled.exits.endpoints())
     reference = plain_rollout(student, text, recipe, choices, rolled.noise)
     assert torch.allclose(rolled.x0, reference[0], atol=1e-6)
@@ -91,21 +91,21 @@ def test_gradient_through_the_memory_equals_the_plain_reference(tmp_path, memory
 
 
 def test_gradient_only_on_the_window(tmp_path):
-    recipe = small.recipe(tmp_path, rollout=dict(frames=12, window=6))
-    student = small.model(3)
-    choices = Choices(Schedule.of(4), 1, None, 3.0)
-    rolled = roll(student, Conditioning(torch.randn(1, 5, 4096)), recipe, choices, [1], gradient=True)
+    recipe = tiny_recipes.recipe(tmp_path, rollout=dict(frames=12, window=6))
+    student = tiny_recipes.model(3)
+    choices = UpdateDraws(Schedule.of(4), 1, None, 3.0)
+    rolled = rollout_with_grad(student, Conditioning(torch.randn(1, 5, 4096)), recipe, choices, [1], gradient=True)
     assert rolled.x0.shape[2] == 6 and rolled.x0.requires_grad
     assert [f.requires_grad for f in rolled.exits.flows] == [False, False, True, True]
 
 
 def test_evicting_memory_really_evicts(tmp_path):
-    text, student = Conditioning(torch.randn(1, 5, 4096)), small.model(3)
-    choices = Choices(Schedule.of(2), 1, None, 3.0)
+    text, student = Conditioning(torch.randn(1, 5, 4096)), tiny_recipes.model(3)
+    choices = UpdateDraws(Schedule.of(2), 1, None, 3.0)
 
     def clip(memory):
-        recipe = small.recipe(tmp_path, rollout=dict(frames=12, memory=memory))
-        return roll(student, text, recipe, choices, [1], gradient=False).x0
+        recipe = tiny_recipes.recipe(tmp_path, rollout=dict(frames=12, memory=memory))
+        return rollout_with_grad(student, text, recipe, choices, [1], gradient=False).x0
 
     full, window = clip("full"), clip("sink:1,window:7")
     assert torch.allclose(full[:, :, :6], window[:, :, :6], atol=1e-5)
@@ -133,28 +133,28 @@ def test_noise_aligned_reference_shares_noise_where_steps_are_shared():
 @pytest.mark.parametrize("aligned", [True, False])
 def test_a_reference_on_the_same_list_as_the_student_is_the_student(tmp_path, aligned, monkeypatch):
     """With the list not made denser the reference is the student's own clip: same noise, same exit, its own memory."""
-    recipe = small.recipe(tmp_path, loss=dict(noise_aligned=aligned))
-    student, text = small.model(3), Conditioning(torch.randn(1, 5, 4096))
-    choices = Choices(Schedule.of(2), 1, None, 3.0)
-    rolled = roll(student, text, recipe, choices, [1], gradient=False)
-    dense = roll_reference(student, text, recipe, choices, rolled, [2])
+    recipe = tiny_recipes.recipe(tmp_path, loss=dict(noise_aligned=aligned))
+    student, text = tiny_recipes.model(3), Conditioning(torch.randn(1, 5, 4096))
+    choices = UpdateDraws(Schedule.of(2), 1, None, 3.0)
+    rolled = rollout_with_grad(student, text, recipe, choices, [1], gradient=False)
+    dense = rollout_reference(student, text, recipe, choices, rolled, [2])
     assert not torch.allclose(dense, rolled.x0, atol=1e-3) and not dense.requires_grad
     monkeypatch.setattr(type(recipe), "schedule", lambda self, nfe: Schedule.of(2))
-    same = torch.equal(roll_reference(student, text, recipe, choices, rolled, [2]), rolled.x0)
+    same = torch.equal(rollout_reference(student, text, recipe, choices, rolled, [2]), rolled.x0)
     assert same == aligned, "only a noise-aligned reference re-noises with the student's noise"
 
 
 def test_choices_follow_the_recipe_and_nothing_else(tmp_path):
-    recipe = small.recipe(tmp_path)
-    drawn = [draw_choices(recipe, u, "generator") for u in range(300)]
-    assert drawn == [draw_choices(recipe, u, "generator") for u in range(300)]
+    recipe = tiny_recipes.recipe(tmp_path)
+    drawn = [draw_update(recipe, u, "generator") for u in range(300)]
+    assert drawn == [draw_update(recipe, u, "generator") for u in range(300)]
     counts = {n: sum(c.schedule.nfe == n for c in drawn) / 300 for n in (8, 4, 2)}
     assert counts[8] == pytest.approx(0.4, abs=0.1) and counts[2] == pytest.approx(0.2, abs=0.08)
     for c in drawn:
         assert 0 <= c.exit_index < c.schedule.nfe
         assert (c.triple is not None) == (c.schedule.nfe == 8 and c.exit_index < 7)
     assert {c.exit_index for c in drawn if c.schedule.nfe == 8} == set(range(8))
-    assert [draw_choices(recipe, u, "critic") for u in range(20)] != drawn[:20]
-    guided = small.recipe(tmp_path, loss=dict(guidance=1.0, guidance_max=3.5))
-    values = [draw_choices(guided, u, "generator").guidance for u in range(100)]
+    assert [draw_update(recipe, u, "critic") for u in range(20)] != drawn[:20]
+    guided = tiny_recipes.recipe(tmp_path, loss=dict(guidance=1.0, guidance_max=3.5))
+    values = [draw_update(guided, u, "generator").guidance for u in range(100)]
     assert min(values) < 1.5 and max(values) > 3 and all(1 <= v <= 3.5 for v in values)

@@ -3,18 +3,19 @@
 from dataclasses import replace
 
 import pytest
-import small
 import torch
 
-from salt.prompts import Conditioning
+from salt.conditioning import Conditioning
+from salt.models.transformer_salt import CausalModel
 from salt.schedule import Schedule
-from salt.student import StudentModel
-from train import objectives, rollouts
-from train.choices import Choices
-from train.distiller import Distiller
+from tests.helpers import tiny_recipes
+from train.distributed.activation_checkpointing import recompute
 from train.losses import linear_mmd, rbf_mmd, token_relation_distance
-from train.recomputing import recompute
-from train.rollouts import roll, roll_reference
+from train.methods import sc_dmd_losses
+from train.methods.sc_dmd import SCDMDTrainer
+from train.rollout import gradient_rollout
+from train.rollout.gradient_rollout import rollout_reference, rollout_with_grad
+from train.rollout.random_draws import UpdateDraws
 
 TEXT = Conditioning(torch.randn(1, 5, 4096, generator=torch.Generator().manual_seed(1)))
 
@@ -27,7 +28,7 @@ def gradients(model, loss):
 
 def alone(monkeypatch):
     """References from here on take nothing from the student's rollout."""
-    monkeypatch.setattr(rollouts, "Begun", lambda call, first: StudentModel(call.student))
+    monkeypatch.setattr(gradient_rollout, "Begun", lambda call, first: CausalModel(call.student))
 
 
 def counted(model):
@@ -39,22 +40,22 @@ def counted(model):
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize(("nfe", "exit_index"), [(2, 1), (4, 1), (4, 3)])
 def test_a_reference_that_shares_is_the_one_that_does_not(tmp_path, aligned, nfe, exit_index, monkeypatch):
-    recipe = small.recipe(tmp_path, loss=dict(noise_aligned=aligned), rollout=dict(frames=9))
-    student, choices = small.model(3), Choices(Schedule.of(nfe), exit_index, None, 3.0)
-    rolled = roll(student, TEXT, recipe, choices, [1], gradient=True)
+    recipe = tiny_recipes.recipe(tmp_path, loss=dict(noise_aligned=aligned), rollout=dict(frames=9))
+    student, choices = tiny_recipes.model(3), UpdateDraws(Schedule.of(nfe), exit_index, None, 3.0)
+    rolled = rollout_with_grad(student, TEXT, recipe, choices, [1], gradient=True)
     calls = counted(student)
-    shared = roll_reference(student, TEXT, recipe, choices, rolled, [2])
+    shared = rollout_reference(student, TEXT, recipe, choices, rolled, [2])
     steps = 2 * exit_index + 1
     # Three blocks, two context passes (nobody reads the last one's), and one evaluation taken from the student.
     assert calls == [False] * (3 * steps + 2 - 1)
     alone(monkeypatch)
-    assert torch.equal(roll_reference(student, TEXT, recipe, choices, rolled, [2]), shared)
+    assert torch.equal(rollout_reference(student, TEXT, recipe, choices, rolled, [2]), shared)
     assert len(calls) == 2 * (3 * steps + 2) - 1
 
 
 def test_the_loss_and_its_gradient_do_not_know_what_was_shared(tmp_path, monkeypatch):
-    trainer = Distiller(small.recipe(tmp_path, loss=dict(align_distance="mmd")))
-    batch, choices = trainer.prompts.batch(0, range(2), "generator"), Choices(Schedule.of(4), 2, None, 3.0)
+    trainer = SCDMDTrainer(tiny_recipes.recipe(tmp_path, loss=dict(align_distance="mmd")))
+    batch, choices = trainer.prompts.batch(0, range(2), "generator"), UpdateDraws(Schedule.of(4), 2, None, 3.0)
 
     def made():
         loss, parts = trainer._generator(choices, 0)(batch)
@@ -77,12 +78,12 @@ def test_a_clip_is_at_no_distance_from_itself(distance):
 
 def test_an_exit_at_the_first_step_has_nothing_to_align_with(tmp_path, monkeypatch):
     """The reference exits at the same noise, so it is the clip: it is neither made nor looked at."""
-    recipe = small.recipe(tmp_path, loss=dict(noise_aligned=False))
-    student, choices = small.model(3), Choices(Schedule.of(4), 0, None, 3.0)
-    rolled = roll(student, TEXT, recipe, choices, [1], gradient=True)
-    assert torch.equal(roll_reference(student, TEXT, recipe, choices, rolled, [2]), rolled.x0)
-    monkeypatch.setattr(objectives, "roll_reference", None)
-    trainer = Distiller(recipe)
+    recipe = tiny_recipes.recipe(tmp_path, loss=dict(noise_aligned=False))
+    student, choices = tiny_recipes.model(3), UpdateDraws(Schedule.of(4), 0, None, 3.0)
+    rolled = rollout_with_grad(student, TEXT, recipe, choices, [1], gradient=True)
+    assert torch.equal(rollout_reference(student, TEXT, recipe, choices, rolled, [2]), rolled.x0)
+    monkeypatch.setattr(sc_dmd_losses, "rollout_reference", None)
+    trainer = SCDMDTrainer(recipe)
     batch = trainer.prompts.batch(0, range(2), "generator")
     loss, parts = trainer._generator(choices, 0)(batch)
     without = replace(recipe, loss=replace(recipe.loss, align="none"))
@@ -92,11 +93,13 @@ def test_an_exit_at_the_first_step_has_nothing_to_align_with(tmp_path, monkeypat
 
 @pytest.mark.parametrize("keep", ["input", "attention", "products"])
 def test_what_is_kept_changes_no_gradient(tmp_path, keep):
-    recipe = small.recipe(tmp_path, loss=dict(align="none"), rollout=dict(memory="sink:1,window:5", frames=9))
-    student, choices = small.model(3), Choices(Schedule.of(4), 1, None, 3.0)
+    recipe = tiny_recipes.recipe(tmp_path, loss=dict(align="none"), rollout=dict(memory="sink:1,window:5", frames=9))
+    student, choices = tiny_recipes.model(3), UpdateDraws(Schedule.of(4), 1, None, 3.0)
 
     def made():
-        return gradients(student, roll(student, TEXT, recipe, choices, [1], gradient=True).x0.square().mean())
+        return gradients(
+            student, rollout_with_grad(student, TEXT, recipe, choices, [1], gradient=True).x0.square().mean()
+        )
 
     expected = made()
     recompute(student, keep)
@@ -105,5 +108,5 @@ def test_what_is_kept_changes_no_gradient(tmp_path, keep):
 
 
 def test_compiled_blocks_keep_their_input_alone(tmp_path):
-    assert small.recipe(tmp_path).keep == "attention"
-    assert small.recipe(tmp_path, optimisation=dict(compile=True), models=dict(keep="products")).keep == "input"
+    assert tiny_recipes.recipe(tmp_path).keep == "attention"
+    assert tiny_recipes.recipe(tmp_path, optimisation=dict(compile=True), models=dict(keep="products")).keep == "input"

@@ -5,22 +5,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import small
 import torch
 from safetensors.torch import load_file, save_file
 
 from salt.checkpoints import load_student
 from salt.schedule import euler
-from train.clips import Clips, make_clips
-from train.recipe import RecipeError
-from train.starter import Starter
+from tests.helpers import tiny_recipes
+from train.config.recipe import RecipeError
+from train.data.clip_dataset import Clips, make_clips
+from train.methods.ode_regression import Starter
 
 CPU = torch.device("cpu")
 
 
 def starting(folder: Path, stage: str = "ode", teacher: str = "bidirectional", **start):
     clips = folder / f"clips_{teacher}"
-    recipe = small.recipe(
+    recipe = tiny_recipes.recipe(
         folder,
         rollout=dict(share={4: 1.0}),
         data=dict(clips=str(clips)),

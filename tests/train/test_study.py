@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from train.backbones import check_backbones
-from train.checks import check_recipe
-from train.recipe import load_recipe
+from train.config.model_configs import check_backbones
+from train.config.recipe import load_recipe
+from train.config.validation import check_recipe
+from train.experiments.ablation import report, runner, scores
+from train.experiments.ablation.arms import ARMS, FORCED, arms_named
 from train.shapes.world import render
-from train.study import report, runner, scores
-from train.study.arms import ARMS, FORCED, arms_named
 
 DOCS = Path(__file__).parents[2] / "docs"
 SHIPPED = "models.student=salt/assets/tiny/transformer"

@@ -3,24 +3,20 @@
 import copy
 
 import pytest
-import small as small_models
 import torch
 
 from salt.checkpoints import load_student, save_diffusers
+from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
-from salt.prompts import Conditioning
-from salt.words import WordEmbedder
-from train.causal import causal_flow
-from train.plots import plot_curve
-from train.shapes.world import TRAIN_SCENES, render
-from train.tiny.common import Run
-from train.tiny.latents import Latents
-from train.tiny.muon import orthogonalize
-from train.tiny.quick import Quick
-from train.tiny.quick import _flow as quick_flow
-from train.tiny.recipe import small
-from train.tiny.student import forcing_loss
-from train.tiny.teacher import (
+from salt.models.word_embedder import WordEmbedder
+from tests.helpers import tiny_recipes as small_models
+from train.experiments.tiny.build import small
+from train.experiments.tiny.compiled_forward import CompiledForward
+from train.experiments.tiny.compiled_forward import _flow as quick_flow
+from train.experiments.tiny.latent_dataset import Latents
+from train.experiments.tiny.muon import orthogonalize
+from train.experiments.tiny.run_state import Run
+from train.experiments.tiny.teacher import (
     ClipPhase,
     draw_sigmas,
     flow_matching_loss,
@@ -28,7 +24,11 @@ from train.tiny.teacher import (
     sample_teacher,
     train_teacher,
 )
-from train.tiny.vae import decode, encode, latent_statistics, new_vae, wan_statistics, wear_wan_statistics
+from train.experiments.tiny.teacher_forcing import forcing_loss
+from train.experiments.tiny.vae import decode, encode, latent_statistics, new_vae, wan_statistics, wear_wan_statistics
+from train.monitoring.plots import plot_curve
+from train.rollout.block_causal import causal_flow
+from train.shapes.world import TRAIN_SCENES, render
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_the_curve_becomes_a_picture(tmp_path):
 
 def test_the_quick_forward_is_the_models_own(student):
     """Uncompiled: what is compiled is the same function."""
-    quick = Quick(student)
+    quick = CompiledForward(student)
     quick._compiled = quick_flow
     x, text = torch.randn(2, 16, 9, 8, 8), WordEmbedder().encode(["a fast red circle moving up", ""])
     sigma = torch.rand(2, 9)

@@ -12,23 +12,23 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import small
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
 from salt.checkpoints import load_student, read_checkpoint
-from salt.student import SaltTransformer3DModel
-from train import building
-from train.building import build_student, export_student
-from train.checkpoints import CheckpointFolder
-from train.choices import Choices
-from train.distiller import Called, Distiller
+from salt.models.transformer_salt import SaltTransformer3DModel
+from tests.helpers import tiny_recipes
+from train import models
+from train.distributed.checkpointing import CheckpointFolder
+from train.distributed.parallel import DistributedModel, process_state
+from train.dry_run import TINY_VAE
 from train.evaluation import vbench
-from train.parallel import Wrapped, process_state
-from train.rehearsal import TINY_VAE
-from train.samples import Samples
-from train.watch import Diverged, Guard
+from train.methods.sc_dmd import OffloadedModel, SCDMDTrainer
+from train.models import build_student, export_student
+from train.monitoring.metrics_logger import Diverged, DivergenceGuard
+from train.rollout.random_draws import UpdateDraws
+from train.sample_grid import Samples
 
 ROOT = Path(__file__).parents[2]
 MAPS = Path("/proc/self/maps")
@@ -40,11 +40,13 @@ def curve(folder):
 
 
 def test_resume_continues_to_the_bit(tmp_path):
-    whole = small.recipe(tmp_path, optimisation=dict(updates=4), run=dict(out=str(tmp_path / "whole")))
-    Distiller(whole).run()
+    whole = tiny_recipes.recipe(tmp_path, optimisation=dict(updates=4), run=dict(out=str(tmp_path / "whole")))
+    SCDMDTrainer(whole).run()
     for updates in (2, 4):
-        recipe = small.recipe(tmp_path, optimisation=dict(updates=updates), run=dict(out=str(tmp_path / "parts")))
-        trainer = Distiller(recipe)
+        recipe = tiny_recipes.recipe(
+            tmp_path, optimisation=dict(updates=updates), run=dict(out=str(tmp_path / "parts"))
+        )
+        trainer = SCDMDTrainer(recipe)
         assert trainer.run() == updates
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole") and len(curve(tmp_path / "whole")) >= 16
     again = CheckpointFolder(tmp_path / "parts" / "checkpoints", 2).latest()
@@ -55,8 +57,8 @@ def test_resume_continues_to_the_bit(tmp_path):
 
 
 def test_every_term_of_the_loss_reaches_the_student(tmp_path):
-    recipe = small.recipe(tmp_path)
-    trainer = Distiller(recipe)
+    recipe = tiny_recipes.recipe(tmp_path)
+    trainer = SCDMDTrainer(recipe)
 
     def parts(choices):
         batch = trainer.prompts.batch(0, range(2), "generator")
@@ -68,13 +70,13 @@ def test_every_term_of_the_loss_reaches_the_student(tmp_path):
     from train.losses.semigroup import grid_triples
 
     triple = grid_triples(schedule(8), 3)[0][1][0]
-    assert set(parts(Choices(schedule(8), 3, triple, 3.0))) == {"dmd", "semigroup", "semigroup_weight"}
-    assert set(parts(Choices(schedule(4), 0, None, 3.0))) == {"dmd", "align"}
-    assert set(parts(Choices(schedule(2), 1, None, 3.0))) == {"dmd", "align"}
+    assert set(parts(UpdateDraws(schedule(8), 3, triple, 3.0))) == {"dmd", "semigroup", "semigroup_weight"}
+    assert set(parts(UpdateDraws(schedule(4), 0, None, 3.0))) == {"dmd", "align"}
+    assert set(parts(UpdateDraws(schedule(2), 1, None, 3.0))) == {"dmd", "align"}
 
 
 def test_exported_student_is_read_by_the_loaders(tmp_path):
-    trainer = Distiller(small.recipe(tmp_path, optimisation=dict(updates=1)))
+    trainer = SCDMDTrainer(tiny_recipes.recipe(tmp_path, optimisation=dict(updates=1)))
     trainer.run()
     trainer.export(tmp_path / "student.safetensors")
     spec = read_checkpoint(tmp_path / "student.safetensors").spec
@@ -86,8 +88,8 @@ def test_exported_student_is_read_by_the_loaders(tmp_path):
 
 
 def test_lora_student_trains_its_adapter_and_exports_whole(tmp_path):
-    recipe = small.recipe(tmp_path, models=dict(lora_rank=4), optimisation=dict(updates=1))
-    trainer = Distiller(recipe)
+    recipe = tiny_recipes.recipe(tmp_path, models=dict(lora_rank=4), optimisation=dict(updates=1))
+    trainer = SCDMDTrainer(recipe)
     frozen = trainer.student.model.model.blocks[0].attn1.to_q.base_layer.weight.clone()
     trainer.run()
     model = trainer.student.model.model
@@ -108,14 +110,14 @@ def sharing():
 
 
 def test_a_sharded_lora_student_exports_what_a_whole_one_does(tmp_path, sharing):
-    recipe = small.recipe(tmp_path, models=dict(lora_rank=4))
+    recipe = tiny_recipes.recipe(tmp_path, models=dict(lora_rank=4))
     student = build_student(recipe, torch.device("cpu"))
     layer = student.blocks[0].attn1.to_q
     torch.nn.init.normal_(layer.lora_B["default"].weight)
     merged = layer.base_layer.weight + layer.lora_B["default"].weight @ layer.lora_A["default"].weight
     files = {}
     for mode in ("single", "fsdp"):
-        wrapped = Wrapped(student, mode)
+        wrapped = DistributedModel(student, mode)
         state = {name: value.clone() for name, value in wrapped.state().items()}
         path = export_student(wrapped.model, state, recipe, tmp_path / f"{mode}.safetensors", torch.float32)
         files[mode] = load_file(path)
@@ -125,31 +127,31 @@ def test_a_sharded_lora_student_exports_what_a_whole_one_does(tmp_path, sharing)
 
 
 def test_which_weights_is_said_of_the_students_file_alone(tmp_path, monkeypatch):
-    asked, real = {}, building.load_student
+    asked, real = {}, models.load_student
 
     def load(path, weights="auto", **options):
         asked[Path(path).name] = weights
         return real(path, **options)
 
-    monkeypatch.setattr(building, "load_student", load)
-    recipe = small.recipe(tmp_path, models=dict(weights="ema"))
-    for build in (build_student, building.build_critic):
+    monkeypatch.setattr(models, "load_student", load)
+    recipe = tiny_recipes.recipe(tmp_path, models=dict(weights="ema"))
+    for build in (build_student, models.build_critic):
         build(recipe, torch.device("cpu"))
     assert asked == {"student": "ema", "teacher": "auto"}
 
 
 def test_bidirectional_and_causal_score_settings_run(tmp_path):
-    bidirectional = small.recipe(
+    bidirectional = tiny_recipes.recipe(
         tmp_path, rollout=dict(kind="bidirectional", share={8: 1.0}), loss=dict(align="none"),
         optimisation=dict(updates=1), run=dict(out=str(tmp_path / "b")),
     )  # fmt: skip
-    assert Distiller(bidirectional).run() == 1
-    causal = small.recipe(
+    assert SCDMDTrainer(bidirectional).run() == 1
+    causal = tiny_recipes.recipe(
         tmp_path,
         loss=dict(score="causal", align="release", semigroup_operator="sampler", semigroup_stop_gradient=False),
         optimisation=dict(updates=1), run=dict(out=str(tmp_path / "c")),
     )  # fmt: skip
-    assert Distiller(causal).run() == 1
+    assert SCDMDTrainer(causal).run() == 1
 
 
 def test_a_waiting_teacher_makes_its_scopes_where_it_will_run():
@@ -163,7 +165,7 @@ def test_a_waiting_teacher_makes_its_scopes_where_it_will_run():
             return self.device
 
     for offload, where in ((True, "cuda"), (False, "cpu")):
-        assert Called(SimpleNamespace(model=Model()), "cuda", offload).block_causal() == where
+        assert OffloadedModel(SimpleNamespace(model=Model()), "cuda", offload).block_causal() == where
 
 
 @pytest.mark.parametrize("kind", ["autoregressive", "bidirectional"])
@@ -173,11 +175,11 @@ def test_samples_are_made_a_micro_batch_at_a_time_and_are_the_same(tmp_path, mon
     monkeypatch.setattr(SaltTransformer3DModel, "forward", forward)
     found = []
     for micro_batch in (4, 2):
-        recipe = small.recipe(
+        recipe = tiny_recipes.recipe(
             tmp_path, models=dict(vae=str(TINY_VAE)), rollout=dict(kind=kind), loss=dict(align="none"),
             optimisation=dict(micro_batch=micro_batch), run=dict(sample_prompts=3),
         )  # fmt: skip
-        trainer = Distiller(recipe)
+        trainer = SCDMDTrainer(recipe)
         samples = Samples(trainer)
         seen.clear()
         found.append((samples._clips(trainer, 2), samples.defects(trainer)))
@@ -189,13 +191,13 @@ def test_samples_are_made_a_micro_batch_at_a_time_and_are_the_same(tmp_path, mon
 
 
 def test_guard_stops_and_names_the_checkpoint(tmp_path, monkeypatch):
-    recipe = small.recipe(tmp_path, optimisation=dict(updates=3))
-    trainer = Distiller(recipe)
+    recipe = tiny_recipes.recipe(tmp_path, optimisation=dict(updates=3))
+    trainer = SCDMDTrainer(recipe)
     update = trainer.update
     monkeypatch.setattr(trainer, "update", lambda u: {**update(u), **({"dmd": float("nan")} if u == 2 else {})})
     with pytest.raises(Diverged, match="update 3: dmd is nan; stopped, last good checkpoint: step-00000002"):
         trainer.run()
-    guard = Guard(10.0)
+    guard = DivergenceGuard(10.0)
     for i in range(20):
         guard.check(i, {"norm": 1.0})
     with pytest.raises(Diverged, match="over 10 times its median"):
@@ -232,29 +234,29 @@ def test_a_checkpoint_is_read_from_its_file_only_where_it_is_needed(tmp_path):
 
 def test_processes_wait_as_long_as_one_of_them_writes(monkeypatch):
     asked = {}
-    monkeypatch.setattr("train.parallel.PartialState", lambda **options: asked.update(options))
+    monkeypatch.setattr("train.distributed.parallel.PartialState", lambda **options: asked.update(options))
     process_state()
     assert asked["timeout"] > timedelta(hours=1) and vbench.process_state is process_state
 
 
 WORKER = """
 import sys
-sys.path[:0] = [{tests!r}, {root!r}]
+sys.path.insert(0, {root!r})
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-import small
-from train.distiller import Distiller
+from tests.helpers import tiny_recipes
+from train.methods.sc_dmd import SCDMDTrainer
 folder, mode, updates, out = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
 settings = dict(updates=updates, micro_batch=1, precision=sys.argv[5] if len(sys.argv) > 5 else "no")
-recipe = small.recipe(folder, optimisation=settings, run=dict(out=out, save_every=1))
-Distiller(recipe, mode).run()
+recipe = tiny_recipes.recipe(folder, optimisation=settings, run=dict(out=out, save_every=1))
+SCDMDTrainer(recipe, mode).run()
 """
 
 
 def worker(tmp_path):
     script = tmp_path / "worker.py"
-    script.write_text(WORKER.format(tests=str(Path(__file__).parent), root=str(ROOT)))
+    script.write_text(WORKER.format(root=str(ROOT)))
     return str(script)
 
 
@@ -262,7 +264,7 @@ def worker(tmp_path):
 @pytest.mark.parametrize("mode, precision", [("ddp", "no"), ("fsdp", "no"), ("fsdp", "bf16")])
 def test_two_processes_give_the_losses_of_one(tmp_path, mode, precision):
     """In bfloat16 sharded norms and modulations are rounded as well, which only the first update is close to."""
-    small.recipe(tmp_path)
+    tiny_recipes.recipe(tmp_path)
     script = worker(tmp_path)
     updates, close = ("5", dict(rel=1e-5, abs=1e-7)) if precision == "no" else ("1", dict(rel=0.02))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
@@ -283,7 +285,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path, mode, precision):
 @pytest.mark.slow
 def test_kill_at_any_moment_and_resume(tmp_path):
     """Ten kills at moments spread over a run that saves at every update; the curve is the unbroken one's."""
-    small.recipe(tmp_path)
+    tiny_recipes.recipe(tmp_path)
     script, updates = worker(tmp_path), "12"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, script, str(tmp_path), "single", updates]

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 import torch
 
-from salt.words import SCALE, VOCABULARY, UnknownWordError, WordEmbedder
+from salt.models.word_embedder import SCALE, VOCABULARY, UnknownWordError, WordEmbedder
 from train.shapes.world import SCENES, WORDS
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from salt.files import check_writable, replacing
+from salt.io.atomic import check_writable, replacing
 
 if TYPE_CHECKING:
     from salt.pipeline import SaltPipeline
@@ -102,7 +102,7 @@ def _check_vbench(args: argparse.Namespace) -> None:
 def open_pipeline(args: argparse.Namespace) -> SaltPipeline:
     """The student with its text encoder and VAE. A transformer/ that lies in a pipeline's folder brings its parts."""
     from salt.cli.jobs import Options, load_pipeline
-    from salt.pipeline.loading import INDEX
+    from salt.pipeline.components import INDEX
 
     path: Path = args.student
     if args.parts is None and path.name == "transformer" and (path.parent / INDEX).is_file():
@@ -122,9 +122,9 @@ def check_frames(frames: int, spec: StudentSpec) -> None:
 
 def bench_prompts(args: argparse.Namespace, pipe: SaltPipeline) -> list[str]:
     """The file's prompts, or ShapeBench's captions for a student of the Shapes world."""
-    from salt.cli.prompts import read_prompts
-    from salt.words import WordEmbedder
-    from train.tiny.evaluate import PROMPTS
+    from salt.io.prompt_files import read_prompts
+    from salt.models.word_embedder import WordEmbedder
+    from train.evaluation.shapebench import PROMPTS
 
     if args.prompts is None and not isinstance(pipe.text, WordEmbedder):
         raise ValueError("--prompts: found none, expected a file of them (the student is not of the Shapes world)")
@@ -140,8 +140,8 @@ def bench_prompts(args: argparse.Namespace, pipe: SaltPipeline) -> list[str]:
 
 
 def _shapes(args: argparse.Namespace, out: Path) -> None:
-    from salt.pipeline.loading import TINY, TINY_NAME
-    from train.tiny import evaluate as bench
+    from salt.pipeline.components import TINY, TINY_NAME
+    from train.evaluation import shapebench as bench
 
     named_tiny = str(args.student) == TINY_NAME and not args.student.exists()
     student = TINY / "transformer" if named_tiny else args.student
@@ -151,10 +151,10 @@ def _shapes(args: argparse.Namespace, out: Path) -> None:
 
 
 def _defect(args: argparse.Namespace, out: Path) -> None:
-    from salt.defect import TRIPLES, defect_table, parse_triples, steps_for
+    from salt.conditioning import Conditioning
     from salt.memory import MemoryPolicy
-    from salt.prompts import Conditioning
-    from train.evaluation.defect import DefectSettings, defect_rows, measure_defect
+    from salt.semigroup_defect import TRIPLES, defect_table, parse_triples, steps_for
+    from train.evaluation.semigroup_defect import DefectSettings, defect_rows, measure_defect
 
     triples = parse_triples(";".join(args.triples)) if args.triples else TRIPLES
     steps = steps_for(triples)

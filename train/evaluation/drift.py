@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from salt.pipeline import SaltPipeline
-from train.choices import number
+from train.rollout.random_draws import number
 from train.shapes.bench import VERDICTS, ClipScore, as_rows, score_clip, summarize
 from train.shapes.world import SIZE, parse_caption
 

@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from salt.cli.jobs import write_clip
-from salt.cli.prompts import read_prompts
-from salt.files import replacing
+from salt.io.atomic import replacing
+from salt.io.prompt_files import read_prompts
+from salt.models.transformer_salt import fingerprint
 from salt.pipeline import SaltPipeline
-from salt.student import fingerprint
-from train.choices import number
-from train.parallel import process_state
+from train.distributed.parallel import process_state
+from train.rollout.random_draws import number
 
 SAMPLES = 5
 FILTERED, FILTERED_SAMPLES = "temporal_flickering", 25

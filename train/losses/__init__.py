@@ -4,7 +4,7 @@ from .adversarial import fooling_loss, judge_loss, smoothness_loss
 from .alignment import linear_mmd, rbf_mmd, token_relation_distance
 from .dmd import critic_flow_loss, dmd_gradient, dmd_loss, guided_x0
 from .semigroup import (
-    GridTriple,
+    TimestepTriple,
     composed_endpoint,
     direct_endpoint,
     grid_triples,
@@ -14,7 +14,7 @@ from .semigroup import (
 )
 
 __all__ = [
-    "GridTriple",
+    "TimestepTriple",
     "composed_endpoint",
     "critic_flow_loss",
     "direct_endpoint",

@@ -19,7 +19,7 @@ FlowAt = Callable[[Tensor, float], Tensor]
 
 
 @dataclass(frozen=True)
-class GridTriple:
+class TimestepTriple:
     """Warped timesteps start > middle > end; end may be 0."""
 
     start: float
@@ -27,7 +27,7 @@ class GridTriple:
     end: float
 
 
-def grid_triples(schedule: Schedule, exit_index: int, segments: int = 4) -> list[tuple[float, list[GridTriple]]]:
+def grid_triples(schedule: Schedule, exit_index: int, segments: int = 4) -> list[tuple[float, list[TimestepTriple]]]:
     """What the grid rule may draw for an exit step: (probability, triples drawn evenly) for each candidate end.
 
     Boundaries are the inference grid within the training list (every len/segments-th step) and 0. With t_s the exit
@@ -46,11 +46,12 @@ def grid_triples(schedule: Schedule, exit_index: int, segments: int = 4) -> list
     start, following = times[exit_index], times[exit_index + 1]
     ends = [b for b in boundaries if b < following][:2]
     return [
-        (1 / len(ends), [GridTriple(start, middle, end) for middle in times if end < middle < start]) for end in ends
+        (1 / len(ends), [TimestepTriple(start, middle, end) for middle in times if end < middle < start])
+        for end in ends
     ]
 
 
-def draw_triple(schedule: Schedule, exit_index: int, generator: torch.Generator) -> GridTriple | None:
+def draw_triple(schedule: Schedule, exit_index: int, generator: torch.Generator) -> TimestepTriple | None:
     """One (t_s, t_m, t_e) by the grid rule, or None at the last step. Equal generators draw equal triples."""
     options = grid_triples(schedule, exit_index)
     if not options:
@@ -59,17 +60,17 @@ def draw_triple(schedule: Schedule, exit_index: int, generator: torch.Generator)
     return triples[int(torch.randint(len(triples), (), generator=generator))]
 
 
-def direct_endpoint(x_s: Tensor, v_s: Tensor, triple: GridTriple) -> Tensor:
+def direct_endpoint(x_s: Tensor, v_s: Tensor, triple: TimestepTriple) -> Tensor:
     """Psi^{s->e}(x_s) = x_s - (sigma_s - sigma_e) v_s."""
     return euler(x_s, v_s, _sigma(triple.start), _sigma(triple.end))
 
 
-def middle_point(x_s: Tensor, v_s: Tensor, triple: GridTriple) -> Tensor:
+def middle_point(x_s: Tensor, v_s: Tensor, triple: TimestepTriple) -> Tensor:
     """Psi^{s->m}(x_s), where the second velocity is evaluated."""
     return euler(x_s, v_s, _sigma(triple.start), _sigma(triple.middle))
 
 
-def composed_endpoint(x_m: Tensor, v_m: Tensor, triple: GridTriple) -> Tensor:
+def composed_endpoint(x_m: Tensor, v_m: Tensor, triple: TimestepTriple) -> Tensor:
     """Psi^{m->e}(x_m)."""
     return euler(x_m, v_m, _sigma(triple.middle), _sigma(triple.end))
 
@@ -86,7 +87,7 @@ def semigroup_loss(direct: Tensor, composed: Tensor, weight: float = 1.0, stop_g
 
 
 @torch.no_grad()
-def semigroup_defect(flow_at: FlowAt, x_s: Tensor, triple: GridTriple) -> dict[str, float]:
+def semigroup_defect(flow_at: FlowAt, x_s: Tensor, triple: TimestepTriple) -> dict[str, float]:
     """The defect as a metric, our protocol (the paper's is unpublished).
 
     `absolute`: mean |direct - composed|. `relative`: ||direct - composed|| / ||direct - x_s||, normalised by the

@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from salt.remote import ComfyServer, results
-from salt.workflow import NOTES, to_prompt
+from salt.comfy_client.client import ComfyServer, results
+from salt.comfy_client.workflow import NOTES, to_prompt
 
 from .about import digest, kept, refresh
 from .graph import Graph

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from salt.workflow import inputs_of, widgets_of
+from salt.comfy_client.workflow import inputs_of, widgets_of
 
 KEPT = Path(__file__).with_name("nodes.json")
 # Widgets whose choices are the files on that machine.

@@ -7,7 +7,7 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
-from salt.workflow import inputs_of, widgets_of
+from salt.comfy_client.workflow import inputs_of, widgets_of
 
 GAP, HEAD, ROW, EDGE = 40, 34, 26, 20  # pixels on the canvas: between things, a title bar, a widget, a group's margin
 COLUMN_GAP = 80

@@ -18,7 +18,7 @@ def frames_of(path: Path) -> list[Image.Image]:
     if path.suffix == ".webp":
         with Image.open(path) as picture:
             return [frame.convert("RGB") for frame in ImageSequence.Iterator(picture)]
-    from salt.video import read_video
+    from salt.io.video import read_video
 
     pixels = read_video(path)[0].add(1).mul(127.5).round().clamp(0, 255).byte()
     return [Image.fromarray(frame.numpy()) for frame in pixels.permute(1, 2, 3, 0)]

@@ -1,0 +1,1 @@
+"""Client of a running ComfyUI server: workflow files to prompts, prompts to results."""

@@ -1,0 +1,273 @@
+"""The door to the outside: frames to a video file as they are finished, images and videos to pixels.
+
+A video is written under a hidden name beside its target, as fragments that can be played up to where they end, and
+moved into place when it is closed: whatever ends the run (the last frame, an exception, Ctrl-C, a full disk), what was
+done is a playable file. A fragment never takes the place of an older video, it lies beside it as NAME.partial.mp4. Only
+a kill of the whole process tree leaves the hidden file behind, itself playable.
+
+Layout: pixels [B, 3, T, H, W] or, for one clip, [3, T, H, W], float in [-1, 1].
+"""
+
+import itertools
+import logging
+import math
+import os
+import subprocess
+import tempfile
+import uuid
+import warnings
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import imageio.v3 as iio
+import imageio_ffmpeg
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .atomic import check_writable, existing
+
+log = logging.getLogger(__name__)
+
+
+class VideoWriteError(OSError):
+    """Writing stopped early. The message names the file, how many frames came, and what was kept of them."""
+
+
+class VideoWriter:
+    """Writes an H.264 mp4 (yuv420p, plays everywhere) frame by frame; use it with `with`.
+
+    The size is that of the first frame. Odd sides are made even, as yuv420p wants, by repeating the last row or column.
+    When the block is left by an exception, Ctrl-C included, the frames written so far become the file. A target that
+    already exists is replaced only when the new file is whole; a fragment is put beside it then, and a warning says so.
+    """
+
+    def __init__(self, path: str | Path, fps: float = 16):
+        if not fps > 0 or not math.isfinite(fps):
+            raise ValueError(f"frames per second must be positive, got {fps}")
+        self.path = check_writable(path, ".mp4")
+        self.fps = fps
+        self.frames = 0
+        self._size: tuple[int, int] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._partial = self.path.with_name(f".{self.path.stem}.{uuid.uuid4().hex[:8]}.partial.mp4")
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+            return
+        try:
+            if self._process is not None:
+                self._finish(cut=True)
+        except VideoWriteError as failure:  # the exception under way is the one to be seen
+            warnings.warn(str(failure), stacklevel=2)
+
+    def write(self, frames: Tensor | np.ndarray) -> None:
+        """Appends T frames: float [3, T, H, W] in [-1, 1], or uint8 [T, H, W, 3].
+
+        Raises ValueError for another layout or another size than the first frame's, VideoWriteError when the encoder
+        stops (a full disk); what was encoded until then is kept.
+        """
+        pictures = _to_uint8(frames)
+        size = (pictures.shape[2], pictures.shape[1])
+        if self._size is None:
+            self._size = size
+        elif size != self._size:
+            raise ValueError(f"{self.path}: frames are {self._size[0]}x{self._size[1]}, got {size[0]}x{size[1]}")
+        pictures = np.pad(pictures, ((0, 0), (0, size[1] % 2), (0, size[0] % 2), (0, 0)), mode="edge")
+        if self._process is None:
+            self._process = self._start(pictures.shape[2], pictures.shape[1])
+        pipe = self._process.stdin
+        assert pipe is not None
+        try:
+            for picture in pictures:
+                pipe.write(picture.tobytes())
+                self.frames += 1
+        except OSError as error:
+            self._finish(cause=error)
+
+    def close(self) -> None:
+        """Finishes the file and puts it in place. Raises VideoWriteError when that fails or nothing was written."""
+        if self._process is not None:
+            self._finish()
+        elif self.frames == 0:
+            raise VideoWriteError(f"{self.path}: no frame was written")
+
+    def _start(self, width: int, height: int) -> "subprocess.Popen[bytes]":
+        self._log = tempfile.TemporaryFile()
+        return _ffmpeg(
+            *["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(self.fps), "-i", "-"],
+            # A fast preset: the encoder shares the processor with the generation that feeds it.
+            *["-c:v", "libx264", "-preset", "veryfast", "-crf", "17", "-pix_fmt", "yuv420p"],
+            # Said outright, so that no player has to guess how colours were turned into luma and chroma.
+            *["-vf", "scale=out_color_matrix=bt709:out_range=tv"],
+            *["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"],
+            # Fragments of half a second: an mp4 otherwise has its index at the end and cannot be played without it.
+            *["-movflags", "+empty_moov+default_base_moof", "-frag_duration", "500000", "-flush_packets", "1"],
+            *["-f", "mp4", str(self._partial)],
+            log=self._log,
+        )
+
+    def _finish(self, cause: OSError | None = None, cut: bool = False) -> None:
+        """Lets the encoder end, then puts into place what it wrote. Raises VideoWriteError if it stopped early.
+
+        cut: the caller stopped early, so what was written is a fragment.
+        """
+        process, self._process = self._process, None
+        assert process is not None
+        assert process.stdin is not None
+        try:
+            process.stdin.close()
+        except OSError as error:
+            cause = cause or error
+        failed = process.wait() != 0 or cause is not None
+        self._log.seek(0)
+        complaint = self._log.read().decode(errors="replace")
+        self._log.close()
+        if not failed:
+            _index(self._partial)
+            target = self._place_of_fragment() if cut else self.path
+            os.replace(self._partial, target)
+            if target != self.path:
+                log.warning("%s: is as it was; the first %d frames of the new one: %s", self.path, self.frames, target)
+            return
+        what = "none could be kept"
+        if kept := _playable_frames(self._partial):
+            target = self._place_of_fragment()
+            os.replace(self._partial, target)
+            where = "" if target == self.path else f" in {target}, the older video is as it was"
+            what = f"the first {kept} are kept and can be played{where}"
+        else:
+            self._partial.unlink(missing_ok=True)
+        reason = _reason(complaint, cause)
+        raise VideoWriteError(f"{self.path}: writing stopped after {self.frames} frames ({reason}); {what}") from cause
+
+    def _place_of_fragment(self) -> Path:
+        """The target, or a free name beside it where that would cost an older video."""
+        if not self.path.exists():
+            return self.path
+        names = (self.path.with_suffix(f".partial{n or ''}.mp4") for n in itertools.count())
+        return next(name for name in names if not name.exists())
+
+
+def _ffmpeg(*arguments: str, log: IO[bytes] | int) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-hide_banner", "-loglevel", "error", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=log,
+        # Ctrl-C goes to the whole group of processes; the encoder must outlive it to finish the file.
+        start_new_session=True,
+        creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+    )
+
+
+def _index(path: Path) -> None:
+    """Rewrites fragments as one indexed mp4, which seeks better. Where that fails, the fragments stay as they are."""
+    indexed = path.with_suffix(".indexed.mp4")
+    copy = _ffmpeg(
+        *["-i", str(path), "-c", "copy", "-movflags", "+faststart", "-f", "mp4", str(indexed)], log=subprocess.DEVNULL
+    )
+    copy.communicate()
+    if copy.returncode == 0:
+        os.replace(indexed, path)
+    else:
+        indexed.unlink(missing_ok=True)
+
+
+def _playable_frames(path: Path) -> int:
+    try:
+        return imageio_ffmpeg.count_frames_and_secs(path)[0] or 0
+    except RuntimeError:  # ffmpeg found no video in it
+        return 0
+
+
+def _reason(complaint: str, cause: OSError | None) -> str:
+    """The encoder's last words are general; a full disk, if that was it, is named before them."""
+    lines = complaint.strip().splitlines()
+    for line in lines:
+        if "No space left on device" in line:
+            return "No space left on device"
+    if lines:
+        return lines[-1]
+    return (cause.strerror if cause is not None else None) or "the encoder ended early"
+
+
+def to_uint8(pixels_3THW: Tensor) -> Tensor:
+    """Pixels [3, T, H, W] in [-1, 1] -> uint8 [T, H, W, 3] on their device."""
+    scaled = ((pixels_3THW.detach().float() + 1) * 127.5).round().clamp(0, 255)
+    return scaled.to(torch.uint8).permute(1, 2, 3, 0)
+
+
+def _to_uint8(frames: Tensor | np.ndarray) -> np.ndarray:
+    """Float [3, T, H, W] in [-1, 1] or uint8 [T, H, W, 3] -> uint8 [T, H, W, 3]."""
+    tensor = torch.as_tensor(frames)
+    if tensor.ndim == 4 and tensor.dtype == torch.uint8 and tensor.shape[3] == 3:
+        return tensor.cpu().numpy()
+    if tensor.ndim == 4 and tensor.is_floating_point() and tensor.shape[0] == 3:
+        return to_uint8(tensor).cpu().numpy()
+    raise ValueError(
+        f"expected float pixels [3, T, H, W] or uint8 [T, H, W, 3], got {tensor.dtype} {list(tensor.shape)}"
+    )
+
+
+def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
+    """An image file -> pixels [1, 3, 1, H, W] in [-1, 1], float32, turned upright; `size` (H, W): see `fit`.
+
+    Raises OSError where there is none, or ValueError when the file is not an image.
+    """
+    path = existing(path, "an image")
+    try:
+        picture = iio.imread(path, plugin="pillow", index=0, mode="RGB", rotate=True)
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow has all three for broken files
+        raise ValueError(f"{path}: cannot be read as an image ({error})") from error
+    pixels = _from_uint8(np.asarray(picture)[None])
+    return fit(pixels, size) if size is not None else pixels
+
+
+def read_video(path: str | Path, size: tuple[int, int] | None = None, frames: int | None = None) -> Tensor:
+    """A video file -> pixels [1, 3, T, H, W] in [-1, 1], float32: all its frames, or the first `frames` of them.
+
+    `size` (H, W): see `fit`; each frame is brought to it as it is read. Raises OSError where there is none, or
+    ValueError when the file is not a video or has fewer than `frames`.
+    """
+    path = existing(path, "a video")
+    pieces = []
+    try:
+        reader = imageio_ffmpeg.read_frames(path)
+        width, height = next(reader)["size"]
+        for raw in reader:
+            pixels = _from_uint8(np.frombuffer(raw, np.uint8).reshape(1, height, width, 3))
+            pieces.append(fit(pixels, size) if size is not None else pixels)
+            if len(pieces) == frames:
+                break
+        reader.close()
+    except (OSError, RuntimeError, KeyError) as error:
+        raise ValueError(f"{path}: cannot be read as a video") from error
+    if len(pieces) < (frames or 1):
+        raise ValueError(f"{path}: has {len(pieces)} frames, expected at least {frames or 1}")
+    return torch.cat(pieces, dim=2)
+
+
+def fit(pixels_B3THW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Scales until `size` (H, W) is covered, keeping the aspect, and cuts what sticks out evenly on both sides."""
+    batch, _, time, height, width = pixels_B3THW.shape
+    scale = max(size[0] / height, size[1] / width)
+    scaled = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
+    x = pixels_B3THW.transpose(1, 2).flatten(0, 1)
+    if scaled != (height, width):
+        x = F.interpolate(x, scaled, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
+    top, left = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
+    x = x[..., top : top + size[0], left : left + size[1]]
+    return x.unflatten(0, (batch, time)).transpose(1, 2).contiguous()
+
+
+def _from_uint8(pictures_THW3: np.ndarray) -> Tensor:
+    return (torch.from_numpy(pictures_THW3.copy()).float() / 127.5 - 1).permute(3, 0, 1, 2)[None]

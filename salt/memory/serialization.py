@@ -1,0 +1,137 @@
+"""Memory on disk: one safetensors file with the kept frames of every layer and a description of where they belong."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..io.atomic import existing, replacing
+from .cache import KVMemory
+from .policy import MemoryPolicy
+from .store import MemoryGeometry, buffer_names
+
+FORMAT = "salt-memory-1"
+NEGATIVE = ".negative"  # of the unconditional branch, before the ending
+
+
+class MemoryFileError(ValueError):
+    """A memory file that cannot be used; the message names the file, what was found and what was expected."""
+
+
+def save_memory(memory: KVMemory, path: str | Path) -> None:
+    """Write a memory atomically: a file already there stays whole until the new one is complete.
+
+    Raises ValueError for an empty memory and OSError when the folder cannot be written.
+    """
+    if memory.store is None or not memory.held:
+        raise ValueError(f"{path}: found an empty memory, expected one that a rollout has written")
+    index = memory.slot_index(memory.held)
+    names = buffer_names(memory.policy.precision)
+    tensors = {
+        f"layers.{i}.{name}": part.index_select(1, index.to(part.device)).contiguous().cpu()
+        for i, layer in enumerate(memory.store.buffers)
+        for name, part in zip(names, layer, strict=True)
+    }
+    info = {
+        "format": FORMAT,
+        "policy": memory.policy.to_dict(),
+        "geometry": memory.geometry.to_dict(),
+        "dtype": str(memory.dtype).removeprefix("torch."),
+        "fingerprint": memory.fingerprint,
+        "held": list(memory.held),
+        "origin": memory.origin,
+        "next_frame": memory.next_frame,
+        "context_sigma": memory.context_sigma,
+    }
+    write_tensors(path, tensors, {"salt_memory": json.dumps(info)})
+
+
+def negative_path(path: Path) -> Path:
+    """Where the memory of the unconditional branch lies, beside that of a clip that was made with guidance."""
+    return path.with_name(f"{path.stem}{NEGATIVE}{path.suffix}")
+
+
+def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file, whole or not at all. Raises OSError naming the path where the system refuses."""
+    try:
+        with replacing(path) as partial:
+            partial.touch()
+            mode = partial.stat().st_mode  # what the system gives a new file; safetensors makes its own private
+            save_file(tensors, partial, metadata=metadata)
+            partial.chmod(mode)
+    except SafetensorError as error:
+        raise OSError(f"{path}: cannot be written ({error})") from error
+
+
+def read_memory_info(path: str | Path) -> dict:
+    """The description in a memory file, without its tensors. Raises MemoryFileError for anything else."""
+    with _opened(path) as file:
+        text = (file.metadata() or {}).get("salt_memory")
+    try:
+        info = json.loads(text) if text else {}
+    except json.JSONDecodeError as error:
+        raise MemoryFileError(f"{path}: the description is damaged ({error})") from error
+    if info.get("format") != FORMAT:
+        raise MemoryFileError(f"{path}: found format {info.get('format')!r}, expected {FORMAT!r} (a Salt memory file)")
+    return info
+
+
+def load_memory(
+    path: str | Path,
+    *,
+    fingerprint: str | None = None,
+    geometry: MemoryGeometry | None = None,
+    device: torch.device | str = "cpu",
+    residence: str | None = None,
+) -> KVMemory:
+    """Read a memory back, ready to go on from.
+
+    fingerprint, geometry: of the model and size it is wanted for; a file that does not fit is refused with a
+    MemoryFileError that names the differing field. residence overrides the file's (`device` or `cpu`).
+    """
+    info = read_memory_info(path)
+    saved = MemoryGeometry(**info["geometry"])
+    if geometry is not None:
+        for field in fields(MemoryGeometry):
+            found, expected = getattr(saved, field.name), getattr(geometry, field.name)
+            if found != expected:
+                raise MemoryFileError(f"{path}: {field.name} differs: found {found}, expected {expected}")
+    if fingerprint is not None and info["fingerprint"] != fingerprint:
+        raise MemoryFileError(
+            f"{path}: fingerprint differs: found {info['fingerprint'] or 'none'}, expected {fingerprint} "
+            "(the memory was written by another model)"
+        )
+    policy = MemoryPolicy(**{**info["policy"], **({"residence": residence} if residence else {})})
+    memory = KVMemory(policy, saved, getattr(torch, info["dtype"]), device, fingerprint=info["fingerprint"])
+    memory.origin, memory.next_frame = info["origin"], info["next_frame"]
+    memory.held, memory.context_sigma = tuple(info["held"]), info["context_sigma"]
+    store = memory.allocated(memory.next_frame)
+    names = buffer_names(policy.precision)
+    with _opened(path) as file:
+        present = set(file.keys())
+        for i, layer in enumerate(store.buffers):
+            for name, buffer in zip(names, layer, strict=True):
+                key = f"layers.{i}.{name}"
+                expected = (buffer.shape[0], len(memory.held), *buffer.shape[2:])
+                found = tuple(file.get_slice(key).get_shape()) if key in present else None
+                if found != expected:
+                    raise MemoryFileError(f"{path}: {key}: found {found or 'nothing'}, expected shape {expected}")
+                index = memory.slot_index(memory.held).to(buffer.device)
+                buffer.index_copy_(1, index, file.get_tensor(key).to(device=buffer.device, dtype=buffer.dtype))
+    return memory
+
+
+def _opened(path: str | Path) -> safe_open:
+    try:
+        existing(path, "a Salt memory file")
+    except OSError as error:
+        raise MemoryFileError(str(error)) from None
+    try:
+        return safe_open(str(path), framework="pt")
+    except SafetensorError as error:
+        raise MemoryFileError(f"{path}: cut short or not safetensors ({error})") from error

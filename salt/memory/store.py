@@ -1,0 +1,158 @@
+"""Where keys and values lie: one fixed buffer per layer, in the model's dtype or fewer bits, on the device or the CPU.
+
+Layout of every buffer: [B, slots, tokens, heads, head_dim]; a slot holds one latent frame. Quantised stores hold codes
+there, and beside them the scales of every token and head (`quantise.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from ..cuda_streams import side_stream
+from .policy import CYCLE_FRAMES, MemoryPolicy, Precision
+from .quantization import dequantise_into, quantise, row_bytes, row_layout, storage_dtype
+
+
+@dataclass(frozen=True)
+class MemoryGeometry:
+    """Shape of what one latent frame leaves behind: `height` x `width` patch tokens in each of `layers` layers."""
+
+    layers: int
+    heads: int
+    head_dim: int
+    height: int
+    width: int
+    batch: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per latent frame."""
+        return self.height * self.width
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def estimate_bytes(
+    policy: MemoryPolicy, geometry: MemoryGeometry, dtype: torch.dtype, frames: int = CYCLE_FRAMES
+) -> int:
+    """Bytes that a memory will take for a clip of `frames` latent frames (windowed policies do not depend on it)."""
+    rows = geometry.layers * geometry.batch * policy.slots(frames) * geometry.tokens * geometry.heads
+    return 2 * rows * row_bytes(policy.precision, dtype, geometry.head_dim)
+
+
+class Store:
+    """Buffers of all layers. Reads return model-dtype tensors on `device`; nothing here synchronises with the host."""
+
+    def __init__(
+        self, policy: MemoryPolicy, geometry: MemoryGeometry, dtype: torch.dtype, device: torch.device, slots: int
+    ) -> None:
+        self.precision: Precision = policy.precision
+        self.geometry, self.dtype, self.device, self.slots = geometry, dtype, device, slots
+        self.home = torch.device("cpu") if policy.residence == "cpu" else device
+        self._pinned = self.home.type == "cpu" and device.type == "cuda"
+        self._stream = side_stream(device, "fetch") if self._pinned else None
+        # With the slots asked for, which stay alive here so that no other tensor is taken for them.
+        self._fetched: dict[tuple, tuple[Tensor, tuple[Tensor, ...], torch.cuda.Event]] = {}
+        self.buffers: list[tuple[Tensor, ...]] = [self._allocate(slots) for _ in range(geometry.layers)]
+
+    @property
+    def in_place(self) -> bool:
+        """The block's own keys and values may lie in the buffer beside the memory, so that reading is a view."""
+        return self.precision == "model" and self.home == self.device
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.numel() * t.element_size() for layer in self.buffers for t in layer)
+
+    def _allocate(self, slots: int) -> tuple[Tensor, ...]:
+        g = self.geometry
+        codes, scales, scale_dtype = row_layout(self.precision, g.head_dim)
+        kinds = [(codes, storage_dtype(self.precision, self.dtype))] * 2 + [(scales, scale_dtype)] * 2 * (scales > 0)
+        return tuple(
+            torch.zeros(
+                g.batch, slots, g.tokens, g.heads, n, dtype=dtype, device=self.home, pin_memory=self._pinned
+            )
+            for n, dtype in kinds
+        )  # fmt: skip
+
+    def grow(self, slots: int) -> None:
+        """Make room for more frames (policy `full` only); buffers handed out before stay valid and unchanged."""
+        for i, old in enumerate(self.buffers):
+            new = self._allocate(slots)
+            for source, target in zip(old, new, strict=True):
+                target[:, : self.slots].copy_(source)
+            self.buffers[i] = new
+        self.slots = slots
+
+    def put(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        """Write keys and values [B, F * tokens, heads, head_dim] of F frames into slots [F]."""
+        parts = [x.detach().unflatten(1, (slots.shape[0], -1)) for x in (k, v)]
+        if self.precision != "model":
+            codes = [quantise(x, self.precision) for x in parts]
+            parts = [c for c, _ in codes] + [s for _, s in codes]
+        for buffer, part in zip(self.buffers[layer], parts, strict=True):
+            buffer.index_copy_(1, slots.to(buffer.device), part.to(device=buffer.device, dtype=buffer.dtype))
+
+    def view(self, layer: int, slots: int) -> tuple[Tensor, Tensor]:
+        """The first `slots` slots as [B, slots * tokens, heads, head_dim], without a copy (only where `in_place`)."""
+        k, v = self.buffers[layer]
+        return k[:, :slots].flatten(1, 2), v[:, :slots].flatten(1, 2)
+
+    def gather(self, layer: int, slots: Tensor, room: int = 0, ahead: bool = False) -> tuple[Tensor, Tensor]:
+        """Keys and values of slots [N] as [B, N * tokens + room, heads, head_dim] in the model's dtype, on `device`.
+
+        room: tokens left to be filled at the end, quantised stores only: the codes are read straight to where attention
+        wants them, beside the block's own. ahead: the same slots of the next layer, which this forward does not write,
+        are wanted next; a store in main memory starts their copy now.
+        """
+        parts = self._take(layer, slots, ahead)
+        if self.precision == "model":
+            return parts[0].flatten(1, 2), parts[1].flatten(1, 2)
+        g, tokens = self.geometry, slots.shape[0] * self.geometry.tokens
+        k, v = (
+            torch.empty(g.batch, tokens + room, g.heads, g.head_dim, dtype=self.dtype, device=self.device)
+            for _ in range(2)
+        )
+        for out, codes, scale in ((k, parts[0], parts[2]), (v, parts[1], parts[3])):
+            dequantise_into(out[:, :tokens], codes.flatten(1, 2), scale.flatten(1, 2), self.precision)
+        return k, v
+
+    def _take(self, layer: int, slots: Tensor, ahead: bool) -> tuple[Tensor, ...]:
+        if self._stream is None:
+            return tuple(t.index_select(1, slots.to(t.device)).to(self.device) for t in self.buffers[layer])
+        _, parts, event = self._fetched.pop((layer, id(slots)), None) or self._fetch(layer, slots)
+        current = torch.cuda.current_stream(self.device)
+        event.wait(current)
+        for t in parts:
+            t.record_stream(current)
+        if ahead and layer + 1 < self.geometry.layers:
+            self._fetched = {(layer + 1, id(slots)): self._fetch(layer + 1, slots)}
+        return parts
+
+    def _fetch(self, layer: int, slots: Tensor) -> tuple[Tensor, tuple[Tensor, ...], torch.cuda.Event]:
+        """Start the copy of one layer to the device on a stream of its own, beside what is being computed."""
+        assert self._stream is not None
+        host = slots.to(self.home)
+        with torch.cuda.stream(self._stream):
+            parts = tuple(
+                t.index_select(1, host).pin_memory().to(self.device, non_blocking=True) for t in self.buffers[layer]
+            )
+            event = torch.cuda.Event()
+            event.record(self._stream)
+        return slots, parts, event
+
+    def blend(self, sink: Tensor, evicted: Tensor, keep: float) -> None:
+        """sink <- keep * sink + (1 - keep) * evicted, keys and values of every layer (Salt's `compression_alpha`)."""
+        for layer in range(self.geometry.layers):
+            old, gone = self.gather(layer, sink), self.gather(layer, evicted)
+            k, v = (keep * a + (1 - keep) * b for a, b in zip(old, gone, strict=True))
+            self.put(layer, sink, k, v)
+
+
+def buffer_names(precision: Precision) -> tuple[str, ...]:
+    """Names of a layer's tensors in the order of `Store.buffers`."""
+    return ("k", "v") if precision == "model" else ("k", "v", "k_scale", "v_scale")

@@ -1,0 +1,161 @@
+"""Self-attention of the student: what a block may see, and the processors that plug it into diffusers' modules.
+
+A *scope* answers one question for every layer: given queries, keys and values before RoPE [B, S, heads, head_dim],
+what comes out? Three scopes exist: `Bidirectional` (every token sees every token), `BlockCausal` (training: whole clips
+in one forward), and `salt.memory.MemoryPass` (rollouts).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from torch import Tensor
+
+from ..rope import Rotary, apply_rotary
+from .cross_attention_cache import CrossAttentionCache
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class AttentionContext(Protocol):
+    """What self-attention may see. `layer` counts from 0; q, k, v and the result are [B, S, heads, head_dim].
+
+    by_layer: it looks at `layer`. Compiled code that reads a layer's number serves that layer alone.
+    """
+
+    by_layer: ClassVar[bool]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Bidirectional:
+    """Every token sees every token: the teacher, and the bidirectional student."""
+
+    rotary: Rotary
+    by_layer: ClassVar[bool] = False
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
+        return attention(apply_rotary(q, self.rotary), apply_rotary(k, self.rotary), v)
+
+
+@dataclass(frozen=True)
+class BlockCausal:
+    """Whole clips in one forward: each block sees itself and the blocks before it (CausVid's training mask).
+
+    rotary: of the clip's F frames. blocks: latent frames per block, in order, F in all. tokens: per latent frame.
+    clean_context: the input is [clean clip | noisy clip], 2F frames; a clean block sees clean blocks up to itself, a
+    noisy block sees the clean blocks before it and itself (teacher forcing: exactly what a rollout with perfect
+    memory computes). sink, window: as the rollout's memory would keep them; window None keeps everything.
+    Each block is one dense attention call, so no mask of tokens x tokens is ever built.
+    """
+
+    rotary: Rotary
+    blocks: tuple[int, ...]
+    tokens: int
+    clean_context: bool = False
+    sink: int = 0
+    window: int | None = None
+    by_layer: ClassVar[bool] = False
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
+        rotary = Rotary(*(torch.cat([t, t]) for t in self.rotary)) if self.clean_context else self.rotary
+        q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
+        clip = sum(self.blocks) * self.tokens
+        outputs: list[Tensor] = []
+        for offset in (0, clip) if self.clean_context else (0,):
+            start = 0
+            for frames in self.blocks:
+                here = slice(offset + start * self.tokens, offset + (start + frames) * self.tokens)
+                context = self._context(start, frames)
+                keys = torch.cat([*(k[:, c] for c in context), k[:, here]], dim=1)
+                values = torch.cat([*(v[:, c] for c in context), v[:, here]], dim=1)
+                outputs.append(attention(q[:, here], keys, values))
+                start += frames
+        return torch.cat(outputs, dim=1)
+
+    def _context(self, start: int, frames: int) -> list[slice]:
+        """Token ranges of the (first copy of the) clip that a block starting at frame `start` sees before itself."""
+        if self.window is None:
+            return [slice(0, start * self.tokens)]
+        sink = min(self.sink, start)
+        recent = max(start - max(self.window - frames - sink, 0), sink)
+        return [slice(0, sink * self.tokens), slice(recent * self.tokens, start * self.tokens)]
+
+
+class SelfAttention:
+    """diffusers attention processor of one layer's self-attention; what it sees is the `scope` it is called with."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __init__(self, layer: int) -> None:
+        self.layer = layer
+
+    def __call__(self, attn: Any, hidden_states: Tensor, *unused: None, scope: AttentionContext) -> Tensor:
+        if attn.fused_projections:
+            q, k, v = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            q, k, v = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (attn.norm_q(q), attn.norm_k(k), v))
+        if scope.by_layer:
+            out = self._attend_by_layer(scope, q, k, v)  # pyright: ignore[reportCallIssue]
+        else:
+            out = scope.attend(0, q, k, v, self._dispatch)
+        return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(hidden_states)))
+
+    @torch.compiler.disable
+    def _attend_by_layer(self, scope: AttentionContext, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Outside compiled code, which then is the same for every layer."""
+        return scope.attend(self.layer, q, k, v, self._dispatch)
+
+    def _dispatch(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return dispatch_attention_fn(q, k, v, backend=self._attention_backend)
+
+
+class CrossAttention:
+    """diffusers attention processor of one layer's cross-attention, to text and before it image tokens (I2V)."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __init__(self, layer: int) -> None:
+        self.layer = layer
+
+    def __call__(self, attn: Any, hidden_states: Tensor, context: CrossAttentionCache, *unused: None) -> Tensor:
+        q = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
+        if context.keep:
+            parts = self._kept(attn, context)  # pyright: ignore[reportCallIssue]
+        else:
+            parts = self._keys_and_values(attn, context)
+        out = self._dispatch(q, *parts[0]).flatten(2, 3)
+        for k, v in parts[1:]:
+            out = out + self._dispatch(q, k, v).flatten(2, 3)
+        return attn.to_out[1](attn.to_out[0](out.type_as(hidden_states)))
+
+    @torch.compiler.disable
+    def _kept(self, attn: Any, context: CrossAttentionCache) -> list[tuple[Tensor, Tensor]]:
+        return context.kept(self.layer, lambda: self._keys_and_values(attn, context))
+
+    def _keys_and_values(self, attn: Any, context: CrossAttentionCache) -> list[tuple[Tensor, Tensor]]:
+        """Of the text, and of the image where there is one; each [B, N, heads, head_dim]."""
+        text = context.text
+        if attn.fused_projections:
+            k, v = attn.to_kv(text).chunk(2, dim=-1)
+        else:
+            k, v = attn.to_k(text), attn.to_v(text)
+        parts = [(attn.norm_k(k), v)]
+        if context.image is not None:
+            if attn.fused_projections:
+                k, v = attn.to_added_kv(context.image).chunk(2, dim=-1)
+            else:
+                k, v = attn.add_k_proj(context.image), attn.add_v_proj(context.image)
+            parts.append((attn.norm_added_k(k), v))
+        return [(k.unflatten(2, (attn.heads, -1)), v.unflatten(2, (attn.heads, -1))) for k, v in parts]
+
+    def _dispatch(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return dispatch_attention_fn(q, k, v, backend=self._attention_backend)

@@ -1,0 +1,238 @@
+"""The projection room: latent blocks come in as the rollout finishes them, pixels go out.
+
+A decoder here is a stream. Each call of `decode` continues the clip of the call before it, so the frames of all calls,
+laid end to end, are those of one decode of the whole clip: Wan's VAE is causal, and what it needs of the past is a
+cache of two frames per convolution. The cache belongs to the stream, not to the VAE, so many streams may share one.
+
+Layouts: latents [B, C, F, H, W] in normalised model space, pixels [B, 3, T, H, W] in [-1, 1], float32.
+The first latent frame of a clip is one pixel frame, every later one is `temporal_scale` of them.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+from torch import Tensor
+
+
+class FrameDecoder(Protocol):
+    """What the pipeline asks of a decoder. `salt.models.taehv.TinyStreamDecoder` is the other one."""
+
+    spatial_scale: int
+    temporal_scale: int
+
+    def reset(self) -> None:
+        """Forget the clip so far: the next call of `decode` begins a new one."""
+        ...
+
+    def decode(self, latents_BCFHW: Tensor) -> Tensor:
+        """The next F >= 1 latent frames of the clip -> their pixels [B, 3, T, H*s, W*s]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Spatial tiles for frames whose activations do not fit, in pixels along both axes.
+
+    Each tile carries a causal cache of its own. While the others have their turn a cache waits in main memory, so the
+    device holds one tile's cache and activations whatever the frame's size, at the price of moving the caches to and
+    fro once per call. In all they are larger than the untiled one by the share of the frame that lies in several
+    tiles. Wan 2.1, 832x480, bfloat16: 1.8 GiB untiled; 12 tiles of 0.29 GiB, 3.5 GiB in all, with the defaults.
+    A tile cannot see beyond itself, so results differ slightly from the untiled ones; neighbours are blended linearly
+    over their overlap.
+    """
+
+    size: int = 256
+    overlap: int = 64
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap <= self.size // 2:
+            raise ValueError(f"tiles of {self.size} pixels may overlap by 0 to {self.size // 2}, not by {self.overlap}")
+
+
+class LatentStream:
+    """Checks that the latents of successive calls can be one clip. Shared by the decoders."""
+
+    def __init__(self, channels: int):
+        self.channels = channels
+        self.geometry: tuple[int, int, int] | None = None  # (B, H, W) of the clip under way
+
+    def check(self, latents_BCFHW: Tensor) -> None:
+        """Raises ValueError unless the shape is [B, C, F >= 1, H, W] with the B, H and W of the calls before."""
+        shape = tuple(latents_BCFHW.shape)
+        if len(shape) != 5 or shape[1] != self.channels or shape[2] < 1:
+            raise ValueError(f"expected latents [B, {self.channels}, F >= 1, H, W], got {list(shape)}")
+        geometry = (shape[0], shape[3], shape[4])
+        if self.geometry is None:
+            self.geometry = geometry
+        elif geometry != self.geometry:
+            raise ValueError(
+                f"this stream decodes latents of batch, height and width {self.geometry}, got {geometry}; "
+                "call reset() to begin another clip"
+            )
+
+
+@dataclass
+class _Tile:
+    """One window of the frame: where it lies (latent units), how its pixels are weighed, and its causal cache."""
+
+    y: slice
+    x: slice
+    weight_HW: Tensor
+    cache: list[Any]
+
+
+class WanStreamDecoder:
+    """Streaming decode with diffusers' `AutoencoderKLWan`.
+
+    The concatenated output equals `vae.decode` of the whole (denormalised) clip, and memory is flat in clip length:
+    one latent frame is decoded at a time. A bfloat16 VAE computes in bfloat16; what comes out is always float32.
+    """
+
+    def __init__(self, vae: AutoencoderKLWan, tiling: Tiling | None = None):
+        self.vae = vae
+        self.spatial_scale = int(vae.config["scale_factor_spatial"])
+        self.temporal_scale = int(vae.config["scale_factor_temporal"])
+        if tiling is not None and (tiling.size % self.spatial_scale or tiling.overlap % self.spatial_scale):
+            raise ValueError(f"tile size and overlap must be multiples of {self.spatial_scale} pixels, got {tiling}")
+        self.tiling = tiling
+        self.reset()
+
+    def reset(self) -> None:
+        self._stream = LatentStream(int(self.vae.config["z_dim"]))
+        self._tiles: list[_Tile] = []
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that the stream carries from one call to the next."""
+        tensors = (entry for tile in self._tiles for entry in tile.cache if isinstance(entry, Tensor))
+        return sum(tensor.nbytes for tensor in tensors)
+
+    @torch.no_grad()
+    def decode(self, latents_BCFHW: Tensor) -> Tensor:
+        """Latents [B, C, F, H, W], normalised -> pixels [B, 3, T, H*s, W*s] in [-1, 1], float32, on the VAE's device.
+
+        T is 4F, or 4F-3 when the call begins the clip. Raises ValueError when the shape is not that of the clip
+        under way.
+        """
+        self._stream.check(latents_BCFHW)
+        device = _onload(self.vae)
+        if not self._tiles:
+            self._tiles = self._lay_tiles(latents_BCFHW.shape[3], latents_BCFHW.shape[4], device)
+            # Once a clip, because numbers that are copied to the device make the host wait for it.
+            self._statistics = latent_statistics(self.vae, device)
+        mean, std = self._statistics
+        z = (latents_BCFHW.to(device, torch.float32) * std + mean).to(self.vae.dtype)
+        if len(self._tiles) == 1:
+            return self._decode_tile(self._tiles[0], z)
+        pixels = None
+        for tile in self._tiles:
+            part = self._decode_tile(tile, z[..., tile.y, tile.x])
+            tile.cache = [entry.cpu() if isinstance(entry, Tensor) else entry for entry in tile.cache]
+            if pixels is None:
+                pixels = part.new_zeros(*part.shape[:3], *(n * self.spatial_scale for n in z.shape[3:]))
+            y, x = (slice(s.start * self.spatial_scale, s.stop * self.spatial_scale) for s in (tile.y, tile.x))
+            pixels[..., y, x] += part * tile.weight_HW
+        return cast(Tensor, pixels)
+
+    def _decode_tile(self, tile: _Tile, z_BCFHW: Tensor) -> Tensor:
+        """One latent frame at a time: that is what keeps activations flat, and what the first frame's rule asks for."""
+        z_BCFHW = self.vae.post_quant_conv(z_BCFHW)
+        frames = []
+        for z_BC1HW in z_BCFHW.split(1, dim=2):
+            # diffusers' decoder walks through the cache by a counter, fetches entries to its device and replaces them.
+            first = tile.cache[0] is None
+            frames.append(self.vae.decoder(z_BC1HW, feat_cache=tile.cache, feat_idx=[0], first_chunk=first).float())
+        return torch.cat(frames, dim=2).clamp_(-1, 1)
+
+    def _lay_tiles(self, height: int, width: int, device: torch.device) -> list[_Tile]:
+        scale = self.spatial_scale
+        rows, columns = [slice(0, height)], [slice(0, width)]
+        if self.tiling is not None:
+            size, overlap = self.tiling.size // scale, self.tiling.overlap // scale
+            rows, columns = spans(height, size, overlap), spans(width, size, overlap)
+        weights_y, weights_x = (blend_weights(windows, scale, device) for windows in (rows, columns))
+        entries = sum(isinstance(module, WanCausalConv3d) for module in self.vae.decoder.modules())
+        return [
+            _Tile(y, x, weight_y[:, None] * weight_x[None, :], cache=[None] * entries)
+            for y, weight_y in zip(rows, weights_y, strict=True)
+            for x, weight_x in zip(columns, weights_x, strict=True)
+        ]
+
+
+def spans(length: int, size: int, overlap: int) -> list[slice]:
+    """The fewest windows of `size` that cover `length` with at least `overlap` between neighbours, evenly spread.
+
+    Every window has its full size, so none at the frame's edge sees less context than the others.
+    """
+    if length <= size:
+        return [slice(0, length)]
+    count = math.ceil((length - overlap) / (size - overlap))
+    starts = [round(i * (length - size) / (count - 1)) for i in range(count)]
+    return [slice(start, start + size) for start in starts]
+
+
+def blend_weights(windows: list[slice], scale: int, device: torch.device | str = "cpu") -> list[Tensor]:
+    """One weight per pixel of each window: linear ramps over the overlaps, summing to 1 at every pixel."""
+    ramps = []
+    for i, window in enumerate(windows):
+        weight = torch.ones((window.stop - window.start) * scale, device=device)
+        if i > 0 and (rise := (windows[i - 1].stop - window.start) * scale):
+            weight[:rise] *= _ramp(rise, device)
+        if i + 1 < len(windows) and (fall := (window.stop - windows[i + 1].start) * scale):
+            weight[-fall:] *= _ramp(fall, device).flip(0)
+        ramps.append(weight)
+    # Evenly spread windows can lie three deep in places; dividing by the sum makes that right as well.
+    total = torch.zeros(windows[-1].stop * scale, device=device)
+    for window, weight in zip(windows, ramps, strict=True):
+        total[window.start * scale : window.stop * scale] += weight
+    return [weight / total[w.start * scale : w.stop * scale] for w, weight in zip(windows, ramps, strict=True)]
+
+
+def _ramp(length: int, device: torch.device | str) -> Tensor:
+    return (torch.arange(length, device=device) + 0.5) / length
+
+
+@torch.no_grad()
+def encode_video(vae: AutoencoderKLWan, pixels_B3THW: Tensor) -> Tensor:
+    """Pixels [B, 3, T, H, W] in [-1, 1] -> normalised latents [B, C, (T-1)/4 + 1, H/8, W/8], float32.
+
+    For image (T = 1) and video starts. The posterior's mode is taken, so the same pixels always give the same latents.
+    Raises ValueError when T is not 4n+1, a side is not a multiple of the VAE's spatial scale, or values lie outside
+    [-1, 1].
+    """
+    spatial, temporal = int(vae.config["scale_factor_spatial"]), int(vae.config["scale_factor_temporal"])
+    shape = list(pixels_B3THW.shape)
+    if len(shape) != 5 or shape[1] != 3:
+        raise ValueError(f"expected pixels [B, 3, T, H, W], got {shape}")
+    if shape[2] % temporal != 1:
+        raise ValueError(f"a video start must have {temporal}n+1 frames (1, 5, 9, ...), got {shape[2]}")
+    if shape[3] % spatial or shape[4] % spatial:
+        raise ValueError(f"height and width must be multiples of {spatial}, got {shape[3]}x{shape[4]}")
+    low, high = (float(v) for v in pixels_B3THW.aminmax())
+    if not (low >= -1.01 and high <= 1.01):  # a hair of room for what resizing in low precision overshoots
+        raise ValueError(f"expected pixels in [-1, 1], found values from {low:g} to {high:g}")
+    device = _onload(vae)
+    mean, std = latent_statistics(vae, device)
+    posterior = cast(Any, vae.encode(pixels_B3THW.to(device, vae.dtype))).latent_dist
+    return (posterior.mode().float() - mean) / std
+
+
+def latent_statistics(vae: AutoencoderKLWan, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per channel, [1, C, 1, 1, 1] float32: normalised = (z - mean) / std."""
+    mean, std = (torch.tensor(vae.config[name], device=device) for name in ("latents_mean", "latents_std"))
+    return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)
+
+
+def _onload(vae: AutoencoderKLWan) -> torch.device:
+    """The device to compute on, after waking the VAE where accelerate keeps it elsewhere between uses.
+
+    The hook that does so sits on `vae.decode`, which streaming goes past.
+    """
+    hook = getattr(vae, "_hf_hook", None)
+    if hook is not None:
+        hook.pre_forward(vae)
+    return vae.device

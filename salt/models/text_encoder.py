@@ -1,0 +1,172 @@
+"""The reading room: prompts to embeddings. Wan's UMT5 encoder, a cache of its answers on disk, and what both have in
+common with the word table of salt-tiny (`salt.models.word_embedder`).
+
+Layout: embeddings [B, L, D], zero padded behind a prompt's last token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import ftfy
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..io.atomic import replacing
+
+TOKENS = 512  # Wan 2.1's text length
+TextPrecision = Literal["bf16", "int8"]
+
+
+class TextEncoder(Protocol):
+    """Prompts to embeddings [B, max_length, dim]."""
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def max_length(self) -> int: ...
+
+    def encode(self, prompts: list[str]) -> Tensor: ...
+
+
+def clean(prompt: str) -> str:
+    """A prompt as Wan reads it: text repaired, HTML entities resolved (twice, as they come nested), spaces single."""
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
+
+
+class UMT5TextEncoder:
+    """Wan 2.1's text encoder: transformers' `UMT5EncoderModel` with its tokenizer.
+
+    Every prompt is padded to `max_length` tokens for the encoder; what comes out behind its own last token is zeroed,
+    as Wan was trained with. device: where to compute; the model visits it and goes back to where it was (None: stays).
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, max_length: int = TOKENS, device: torch.device | str | None = None
+    ) -> None:
+        self.model, self.tokenizer, self.max_length, self.device = model, tokenizer, max_length, device
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, precision: TextPrecision = "bf16", device: torch.device | str | None = None
+    ) -> UMT5TextEncoder:
+        """From a diffusers folder with `text_encoder/` and `tokenizer/`; the model waits on the CPU.
+
+        precision `int8` stores the linear layers' weights in 8 bits (through torchao; 5.7 instead of 11.4 GB).
+        Raises FileNotFoundError when the folder lacks them, ValueError when `int8` needs torchao and it is missing.
+        """
+        from transformers import AutoTokenizer, UMT5EncoderModel
+
+        folder = Path(folder)
+        for part in ("text_encoder", "tokenizer"):
+            if not (folder / part).is_dir():
+                raise FileNotFoundError(f"{folder}: found no folder {part}/, expected Wan's text encoder in it")
+        model = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.bfloat16)
+        if precision == "int8":
+            quantise(model)
+        return cls(model.eval(), AutoTokenizer.from_pretrained(folder / "tokenizer"), device=device)
+
+    @property
+    def dim(self) -> int:
+        return self.model.config.d_model
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str]) -> Tensor:
+        """[B, max_length, dim] in the model's dtype, on the device it was computed on. Longer prompts are cut."""
+        tokens = self.tokenizer(
+            [clean(p) for p in prompts],
+            padding="max_length",
+            max_length=self.max_length,
+            truncation=True,
+            add_special_tokens=True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        home: torch.device = self.model.device
+        # Where accelerate offloads the model, its own hook brings model and inputs together.
+        visiting = self.device is not None and torch.device(self.device) != home and not hasattr(self.model, "_hf_hook")
+        there = torch.device(self.device) if visiting and self.device is not None else home
+        try:
+            if visiting:
+                self.model.to(there)
+            mask_BL = tokens.attention_mask.to(there)
+            x_BLD = self.model(tokens.input_ids.to(there), mask_BL).last_hidden_state
+        finally:
+            if visiting:
+                self.model.to(home)
+        return x_BLD * mask_BL[:, :, None].to(x_BLD)
+
+
+def quantise(model: torch.nn.Module) -> None:
+    """Linear weights to int8 with one scale per output channel, in place. Raises ValueError without torchao."""
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ValueError("text precision int8: found no torchao, expected it (pip install torchao)") from error
+    quantize_(model, Int8WeightOnlyConfig())
+
+
+class CachedTextEncoder:
+    """Answers of another encoder, kept in a folder: one safetensors file per prompt.
+
+    inner: the encoder, or a function that makes it, which is called for the first prompt that is not in the folder.
+    key: says which encoder it is, so that encoders can share a folder (a model's name and precision, say).
+    A damaged file is encoded and written anew.
+    """
+
+    def __init__(self, inner: TextEncoder | Callable[[], TextEncoder], folder: str | Path, key: str) -> None:
+        self._inner, self.folder, self.key = inner, Path(folder), key
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def inner(self) -> TextEncoder:
+        if not hasattr(self._inner, "encode"):
+            self._inner = self._inner()  # pyright: ignore[reportCallIssue]
+        return self._inner  # pyright: ignore[reportReturnType]
+
+    @property
+    def dim(self) -> int:
+        return self.inner.dim
+
+    @property
+    def max_length(self) -> int:
+        return self.inner.max_length
+
+    def encode(self, prompts: list[str]) -> Tensor:
+        """[B, max_length, dim] on the CPU."""
+        found = {p: self._read(p) for p in dict.fromkeys(prompts)}
+        new = [p for p, x in found.items() if x is None]
+        if new:
+            for prompt, x_LD in zip(new, self.inner.encode(new).cpu(), strict=True):
+                self._write(prompt, x_LD)
+                found[prompt] = x_LD
+        return torch.stack([x for p in prompts if (x := found[p]) is not None])
+
+    def path(self, prompt: str) -> Path:
+        digest = hashlib.sha256("\0".join([self.key, clean(prompt)]).encode()).hexdigest()
+        return self.folder / f"{digest[:32]}.safetensors"
+
+    def _read(self, prompt: str) -> Tensor | None:
+        path = self.path(prompt)
+        if not path.is_file():
+            return None
+        try:
+            tensors = load_file(path)
+            kept_LD, length = tensors["embedding"], int(tensors["length"])
+        except (SafetensorError, KeyError):
+            return None
+        return torch.cat([kept_LD, kept_LD.new_zeros(length - kept_LD.shape[0], kept_LD.shape[1])])
+
+    def _write(self, prompt: str, x_LD: Tensor) -> None:
+        used = x_LD.abs().amax(dim=1).nonzero()
+        kept = x_LD[: int(used.max()) + 1 if len(used) else 0].contiguous()
+        with replacing(self.path(prompt)) as partial:
+            save_file({"embedding": kept, "length": torch.tensor(x_LD.shape[0])}, partial)

@@ -1,0 +1,59 @@
+"""A whole system small enough for a test: random student, random VAE, the word table; and its folder on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from salt.models.transformer_salt import SaltTransformer3DModel
+from salt.pipeline import SaltPipeline
+from salt.spec import StudentSpec
+
+SMALL = dict(num_attention_heads=2, attention_head_dim=16, ffn_dim=48, num_layers=2, text_dim=4096, freq_dim=32)
+
+
+def vae() -> AutoencoderKLWan:
+    torch.manual_seed(7)
+    return AutoencoderKLWan(base_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, z_dim=16).eval()
+
+
+def student(seed: int = 0, **config) -> SaltTransformer3DModel:
+    torch.manual_seed(seed)
+    model = SaltTransformer3DModel(**{**SMALL, **config}).eval()
+    with torch.no_grad():
+        model.proj_out.weight.normal_(std=0.3)
+    return model
+
+
+def pipeline(seed: int = 0, spec: StudentSpec | None = None, **config) -> SaltPipeline:
+    words = {"dim": 4096, "max_length": 16}
+    made = SaltPipeline(
+        student(seed, **config), vae(), student=spec or StudentSpec(), words=words, default_size=(32, 32)
+    )
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def folder(path: Path, seed: int = 0) -> Path:
+    pipeline(seed).save_pretrained(path)
+    return path
+
+
+def umt5(path: Path) -> Path:
+    """A diffusers-like folder with a random UMT5 of width 32 and a tokenizer of a few words, `</s>` at every end."""
+    words = ["<pad>", "</s>", "<unk>", "a", "red", "circle", "moving", "right"]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", padding_side="right"
+    )
+    fast.save_pretrained(path / "tokenizer")
+    torch.manual_seed(0)
+    config = UMT5Config(vocab_size=len(words), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    UMT5EncoderModel(config).save_pretrained(path / "text_encoder")
+    return path

@@ -1,0 +1,1 @@
+"""Recipes: their dataclasses, reading, validation, and the model configurations they name."""

@@ -1,0 +1,83 @@
+"""Real footage for the stage `tf`: videos with captions, or scenes of the Shapes world, encoded into `data.clips`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from salt.io.atomic import replacing
+from salt.io.video import read_video
+from salt.models.streaming_vae import encode_video
+from train.config.recipe import Recipe, RecipeError
+from train.rollout.random_draws import generator
+from train.shapes.world import random_scenes, render
+
+
+def encode_footage(
+    recipe: Recipe, videos: Path | None, device: torch.device, on_clip: Callable[[int], None] | None = None
+) -> int:
+    """Write the clips that `data.clips` still lacks; returns how many.
+
+    videos: a folder of `NAME.mp4` with captions in `NAME.txt`, cut to the recipe's length and size from their start;
+    None: `start.clips` scenes of the Shapes world, where `data.prompts` is `shapes`.
+    Raises RecipeError for a video without a caption; ValueError, naming the file, for one too short or unreadable.
+    """
+    if not Path(recipe.models.vae or "/nonexistent").is_dir():
+        raise RecipeError(f"models.vae: found no such folder {recipe.models.vae!r}, expected the autoencoder")
+    sources = _scenes(recipe) if videos is None else _videos(recipe, videos)
+    folder = Path(recipe.data.clips)
+    missing = [i for i in range(len(sources)) if not (folder / f"{i:06d}.safetensors").exists()]
+    if not missing:
+        return 0
+    vae = AutoencoderKLWan.from_pretrained(recipe.models.vae, torch_dtype=torch.float32).requires_grad_(False)
+    nn.Module.to(vae, device)
+    dtype = torch.bfloat16 if recipe.optimisation.precision == "bf16" else torch.float32
+    for done, i in enumerate(missing):
+        caption, pixels = sources[i]
+        latents = encode_video(vae, pixels().to(device))[0]
+        with replacing(folder / f"{i:06d}.safetensors") as partial:
+            save_file({"latents": latents.to(dtype).contiguous().cpu()}, partial, {"prompt": caption})
+        if on_clip is not None:
+            on_clip(len(sources) - len(missing) + done + 1)
+    return len(missing)
+
+
+Source = tuple[str, Callable[[], Tensor]]  # caption, pixels [1, 3, T, H, W]
+
+
+def _frames(recipe: Recipe) -> int:
+    return 4 * (recipe.rollout.frames - 1) + 1
+
+
+def _scenes(recipe: Recipe) -> list[Source]:
+    if recipe.data.prompts != "shapes":
+        raise RecipeError("--videos: found none, expected a folder of NAME.mp4 with captions in NAME.txt")
+
+    def source(i: int) -> Source:
+        drawn = generator(recipe.run.seed, "scene", i)
+        (scene,) = random_scenes(1, drawn)
+        return scene.caption, lambda: render([scene], _frames(recipe), drawn).pixels
+
+    return [source(i) for i in range(recipe.start.clips)]
+
+
+def _videos(recipe: Recipe, folder: Path) -> list[Source]:
+    paths = sorted(folder.glob("*.mp4"))
+    if not paths:
+        raise RecipeError(f"--videos: {folder}: found no mp4 in it")
+    scale = 8  # pixels per latent row and column of Wan's autoencoder
+    size = (recipe.rollout.height * scale, recipe.rollout.width * scale)
+
+    def source(path: Path) -> Source:
+        caption = path.with_suffix(".txt")
+        text = caption.read_text(encoding="utf-8").strip() if caption.is_file() else ""
+        if not text:
+            raise RecipeError(f"--videos: {path}: found no caption, expected one in {caption}")
+        return " ".join(text.split()), lambda: read_video(path, size, _frames(recipe))
+
+    return [source(path) for path in paths]

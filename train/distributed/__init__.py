@@ -1,0 +1,1 @@
+"""Training over processes: replicated and sharded models, averages, checkpoints, recomputation."""

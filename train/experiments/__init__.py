@@ -1,0 +1,1 @@
+"""Experiments on the Shapes world. Nothing else in train imports them."""

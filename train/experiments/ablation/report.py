@@ -1,0 +1,184 @@
+"""What the study found, for a reader: the table, the plots, and the same prompts and seeds painted by every arm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from salt.checkpoints import load_student, read_checkpoint
+from salt.models.word_embedder import WordEmbedder
+from salt.semigroup_defect import OPERATORS
+from salt.spec import StudentSpec
+from train.evaluation.shapebench import PROMPTS, SHORT, decode_latents, load_vae, student_clips
+from train.experiments.ablation.arms import ARMS
+from train.experiments.ablation.scores import WINDOWED
+from train.monitoring.plots import to_files
+from train.sample_grid import grid
+
+SCORES = "study.json"
+COLUMNS = ("passed", "semantics", "quality", "motion", "drift")
+SHOWN = (0, 30, 14, 44)  # prompts of the picture grid: two held out, two not
+PICTURE_SEED = 6000
+
+Row = dict[str, Any]
+
+
+def finished(out: Path) -> dict[str, list[Row]]:
+    """Scores of every arm that has any, seeds in order."""
+    found = {a.name: [json.loads(p.read_text()) for p in sorted(out.glob(f"{a.name}/seed-*/{SCORES}"))] for a in ARMS}
+    return {name: rows for name, rows in found.items() if rows}
+
+
+def table(out: Path, short: bool = False) -> str:
+    """Markdown: a line per arm and setting, means over seeds and how far apart the seeds lie; then a line per setting
+    with the scatter of a single seed.
+
+    short: only the settings of `short_settings`.
+    """
+    arms = finished(out)
+    shown = {name: short_settings(rows[0]) if short else list(rows[0]["scores"]) for name, rows in arms.items()}
+    lines = [
+        f"| arm | NFE / memory / latent frames | {' | '.join(COLUMNS)} | defect, euler | defect, sampler | seeds | "
+        "recipe | minutes |",
+        "|" + "---|" * (len(COLUMNS) + 7),
+    ]
+    for name, rows in arms.items():
+        about = next(a.about for a in ARMS if a.name == name)
+        defects = [spread([r["defect"][o] for r in rows], 4) for o in OPERATORS]
+        minutes = f"{fmean(r['minutes'] for r in rows):.1f}"
+        for setting in shown[name]:
+            values = [spread(column(rows, setting, c), 2) for c in COLUMNS]
+            lines.append(
+                f"| {about} | {setting} | {' | '.join(values)} | {' | '.join(defects)} | {len(rows)} | "
+                f"{rows[0]['recipe']} | {minutes} |"
+            )
+    defects = [scatter([[r["defect"][o] for r in rows] for rows in arms.values()], 4) for o in OPERATORS]
+    for setting in dict.fromkeys(s for settings in shown.values() for s in settings):
+        having = [rows for name, rows in arms.items() if setting in shown[name]]
+        values = [scatter([column(rows, setting, c) for rows in having], 2) for c in COLUMNS]
+        lines.append(f"| *scatter of one seed* | {setting} | {' | '.join([*values, *defects])} | | | |")
+    return "\n".join(lines)
+
+
+def paired(out: Path, baseline: str = "fixed") -> str:
+    """Markdown: by how many points more (or fewer) clips pass than the baseline's of the same seed, seed by seed.
+
+    Arms of one seed have their noise in common, which moves all of them alike. Settings of `short_settings`, of arms
+    that play as the baseline does.
+    """
+    arms = {name: {row["seed"]: row for row in rows} for name, rows in finished(out).items()}
+    if baseline not in arms:
+        return ""
+    base = arms[baseline]
+    seeds = sorted(base)
+    settings = short_settings(base[seeds[0]])
+    lines = [f"| passed, against `{baseline}` | NFE | {' | '.join(f'seed {s}' for s in seeds)} | mean |"]
+    lines.append("|" + "---|" * (len(seeds) + 3))
+    for name, rows in arms.items():
+        for setting in settings:
+            more = {
+                s: 100 * (rows[s]["scores"][setting]["passed"] - base[s]["scores"][setting]["passed"])
+                for s in seeds
+                if name != baseline and s in rows and setting in rows[s]["scores"]
+            }
+            if more:
+                cells = [f"{round(more[s]):+d}" if s in more else "-" for s in seeds]
+                nfe = setting.split(" / ")[0]
+                lines.append(f"| `{name}` | {nfe} | {' | '.join(cells)} | {round(fmean(more.values())):+d} |")
+    return "\n".join(lines)
+
+
+def column(rows: Sequence[Row], setting: str, name: str) -> list[float]:
+    """A score of every seed that has it: arms scored before a column was there lack it."""
+    return [r["scores"][setting][name] for r in rows if name in r["scores"][setting]]
+
+
+def scatter(arms: Sequence[Sequence[float]], digits: int) -> str:
+    """The standard deviation of one seed about its arm's mean, pooled over `arms`: two or three seeds of one arm tell
+    little of it, those of all arms enough. "-" where no arm has two seeds.
+    """
+    freedom = sum(len(values) - 1 for values in arms if values)
+    if not freedom:
+        return "-"
+    squares = sum((v - fmean(values)) ** 2 for values in arms if values for v in values)
+    return f"{(squares / freedom) ** 0.5:.{digits}f}"
+
+
+def short_settings(row: Row) -> list[str]:
+    """One setting for each step count: SHORT latent frames, everything kept, or relative where trained with that."""
+    return [s for s in row["scores"] if s.endswith(f" / {SHORT}") and WINDOWED not in s]
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """The mean, and half the distance between the extremes where there are several; "-" of none."""
+    if not values:
+        return "-"
+    half = (max(values) - min(values)) / 2
+    return f"{fmean(values):.{digits}f}" + (f" ± {half:.{digits}f}" if len(values) > 1 else "")
+
+
+def plot(out: Path, path: Path) -> None:
+    """One panel per score, a line per arm, a dot per seed, 4 and 2 NFE beside each other; short clips, full memory."""
+    pyplot = to_files()
+    arms = finished(out)
+    panels = [*COLUMNS, *(f"defect, {o}" for o in OPERATORS)]
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(3.0 * len(panels), 1.2 + 0.34 * len(arms)), sharey=True)
+    for axis, panel in zip(axes, panels, strict=True):
+        for at, rows in enumerate(arms.values()):
+            for nfe, color, shift in ((4, "tab:blue", -0.12), (2, "tab:orange", 0.12)):
+                values = _values(rows, panel, nfe)
+                if not values:
+                    continue
+                axis.plot(values, [at + shift] * len(values), "o", color=color, markersize=4, alpha=0.8)
+                axis.plot([fmean(values)], [at + shift], "|", color=color, markersize=11)
+        axis.set_title(panel, fontsize=9)
+        axis.grid(alpha=0.3)
+    axes[0].set_yticks(range(len(arms)), list(arms))
+    axes[0].invert_yaxis()
+    figure.suptitle("blue: 4 NFE, orange: 2 NFE; a dot per seed, a bar at their mean", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    pyplot.close(figure)
+
+
+def _values(rows: Sequence[Row], panel: str, nfe: int) -> list[float]:
+    if panel.startswith("defect, "):
+        return [row["defect"][panel.removeprefix("defect, ")] for row in rows]
+    return column(rows, next(s for s in short_settings(rows[0]) if s.startswith(f"{nfe} / ")), panel)
+
+
+@torch.no_grad()
+def picture(students: dict[str, Path], vae: Path, path: Path, nfe: int = 2) -> None:
+    """A JPEG: a row per student, by name, a column per prompt of SHOWN; first, middle and last frame of each clip.
+
+    All have the same noise.
+    """
+    decoder = load_vae(vae)
+    scenes = [PROMPTS[i] for i in SHOWN]
+    text = WordEmbedder().encode([scene.caption for scene in scenes])
+    rows: list[list[Tensor]] = []
+    for student in students.values():
+        spec = read_checkpoint(student).spec or StudentSpec()
+        latents = student_clips(load_student(student, dtype=torch.float32), text, nfe, SHORT, PICTURE_SEED, spec)
+        pixels = decode_latents(decoder, latents)
+        frames = torch.cat([pixels[:, :, t] for t in (0, pixels.shape[2] // 2, -1)], dim=3)
+        rows.append(list(frames.unsqueeze(2)))
+    shown = ((grid(rows)[:, 0] + 1) / 2).clamp(0, 1).permute(1, 2, 0)
+    pyplot = to_files()
+    height, width = shown.shape[:2]
+    figure, axis = pyplot.subplots(figsize=((width + 200) / 100, (height + 60) / 100))
+    axis.imshow(shown.numpy(), interpolation="nearest")
+    axis.set_yticks([(i + 0.5) * height / len(rows) for i in range(len(rows))], list(students))
+    axis.set_xticks([(i + 0.5) * width / len(scenes) for i in range(len(scenes))], [s.caption for s in scenes])
+    axis.xaxis.tick_top()
+    axis.tick_params(length=0, labelsize=8)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100, pil_kwargs={"quality": 88})
+    pyplot.close(figure)

@@ -1,0 +1,71 @@
+"""What an arm's student is scored on: prompts followed, picture quality, motion, long clips, the semigroup defect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from salt.checkpoints import load_student, read_checkpoint
+from salt.conditioning import Conditioning
+from salt.memory import MemoryPolicy
+from salt.models.word_embedder import WordEmbedder
+from salt.semigroup_defect import OPERATORS
+from salt.spec import StudentSpec
+from train.evaluation.semigroup_defect import DefectSettings, measure_defect
+from train.evaluation.shapebench import PROMPTS, SHORT, load_vae, score_model
+from train.shapes.bench import ClipScore
+from train.shapes.world import SPEEDS, parse_caption
+
+STEPS = (4, 2)
+WINDOWED = "sink+window"
+WINDOW = MemoryPolicy("sink", window=12, sink=3)
+LONG = 120  # latent frames
+SEED = 5000  # of no other table
+
+
+def measured(scores: list[ClipScore]) -> dict[str, float]:
+    """Shares and means over clips. semantics, quality: means of the verdicts that belong there. motion: distance
+    travelled, of the distance that the prompt asks for (1 is right; consistency can hide lost motion). drift: change of
+    the object's look over time, from the clip's first fifth to its last (0 is right; `ClipScore.drift`)."""
+    return {
+        "passed": fmean(s.passed for s in scores),
+        "semantics": fmean(fmean((s.color, s.shape, s.direction, s.speed, s.count)) for s in scores),
+        "quality": fmean(fmean((s.sharp, s.steady, s.no_drift)) for s in scores),
+        "motion": fmean(s.pixels_per_frame / SPEEDS[parse_caption(s.caption).speed] for s in scores),
+        "drift": fmean(s.drift for s in scores),
+        "color": fmean(s.color for s in scores),
+        "shape": fmean(s.shape for s in scores),
+        "direction": fmean(s.direction for s in scores),
+        "count": fmean(s.count for s in scores),
+    }
+
+
+def score_student(path: Path, vae: Path, prompts: int = len(PROMPTS), device: str = "cpu") -> dict[str, Any]:
+    """All scores of an exported student, as plain numbers by `NFE / memory / latent frames`, and its defects.
+
+    prompts: of ShapeBench's list, held-out ones first; every second with a window as well, every eighth for long clips.
+    Pictures are decoded in bfloat16, which moves a pixel by 0.0015 of 2 on average.
+    """
+    spec = read_checkpoint(path).spec or StudentSpec()
+    student = load_student(path, dtype=torch.float32, device=device)
+    decoder = load_vae(vae, device, torch.bfloat16)
+    memories = {"full": MemoryPolicy(), WINDOWED: WINDOW} if spec.frames_per_block else {"none": spec.policy}
+    if spec.policy.relative:
+        memories = {"relative": spec.policy}
+    found: dict[str, Any] = {}
+    for steps in STEPS:
+        for name, policy in memories.items():
+            for frames in (SHORT, LONG) if spec.frames_per_block else (SHORT,):
+                share = 8 if frames == LONG else 2 if name == WINDOWED else 1
+                scenes = PROMPTS[:prompts][::share]
+                playing = StudentSpec(spec.frames_per_block, spec.steps, spec.shift, policy)
+                scores = score_model(student, decoder, steps, scenes, frames, seed=SEED, spec=playing)
+                found[f"{steps} / {name} / {frames}"] = measured(scores)
+    text = Conditioning(WordEmbedder().encode([s.caption for s in PROMPTS[: min(prompts, 8)]]).to(device))
+    settings = DefectSettings.of(spec, frames=SHORT, height=8, width=8)
+    defects = measure_defect(student, text, settings)
+    means = {o: fmean(v for (_, by), v in defects.items() if by == o) for o in OPERATORS}
+    return {"scores": found, "defect": means}

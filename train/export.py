@@ -1,0 +1,119 @@
+"""The finished student, ready for others: one safetensors file with a model card, and by request a hub repository."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+
+import yaml
+
+from salt.io.atomic import replacing
+from train.config.recipe import Recipe
+from train.methods.base import Trainer
+from train.models import student_spec
+
+STAGES = {
+    "distill": "distribution matching distillation",
+    "ode": "regression on a teacher's ODE trajectories",
+    "tf": "teacher-forced flow matching",
+}
+
+
+class PublishError(RuntimeError):
+    """A student that could not be put on the hub; the message names the repository and what happened."""
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """12 hex digits of everything that shapes the result (not where it is written)."""
+    settings = {k: v for k, v in recipe.to_dict().items() if k not in ("run", "name")}
+    del settings["models"]["keep"]  # of which gradients are the same to the bit
+    settings["seed"] = recipe.run.seed
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def export(trainer: Trainer, done: int) -> Path:
+    """Write `export/NAME.safetensors` and its card README.md in the run's folder; returns the file."""
+    recipe = trainer.recipe
+    folder = Path(recipe.run.out) / "export"
+    path = trainer.export(folder / f"{recipe.name}.safetensors")
+    if trainer.accelerator.is_main_process:
+        with replacing(folder / "README.md") as partial:
+            partial.write_text(model_card(recipe, done, last_values(Path(recipe.run.out) / "losses.csv")), "utf-8")
+    return path
+
+
+def last_values(curve: Path) -> dict[str, float]:
+    """The newest value of every quantity in a losses.csv; empty where there is none."""
+    if not curve.exists():
+        return {}
+    with curve.open() as file:
+        return {row["name"]: float(row["value"]) for row in csv.DictReader(file)}
+
+
+def model_card(recipe: Recipe, done: int, values: dict[str, float]) -> str:
+    """Markdown with the hub's front matter: what the file is, how it was made, what was measured, how to use it."""
+    spec = student_spec(recipe)
+    tags = ["text-to-video", "wan2.1", "comfyui", "salt"] + (["lora-merged"] if recipe.models.lora_rank else [])
+    front = yaml.safe_dump({"library_name": "comfyui-salt", "pipeline_tag": "text-to-video", "tags": tags})
+    blocks = f"blocks of {spec.frames_per_block} latent frames, memory `{spec.policy}`"
+    rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in values.items())
+    settings = yaml.safe_dump(json.loads(json.dumps(recipe.to_dict())), sort_keys=False, allow_unicode=True)
+    weighs = "averaged (EMA)" if done >= recipe.optimisation.ema_start else "latest"
+    return f"""---
+{front}---
+
+# {recipe.name}
+
+A Wan 2.1 student for few-step video, made with the training room of ComfyUI-Salt by {STAGES[recipe.stage]}.
+
+| | |
+|---|---|
+| rollout | {blocks if spec.frames_per_block else "the whole clip at once"} |
+| steps (NFE) | {spec.schedule.nfe}: {", ".join(f"{s:g}" for s in spec.steps)}, shift {spec.shift:g} |
+| guidance | none needed |
+| trained | {done} updates of {recipe.optimisation.batch} clips, {recipe.rollout.frames} latent frames each |
+| weights | {weighs}, bfloat16 |
+| started from | `{recipe.models.student}` |
+| teacher | `{recipe.models.teacher if recipe.stage == "distill" else "the clips of " + recipe.data.clips}` |
+| recipe | `{recipe_hash(recipe)}`, below |
+
+The licences of the model it started from and of its teacher hold for it.
+
+## Use
+
+ComfyUI: put `{recipe.name}.safetensors` in `models/diffusion_models` and load it with *Load Salt Student*.
+Without ComfyUI: `salt generate "a prompt" --model {recipe.name}.safetensors` (`salt generate --help`).
+
+## Last values of the run
+
+These are losses, not a score of the videos; `python -m train evaluate` makes one.
+
+| quantity | last |
+|---|---|
+{rows}
+
+## Recipe
+
+```yaml
+{settings}```
+"""
+
+
+def push(folder: Path, repository: str, revision_note: str) -> str:
+    """Upload an export to the hub (the token is the hub library's own business); returns the address.
+
+    Raises PublishError naming the repository and what the hub said.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        api = HfApi()
+        url = api.create_repo(repository, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message=revision_note)
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise PublishError(f"{repository}: not uploaded ({reason}); the export is in {folder}") from error
+    return str(url)

@@ -1,0 +1,1 @@
+"""Memory of a recipe, estimated before anything is loaded."""

@@ -1,0 +1,176 @@
+"""The training loop that every stage shares: gradients accumulated to the recipe's global batch, clipped, applied,
+averaged, logged, checkpointed, resumed, exported.
+
+What an update consists of is a stage's own: `distiller.py` (SC-DMD) and `starter.py` (the students it begins with).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from torch import Tensor
+
+from salt.models.transformer_salt import SaltTransformer3DModel
+from train.config.recipe import Recipe
+from train.data.batch import Prompts
+from train.distributed.checkpointing import CheckpointFolder
+from train.distributed.parallel import DistributedModel, Ema, Mode, mean_over_processes, process_state
+from train.methods.sc_dmd_losses import Batch
+from train.models import build_student, export_student, make_optimizer
+from train.monitoring.metrics_logger import Diverged, DivergenceGuard, MetricsLogger
+
+
+@dataclass
+class Learner:
+    """A model that learns, with what makes it learn."""
+
+    model: DistributedModel
+    optimizer: torch.optim.Optimizer
+    lr: float
+
+    def step(self, limit: float, warmup: float) -> float:
+        """Clip, apply, clear; returns the gradient's norm before clipping."""
+        norm = self.model.clip(limit)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * warmup
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+
+class Trainer(ABC):
+    """One run. `run()` goes on from the newest complete checkpoint to the recipe's last update.
+
+    A stage adds its own learners to `learners` and says what an update is.
+    """
+
+    def __init__(self, recipe: Recipe, mode: Mode = "single", prompts: list[str] | None = None) -> None:
+        self.recipe = recipe
+        out, opt = Path(recipe.run.out), recipe.optimisation
+        tracker = None if recipe.run.tracker == "none" else recipe.run.tracker
+        places = ProjectConfiguration(str(out), str(out / "logs"))
+        process_state()
+        self.accelerator = Accelerator(log_with=tracker, project_config=places)
+        self.device = self.accelerator.device
+        student = build_student(recipe, self.device)
+        self.student = self.learner(student, mode, opt.lr)
+        self.learners = {"student": self.student}
+        self.ema = Ema(student, opt.ema)
+        channels = student.config.in_channels - student.config.out_channels
+        self.prompts = Prompts(recipe, self.device, channels, prompts)
+        self.guard = DivergenceGuard(recipe.run.diverged)
+        self.folder = CheckpointFolder(out / "checkpoints", recipe.run.keep)
+
+    @abstractmethod
+    def update(self, update: int) -> dict[str, float]:
+        """One update of the student, `update` counted from 0; mean losses over the global batch."""
+
+    @property
+    def bf16(self) -> bool:
+        return self.recipe.optimisation.precision == "bf16"
+
+    def learner(self, model: SaltTransformer3DModel, mode: Mode, lr: float) -> Learner:
+        wrapped = DistributedModel(model, mode, self.bf16, compiled=self.recipe.optimisation.compile)
+        return Learner(wrapped, make_optimizer(wrapped.parameters(), self.recipe, lr), lr)
+
+    def run(self, on_update: Callable[[int], dict[str, float]] | None = None) -> int:
+        """Train; returns the number of finished updates. on_update: called after each, returns what else to log.
+
+        Raises Diverged when the numbers go bad; the last good checkpoint stays.
+        """
+        done = self.resume()
+        run, opt = self.recipe.run, self.recipe.optimisation
+        with MetricsLogger(self.recipe, self.accelerator, done) as watch:
+            while done < opt.updates:
+                values = self.update(done)
+                try:
+                    self.guard.check(done + 1, values)
+                except Diverged as error:
+                    kept = [p.name for p in self.folder.complete()[-1:]] or ["none yet"]
+                    raise Diverged(f"{error}; stopped, last good checkpoint: {kept[0]}") from None
+                done += 1
+                watch.update(done, values)
+                if (run.save_every and done % run.save_every == 0) or done == opt.updates:
+                    self.save(done)
+                if on_update is not None and (more := on_update(done)):
+                    watch.update(done, more)
+        return done
+
+    def warmup(self, update: int) -> float:
+        """Share of the learning rate that holds at this update."""
+        steps = self.recipe.optimisation.warmup
+        return min((update + 1) / steps, 1.0) if steps else 1.0
+
+    def step_student(self, update: int) -> float:
+        """Apply the student's gradient and average its weights; returns the gradient's norm."""
+        opt = self.recipe.optimisation
+        norm = self.student.step(opt.clip, self.warmup(update))
+        if update + 1 >= opt.ema_start:
+            self.ema.update()
+        return norm
+
+    def accumulate(
+        self, learner: Learner, loss_of: Callable[[Batch], tuple[Tensor, dict[str, float]]], update: int, role: str
+    ) -> dict[str, float]:
+        """Backward over this process's share of the global batch, in micro-batches."""
+        opt = self.recipe.optimisation
+        share = opt.batch // self.accelerator.num_processes
+        first = self.accelerator.process_index * share
+        starts = range(first, first + share, opt.micro_batch)
+        sums: dict[str, float] = {}
+        for start in starts:
+            batch = self.prompts.batch(update, range(start, start + opt.micro_batch), role)
+            with learner.model.accumulating(last=start == starts[-1]):
+                loss, parts = loss_of(batch)
+                (loss / len(starts)).backward()
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0.0) + value / len(starts)
+        return {name: mean_over_processes(value, self.device) for name, value in sums.items()}
+
+    def resume(self) -> int:
+        """Load the newest complete checkpoint; returns the finished generator updates (0 without one)."""
+        parts = self.folder.latest()
+        if parts is None:
+            return 0
+        if parts["ema"]:
+            self.student.model.load_state(parts["ema"])
+            self.ema.update()
+        for name, learner in self.learners.items():
+            learner.model.load_state(parts[name])
+            learner.model.load_optimizer_state(learner.optimizer, parts[f"{name}_optimizer"])
+        states = parts["run"]["rng"]
+        torch.set_rng_state(states[self.accelerator.process_index % len(states)])
+        self.guard.norms.extend(parts["run"]["norms"])
+        return int(parts["run"]["updates"])
+
+    def save(self, done: int) -> None:
+        """A complete checkpoint after `done` generator updates. Every process takes part, one writes."""
+        states: Any = self.accelerator.gather(torch.get_rng_state()[None].to(self.device))
+        parts: dict[str, Any] = {"ema": self.averaged_state() if self.ema.shadow else {}}
+        for name, learner in self.learners.items():
+            parts[name] = learner.model.state()
+            parts[f"{name}_optimizer"] = learner.model.optimizer_state(learner.optimizer)
+        parts["run"] = {"updates": done, "rng": [row.clone() for row in states.cpu()], "norms": list(self.guard.norms)}
+        if self.accelerator.is_main_process:
+            self.folder.save(done, parts)
+        self.accelerator.wait_for_everyone()
+
+    def averaged_state(self) -> dict[str, Tensor]:
+        """The student's whole weights on the CPU, averaged where an average has begun."""
+        with self.ema.swapped():
+            return {name: value.clone() for name, value in self.student.model.state().items()}
+
+    def export(self, path: Path) -> Path:
+        """Write the averaged student as one file that the loaders and ComfyUI read."""
+        state = self.averaged_state()
+        if self.accelerator.is_main_process:
+            export_student(self.student.model.model, state, self.recipe, path)
+        self.accelerator.wait_for_everyone()
+        return path

@@ -1,0 +1,115 @@
+"""From a recipe's paths to models that learn: students, critics, LoRA adapters, optimizers, and the exported file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from salt.checkpoints import load_student, read_checkpoint, save_wan
+from salt.models.transformer_salt import SaltTransformer3DModel
+from salt.spec import StudentSpec
+from train.config.recipe import Recipe, RecipeError
+from train.distributed.activation_checkpointing import recompute
+
+LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
+
+
+def build_student(recipe: Recipe, device: torch.device) -> SaltTransformer3DModel:
+    """The student in float32, on the device; with a LoRA adapter as its only trainable part if the recipe says so."""
+    model = _trainable(recipe, recipe.models.student, device)
+    if recipe.models.lora_rank:
+        adapt(model, recipe.models.lora_rank)
+        nn.Module.to(model, device)
+    return model
+
+
+def adapt(model: SaltTransformer3DModel, rank: int) -> None:
+    """Make a LoRA adapter the only part that learns."""
+    from peft import LoraConfig
+
+    model.requires_grad_(False)
+    model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_TARGETS))
+
+
+def build_critic(recipe: Recipe, device: torch.device) -> SaltTransformer3DModel:
+    """The critic: the recipe's, else the teacher where it is of the student's size, else the student's start."""
+    models = recipe.models
+    path = models.critic
+    if not path:
+        same = _size(models.teacher) == _size(models.student)
+        path = models.teacher if same else models.student
+    return _trainable(recipe, path, device)
+
+
+def build_teacher(recipe: Recipe) -> SaltTransformer3DModel:
+    """The teacher, frozen, on the CPU."""
+    dtype = torch.bfloat16 if recipe.optimisation.precision == "bf16" else torch.float32
+    teacher = load_student(recipe.models.teacher, dtype=dtype).requires_grad_(False).eval()
+    if recipe.loss.align != "none" and recipe.loss.align_block >= len(teacher.blocks):
+        raise RecipeError(
+            f"loss.align_block: found {recipe.loss.align_block}, expected 0 to {len(teacher.blocks) - 1} "
+            "(the teacher's transformer blocks)"
+        )
+    if recipe.models.checkpointing:  # the alignment's gradient goes through it
+        recompute(teacher, recipe.keep)
+    return teacher
+
+
+def _trainable(recipe: Recipe, path: str, device: torch.device) -> SaltTransformer3DModel:
+    weights = recipe.models.weights if path == recipe.models.student else "auto"
+    model = load_student(path, weights=weights, dtype=torch.float32)
+    if recipe.models.checkpointing:
+        recompute(model, recipe.keep)
+    nn.Module.to(model, device)
+    model.train()
+    return model
+
+
+def _size(path: str) -> tuple[Any, ...]:
+    config = read_checkpoint(path).config
+    return tuple(config.get(k) for k in ("num_attention_heads", "num_layers", "ffn_dim", "in_channels"))
+
+
+def make_optimizer(parameters: list[nn.Parameter], recipe: Recipe, lr: float) -> torch.optim.Optimizer:
+    """AdamW as the recipe says: plain, fused, or with 8-bit states (bitsandbytes)."""
+    opt = recipe.optimisation
+    options: dict[str, Any] = {"lr": lr, "betas": opt.betas, "weight_decay": opt.weight_decay}
+    if opt.optimizer == "8bit":
+        try:
+            from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise RecipeError("optimisation.optimizer: found 8bit without bitsandbytes, pip install it") from error
+        return AdamW8bit(parameters, **options)
+    return torch.optim.AdamW(parameters, **options, fused=opt.optimizer == "fused")
+
+
+def student_spec(recipe: Recipe) -> StudentSpec:
+    """What the exported student says of itself; its default is the densest list of the recipe up to 4 steps."""
+    r = recipe.rollout
+    nfe = max((n for n in r.share if n <= 4), default=8)
+    blocks = 0 if r.kind == "bidirectional" else r.frames_per_block
+    return StudentSpec(blocks, recipe.schedule(nfe).steps, r.shift, recipe.policy, r.independent_first_frame)
+
+
+def export_student(
+    model: Any, state: Mapping[str, Tensor], recipe: Recipe, path: Path, dtype: torch.dtype = torch.bfloat16
+) -> Path:
+    """Write a student's whole weights in Wan's names, as the loaders and ComfyUI read it, LoRA adapters merged in.
+
+    Of the model, which may be sharded, only its configuration is read. `state` is used up by the merging.
+    """
+    config = {k: v for k, v in model.config.items() if not k.startswith("_")}
+    with torch.device("meta"):
+        whole = SaltTransformer3DModel(**config)
+        if recipe.models.lora_rank:
+            adapt(whole, recipe.models.lora_rank)
+    whole.load_state_dict(state, assign=True)
+    if recipe.models.lora_rank:
+        whole.fuse_lora()
+        whole.unload_lora()
+    spec = student_spec(recipe)
+    return save_wan(whole, path, spec=spec, dtype=dtype, causal_ar=spec.frames_per_block > 0)

@@ -1,0 +1,1 @@
+"""What a run reports: metrics, plots, and the guard that ends a diverged run."""
