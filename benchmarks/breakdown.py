@@ -18,6 +18,7 @@ from benchmarks.generation import random_wan
 from salt.acceleration.presets import Preference
 from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
+from salt.model_input import ModelInput
 from salt.models.transformer_salt import CausalModel
 from train.config.model_configs import WAN_1_3B
 
@@ -48,11 +49,11 @@ def shares(layers: int, prefer: Preference, policy: str = "sink:3,window:12") ->
     t = torch.full((1, 3), 500.0, device=device)
     for _ in range(4):
         passing = memory.open(write=3)
-        model(x, t, passing, text)
+        model(ModelInput(x, t, text, passing))
         passing.commit()
 
     def forward() -> None:
-        model(x, t, memory.open(read=3), text)
+        model(ModelInput(x, t, text, memory.open(read=3)))
 
     forward()
     seconds = min(timed(forward, device) for _ in range(3))

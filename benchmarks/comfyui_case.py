@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -175,8 +176,8 @@ def by_library(clock: Clock) -> Play:
         PACK.schedule.Schedule.of(CASE["nfe"]), frames_per_block=CASE["block"], fuse=True
     )
 
-    def timed(x, t, memory, conditioning):
-        out = model(x.to(DTYPE), t, memory, conditioning).float()
+    def timed(inputs):
+        out = model(replace(inputs, x=inputs.x.to(DTYPE))).float()
         clock.mark()
         return out
 

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ..salt.conditioning import PromptSchedule
 from ..salt.memory import MemoryPolicy, estimate_bytes
+from ..salt.model_input import FlowModel, ModelInput
 from ..salt.noise import SeededNoise
 from ..salt.rollout import RolloutSettings, rollout
-from ..salt.sampling import ClipModel, sample_bidirectional
+from ..salt.sampling import sample_bidirectional
 from ..salt.schedule import NUM_TRAIN_TIMESTEPS, Schedule
 from ..salt.semigroup_defect import DefectMeter, Defects, defect_table, mean_defects, parse_triples, steps_for
 from ..salt.spec import StudentSpec
-from .adapter.comfy_model import compute_dtype, memory_geometry, new_memory
+from .adapter.comfy_model import Conds, compute_dtype, memory_geometry, new_memory
 from .adapter.sampler import Sampling, sample
 from .adapter.student_spec import autoregressive, spec_of
 from .io_types import Policy, schema
@@ -34,15 +35,15 @@ def student_of(model: Any, frames_per_block: int) -> StudentSpec:
     return spec
 
 
-def whole_clip(s: Sampling) -> ClipModel:
-    """The MODEL on a whole clip at once, without a memory: flow [B, C, F, H, W] of x at timesteps t [B]."""
+def whole_clip(s: Sampling) -> FlowModel[Conds]:
+    """The MODEL on a whole clip at once, without a memory: flow [B, C, F, H, W] at timesteps [B]."""
     import comfy.model_management
     import comfy.samplers
 
-    def flow(x: Tensor, t: Tensor, conditioning: Any) -> Tensor:
+    def flow(inputs: ModelInput[Conds], /) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        sigma = t.to(torch.float32) / NUM_TRAIN_TIMESTEPS
-        (x0,) = comfy.samplers.calc_cond_batch(s.model.base, [conditioning], x, sigma, s.model.model_options)
+        x, sigma = inputs.x, inputs.timestep.to(torch.float32) / NUM_TRAIN_TIMESTEPS
+        (x0,) = comfy.samplers.calc_cond_batch(s.model.base, [inputs.conditioning], x, sigma, s.model.model_options)
         return (x - x0) / sigma.view(-1, 1, 1, 1, 1)
 
     return flow

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from torch import Tensor
 
+T = TypeVar("T")
 Switch = Literal["keep", "recache", "cut"]
 SWITCHES: tuple[Switch, ...] = ("keep", "recache", "cut")
 
@@ -30,7 +31,7 @@ class Conditioning:
 
 
 @dataclass(frozen=True)
-class PromptChange:
+class PromptChange(Generic[T]):
     """From latent frame `frame` on, `conditioning` holds.
 
     switch: what happens to the memory (LongLive): `keep` it; `recache`, re-encode the recent clean latents under the
@@ -38,7 +39,7 @@ class PromptChange:
     """
 
     frame: int
-    conditioning: Any
+    conditioning: T
     switch: Switch = "keep"
     keep_sink: bool = False
 
@@ -49,10 +50,10 @@ class PromptChange:
             raise ValueError(f"frame: found {self.frame}, expected 0 or more")
 
 
-class PromptSchedule:
+class PromptSchedule(Generic[T]):
     """Conditioning over latent frames. A change takes effect at the first block that starts at or after its frame."""
 
-    def __init__(self, changes: Iterable[PromptChange]) -> None:
+    def __init__(self, changes: Iterable[PromptChange[T]]) -> None:
         self.changes = tuple(sorted(changes, key=lambda c: c.frame))
         frames = [c.frame for c in self.changes]
         if not frames or frames[0] != 0 or len(set(frames)) != len(frames):
@@ -61,14 +62,14 @@ class PromptSchedule:
             )
 
     @classmethod
-    def of(cls, conditioning: Any) -> PromptSchedule:
-        """A schedule as given, or one conditioning for the whole clip."""
+    def of(cls, conditioning: T | PromptSchedule[T]) -> PromptSchedule[T]:
+        """A schedule as it is, or one conditioning for the whole clip."""
         return conditioning if isinstance(conditioning, PromptSchedule) else cls([PromptChange(0, conditioning)])
 
     def switches(self, after: int, until: int) -> set[Switch]:
         """What the changes at latent frames after `after`, up to and with `until`, do to the memory."""
         return {c.switch for c in self.changes if after < c.frame <= until}
 
-    def at(self, frame: int) -> PromptChange:
+    def at(self, frame: int) -> PromptChange[T]:
         """The change that holds at latent frame `frame`."""
         return [c for c in self.changes if c.frame <= frame][-1]

@@ -12,23 +12,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Generic, Literal
 
 import torch
 from torch import Tensor
 
 from .conditioning import PromptChange, PromptSchedule
 from .memory import KVMemory, MemoryPass
+from .model_input import Condition, FlowModel, ModelInput
 from .noise import NoiseSource
 from .schedule import NUM_TRAIN_TIMESTEPS, Schedule, add_noise, euler, flow_to_x0
 
 Stepping = Literal["sde", "ode"]
-
-
-class Model(Protocol):
-    """Flow [B, C, F, H, W] of latents x [B, C, F, H, W] at timesteps t [B, F], reading and writing through `memory`."""
-
-    def __call__(self, x: Tensor, t: Tensor, memory: MemoryPass, conditioning: Any) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -94,15 +89,17 @@ class Block:
 
 
 @dataclass
-class Branch:
+class Branch(Generic[Condition]):
     """A conditioning with the memory that was written under it; `active` is the prompt of the latest block."""
 
     memory: KVMemory
-    prompts: PromptSchedule
-    active: PromptChange
+    prompts: PromptSchedule[Condition]
+    active: PromptChange[Condition]
 
     @classmethod
-    def of(cls, memory: KVMemory, conditioning: Any, frames_per_block: int) -> Branch:
+    def of(
+        cls, memory: KVMemory, conditioning: Condition | PromptSchedule[Condition], frames_per_block: int
+    ) -> Branch[Condition]:
         prompts = PromptSchedule.of(conditioning)
         # A change counts from the next block on, so what the latest block was made under is what held at its start.
         return cls(memory, prompts, prompts.at(max(memory.next_frame - frames_per_block, 0)))
@@ -132,14 +129,14 @@ def context_lengths(frames: int, settings: RolloutSettings) -> list[int]:
 
 
 def rollout(
-    model: Model,
-    conditioning: Any,
+    model: FlowModel[Condition],
+    conditioning: Condition | PromptSchedule[Condition],
     memory: KVMemory,
     noise: NoiseSource,
     frames: int,
     settings: RolloutSettings = RolloutSettings(),  # noqa: B008 - frozen
     *,
-    negative: Any = None,
+    negative: Condition | None = None,
     negative_memory: KVMemory | None = None,
     initial_latents: Tensor | None = None,
     history_latents: Tensor | None = None,
@@ -181,13 +178,13 @@ def rollout(
     yield from run.blocks(lengths)
 
 
-class _Run:
+class _Run(Generic[Condition]):
     """State of one rollout: the loop's own variables, and the recent clean latents that a recache needs."""
 
     def __init__(
         self,
-        model: Model,
-        branches: list[Branch],
+        model: FlowModel[Condition],
+        branches: list[Branch[Condition]],
         noise: NoiseSource,
         settings: RolloutSettings,
         count: int,
@@ -251,7 +248,8 @@ class _Run:
         flows = []
         for branch in self.branches:
             passing = opened(branch.memory)
-            flows.append(self.model(x, t, passing, branch.prompts.at(passing.start_frame).conditioning))
+            conditioning = branch.prompts.at(passing.start_frame).conditioning
+            flows.append(self.model(ModelInput(x, t, conditioning, passing)))
             passing.commit(self.settings.context_timestep / NUM_TRAIN_TIMESTEPS)
         self.nfe += 1
         if len(flows) == 1:
@@ -321,7 +319,7 @@ class _Run:
             branch.memory.cut()
 
     @torch.no_grad()
-    def recache(self, branch: Branch, change: PromptChange, start: int, block: int) -> None:
+    def recache(self, branch: Branch[Condition], change: PromptChange[Condition], start: int, block: int) -> None:
         """Re-encode the last min(window, t) clean latents under the new prompt (LongLive), in one forward."""
         memory, window = branch.memory, branch.memory.policy.window
         if not self.recent:
@@ -340,5 +338,5 @@ class _Run:
             x = torch.cat(group, dim=2)
             passing = memory.open(write=[b.shape[2] for b in group])
             t = x.new_full((x.shape[0], x.shape[2]), self.settings.context_timestep)
-            self.model(x, t, passing, change.conditioning)
+            self.model(ModelInput(x, t, change.conditioning, passing))
             passing.commit(self.settings.context_timestep / NUM_TRAIN_TIMESTEPS)

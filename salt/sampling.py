@@ -3,51 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from .conditioning import Conditioning
+from .model_input import Condition, FlowModel, ModelInput
 from .models.cross_attention_cache import CrossAttentionCaches
 from .noise import NoiseSource
 from .rollout import RolloutSettings, Step
 from .schedule import NUM_TRAIN_TIMESTEPS, add_noise, euler, flow_to_x0
 
 
-class ClipModel(Protocol):
-    """Flow [B, C, F, H, W] of a clip x [B, C, F, H, W] at timestep t [B]."""
-
-    def __call__(self, x: Tensor, t: Tensor, conditioning: Any) -> Tensor: ...
-
-
 class BidirectionalModel:
-    """A student without a memory as a `ClipModel`; channels of the condition (I2V) are laid beside the latents."""
+    """A student without a memory as a `FlowModel`; channels of the condition (I2V) are concatenated to the latents."""
 
     def __init__(self, student: torch.nn.Module) -> None:
         self.student = student
         self.contexts = CrossAttentionCaches()
 
-    def __call__(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+    def __call__(self, inputs: ModelInput[Conditioning], /) -> Tensor:
+        x, conditioning = inputs.x, inputs.conditioning
         if conditioning.channels is not None:
             x = torch.cat([x, conditioning.channels.to(x)], dim=1)
         context = self.contexts.of(conditioning)
-        (flow,) = self.student(x, t, conditioning.text, conditioning.image, return_dict=False, context=context)
+        (flow,) = self.student(
+            x, inputs.timestep, conditioning.text, conditioning.image, return_dict=False, context=context
+        )
         return flow
 
 
-@torch.no_grad()
 def sample_bidirectional(
-    model: ClipModel,
-    conditioning: Any,
+    model: FlowModel[Condition],
+    conditioning: Condition,
     noise: NoiseSource,
     frames: int,
     settings: RolloutSettings,
     *,
-    negative: Any = None,
+    negative: Condition | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Tensor:
-    """Latents [B, C, F, H, W] of a clip of `frames` latent frames.
+    """Latents [B, C, F, H, W] of a clip of `frames` latent frames, with gradient where the caller has it on.
 
     settings: its schedule, stepping and guidance are used. on_step: called before every step; what it raises ends the
     sampling. Raises ValueError for guidance without a negative conditioning.
@@ -61,9 +57,9 @@ def sample_bidirectional(
         if on_step is not None:
             on_step(Step(0, 1, i, len(sigmas), "denoise"))
         t = x.new_full((x.shape[0],), sigma * NUM_TRAIN_TIMESTEPS)
-        flow = model(x, t, conditioning)
-        if guided:
-            unconditional = model(x, t, negative)
+        flow = model(ModelInput(x, t, conditioning))
+        if guided and negative is not None:
+            unconditional = model(ModelInput(x, t, negative))
             flow = unconditional + settings.guidance * (flow - unconditional)
         x0 = flow_to_x0(x, flow, sigma)
         if i + 1 < len(sigmas):

@@ -24,13 +24,14 @@ blocks, prompts and seeds, each counting the same. The ratios are squared; their
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Generic, Literal
 
 import torch
 from torch import Tensor
 
-from .memory import MemoryPass
+from .model_input import Condition, FlowModel, ModelInput
 from .noise import NoiseSource
 from .schedule import NUM_TRAIN_TIMESTEPS, STEP_LISTS, add_noise, euler, flow_to_x0, warp
 
@@ -75,7 +76,7 @@ def check_triple(triple: Triple, steps: Sequence[float]) -> None:
         raise ValueError(f"triples: found t_s {t_s:g}, expected one of the steps {', '.join(f'{s:g}' for s in steps)}")
 
 
-class DefectMeter:
+class DefectMeter(Generic[Condition]):
     """A rollout's model callable that calls another and, where a triple begins, goes both ways and notes how they part.
 
     call: the model as the engine's rollout or `sample_bidirectional` calls it. noise: the rollout's. dtype: what the
@@ -84,7 +85,7 @@ class DefectMeter:
 
     def __init__(
         self,
-        call: Callable[..., Tensor],
+        call: FlowModel[Condition],
         noise: NoiseSource,
         steps: Sequence[float],
         shift: float = 5.0,
@@ -97,31 +98,30 @@ class DefectMeter:
         self.call, self.noise, self.shift, self.dtype = call, noise, shift, dtype
         self.ratios: dict[tuple[Triple, Operator], list[Tensor]] = {(t, o): [] for t in triples for o in operators}
 
-    def __call__(self, x: Tensor, t: Tensor, *rest: Any) -> Tensor:
-        flow = self.flow(x, t, *rest)
-        now = float(t.flatten()[0])
+    def __call__(self, inputs: ModelInput[Condition], /) -> Tensor:
+        flow = self.flow(inputs)
+        now = float(inputs.timestep.flatten()[0])
         for (triple, operator), ratios in self.ratios.items():
             if abs(now - NUM_TRAIN_TIMESTEPS * float(warp(triple[0], self.shift))) < 1e-3:
-                ratios.append(self.ratio(operator, triple, x, flow, t, rest).cpu())
+                ratios.append(self.ratio(operator, triple, inputs, flow).cpu())
         return flow
 
-    def flow(self, x: Tensor, t: Tensor, *rest: Any) -> Tensor:
-        return self.call(x.to(self.dtype), t, *rest).float()
+    def flow(self, inputs: ModelInput[Condition]) -> Tensor:
+        return self.call(replace(inputs, x=inputs.x.to(self.dtype))).float()
 
-    def ratio(self, operator: Operator, triple: Triple, x: Tensor, v_s: Tensor, t: Tensor, rest: tuple) -> Tensor:
+    def ratio(self, operator: Operator, triple: Triple, inputs: ModelInput[Condition], v_s: Tensor) -> Tensor:
         """The defect of each clip's block, [B]."""
         s, m, e = (float(warp(step, self.shift)) for step in triple)
-        t_m = torch.full_like(t, NUM_TRAIN_TIMESTEPS * m)
+        x, t_m = inputs.x, torch.full_like(inputs.timestep, NUM_TRAIN_TIMESTEPS * m)
         if operator == "euler":
             direct = euler(x, v_s, s, e)
             x_m = euler(x, v_s, s, m)
-            other = euler(x_m, self.flow(x_m, t_m, *rest), m, e)
+            other = euler(x_m, self.flow(replace(inputs, x=x_m, timestep=t_m)), m, e)
         else:
-            start = rest[0].start_frame if isinstance(rest[0], MemoryPass) else 0
             direct = flow_to_x0(x, v_s, s)
             # A draw that the rollout never makes, so that the noise is fresh to this block.
-            x_m = add_noise(direct, self.noise(start, x.shape[2], -1), m)
-            other = flow_to_x0(x_m, self.flow(x_m, t_m, *rest), m)
+            x_m = add_noise(direct, self.noise(inputs.start_frame, x.shape[2], -1), m)
+            other = flow_to_x0(x_m, self.flow(replace(inputs, x=x_m, timestep=t_m)), m)
         return (direct - other).square().flatten(1).sum(1) / (direct - x).square().flatten(1).sum(1)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...salt.memory import KVMemory, MemoryGeometry, MemoryPass, MemoryPolicy
+from ...salt.memory import KVMemory, MemoryGeometry, MemoryPolicy
+from ...salt.model_input import ModelInput
 from ...salt.schedule import NUM_TRAIN_TIMESTEPS
 from .cross_attention_cache import CrossAttentionCaches, keeping
 from .fingerprint import fingerprint
@@ -73,7 +74,7 @@ def new_memory(
 
 
 class ComfyModel:
-    """`salt.rollout.Model` on ComfyUI's side: flow [B, C, F, H, W] of a block, from a loaded MODEL and processed conds.
+    """A `salt.model_input.FlowModel`: flow [B, C, F, H, W] of a block, from a loaded MODEL and processed conds.
 
     Made inside a sampler, where core has loaded the MODEL and processed the conditioning for the whole clip.
     base: the loaded BaseModel (a guider's `inner_model`). model_options: the sampler's, hooks and patches included.
@@ -88,22 +89,26 @@ class ComfyModel:
         self.contexts = CrossAttentionCaches()
         warn_of_replaced_attention(self.wan)
 
-    def __call__(self, x: Tensor, t: Tensor, memory: MemoryPass, conditioning: Conds) -> Tensor:
-        """x [B, C, F, H, W] at timesteps t [B, F]. The flow of a pass at t = 0 comes back as zeros: nothing reads it.
+    def __call__(self, inputs: ModelInput[Conds], /) -> Tensor:
+        """Flow of a block with a timestep per frame, [B, F].
 
+        The flow of a pass at timestep 0 comes back as zeros: nothing reads it.
         Errors: core's InterruptProcessingException when the user has cancelled; ValueError for an input that does not
         fit the memory, conditioning that does not reach this far, and whatever keeps a layer from the memory.
         """
         import comfy.model_management
         import comfy.samplers
 
+        x, memory = inputs.x, inputs.memory
+        if memory is None:
+            raise ValueError("memory: found none, expected the pass of a KV-cache memory")
         # Cores before 0.8 look for Cancel nowhere in a model call, and compiled code does not on any.
         comfy.model_management.throw_exception_if_processing_interrupted()
         _, p_h, p_w = self.wan.patch_size
         memory.check(x.shape[0], x.shape[2], x.shape[3] // p_h, x.shape[4] // p_w)
-        conds = conds_of_frames(conditioning, memory.start_frame - self.first_frame, x.shape[2])
+        conds = conds_of_frames(inputs.conditioning, memory.start_frame - self.first_frame, x.shape[2])
         # Core knows one sigma per clip: the noisiest frame's. It divides out below, so the others lose nothing.
-        sigma_BF = t.to(torch.float32) / NUM_TRAIN_TIMESTEPS
+        sigma_BF = inputs.timestep.to(torch.float32) / NUM_TRAIN_TIMESTEPS
         sigma = sigma_BF.amax(dim=1)
         blocks = len(memory.segments)
         conds = self.contexts.prepared(conds, x, self.base.manual_cast_dtype or self.base.get_dtype())

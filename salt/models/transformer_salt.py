@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..conditioning import Conditioning
 from ..memory import KVMemory, MemoryGeometry, MemoryPass, MemoryPolicy
+from ..model_input import ModelInput
 from ..rope import rotary_table, wide
 from .attention import AttentionContext, Bidirectional, BlockCausal, CrossAttention, SelfAttention
 from .cross_attention_cache import CrossAttentionCache, CrossAttentionCaches
@@ -248,13 +249,20 @@ class CausalModel:
         self.student = student
         self.contexts = CrossAttentionCaches()
 
-    def __call__(self, x: Tensor, t: Tensor, memory: MemoryPass, conditioning: Conditioning) -> Tensor:
+    def __call__(self, inputs: ModelInput[Conditioning], /) -> Tensor:
+        x, conditioning = inputs.x, inputs.conditioning
         if conditioning.channels is not None:
-            here = slice(memory.start_frame, memory.start_frame + x.shape[2])
+            here = slice(inputs.start_frame, inputs.start_frame + x.shape[2])
             x = torch.cat([x, conditioning.channels[:, :, here]], dim=1)
         context = self.contexts.of(conditioning)
         (flow,) = self.student(
-            x, t, conditioning.text, conditioning.image, return_dict=False, scope=memory, context=context
+            x,
+            inputs.timestep,
+            conditioning.text,
+            conditioning.image,
+            return_dict=False,
+            scope=inputs.memory,
+            context=context,
         )
         return flow
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -17,7 +17,9 @@ from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenize
 
 from ..acceleration.cuda_graphs import CUDAGraphTransformer
 from ..acceleration.presets import PREFERENCES, Preference, compile_blocks, fp8_linears, speed_of
+from ..conditioning import Conditioning
 from ..memory import BufferPool, KVMemory
+from ..model_input import FlowModel, ModelInput
 from ..models.streaming_vae import FrameDecoder, Tiling, WanStreamDecoder
 from ..models.text_encoder import TextEncoder, UMT5TextEncoder
 from ..models.transformer_salt import CausalModel, SaltTransformer3DModel
@@ -315,7 +317,7 @@ class SaltPipeline(DiffusionPipeline):
     def _blocks(self, job: PreparedRun, on_step: OnStep | None) -> Iterator[Block]:
         frames = job.length.frames
         if job.memory is None:
-            began, model = time.perf_counter(), cast(Any, _InFloat32(BidirectionalModel(self.transformer)))
+            began, model = time.perf_counter(), _InFloat32(BidirectionalModel(self.transformer), self.transformer.dtype)
             latents = sample_bidirectional(
                 model,
                 job.conditioning.at(0).conditioning,
@@ -335,7 +337,7 @@ class SaltPipeline(DiffusionPipeline):
         # Weights that accelerate moves between uses are not where a recording would read them.
         graphed = None if hasattr(self.transformer, "_hf_hook") else self._graphed
         yield from rollout(
-            cast(Any, _InFloat32(CausalModel(cast(Any, graphed or self.transformer)))),
+            _InFloat32(CausalModel(cast(Any, graphed or self.transformer)), self.transformer.dtype),
             job.conditioning,
             job.memory,
             job.noise,
@@ -352,9 +354,8 @@ class SaltPipeline(DiffusionPipeline):
 class _InFloat32:
     """A model in its own dtype for latents and timesteps in float32: a timestep of 937.5 has no bfloat16."""
 
-    def __init__(self, model: CausalModel | BidirectionalModel) -> None:
-        self.model = model
-        self.dtype: torch.dtype = model.student.dtype  # pyright: ignore[reportAttributeAccessIssue]
+    def __init__(self, model: FlowModel[Conditioning], dtype: torch.dtype) -> None:
+        self.model, self.dtype = model, dtype
 
-    def __call__(self, x: Tensor, t: Tensor, *rest: Any) -> Tensor:
-        return self.model(x.to(self.dtype), t, *rest).float()
+    def __call__(self, inputs: ModelInput[Conditioning], /) -> Tensor:
+        return self.model(replace(inputs, x=inputs.x.to(self.dtype))).float()

@@ -34,7 +34,7 @@ def test_a_velocity_that_is_a_number_times_x_has_the_defect_worked_out_by_hand()
     """v = c x: two Euler steps of a and b leave c^2 a b x more than one of a + b, over a way of (a + b) c x."""
     triples, c = parse_triples("1000,875,750; 500,250,0"), 0.3
     steps, noise = steps_for(triples), SeededNoise(1, 1, 16, 4, 4)
-    meter = DefectMeter(lambda x, t, _: c * x, noise, steps, 5.0, triples, ("euler",))
+    meter = DefectMeter(lambda inputs: c * inputs.x, noise, steps, 5.0, triples, ("euler",))
     sample_bidirectional(meter, NOBODY, noise, 3, RolloutSettings(Schedule(steps)))
     for triple in triples:
         s, m, e = (float(warp(step)) for step in triple)

@@ -9,6 +9,7 @@ import torch
 from salt.conditioning import Conditioning
 from salt.memory import PRECISIONS, KVMemory, MemoryGeometry, MemoryPolicy, estimate_bytes
 from salt.memory.quantization import dequantise, quantise, row_layout
+from salt.model_input import ModelInput
 from salt.models.transformer_salt import CausalModel
 from tests.helpers import golden
 from tests.helpers.small_memory import GEOMETRY, POLICIES, dense, write
@@ -212,9 +213,9 @@ def test_rewind_then_the_same_blocks_give_the_same_clip():
 
     def advance(k):
         here = latents[:, :, k : k + 3]
-        out = model(here, torch.full((1, 3), 500.0), memory.open(read=3), text)
+        out = model(ModelInput(here, torch.full((1, 3), 500.0), text, memory.open(read=3)))
         passing = memory.open(write=3)
-        model(here, torch.zeros(1, 3), passing, text)
+        model(ModelInput(here, torch.zeros(1, 3), text, passing))
         passing.commit()
         return out
 

@@ -5,6 +5,7 @@ import torch
 
 from salt.conditioning import Conditioning, PromptChange, PromptSchedule
 from salt.memory import MemoryPolicy, load_memory, save_memory
+from salt.model_input import ModelInput
 from salt.models.transformer_salt import CausalModel
 from salt.noise import SeededNoise
 from salt.rollout import RolloutSettings, rollout
@@ -95,7 +96,7 @@ def test_ode_takes_euler_steps_and_needs_no_new_noise(student):
     x = SeededNoise(5, 1, 16, 4, 6)(0, 3, 0)
     for a, b in ((1.0, 5 / 6), (5 / 6, 0.0)):
         with torch.no_grad():
-            flow = CausalModel(student)(x, torch.full((1, 3), 1000 * a), memory.open(read=3), text(0))
+            flow = CausalModel(student)(ModelInput(x, torch.full((1, 3), 1000 * a), text(0), memory.open(read=3)))
         x = x - (a - b) * flow
     assert torch.allclose(ode, x, atol=1e-5)
 

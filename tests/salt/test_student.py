@@ -7,6 +7,7 @@ from torch._dynamo.utils import counters
 
 from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
+from salt.model_input import ModelInput
 from salt.models.transformer_salt import CausalModel, SaltTransformer3DModel, fingerprint
 from tests.helpers import golden
 
@@ -83,9 +84,9 @@ def test_positions_beyond_the_1024_table():
         memory = ours.new_memory(MemoryPolicy("window", 6), 1, 4, 4)
         memory.next_frame = memory.origin = start
         write = memory.open(write=3)
-        model(clean, torch.zeros(1, 3), write, text)
+        model(ModelInput(clean, torch.zeros(1, 3), text, write))
         write.commit()
-        return model(noisy, torch.full((1, 3), 800.0), memory.open(read=3), text)
+        return model(ModelInput(noisy, torch.full((1, 3), 800.0), text, memory.open(read=3)))
 
     assert torch.allclose(flow_at(100_000), flow_at(0), atol=2e-5)
 
@@ -104,9 +105,9 @@ def test_teacher_forcing_equals_a_rollout_with_perfect_memory():
         memory, model, stepwise = student.new_memory(policy, 1, 4, 6), CausalModel(student), []
         for k in range(0, 12, 3):
             here = slice(k, k + 3)
-            stepwise.append(model(noisy[:, :, here], t[:, here], memory.open(read=3), Conditioning(text)))
+            stepwise.append(model(ModelInput(noisy[:, :, here], t[:, here], Conditioning(text), memory.open(read=3))))
             write = memory.open(write=3)
-            model(clean[:, :, here], torch.zeros(1, 3), write, Conditioning(text))
+            model(ModelInput(clean[:, :, here], torch.zeros(1, 3), Conditioning(text), write))
             write.commit()
         assert golden.relative_error(both, torch.cat(stepwise, 2)) < 2e-6, policy
 
@@ -127,10 +128,10 @@ def test_gradient_checkpointing_sees_the_memory_of_its_own_forward(policy):
         loss = torch.zeros(())
         for k in range(0, 12, 3):
             block = latents[:, :, k : k + 3]
-            loss = loss + model(block, torch.full((1, 3), 700.0), memory.open(read=3), text).square().mean()
+            loss = loss + model(ModelInput(block, torch.full((1, 3), 700.0), text, memory.open(read=3))).square().mean()
             with torch.no_grad():
                 write = memory.open(write=3)
-                model(block, torch.zeros(1, 3), write, text)
+                model(ModelInput(block, torch.zeros(1, 3), text, write))
                 write.commit()
         loss.backward()
         return {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
@@ -146,7 +147,12 @@ def test_context_pass_refuses_gradient():
     memory = student.new_memory(MemoryPolicy(), 1, 4, 6)
     with pytest.raises(RuntimeError, match="torch.no_grad"):
         CausalModel(student)(
-            torch.randn(1, 16, 3, 4, 6), torch.zeros(1, 3), memory.open(write=3), Conditioning(torch.randn(1, 12, 64))
+            ModelInput(
+                torch.randn(1, 16, 3, 4, 6),
+                torch.zeros(1, 3),
+                Conditioning(torch.randn(1, 12, 64)),
+                memory.open(write=3),
+            )
         )
 
 
@@ -186,7 +192,7 @@ def test_condition_channels_are_cut_to_the_block():
     memory, model = ours.new_memory(MemoryPolicy(), 1, 4, 4), CausalModel(ours)
     for _ in range(2):
         write = memory.open(write=3)
-        model(torch.randn(1, 16, 3, 4, 4), torch.zeros(1, 3), write, text)
+        model(ModelInput(torch.randn(1, 16, 3, 4, 4), torch.zeros(1, 3), text, write))
         write.commit()
     assert [x[0].tolist() for x in seen] == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]] and seen[0].shape == (20, 3)
 
@@ -221,10 +227,10 @@ def test_compiled_code_is_the_same_for_every_layer():
         t = torch.full((1, 3), 500.0)
         memory = model.new_memory(MemoryPolicy("sink", 9, 3), 1, 4, 4)
         call = CausalModel(model)
-        expected = call(x, t, memory.open(read=3), text)
+        expected = call(ModelInput(x, t, text, memory.open(read=3)))
         model.compile_repeated_blocks(backend="eager")
-        assert torch.equal(call(x, t, memory.open(read=3), text), expected)
-        call(x, t, memory.open(write=3), text)
+        assert torch.equal(call(ModelInput(x, t, text, memory.open(read=3))), expected)
+        call(ModelInput(x, t, text, memory.open(write=3)))
         model(x, t[:, 0], text.text)
         graphs[layers] = counters["stats"]["unique_graphs"]
     torch._dynamo.reset()

@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 
 from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
+from salt.model_input import ModelInput
 from salt.models.transformer_salt import CausalModel
 from salt.schedule import Schedule, add_noise, flow_to_x0
 from tests.helpers import golden
@@ -70,14 +71,14 @@ def test_semigroup_loss_and_gradients_equal_the_reference():
     past, x_s = clip(data["past_latents"]), clip(data["x_s"])
     with torch.no_grad():
         write = memory.open(write=3)
-        model(past, torch.zeros(1, 3), write, text)
+        model(ModelInput(past, torch.zeros(1, 3), text, write))
         write.commit()
-    v_s = model(x_s, torch.full((1, 3), triple.start), memory.open(read=3), text)
+    v_s = model(ModelInput(x_s, torch.full((1, 3), triple.start), text, memory.open(read=3)))
     close(v_s, clip(data["v_s"]))
     direct = losses.direct_endpoint(x_s, v_s, triple)
     with torch.no_grad():
         x_m = middle_point(x_s, v_s.detach(), triple)
-        v_m = model(x_m, torch.full((1, 3), triple.middle), memory.open(read=3), text)
+        v_m = model(ModelInput(x_m, torch.full((1, 3), triple.middle), text, memory.open(read=3)))
         composed = losses.composed_endpoint(x_m, v_m, triple)
     close(v_m, clip(data["v_m"]))
     close(direct, clip(data["endpoint_direct"]))

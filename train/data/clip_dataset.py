@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from salt.conditioning import Conditioning
 from salt.io.atomic import replacing
+from salt.model_input import FlowModel, ModelInput
 from salt.models.transformer_salt import CausalModel, SaltTransformer3DModel
 from salt.noise import SeededNoise
 from salt.sampling import BidirectionalModel
@@ -71,17 +72,17 @@ def _fitting(file: Any, name: str, shape: tuple[int, ...], path: Path) -> Tensor
 class _Witness:
     """A model callable that keeps what the conditional branch sees at the student's steps: states of the ODE."""
 
-    def __init__(self, call: Any, negative: Conditioning, steps: Schedule) -> None:
+    def __init__(self, call: FlowModel[Conditioning], negative: Conditioning, steps: Schedule) -> None:
         self.call, self.negative, self.timesteps = call, negative, steps.timesteps
         self.states: list[list[Tensor]] = [[] for _ in self.timesteps]
 
-    def __call__(self, x: Tensor, t: Tensor, *rest: Any) -> Tensor:
-        if rest[-1] is not self.negative:
-            now = float(t.flatten()[0])
+    def __call__(self, inputs: ModelInput[Conditioning], /) -> Tensor:
+        if inputs.conditioning is not self.negative:
+            now = float(inputs.timestep.flatten()[0])
             for states, timestep in zip(self.states, self.timesteps, strict=True):
                 if abs(now - timestep) < 1e-3:
-                    states.append(x)
-        return self.call(x, t, *rest)
+                    states.append(inputs.x)
+        return self.call(inputs)
 
     def trajectory(self) -> Tensor:
         """[B, S, C, F, H, W]; blocks of an autoregressive teacher are laid end to end."""

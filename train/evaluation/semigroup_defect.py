@@ -14,6 +14,7 @@ import torch
 
 from salt.conditioning import Conditioning
 from salt.memory import KVMemory, MemoryPolicy
+from salt.model_input import FlowModel
 from salt.models.transformer_salt import CausalModel
 from salt.noise import NoiseSource, SeededNoise
 from salt.rollout import RolloutSettings, rollout
@@ -103,7 +104,7 @@ def compute_dtype(student: Any, device: torch.device) -> torch.dtype:
 
 
 def _play(
-    call: Any,
+    call: FlowModel[Conditioning],
     student: Any,
     conditioning: Conditioning,
     settings: DefectSettings,

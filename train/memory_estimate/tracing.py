@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from salt import rope
 from salt.conditioning import Conditioning
 from salt.memory import KVMemory, attention
+from salt.model_input import ModelInput
 from salt.models.text_encoder import TOKENS
 from salt.models.transformer_salt import CausalModel, SaltTransformer3DModel
 from salt.models.word_embedder import WordEmbedder
@@ -267,7 +268,7 @@ class Tracer:
         def call(model: SaltTransformer3DModel) -> Callable[[], Tensor]:
             noted = BidirectionalModel(model)
             x, conditioning = self.latents(model, self.recipe.rollout.frames), self.conditioning(model)
-            return lambda: noted(x, torch.ones(x.shape[0]), conditioning)
+            return lambda: noted(ModelInput(x, torch.ones(x.shape[0]), conditioning))
 
         return self._layers("student", call, False), self._layers("student", call, True).times(self._branches)
 
@@ -311,4 +312,4 @@ class Tracer:
         for n in lengths[:index]:
             memory.open(write=n).commit()
         passing, call, t = memory.open(read=x.shape[2]), CausalModel(model), torch.ones(x.shape[0], x.shape[2])
-        return lambda: call(x, t, passing, conditioning)
+        return lambda: call(ModelInput(x, t, conditioning, passing))

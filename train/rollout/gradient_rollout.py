@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from salt.conditioning import Conditioning
-from salt.memory import KVMemory, MemoryPass
+from salt.memory import KVMemory
+from salt.model_input import FlowModel, ModelInput
 from salt.models.transformer_salt import CausalModel
 from salt.noise import NoiseSource, SeededNoise
 from salt.rollout import RolloutSettings, Step, Stepping, rollout
@@ -65,7 +66,12 @@ class ExitRecorder:
     """The student's call, noting exits. `first` is the latent frame from which gradient is wanted; None: nowhere."""
 
     def __init__(
-        self, call: Any, choices: UpdateDraws, recipe: Recipe, first: int | None, renoise: NoiseSource
+        self,
+        call: FlowModel[Conditioning],
+        choices: UpdateDraws,
+        recipe: Recipe,
+        first: int | None,
+        renoise: NoiseSource,
     ) -> None:
         self.call, self.choices, self.recipe, self.first = call, choices, recipe, first
         self.renoise = renoise
@@ -76,37 +82,35 @@ class ExitRecorder:
         """Told by the loop which call comes next: asking the timesteps would wait for the device."""
         self.at_exit = step.kind == "denoise" and step.step + 1 == step.steps
 
-    def __call__(self, x: Tensor, t: Tensor, *memory_and_conditioning: Any) -> Tensor:
-        flow = self._exit(x, t, memory_and_conditioning) if self.at_exit else self.call(x, t, *memory_and_conditioning)
+    def __call__(self, inputs: ModelInput[Conditioning], /) -> Tensor:
+        flow = self._exit(inputs) if self.at_exit else self.call(inputs)
         if self.exits.opening is None:
             self.exits.opening = flow
         return flow
 
-    def _exit(self, x: Tensor, t: Tensor, memory_and_conditioning: tuple) -> Tensor:
-        memory = memory_and_conditioning[0]
-        start = memory.start_frame if isinstance(memory, MemoryPass) else 0
-        with_gradient = self.first is not None and start >= self.first
+    def _exit(self, inputs: ModelInput[Conditioning]) -> Tensor:
+        with_gradient = self.first is not None and inputs.start_frame >= self.first
         with torch.set_grad_enabled(with_gradient), cast_weights_kept(not with_gradient):
-            flow = self.call(x, t, *memory_and_conditioning)
-        self.exits.inputs.append(x)
+            flow = self.call(inputs)
+        self.exits.inputs.append(inputs.x)
         self.exits.flows.append(flow)
         if with_gradient and self.choices.triple is not None:
-            self._semigroup(self.choices.triple, x, t, flow, start, memory_and_conditioning)
+            self._semigroup(self.choices.triple, inputs, flow)
         return flow.detach()
 
-    def _semigroup(self, triple: TimestepTriple, x: Tensor, t: Tensor, flow: Tensor, start: int, rest: tuple) -> None:
+    def _semigroup(self, triple: TimestepTriple, inputs: ModelInput[Conditioning], flow: Tensor) -> None:
         """Both endpoints of this block; the first velocity of the composed one is detached (released recipe)."""
-        loss = self.recipe.loss
+        loss, x = self.recipe.loss, inputs.x
         by_sampler = loss.semigroup_operator == "sampler"
         sigma_s, sigma_m = triple.start / NUM_TRAIN_TIMESTEPS, triple.middle / NUM_TRAIN_TIMESTEPS
         graded = not loss.semigroup_stop_gradient
         with torch.set_grad_enabled(graded), cast_weights_kept(not graded):
             v_s = flow.detach() if loss.semigroup_stop_gradient else flow
             if by_sampler:
-                x_m = add_noise(flow_to_x0(x, v_s, sigma_s), self.renoise(start, x.shape[2], -1), sigma_m)
+                x_m = add_noise(flow_to_x0(x, v_s, sigma_s), self.renoise(inputs.start_frame, x.shape[2], -1), sigma_m)
             else:
                 x_m = middle_point(x, v_s, triple)
-            v_m = self.call(x_m, torch.full_like(t, triple.middle), *rest)
+            v_m = self.call(replace(inputs, x=x_m, timestep=torch.full_like(inputs.timestep, triple.middle)))
             # The sampler re-noises x0, so what two of its paths must share is x0 itself.
             composed = flow_to_x0(x_m, v_m, sigma_m) if by_sampler else composed_endpoint(x_m, v_m, triple)
         with torch.enable_grad():
@@ -125,7 +129,7 @@ class RolloutResult:
     x0: Tensor
     exits: Exits
     noise: NoiseSource
-    call: Any
+    call: FlowModel[Conditioning]
 
 
 def rollout_with_grad(
@@ -153,9 +157,15 @@ def settings_of(
 @torch.no_grad()
 @cast_weights_kept(True)
 def play(
-    call: Any, student: Any, conditioning: Conditioning, recipe: Recipe, settings: RolloutSettings, noise: NoiseSource,
-    negative: Conditioning | None = None, on_step: Callable[[Step], None] | None = None,
-) -> Tensor:  # fmt: skip
+    call: FlowModel[Conditioning],
+    student: Any,
+    conditioning: Conditioning,
+    recipe: Recipe,
+    settings: RolloutSettings,
+    noise: NoiseSource,
+    negative: Conditioning | None = None,
+    on_step: Callable[[Step], None] | None = None,
+) -> Tensor:
     """A clip [B, C, F, H, W] of the recipe's length, kind and memory; `call` is the student as the engine calls it."""
     r = recipe.rollout
     if r.kind == "bidirectional":
@@ -165,9 +175,14 @@ def play(
 
 
 def play_on(
-    call: Any, conditioning: Conditioning, memory: KVMemory, noise: NoiseSource, frames: int, settings: RolloutSettings,
+    call: FlowModel[Conditioning],
+    conditioning: Conditioning,
+    memory: KVMemory,
+    noise: NoiseSource,
+    frames: int,
+    settings: RolloutSettings,
     **options: Any,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The last `frames` latent frames [B, C, frames, H, W] of a clip, past what `memory` has; options: `rollout`'s."""
     clip = []
     for block in rollout(call, conditioning, memory, noise, frames, settings, **options):
@@ -211,12 +226,12 @@ class AlignedNoise:
 class Begun:
     """A model call whose first answer is known."""
 
-    def __init__(self, call: Any, first: Tensor | None) -> None:
+    def __init__(self, call: FlowModel[Conditioning], first: Tensor | None) -> None:
         self.call, self.first = call, first
 
-    def __call__(self, *arguments: Any) -> Tensor:
+    def __call__(self, inputs: ModelInput[Conditioning], /) -> Tensor:
         if self.first is None:
-            return self.call(*arguments)
+            return self.call(inputs)
         flow, self.first = self.first, None
         return flow
 

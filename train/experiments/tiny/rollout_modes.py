@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from inspect import unwrap
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from salt.conditioning import Conditioning
+from salt.model_input import ModelInput
 from salt.models.transformer_salt import CausalModel
 from salt.noise import SeededNoise
 from salt.rollout import rollout
@@ -133,12 +133,11 @@ def roll_opening(
     r, text = recipe.rollout, conditioning.text
     noise = SeededNoise(seeds, len(seeds), 16, r.height, r.width, text.device)
 
-    def model(x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        return flow(x, t, conditioning.text, return_dict=False)[0].float()
+    def model(inputs: ModelInput[Conditioning], /) -> Tensor:
+        return flow(inputs.x, inputs.timestep, inputs.conditioning.text, return_dict=False)[0].float()
 
-    sample = unwrap(sample_bidirectional)  # the engine's own loop, without its no_grad
     with torch.set_grad_enabled(gradient):
-        x0 = sample(model, conditioning, noise, r.frames, settings_of(recipe, choices.schedule))
+        x0 = sample_bidirectional(model, conditioning, noise, r.frames, settings_of(recipe, choices.schedule))
     return RolloutResult(x0, Exits(), noise, model)
 
 
