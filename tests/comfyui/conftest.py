@@ -1,6 +1,6 @@
 """The ComfyUI that these tests run in: COMFYUI_PATH (a checkout) and COMFYUI_PYTHON (its environment's interpreter).
 
-ComfyUI has its own environment, so a test starts a script of this folder in it and reads the figures that it prints.
+ComfyUI has its own environment, so a test starts a module of `salt_cases` in it and reads the figures that it prints.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def inside() -> Callable[..., Any]:
-    """`inside(script, case, flags)`: what a case returns when it runs in ComfyUI's own Python, started with `flags`
-    (none: `--cpu`); warns: the pack may warn."""
+    """`inside(module, case, flags)`: what a case of `salt_cases.MODULE` returns when it runs in ComfyUI's own Python,
+    started with `flags` (none: `--cpu`); warns: the pack may warn."""
 
-    def run(script: str, case: str, *flags: str, warns: bool = False) -> Any:
+    def run(module: str, case: str, *flags: str, warns: bool = False) -> Any:
         assert PATH and PYTHON
-        command = [PYTHON, str(HERE / script), case, *flags]
-        environment = {**os.environ, "COMFYUI_PATH": str(Path(PATH).resolve())}
+        command = [PYTHON, "-m", f"salt_cases.{module}", case, *flags]
+        environment = {**os.environ, "COMFYUI_PATH": str(Path(PATH).resolve()), "PYTHONPATH": str(HERE)}
         done = subprocess.run(command, cwd=PATH, env=environment, capture_output=True, text=True, timeout=600)
         answers = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-        assert done.returncode == 0 and answers, f"{script} {case}:\n{done.stderr[-3000:]}"
+        assert done.returncode == 0 and answers, f"{module} {case}:\n{done.stderr[-3000:]}"
         if not warns:
             assert "Salt:" not in done.stderr, "the pack loads and runs without a warning"
         answer = json.loads(answers[-1].removeprefix("RESULT "))

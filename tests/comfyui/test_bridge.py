@@ -2,7 +2,7 @@
 
 import pytest
 
-PARITY, FAULTS = "bridge_cases.py", "bridge_faults.py"
+PARITY, FAULTS = "bridge", "bridge_faults"
 
 
 def test_golden_rollouts_hold_in_comfyui(inside):

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import ComfyPage, chromium
-from serving import Serving
+
+from tests.helpers.comfyui_page import ComfyPage, chromium
+from tests.helpers.comfyui_server import LocalServer
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = ROOT / "workflows"
@@ -19,12 +20,12 @@ SEEDS = {"canvas": 4, "vue": 11}  # one clip of the same server must not be the 
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     base = tmp_path_factory.mktemp("comfyui")
     for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
         (base / name).mkdir()
     (base / "custom_nodes" / "ComfyUI-Salt").symlink_to(ROOT, target_is_directory=True)
-    serving = Serving(base)
+    serving = LocalServer(base)
     yield serving
     serving.stop()
 
@@ -36,7 +37,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def comfy(browser: Any, server: Serving) -> Iterator[ComfyPage]:
+def comfy(browser: Any, server: LocalServer) -> Iterator[ComfyPage]:
     """A fresh page; whatever a test does, our files leave no error in the console."""
     page = ComfyPage(browser, server.url)
     page.setting("Comfy.VueNodes.Enabled", False)

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from browser import bare_page, chromium
 
 from salt.timeline import parse_timeline
+from tests.helpers.comfyui_page import bare_page, chromium
 
 READ = "async text => (await import('/timeline_text.js')).parse(text)"
 LINES = [

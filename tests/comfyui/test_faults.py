@@ -8,10 +8,10 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-from serving import Serving, furnish, small, twin
 
 from salt.comfy_client.client import ServerError
 from salt.memory import load_memory
+from tests.helpers.comfyui_server import LocalServer, make_base_folder, small, twin
 
 MEMORY, LATENTS = "salt_tiny_clip_00001_.safetensors", "salt_tiny_clip_00001_.latent"
 RUNS, WARM = 200, 40
@@ -19,12 +19,12 @@ RUNS, WARM = 200, 40
 
 @pytest.fixture
 def base(tmp_path):
-    return furnish(tmp_path / "base")
+    return make_base_folder(tmp_path / "base")
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    running = Serving(furnish(tmp_path_factory.mktemp("base")))
+    running = LocalServer(make_base_folder(tmp_path_factory.mktemp("base")))
     yield running
     running.stop()
 
@@ -40,7 +40,7 @@ def without(prompt, *kinds):
 
 
 def test_a_server_killed_while_it_writes_a_memory_leaves_the_old_one(base):
-    server, folder = Serving(base), base / "output" / "salt_memories"
+    server, folder = LocalServer(base), base / "output" / "salt_memories"
     server.run(small(twin("save_memory")))
     before = hashlib.sha256((folder / MEMORY).read_bytes()).hexdigest()
     large = without(twin("save_memory"), "SaveVideo", "SaltDecode", "SaveLatent", "SaltInspectMemory")
@@ -54,7 +54,7 @@ def test_a_server_killed_while_it_writes_a_memory_leaves_the_old_one(base):
     assert started[0].exists(), "killed while it was being written"
     assert [path.name for path in folder.glob("*.safetensors")] == [MEMORY], "no half of a file under a file's name"
     assert hashlib.sha256((folder / MEMORY).read_bytes()).hexdigest() == before
-    again = Serving(base)
+    again = LocalServer(base)
     try:
         offered = again.info()["SaltLoadMemory"]["input"]["required"]["file"]
         listed = offered[0] if isinstance(offered[0], list) else offered[1]["options"]
@@ -107,7 +107,7 @@ def test_a_saved_memory_is_the_engines_own_format(server):
 
 @pytest.mark.slow
 def test_two_hundred_queued_runs_leave_memory_flat(base):
-    server = Serving(base)
+    server = LocalServer(base)
     try:
         prompt = small(twin("tiny_text_to_video"), seconds=0.75)
         prompt[node(prompt, "SaltRollout")]["inputs"]["nfe"] = "2"

@@ -2,7 +2,7 @@
 
 import pytest
 
-CASES = "memory_cases.py"
+CASES = "memory"
 
 
 def test_every_node_has_a_schema_that_this_core_takes(inside):

@@ -2,7 +2,7 @@
 
 import pytest
 
-CASES = "node_cases.py"
+CASES = "nodes"
 
 
 def test_rollouts_equal_the_pipelines(inside):

@@ -7,12 +7,12 @@ import json
 import re
 
 import pytest
-from serving import ROOT, Serving, furnish, small, twin
 
 from salt import cli
 from salt.comfy_client.client import ServerError, results
 from salt.comfy_client.workflow import to_prompt
 from salt.io.video import read_video
+from tests.helpers.comfyui_server import ROOT, LocalServer, make_base_folder, small, twin
 from train.shapes.bench import score_clip
 from workflows.maker.about import digest, kept
 from workflows.maker.recipes import TINY, WORKFLOWS
@@ -31,7 +31,7 @@ IN_ORDER = sorted(WORKFLOWS, key=lambda name: (name == "extend_from_memory", nam
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    running = Serving(furnish(tmp_path_factory.mktemp("base")))
+    running = LocalServer(make_base_folder(tmp_path_factory.mktemp("base")))
     print(f"ComfyUI {'.'.join(map(str, running.version))}")
     yield running
     running.stop()

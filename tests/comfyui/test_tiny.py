@@ -2,7 +2,7 @@
 
 import pytest
 
-CASES = "tiny_cases.py"
+CASES = "tiny"
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-CASES = "warm_cases.py"
+CASES = "warm"
 
 
 def test_a_queued_run_takes_the_buffers_of_the_one_before(inside):

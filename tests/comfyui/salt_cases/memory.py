@@ -1,18 +1,18 @@
-"""Runs inside ComfyUI's own Python: the memory nodes and the semigroup defect, on salt-tiny."""
+"""The memory nodes and the semigroup defect, on salt-tiny."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from node_cases import OTHER, PROMPT, ROOT, STUDENT_SPEC, extend, part, refusal, rollout, text, tiny
-from play import FOLDER, PACK, answer, error
+
+from .session import FOLDER, PACK, error, run_case
+from .tiny_model import OTHER, PROMPT, STUDENT_SPEC, TINY, extend, part, refusal, rollout, text, tiny
 
 NODES, POLICY, DIAGNOSTICS = part("nodes.nodes_memory"), part("nodes.nodes_policy"), part("nodes.nodes_diagnostics")
-STUDENT = ROOT / "salt" / "assets" / "tiny" / "transformer"
 
 
-def at_home() -> None:
+def use_own_folders() -> None:
     """ComfyUI's output and temp folders, of this process alone."""
     import folder_paths
 
@@ -29,7 +29,7 @@ def schemas():
 
 def files():
     """Saved, listed, loaded and gone on from, with and without guidance; what another model's memory says."""
-    at_home()
+    use_own_folders()
     model, other, found = tiny(), tiny(), {}
     other.add_patches({"diffusion_model.head.head.weight": (torch.ones(1),)}, 0.5)
     negative = [[torch.zeros_like(text(PROMPT)[0][0]), {}]]
@@ -95,7 +95,7 @@ def rewinding():
 
 
 def inspecting():
-    at_home()
+    use_own_folders()
     _, memory, _ = rollout(tiny(), policy=PACK.memory.MemoryPolicy.parse("sink:3,window:6,int8"))
     node = NODES.SaltInspectMemory
     table, picture = node.execute(memory).args
@@ -134,11 +134,11 @@ def euler_mean(engine, meter) -> float:
 @torch.inference_mode()
 def defect():
     """The node's numbers beside the engine's own on the same noise."""
-    at_home()
+    use_own_folders()
     asked = dict(seconds=1.5, width=64, height=64, seed=4, frames_per_block=0)
     node = DIAGNOSTICS.SaltSemigroupDefect
     mean, table, image = node.execute(tiny(), text(PROMPT), "1000,875,750; 500,375,250", **asked).args
-    student = PACK.checkpoints.load_student(STUDENT, dtype=torch.float32)
+    student = PACK.checkpoints.load_student(TINY, dtype=torch.float32)
     engine = part("salt.semigroup_defect")
     noise = PACK.noise.SeededNoise(4, 1, 16, 8, 8)
     steps, triples = (1000, 750, 500, 250), [(1000, 875, 750), (500, 375, 250)]
@@ -167,4 +167,5 @@ def defect():
     }  # fmt: skip
 
 
-answer(schemas, files, rewinding, inspecting, policies, defect)
+if __name__ == "__main__":
+    run_case(schemas, files, rewinding, inspecting, policies, defect)

@@ -1,4 +1,4 @@
-"""A real ComfyUI server as a process of its own, with the pack in its custom_nodes and stand-ins for the models."""
+"""A real ComfyUI server as a process of its own, with the pack in its custom_nodes and tiny stand-in models."""
 
 from __future__ import annotations
 
@@ -18,31 +18,33 @@ from salt.comfy_client.client import ComfyServer, ServerError
 from salt.comfy_client.workflow import Prompt
 
 ROOT = Path(__file__).parents[2]
-HERE = Path(__file__).parent
+TESTS = ROOT / "tests" / "comfyui"
 COLORS = re.compile(r"\x1b\[[0-9;]*m")
-PATIENCE = 600.0  # seconds for a run of stand-ins
+RUN_TIMEOUT = 600.0  # seconds for a run of stand-in models
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "COMFYUI_PATH": str(Path(os.environ["COMFYUI_PATH"]).resolve()), "OMP_NUM_THREADS": "1"}
+    """Of a process in ComfyUI's Python. The repository root on PYTHONPATH would hide ComfyUI's `nodes`."""
+    comfyui = str(Path(os.environ["COMFYUI_PATH"]).resolve())
+    return {**os.environ, "COMFYUI_PATH": comfyui, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
 
 
-def furnish(base: Path) -> Path:
+def make_base_folder(base: Path) -> Path:
     """A base directory for ComfyUI: the pack, thin encoders, stand-ins for the released models, an image to load."""
     nodes = base / "custom_nodes"
     for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
         (base / name).mkdir(parents=True, exist_ok=True)
     (nodes / "ComfyUI-Salt").symlink_to(ROOT, target_is_directory=True)
-    shutil.copytree(HERE / "shrunk_encoders", nodes / "shrunk_encoders")
+    shutil.copytree(TESTS / "shrunk_encoders", nodes / "shrunk_encoders")
     shutil.copy(Path(os.environ["COMFYUI_PATH"]) / "input" / "example.png", base / "input")
-    command = [os.environ["COMFYUI_PYTHON"], str(HERE / "standins.py"), str(base)]
+    command = [os.environ["COMFYUI_PYTHON"], "-m", "salt_cases.stand_in_models", str(base)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return base
 
 
-class Serving(ComfyServer):
-    """A server started in `base` (see `furnish`); it is a ComfyServer to ask."""
+class LocalServer(ComfyServer):
+    """A server started in `base` (see `make_base_folder`); it is a ComfyServer to ask."""
 
     def __init__(self, base: Path) -> None:
         with socket.socket() as probe:
@@ -86,10 +88,10 @@ class Serving(ComfyServer):
         return self.wait_for(self.queue(prompt))
 
     def wait_for(self, number: str) -> dict[str, Any]:
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + RUN_TIMEOUT
         while (record := self.history(number)) is None:
             assert self.process.poll() is None, self.log[-3000:]
-            assert time.monotonic() < until, f"{number} still runs after {PATIENCE:g} s"
+            assert time.monotonic() < until, f"{number} still runs after {RUN_TIMEOUT:g} s"
             time.sleep(0.1)
         return record
 

@@ -1,5 +1,4 @@
-"""Runs inside ComfyUI's own Python, started by test_warm.py: what a queued run leaves ready for the next, and how the
-rollout goes with core's ways to save time and memory."""
+"""What a queued run leaves ready for the next, and rollouts with core's own ways to save time and memory."""
 
 from __future__ import annotations
 
@@ -25,18 +24,12 @@ if "--use-sage-attention" in sys.argv:
     sys.modules["sageattention"] = importlib.util.module_from_spec(ModuleSpec("sageattention", None))
     sys.modules["sageattention"].sageattn = sageattn
 
-from host import GOLDEN  # noqa: E402
-from node_cases import NODES, PROMPT, error, extend, part, rollout, text, tiny  # noqa: E402 - core looks for the module
-from play import PACK, answer, golden_model, seeded, through_comfyui, through_engine  # noqa: E402
-from play import text as words  # noqa: E402
+from .session import PACK, error, golden_model, run_case, seeded, through_comfyui, through_engine  # noqa: E402
+from .session import text as words  # noqa: E402
+from .startup import GOLDEN  # noqa: E402 - ComfyUI looks for the module above as it starts
+from .tiny_model import NODES, PROMPT, extend, output_of, part, rollout, text, tiny  # noqa: E402
 
 SPARE = part("nodes.adapter.buffer_pool")
-
-
-def one(node, **inputs):
-    """What a node of core's gives, in either of its two styles."""
-    made = node.execute(**inputs) if hasattr(node, "execute") else getattr(node(), node.FUNCTION)(**inputs)
-    return (made.args if hasattr(made, "args") else made)[0]
 
 
 @torch.inference_mode()
@@ -46,10 +39,10 @@ def queued(model, frames=9, seed=3, policy=None):
 
     policy = None if policy is None else PACK.memory.MemoryPolicy.parse(policy)
     sampler = NODES.SaltSampler.execute(frames_per_block=0, stepping="sde", policy=policy).args[0]
-    return one(
+    return output_of(
         SamplerCustomAdvanced,
-        noise=one(RandomNoise, noise_seed=seed),
-        guider=one(BasicGuider, model=model, conditioning=text(PROMPT)),
+        noise=output_of(RandomNoise, noise_seed=seed),
+        guider=output_of(BasicGuider, model=model, conditioning=text(PROMPT)),
         sampler=sampler,
         sigmas=NODES.SaltSigmas.execute(nfe="2", steps="", shift=5.0).args[0],
         latent_image={"samples": torch.zeros(1, 16, frames, 8, 8)},
@@ -173,7 +166,7 @@ def compile_node():
     model = tiny()
     plain = queued(model)
     with torch.inference_mode():
-        fast = one(TorchCompileModel, model=model, backend="inductor")
+        fast = output_of(TorchCompileModel, model=model, backend="inductor")
     first = queued(fast)
     before = compiled()
     again = queued(fast, seed=3)
@@ -228,4 +221,4 @@ def low_vram():
 
 
 if __name__ == "__main__":
-    answer(buffers, held, on_a_device, worked_out, compile_node, sage, low_vram)
+    run_case(buffers, held, on_a_device, worked_out, compile_node, sage, low_vram)

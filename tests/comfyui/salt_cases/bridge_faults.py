@@ -1,14 +1,14 @@
-"""Runs inside ComfyUI's own Python, started by test_bridge.py: what the bridge refuses, and what it leaves behind."""
+"""A stock MODEL in core's sampling: what raises an error, and what is left on the MODEL."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 
-import host
-from play import FOLDER, PACK, SIZE, answer, error, golden_model, seeded, text, through_comfyui
+import torch
+from safetensors.torch import load_file
 
-import torch  # isort: skip - play has started ComfyUI
-from safetensors.torch import load_file  # isort: skip
+from . import startup
+from .session import FOLDER, PACK, SIZE, error, golden_model, run_case, seeded, text, through_comfyui
 
 SHAPE = (1, 16, 6, *SIZE)
 
@@ -61,7 +61,7 @@ def skipping() -> str:
 def wrong_models() -> dict[str, str]:
     """A VACE model, a model of other latents (as Wan 2.2 5B has), an image model; by what core makes of their files."""
 
-    weights = load_file(host.save_golden(FOLDER / "golden.safetensors"))
+    weights = load_file(startup.save_golden(FOLDER / "golden.safetensors"))
     other = {**weights, "head.head.weight": torch.zeros(192, 128), "head.head.bias": torch.zeros(192)}
     other["patch_embedding.weight"] = torch.zeros(128, 48, 1, 2, 2)
     vace = {**weights, "vace_patch_embedding.weight": torch.zeros(128, 96, 1, 2, 2)}
@@ -73,7 +73,7 @@ def wrong_models() -> dict[str, str]:
         from safetensors.torch import save_file
 
         save_file(content, FOLDER / f"{name}.safetensors")
-        model = host.load(FOLDER / f"{name}.safetensors", dtype=torch.float32)
+        model = startup.load(FOLDER / f"{name}.safetensors", dtype=torch.float32)
         answers[name] = refused(lambda m=model: PACK.comfy_model.wan_of(m))
     image = SimpleNamespace(model=type("SDXL", (), {"diffusion_model": type("UNetModel", (), {})()})())
     answers["image"] = refused(lambda: PACK.comfy_model.wan_of(image))
@@ -215,4 +215,4 @@ def compiled() -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    answer(conditioning, skipping, wrong_models, cancelled, overrides, replaced, reserving, fingerprints, compiled)
+    run_case(conditioning, skipping, wrong_models, cancelled, overrides, replaced, reserving, fingerprints, compiled)

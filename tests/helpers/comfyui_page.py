@@ -16,7 +16,7 @@ import pytest
 
 WEB = Path(__file__).parents[2] / "nodes" / "web"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-RUN_PATIENCE = 120_000  # milliseconds for a run of the embedded model on a busy machine
+RUN_TIMEOUT_MS = 120_000  # milliseconds for a run of the embedded model on a busy machine
 OURS = "/extensions/ComfyUI-Salt/"
 
 # What the page is told by the server, in order, from `listen` on; pictures by their bytes.
@@ -178,7 +178,7 @@ class ComfyPage:
         condition = (
             "([n, t]) => heard.some(e => e.name === 'execution_error') || heard.filter(e => e.name === n).length >= t"
         )
-        self.page.wait_for_function(condition, arg=[name, times], timeout=RUN_PATIENCE)
+        self.page.wait_for_function(condition, arg=[name, times], timeout=RUN_TIMEOUT_MS)
         failed = self.heard("execution_error")
         assert not failed or name == "execution_error", failed[0]["detail"]["exception_message"]
 

@@ -1,63 +1,29 @@
-"""Runs inside ComfyUI's own Python: the sampling nodes on salt-tiny, beside the engine's own pipeline."""
+"""The sampling nodes on salt-tiny, beside the engine's own pipeline."""
 
 from __future__ import annotations
 
 import io as streams
-from importlib import import_module
 from types import SimpleNamespace
 
-import play
 import torch
-from play import FOLDER, PACK, answer, error
 
-ROOT = play.host.ROOT
-NAME = PACK.comfy_model.__name__.removesuffix(".nodes.adapter.comfy_model")
-PROMPT, OTHER = "a fast purple square moving up", "a slow red circle moving right"
-WIDGETS = dict(seed=0, nfe="2", steps="", shift=0.0, stepping="sde", cfg=1.0, frames_per_block=0)
-
-
-def part(path: str):
-    return import_module(f"{NAME}.{path}")
-
-
-ROLLOUTS, NODES, LOADERS = part("nodes.nodes_rollout"), part("nodes.nodes_sampling"), part("nodes.nodes_loaders")
-STUDENT_SPEC = part("nodes.adapter.student_spec")
-TINY = ROOT / "salt" / "assets" / "tiny" / "transformer"
-
-
-def text(prompt: str):
-    return [[part("salt.models.word_embedder").WordEmbedder().encode([prompt]), {}]]
-
-
-def tiny():
-    return LOADERS.load_model(TINY)
-
-
-@torch.inference_mode()
-def rollout(model, **changes):
-    """LATENT, memory and report of Salt Rollout."""
-    asked = dict(positive=text(PROMPT), seconds=2.0, width=64, height=64, batch_size=1) | WIDGETS | changes
-    return ROLLOUTS.SaltRollout.execute(model=model, **asked).args
-
-
-@torch.inference_mode()
-def extend(model, memory, latents, **changes):
-    asked = dict(positive=text(PROMPT), seconds=2.0) | WIDGETS | changes
-    return ROLLOUTS.SaltExtendVideo.execute(model=model, memory=memory, latents=latents, **asked).args
-
-
-def pipeline(prompt=PROMPT, **options):
-    made = part("salt.pipeline").SaltPipeline.from_pretrained("salt-tiny")
-    made.set_progress_bar_config(disable=True)
-    return made(prompt, **dict(num_frames=33, num_inference_steps=2, seed=0, output_type="latent") | options).latents
-
-
-def refusal(call, *arguments, **options) -> str:
-    try:
-        call(*arguments, **options)
-    except BaseException as found:  # noqa: BLE001 - core's interruption is no Exception
-        return f"{type(found).__name__}: {found}"
-    return "nothing was refused"
+from .session import FOLDER, PACK, error, run_case, through_engine
+from .tiny_model import (
+    LOADERS,
+    NODES,
+    OTHER,
+    PROMPT,
+    STUDENT_SPEC,
+    TINY,
+    extend,
+    output_of,
+    part,
+    pipeline,
+    refusal,
+    rollout,
+    text,
+    tiny,
+)
 
 
 def parity():
@@ -177,43 +143,39 @@ def custom_sampling():
         SamplerCustomAdvanced,
     )
 
-    def one(node, **inputs):
-        made = node.execute(**inputs) if hasattr(node, "execute") else getattr(node(), node.FUNCTION)(**inputs)
-        return (made.args if hasattr(made, "args") else made)[0]
-
     model = tiny()
     latent = {"samples": torch.zeros(1, 16, 9, 8, 8)}
     sigmas = NODES.SaltSigmas.execute(nfe="2", steps="", shift=5.0).args[0]
     sampler = NODES.SaltSampler.execute(frames_per_block=0, stepping="sde").args[0]
-    noise = one(RandomNoise, noise_seed=3)
+    noise = output_of(RandomNoise, noise_seed=3)
 
     @torch.inference_mode()
     def sampled(guider, sampler=sampler, latent=latent, sigmas=sigmas):
-        out = one(
+        out = output_of(
             SamplerCustomAdvanced, noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=latent
         )
         return model.model.process_latent_in(out["samples"])
 
-    basic = one(BasicGuider, model=model, conditioning=text(PROMPT))
+    basic = output_of(BasicGuider, model=model, conditioning=text(PROMPT))
     zero = [[torch.zeros_like(text(PROMPT)[0][0]), {}]]
-    guided = one(CFGGuider, model=model, positive=text(PROMPT), negative=zero, cfg=3.0)
+    guided = output_of(CFGGuider, model=model, positive=text(PROMPT), negative=zero, cfg=3.0)
     twice = dict(
         model=model, cond1=text(PROMPT), cond2=text(OTHER), negative=zero, cfg_conds=5.0, cfg_cond2_negative=5.0
     )
-    dual = one(DualCFGGuider, style="regular", **twice)
+    dual = output_of(DualCFGGuider, style="regular", **twice)
     initial = noise.generate_noise(latent)
     source = NODES.NoiseOfGraph(initial, PACK.noise.SeededNoise(3, 1, 16, 8, 8))
     student = PACK.checkpoints.load_student(TINY, dtype=torch.float32)
     words = PACK.conditioning.Conditioning(text(PROMPT)[0][0])
-    engine = play.through_engine(student, words, source, initial.shape)
+    engine = through_engine(student, words, source, initial.shape)
     with torch.no_grad():
         whole = part("salt.sampling").sample_bidirectional(
             part("salt.sampling").BidirectionalModel(student), words, lambda start, frames, draw: initial, 9,
             PACK.rollout.RolloutSettings(PACK.schedule.Schedule.of(2), "ode"),
         )  # fmt: skip
     bidirectional = STUDENT_SPEC.with_spec(model, part("salt.spec").StudentSpec(frames_per_block=0))
-    euler = one(KSamplerSelect, sampler_name="euler")
-    by_core = sampled(one(BasicGuider, model=bidirectional, conditioning=text(PROMPT)), euler)
+    euler = output_of(KSamplerSelect, sampler_name="euler")
+    by_core = sampled(output_of(BasicGuider, model=bidirectional, conditioning=text(PROMPT)), euler)
     return {
         "error": error(sampled(basic), engine),
         "guidance moves": error(sampled(guided), engine),
@@ -388,6 +350,6 @@ def evictions():
 
 
 if __name__ == "__main__":
-    answer(
+    run_case(
         parity, extension, refusals, cancelled, custom_sampling, loaders, step_lists, previews, starts, room, evictions
     )

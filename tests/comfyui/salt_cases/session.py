@@ -1,7 +1,6 @@
-"""Runs inside ComfyUI's own Python: one rollout through core's sampling, and the same one by the engine alone.
+"""A running ComfyUI with the pack in it (`PACK`), and one rollout through core's sampling and by the engine alone.
 
-Importing it starts ComfyUI's modules and the pack (`PACK`). A script that does so is run as `SCRIPT CASE [FLAGS]`, with
-flags of ComfyUI's (none: `--cpu`), and prints what the case returns as a line of JSON.
+Importing it starts ComfyUI's modules, with the flags behind the case's name on the command line (none: `--cpu`).
 """
 
 from __future__ import annotations
@@ -12,21 +11,22 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import host
+import torch
+from torch import Tensor
+
+from . import startup
 
 CASE, FLAGS = sys.argv[1], sys.argv[2:]
-host.start(*FLAGS)
-
-import torch  # noqa: E402 - after ComfyUI has read its arguments
-from torch import Tensor  # noqa: E402
+startup.start(*FLAGS)
 
 FOLDER = Path(tempfile.mkdtemp())
-PACK = host.pack(FOLDER)
+PACK = startup.import_pack(FOLDER)
 SIZE = (8, 12)
 TWO_STEPS = PACK.rollout.RolloutSettings(PACK.schedule.Schedule.of(2))
 
 
-def answer(*cases: Callable[[], object]) -> None:
+def run_case(*cases: Callable[[], object]) -> None:
+    """Run the case that the command line names and print what it returns as a line of JSON."""
     from comfyui_version import __version__
 
     result = {f.__name__: f for f in cases}[CASE]()
@@ -39,10 +39,10 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 
 def golden_model(**options):
-    return host.load(host.save_golden(FOLDER / "golden.safetensors"), **options)
+    return startup.load(startup.save_golden(FOLDER / "golden.safetensors"), **options)
 
 
-def text(seed: int, batch: int = 1, width: int = host.TEXT_DIM) -> Tensor:
+def text(seed: int, batch: int = 1, width: int = startup.TEXT_DIM) -> Tensor:
     return torch.randn(batch, 12, width, generator=torch.Generator().manual_seed(100 + seed))
 
 

@@ -1,7 +1,4 @@
-"""Runs inside ComfyUI's own Python: starts its modules on the CPU, loads the pack as core does, makes tiny models.
-
-Used by the scripts of this folder that tests start as processes; never imported by the tests themselves.
-"""
+"""Starts ComfyUI's modules on the CPU, imports the pack as ComfyUI does, and loads the golden model as a MODEL."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "data" / "golden"
 HEADS, TEXT_DIM = 2, 64  # of the golden model; core would take a head for 128 wide and text for 4096
 
@@ -27,7 +24,7 @@ def start(*flags: str) -> None:
     import comfy.model_management  # noqa: F401
 
 
-def pack(folder: Path) -> SimpleNamespace:
+def import_pack(folder: Path) -> SimpleNamespace:
     """The pack's modules, imported from a link in a custom_nodes folder by the name core gives it (no identifier)."""
     home = folder / "custom_nodes" / "ComfyUI-Salt"
     home.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +37,7 @@ def pack(folder: Path) -> SimpleNamespace:
     sys.modules[name] = module
     spec.loader.exec_module(module)
 
-    def part(path: str) -> ModuleType:
+    def submodule(path: str) -> ModuleType:
         return importlib.import_module(f"{name}.{path}")
 
     adapter = ("comfy_model", "sampler", "fingerprint", "self_attention_patch")
@@ -49,8 +46,8 @@ def pack(folder: Path) -> SimpleNamespace:
         "models.transformer_salt",
     )  # fmt: skip
     return SimpleNamespace(
-        **{n: part(f"nodes.adapter.{n}") for n in adapter},
-        **{n.rpartition(".")[2]: part(f"salt.{n}") for n in engine},
+        **{n: submodule(f"nodes.adapter.{n}") for n in adapter},
+        **{n.rpartition(".")[2]: submodule(f"salt.{n}") for n in engine},
     )
 
 
@@ -67,17 +64,17 @@ def save_golden(path: Path, **extra) -> Path:
 def load(path: Path, plain: bool = False, **options):
     """A MODEL by core's own loader. plain: a file whose shapes say everything.
 
-    Cores before 0.27 do not read the metadata of a Wan file, so the golden model's is read to them.
+    ComfyUI before 0.27 ignores the metadata of a Wan file, so the golden model's is put into what it detects.
     """
     import comfy.model_detection as detection
     import comfy.sd
 
     detect = detection.detect_unet_config
 
-    def told(*args, **kwargs):
+    def with_heads(*args, **kwargs):
         return {**detect(*args, **kwargs), "num_heads": HEADS, "text_dim": TEXT_DIM}
 
-    detection.detect_unet_config = detect if plain else told
+    detection.detect_unet_config = detect if plain else with_heads
     try:
         return comfy.sd.load_diffusion_model(str(path), model_options=options)
     finally:

@@ -1,5 +1,7 @@
-"""Runs inside ComfyUI's own Python: `standins.py FOLDER` writes tiny random models of the true layouts under the names
-that the workflows ask for, below FOLDER/models. With them goes the pack shrunk_encoders."""
+"""`python -m salt_cases.stand_in_models FOLDER` writes tiny random models of the released files' layouts.
+
+They lie below FOLDER/models under the names that the workflows use. They need the custom node pack shrunk_encoders.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,14 @@ import json
 import sys
 from pathlib import Path
 
-import host
+import sentencepiece
+import torch
+from safetensors.torch import save_file
+
+from . import startup
 
 FOLDER = Path(sys.argv[1])
-host.start()
-
-import sentencepiece  # noqa: E402 - after ComfyUI has read its arguments
-import torch  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+startup.start()
 
 WORDS = "a red blue green circle square moving right left up down fast slow cat the over street sea at night".split()
 
@@ -57,10 +59,10 @@ def students(pack) -> None:
     }
     for seed, (name, config) in enumerate(files.items()):
         torch.manual_seed(seed)
-        student = pack.student.SaltTransformer3DModel(**config).eval()
+        student = pack.transformer_salt.SaltTransformer3DModel(**config).eval()
         with torch.no_grad():
             student.proj_out.weight.normal_(std=0.1)
-        weights = {pack.keys.to_wan(key): tensor for key, tensor in student.state_dict().items()}
+        weights = {pack.wan_keys.to_wan(key): tensor for key, tensor in student.state_dict().items()}
         save(weights, "diffusion_models", name)
 
 
@@ -115,7 +117,7 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     import shrunk_encoders  # noqa: F401 - shrinks the encoders here as the pack does in the server
 
-    students(host.pack(FOLDER))
+    students(startup.import_pack(FOLDER))
     text_encoder()
     clip_vision()
     vae()

@@ -1,14 +1,15 @@
-"""Runs inside ComfyUI's own Python: Load Salt Tiny and Salt Decode, beside core's nodes and our decoder."""
+"""Load Salt Tiny and Salt Decode, beside core's nodes and our decoder."""
 
 from __future__ import annotations
 
 import weakref
 
 import torch
-from node_cases import PROMPT, STUDENT_SPEC, part, pipeline, refusal
-from play import PACK, answer, error
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from .session import error, run_case
+from .tiny_model import PROMPT, STUDENT_SPEC, part, pipeline, refusal
 
 TINY, DECODE = part("nodes.nodes_tiny"), part("nodes.nodes_decode")
 
@@ -238,5 +239,5 @@ def width() -> str:
     return refusal(TINY.load_vae)
 
 
-assert PACK
-answer(loaded, clip, streaming, stream, flat, asked, cancelled, taehv, refusals, width)
+if __name__ == "__main__":
+    run_case(loaded, clip, streaming, stream, flat, asked, cancelled, taehv, refusals, width)

@@ -1,41 +1,41 @@
-"""Runs inside ComfyUI's own Python, started by test_bridge.py: the bridge beside reference tensors and the engine."""
+"""A stock MODEL in core's sampling, beside reference tensors and the engine."""
 
 from __future__ import annotations
 
 import json
 from types import SimpleNamespace
 
-import host
-from play import (
+import torch
+from safetensors.torch import load_file, save_file
+
+from . import startup
+from .session import (
     FOLDER,
     PACK,
     SIZE,
     TWO_STEPS,
-    answer,
     error,
     golden_model,
+    run_case,
     seeded,
     text,
     through_comfyui,
     through_engine,
 )
 
-import torch  # isort: skip - play has started ComfyUI
-from safetensors.torch import load_file, save_file  # isort: skip
-
 Conditioning = PACK.conditioning.Conditioning
-TINY = host.GOLDEN / "tiny_a.safetensors"
+TINY = startup.GOLDEN / "tiny_a.safetensors"
 
 
 def goldens() -> dict[str, float]:
     """Relative error of every published rollout, plain and fused."""
     model = golden_model(dtype=torch.float32)
-    rows = json.loads((host.GOLDEN / "rollouts.json").read_text())
+    rows = json.loads((startup.GOLDEN / "rollouts.json").read_text())
     return {f"{row['case']}{' fused' * fuse}": _golden(model, row, fuse) for row in rows for fuse in (False, True)}
 
 
 def _golden(model, row: dict, fuse: bool) -> float:
-    data = load_file(host.GOLDEN / f"rollout_{row['case']}.safetensors")
+    data = load_file(startup.GOLDEN / f"rollout_{row['case']}.safetensors")
     noise, renoise, given = data["noise"].transpose(1, 2), data["renoise"].transpose(2, 3), row["init_frames"]
     settings = PACK.rollout.RolloutSettings(
         PACK.schedule.Schedule(tuple(row["steps"])), frames_per_block=row["frames_per_block"], fuse=fuse
@@ -151,7 +151,7 @@ def image_to_video() -> dict[str, float]:
     with torch.no_grad():
         student.proj_out.weight.normal_(std=0.1)
     path = PACK.checkpoints.save_wan(student, FOLDER / "i2v.safetensors")
-    model = host.load(path, dtype=torch.float32, plain=True)
+    model = startup.load(path, dtype=torch.float32, plain=True)
     frames, shape = 9, (1, 16, 9, *SIZE)
     draw = torch.Generator().manual_seed(4)
     latents = torch.randn(shape, generator=draw)
@@ -176,4 +176,4 @@ def image_to_video() -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    answer(goldens, guidance, batch, lora, fp8, image_to_video)
+    run_case(goldens, guidance, batch, lora, fp8, image_to_video)
