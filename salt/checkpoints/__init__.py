@@ -1,13 +1,12 @@
-"""The checkpoint room: every file format that a Wan student comes in is known here and nowhere else.
+"""Reading and writing checkpoints of Wan transformers, in every file format that students are published in.
 
-`read_checkpoint` finds out what a file is, `load_student` makes a model of it (with a LoRA, if one belongs to it),
-`save_wan` and `save_diffusers` write one, `describe` tells a person what a file holds. All complain by
-`CheckpointError`.
+`read_checkpoint` identifies and checks a file, `load_student` builds the model from it (with a LoRA, if there is one),
+`save_wan` and `save_diffusers` write one, `describe` summarises what a file holds. All raise `CheckpointError`.
 """
 
-from .errors import CheckpointError
 from .loading import describe, load_student
 from .reader import Checkpoint, read_checkpoint
+from .tensor_files import CheckpointError
 from .writer import save_diffusers, save_wan
 
 __all__ = [

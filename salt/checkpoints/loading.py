@@ -1,4 +1,4 @@
-"""The checkpoint room's door: from a file to a student that runs, and to a table that tells what a file is."""
+"""Build a student model from a weight file, and summarise what a weight file holds."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def load_student(
 ) -> SaltTransformer3DModel:
     """The student in any file that `read_checkpoint` reads, in eval mode.
 
-    `dtype=None` keeps the dtype of the file, and on the CPU its weights stay windows on it. With a half-precision
+    `dtype=None` keeps the dtype of the file, and on the CPU its weights stay memory-mapped. With a half-precision
     `dtype` the weights that diffusers keeps in float32 (norms, modulations, the time embedder) are float32 here too.
-    `lora`, a LongLive or peft LoRA, is merged in before weights are converted. Memory peaks near one copy of the model.
+    `lora`, a LongLive or peft LoRA, is merged before weights are converted. Memory peaks near one copy of the model.
 
-    Raises `CheckpointError` for a file that is not whole or not such a model.
+    Raises `CheckpointError` for a file that is damaged or not a Wan 2.1 transformer.
     """
     checkpoint = read_checkpoint(path, weights)
     with no_init_weights(), init_empty_weights(include_buffers=False):
         model = SaltTransformer3DModel(**checkpoint.config)
-    early = None if lora else dtype
-    # One weight that stays a window would keep the whole file in memory beside the converted copy.
-    converts = early is not None and early != checkpoint.dtype
+    load_dtype = None if lora else dtype
+    # A single weight that stays mapped would keep the whole file in memory beside the converted copy.
+    converts = load_dtype is not None and load_dtype != checkpoint.dtype
     for name, tensor in checkpoint.tensors():
-        _assign(model, name, _placed(name, tensor, early, device, converts))
+        _assign(model, name, _placed(name, tensor, load_dtype, device, converts))
     if lora is not None:
         merge_lora(model, lora)
         for name, parameter in list(model.named_parameters()):
@@ -50,9 +50,9 @@ def load_student(
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """What a weight file or folder is, for a person: only names and shapes are read.
+    """A summary of a weight file or folder, for display. Reads only names and shapes.
 
-    Keys: path, format, variant, weights (taken by "auto"), available, heads, head_dim, dim, layers, ffn, text_dim,
+    Keys: path, format, variant, weights (chosen by "auto"), available, heads, head_dim, dim, layers, ffn, text_dim,
     in_channels, parameters, dtype, bytes (on disk, of all files), spec (dict or None). Of a LoRA: path, format,
     layers (adapted linear layers), rank, alpha, bytes. Raises `CheckpointError` as `read_checkpoint` does.
     """
@@ -61,8 +61,8 @@ def describe(path: str | Path) -> dict[str, Any]:
     size = sum(file.stat().st_size for file in files)
     if is_lora(open_tensors(files[0])[0]):
         lora = read_lora(files[0])
-        facts = {"layers": len(lora.modules), "rank": lora.rank, "alpha": lora.alpha}
-        return {"path": str(path), "format": "LoRA, peft names", **facts, "bytes": size}
+        summary = {"layers": len(lora.modules), "rank": lora.rank, "alpha": lora.alpha}
+        return {"path": str(path), "format": "LoRA, peft names", **summary, "bytes": size}
     found = read_checkpoint(path)
     config = found.config
     heads, width = config["num_attention_heads"], config["attention_head_dim"]
@@ -89,7 +89,7 @@ def describe(path: str | Path) -> dict[str, Any]:
 def _placed(
     name: str, tensor: torch.Tensor, dtype: torch.dtype | None, device: str | torch.device, copy: bool = False
 ) -> torch.Tensor:
-    """`tensor` where and as the model wants it; untouched if it is so already and no `copy` is asked for."""
+    """`tensor` on the model's device and in its dtype; the same tensor if nothing changes, unless `copy`."""
     precise = SaltTransformer3DModel._keep_in_fp32_modules or []
     if dtype in (torch.float16, torch.bfloat16) and any(part in precise for part in name.split(".")):
         dtype = torch.float32

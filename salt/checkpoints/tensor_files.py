@@ -1,50 +1,41 @@
-"""The checkpoint room's shelves: weight files opened without reading them, and written so that nothing is ever lost.
+"""Weight files: find them, open them without reading their data, and report what is wrong with them.
 
-Opened tensors are windows on the file (memory-mapped): they cost memory only once they are used, and those pages
-belong to the file, so the system can take them back.
+Opened tensors are memory-mapped: they cost memory only once they are used, and those pages belong to the file, so the
+system can reclaim them. `CheckpointError` is the one error class of this package.
 """
 
 from __future__ import annotations
 
 import json
 import pickle
-import struct
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..io.atomic import replacing
-from .errors import CheckpointError, some
-
 SUFFIXES = (".safetensors", ".sft", ".pt", ".pth", ".ckpt", ".bin")
-INDEX = ".index.json"
-USUAL = "diffusion_pytorch_model"
+INDEX_SUFFIX = ".index.json"
+DIFFUSERS_STEM = "diffusion_pytorch_model"
+MAX_LISTED_NAMES = 5
 
-# In the order that safetensors itself lays tensors out: widest first, so that every tensor starts aligned.
-SAFETENSORS_TYPES = {
-    torch.float64: "F64",
-    torch.int64: "I64",
-    torch.float32: "F32",
-    torch.int32: "I32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int16: "I16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+
+class CheckpointError(ValueError):
+    """A weight file that cannot be used or written. The message names the file, what was found and what is expected."""
+
+
+def shorten(names: Iterable[str]) -> str:
+    """The first five of `names` and how many there are, for an error message."""
+    names = list(names)
+    more = f", ... ({len(names)} in all)" if len(names) > MAX_LISTED_NAMES else ""
+    return ", ".join(names[:MAX_LISTED_NAMES]) + more
 
 
 def open_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Everything in a weight file, as windows on it, and its metadata. A torch file may hold dicts of tensors.
+    """The memory-mapped content of a weight file and its metadata. A torch file may hold dicts of tensors.
 
-    The content decides what the file is, not its name. Raises `CheckpointError` for anything but a whole safetensors
+    The content decides the format, not the file's name. Raises `CheckpointError` for anything but a whole safetensors
     file or a torch zip archive without code in it; code is never run.
     """
     try:
@@ -96,7 +87,7 @@ def _open_torch(path: Path) -> dict[str, Any]:
 
 
 def find_files(path: Path) -> tuple[list[Path], dict[str, Any]]:
-    """The weight files that `path` stands for, and the config.json beside them ({} where there is none).
+    """The weight files of a model, and the config.json beside them ({} where there is none).
 
     `path` is a weight file, a `*.index.json`, a model folder, or a diffusers pipeline folder with `transformer/`.
     """
@@ -108,24 +99,26 @@ def find_files(path: Path) -> tuple[list[Path], dict[str, Any]]:
         config = read_json(path / "config.json") if (path / "config.json").exists() else {}
         return _files_in(path), config
     beside = path.parent / "config.json"
-    # A config.json speaks for the files that are named after its folder's kind, not for any file that lies there.
-    config = read_json(beside) if path.name.startswith(USUAL) and beside.exists() else {}
-    return _indexed(path) if path.name.endswith(INDEX) else [path], config
+    # A config.json describes the files with diffusers' usual name, not every file that is in its folder.
+    config = read_json(beside) if path.name.startswith(DIFFUSERS_STEM) and beside.exists() else {}
+    return _indexed(path) if path.name.endswith(INDEX_SUFFIX) else [path], config
 
 
 def _files_in(folder: Path) -> list[Path]:
-    indices = sorted(folder.glob(f"*.safetensors{INDEX}"))
+    indices = sorted(folder.glob(f"*.safetensors{INDEX_SUFFIX}"))
     if len(indices) == 1:
         return _indexed(indices[0])
     files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES and file.is_file())
-    usual = [file for file in files if file.stem == USUAL]
-    # An original Wan folder has text encoder and autoencoder beside the model, others the same model in two formats.
+    usual = [file for file in files if file.stem == DIFFUSERS_STEM]
+    # An original Wan folder also has text encoder and autoencoder; other folders hold one model in two formats.
     chosen = usual or files
     chosen = [file for file in chosen if file.suffix == ".safetensors"] or chosen
     if len(chosen) == 1 and not indices:
         return chosen
-    found = some(file.name for file in [*indices, *chosen]) or "none"
-    raise CheckpointError(f"{folder}: expected one weight file, one {INDEX} or a folder `transformer`; found {found}")
+    found = shorten(file.name for file in [*indices, *chosen]) or "none"
+    raise CheckpointError(
+        f"{folder}: expected one weight file, one {INDEX_SUFFIX} or a folder `transformer`; found {found}"
+    )
 
 
 def _indexed(index: Path) -> list[Path]:
@@ -135,11 +128,12 @@ def _indexed(index: Path) -> list[Path]:
     files = sorted({index.parent / name for name in table.values()})
     absent = [file.name for file in files if not file.exists()]
     if absent:
-        raise CheckpointError(f"{index}: {len(absent)} of its {len(files)} files are missing: {some(absent)}")
+        raise CheckpointError(f"{index}: {len(absent)} of its {len(files)} files are missing: {shorten(absent)}")
     return files
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises `CheckpointError` for anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -149,41 +143,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-@contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that becomes `path` in one step when the block ends, and never existed if the block fails.
-
-    Raises `CheckpointError` where the system refuses (no such folder allowed, disk full); what was at `path` stays.
-    """
+def metadata_json(metadata: Mapping[str, str], key: str, where: str) -> dict[str, Any]:
+    """The JSON object under `key` of a file's metadata; {} where there is none."""
+    if key not in metadata:
+        return {}
     try:
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            yield file
-    except OSError as error:
-        raise CheckpointError(f"{path} could not be written: {error.strerror or error}") from error
-
-
-def write_safetensors(
-    path: Path,
-    layout: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
-    fetch: Callable[[str], torch.Tensor],
-    metadata: Mapping[str, str],
-) -> None:
-    """Write a safetensors file tensor by tensor, so that it takes no more memory than its largest tensor.
-
-    `layout` gives each name's shape and dtype in the file; `fetch(name)` the tensor, which is converted as it goes.
-    """
-    rank = {dtype: place for place, dtype in enumerate(SAFETENSORS_TYPES)}
-    order = sorted(layout, key=lambda name: (rank[layout[name][1]], name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
-    end = 0
-    for name in order:
-        shape, dtype = layout[name]
-        start, end = end, end + torch.Size(shape).numel() * dtype.itemsize
-        header[name] = {"dtype": SAFETENSORS_TYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with atomic_file(path) as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name in order:
-            tensor = fetch(name).detach().to(device="cpu", dtype=layout[name][1]).contiguous()
-            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        value = json.loads(metadata[key])
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{where}: its metadata `{key}` is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{where}: its metadata `{key}` is {value!r}; expected an object")
+    return value

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from safetensors.torch import load_file
 
-from salt.checkpoints.errors import CheckpointError
+from salt.checkpoints import CheckpointError
 from salt.checkpoints.vae_keys import vae_to_wan
 
 TINY = Path(__file__).parents[2] / "salt" / "assets" / "tiny" / "vae" / "diffusion_pytorch_model.safetensors"
