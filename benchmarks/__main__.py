@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.cells import CPU, GPU, Bench, Cell
 from benchmarks.measure import environment
-from salt.io.atomic import replacing
+from salt.io.atomic import write_text
 
 
 def measure(cells: tuple[Cell, ...], bench: Bench, path: Path, again: bool) -> dict[str, Any]:
@@ -42,8 +42,7 @@ def measure(cells: tuple[Cell, ...], bench: Bench, path: Path, again: bool) -> d
         done[cell.name] = {**figures, "took_s": round(time.perf_counter() - began, 1)}
         print(f"{cell.name}: {told(cell, done[cell.name])}", flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
-            partial.write_text(json.dumps(results, indent=1) + "\n")
+        write_text(path, json.dumps(results, indent=1) + "\n")
     return results
 
 
@@ -90,8 +89,7 @@ def main() -> None:
     path = arguments.out / f"{arguments.device}.json"
     results = measure(chosen, Bench(device), path, arguments.again)
     table = as_table(cells, results)
-    with replacing(path.with_suffix(".md")) as partial:
-        partial.write_text(table + "\n")
+    write_text(path.with_suffix(".md"), table + "\n")
     print(f"\n{table}")
 
 

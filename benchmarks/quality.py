@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from salt.checkpoints import load_student, read_checkpoint
-from salt.io.atomic import replacing
+from salt.io.atomic import write_text
 from salt.memory import MemoryPolicy
 from salt.pipeline import TINY
 from salt.spec import StudentSpec
@@ -81,8 +81,7 @@ def run(path: Path, prompts: int, steps: tuple[int, ...]) -> dict:
                 its = replace(spec, policy=MemoryPolicy.parse(policy))
                 results["rows"][key] = summarize(score_model(student, vae, nfe, half, spec=its))
             print(f"{key}: {results['rows'][key]['passed']:.0%}", flush=True)
-            with replacing(path) as partial:
-                partial.write_text(json.dumps(results, indent=1) + "\n")
+            write_text(path, json.dumps(results, indent=1) + "\n")
     return results
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from salt.io.atomic import replacing
+from salt.io.atomic import write_text
 from train.config.recipe import Recipe
 from train.methods.base import Trainer
 from train.models import student_spec
@@ -39,8 +39,7 @@ def export(trainer: Trainer, done: int) -> Path:
     folder = Path(recipe.run.out) / "export"
     path = trainer.export(folder / f"{recipe.name}.safetensors")
     if trainer.accelerator.is_main_process:
-        with replacing(folder / "README.md") as partial:
-            partial.write_text(model_card(recipe, done, last_values(Path(recipe.run.out) / "losses.csv")), "utf-8")
+        write_text(folder / "README.md", model_card(recipe, done, last_values(Path(recipe.run.out) / "losses.csv")))
     return path
 
 

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import torch
 from diffusers import WanTransformer3DModel, __version__
 
-from ..io.atomic import replacing
+from ..io.atomic import atomic_write
 from ..spec import StudentSpec
 from .tensor_files import CheckpointError, shorten
 from .wan_keys import strip_wrappers, to_wan
@@ -116,7 +116,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     Raises `CheckpointError` if it cannot be written (no permission, disk full); what was at `path` stays.
     """
     try:
-        with replacing(path) as partial, partial.open("wb") as file:
+        with atomic_write(path) as partial, partial.open("wb") as file:
             yield file
     except OSError as error:
         raise CheckpointError(f"{path} could not be written: {error.strerror or error}") from error

@@ -21,7 +21,7 @@ from ..acceleration.device import usable_device
 from ..acceleration.presets import Preference
 from ..checkpoints import read_checkpoint
 from ..checkpoints.lora import merge_lora
-from ..io.atomic import check_writable, replacing
+from ..io.atomic import check_writable, write_text
 from ..io.hub import WAN, models_folder
 from ..io.prompt_files import read_prompts
 from ..io.video import VideoWriter
@@ -204,9 +204,8 @@ def generate_many(file: Path, folder: Path, options: Options) -> None:
             assert pipe is not None
             out = note.with_suffix(".mp4")
             figures, _ = write_clip(pipe, prompt, out, options.seed + index, options.request)
-            with replacing(note) as partial:
-                told = {"prompt": prompt, "seed": options.seed + index, "frames": figures.frames}
-                partial.write_text(json.dumps(told))
+            record = {"prompt": prompt, "seed": options.seed + index, "frames": figures.frames}
+            write_text(note, json.dumps(record))
             print(f"{out}: {figures}")
     state.wait_for_everyone()
     if state.is_main_process:

@@ -13,8 +13,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ..io.atomic import write_tensors
 from ..memory import KVMemory, load_memory, save_memory
-from ..memory.serialization import negative_path, write_tensors
+from ..memory.serialization import negative_path
 from ..models.transformer_salt import fingerprint
 from ..pipeline import SaltPipeline
 from ..pipeline.inputs import PipelineInputs

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..io.atomic import existing
+from ..io.atomic import require_file
 
 if TYPE_CHECKING:
     from ..comfy_client.client import ComfyServer
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
 def read_graph(path: Path) -> dict[str, Any]:
     """A workflow of either format. Raises ValueError for a file that is none."""
     try:
-        graph = json.loads(existing(path, "a ComfyUI workflow").read_text(encoding="utf-8"))
+        graph = json.loads(require_file(path, "a ComfyUI workflow").read_text(encoding="utf-8"))
     except ValueError as error:  # no JSON, or no text
         raise ValueError(f"{path}: found no JSON ({error}), expected a ComfyUI workflow") from None
     nodes = graph.get("nodes", graph.values()) if isinstance(graph, dict) else None

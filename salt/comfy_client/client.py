@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..io.atomic import replacing
+from ..io.atomic import atomic_write
 from .workflow import Prompt
 
 PATIENCE = 60.0  # seconds that one answer may take
@@ -115,7 +115,7 @@ class ComfyServer:
         while path.exists():
             copy += 1
             path = folder / f"{Path(plain).stem} ({copy}){Path(plain).suffix}"
-        with replacing(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_bytes(content)
         return path
 

@@ -1,17 +1,26 @@
-"""Files that are there, places that can be written to, and writing a file whole or not at all, for every room."""
+"""Atomic writing of files and folders, and the checks of a path before it is read or written.
+
+Whatever ends the writing (an exception, Ctrl-C, a full disk), the target is either the whole new content or what it was
+before.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def existing(path: str | Path, expected: str) -> Path:
-    """The path of a file that is there. Raises FileNotFoundError or IsADirectoryError saying what was expected."""
+def require_file(path: str | Path, expected: str) -> Path:
+    """The path of an existing file. Raises FileNotFoundError or IsADirectoryError saying what was expected."""
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path}: found a folder, expected {expected}")
@@ -21,10 +30,10 @@ def existing(path: str | Path, expected: str) -> Path:
 
 
 def check_writable(path: str | Path, suffix: str) -> Path:
-    """Makes sure, before any work is done for it, that a file can be written to `path`; its folder is made if need be.
+    """Check, before any work is done for it, that a file can be written to `path`; creates its folder.
 
-    Raises ValueError for a name that does not end in `suffix`, OSError (naming the path) when the folder cannot be made
-    or written to, or when the path is itself a folder.
+    Raises ValueError for a name that does not end in `suffix`, OSError (naming the path) when the folder cannot be
+    created or written to, or when the path is itself a folder.
     """
     path = Path(path)
     if path.suffix.lower() != suffix:
@@ -33,7 +42,7 @@ def check_writable(path: str | Path, suffix: str) -> Path:
         raise IsADirectoryError(f"{path}: expected a file to write, found a folder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Permission bits do not tell (root, read-only and full disks), so a byte is really written.
+        # Permission bits are not reliable (root, read-only and full disks), so a byte is actually written.
         with tempfile.TemporaryFile(dir=path.parent) as probe:
             probe.write(b"\0")
     except OSError as error:
@@ -42,21 +51,84 @@ def check_writable(path: str | Path, suffix: str) -> Path:
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A hidden name beside `path` to write to; it becomes `path` in one step when the block ends.
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; it replaces `path` when the block ends.
 
-    When the block fails (a full disk, Ctrl-C) what was at `path` stays, and nothing is left of the attempt. The folder
-    is made if need be. Raises OSError where the system refuses.
+    When the block fails what was at `path` stays and the temporary file is removed. Creates the folder. Raises OSError
+    where the system refuses.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        replace_file(partial, path)
     finally:
-        # In a folder that could not be made there never was one; after a success it is gone.
+        # Not there after a success, nor if the folder could not be created.
         if partial.exists():
             partial.unlink()
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` to write files to; it replaces `path`, a folder, when the block ends.
+
+    A temporary folder that a killed process left behind is removed by the next call for the same path. Raises OSError
+    where the system refuses.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    for file in sorted(partial.iterdir()):
+        _sync_file(file)
+    shutil.rmtree(path, ignore_errors=True)
+    os.rename(partial, path)
+    _sync_folder(path.parent)
+
+
+def replace_file(source: Path, target: Path) -> None:
+    """Flush a complete file to disk and move it to `target` (same file system), in place of an older file."""
+    _sync_file(source)
+    os.replace(source, target)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 text file atomically. Raises OSError where the system refuses."""
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors of any device and memory layout to a safetensors file, atomically.
+
+    Raises OSError, naming the path, where the system refuses.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        with atomic_write(path) as partial:
+            partial.touch()
+            mode = partial.stat().st_mode  # the system's mode for new files; safetensors would make the file private
+            save_file({name: x.contiguous().cpu() for name, x in tensors.items()}, partial, metadata=metadata)
+            partial.chmod(mode)
+    except SafetensorError as error:
+        raise OSError(f"{path}: cannot be written ({error})") from error
+
+
+def _sync_file(path: Path) -> None:
+    """Flush a file to disk."""
+    with path.open("r+b") as file:  # Windows flushes only files that are open for writing
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    """Flush the entries of a folder to disk, where the system can do that."""
+    if os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

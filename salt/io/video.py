@@ -11,7 +11,6 @@ Layout: pixels [B, 3, T, H, W] or, for one clip, [3, T, H, W], float in [-1, 1].
 import itertools
 import logging
 import math
-import os
 import subprocess
 import tempfile
 import uuid
@@ -27,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .atomic import check_writable, existing
+from .atomic import check_writable, replace_file, require_file
 
 log = logging.getLogger(__name__)
 
@@ -134,14 +133,14 @@ class VideoWriter:
         if not failed:
             _index(self._partial)
             target = self._place_of_fragment() if cut else self.path
-            os.replace(self._partial, target)
+            replace_file(self._partial, target)
             if target != self.path:
                 log.warning("%s: is as it was; the first %d frames of the new one: %s", self.path, self.frames, target)
             return
         what = "none could be kept"
         if kept := _playable_frames(self._partial):
             target = self._place_of_fragment()
-            os.replace(self._partial, target)
+            replace_file(self._partial, target)
             where = "" if target == self.path else f" in {target}, the older video is as it was"
             what = f"the first {kept} are kept and can be played{where}"
         else:
@@ -177,7 +176,7 @@ def _index(path: Path) -> None:
     )
     copy.communicate()
     if copy.returncode == 0:
-        os.replace(indexed, path)
+        indexed.replace(path)
     else:
         indexed.unlink(missing_ok=True)
 
@@ -223,7 +222,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
 
     Raises OSError where there is none, or ValueError when the file is not an image.
     """
-    path = existing(path, "an image")
+    path = require_file(path, "an image")
     try:
         picture = iio.imread(path, plugin="pillow", index=0, mode="RGB", rotate=True)
     except (OSError, ValueError, SyntaxError) as error:  # Pillow has all three for broken files
@@ -238,7 +237,7 @@ def read_video(path: str | Path, size: tuple[int, int] | None = None, frames: in
     `size` (H, W): see `fit`; each frame is brought to it as it is read. Raises OSError where there is none, or
     ValueError when the file is not a video or has fewer than `frames`.
     """
-    path = existing(path, "a video")
+    path = require_file(path, "a video")
     pieces = []
     try:
         reader = imageio_ffmpeg.read_frames(path)

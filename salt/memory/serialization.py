@@ -8,9 +8,8 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from ..io.atomic import existing, replacing
+from ..io.atomic import require_file, write_tensors
 from .cache import KVMemory
 from .policy import MemoryPolicy
 from .store import MemoryGeometry, buffer_names
@@ -54,18 +53,6 @@ def save_memory(memory: KVMemory, path: str | Path) -> None:
 def negative_path(path: Path) -> Path:
     """Where the memory of the unconditional branch lies, beside that of a clip that was made with guidance."""
     return path.with_name(f"{path.stem}{NEGATIVE}{path.suffix}")
-
-
-def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file, whole or not at all. Raises OSError naming the path where the system refuses."""
-    try:
-        with replacing(path) as partial:
-            partial.touch()
-            mode = partial.stat().st_mode  # what the system gives a new file; safetensors makes its own private
-            save_file(tensors, partial, metadata=metadata)
-            partial.chmod(mode)
-    except SafetensorError as error:
-        raise OSError(f"{path}: cannot be written ({error})") from error
 
 
 def read_memory_info(path: str | Path) -> dict:
@@ -128,7 +115,7 @@ def load_memory(
 
 def _opened(path: str | Path) -> safe_open:
     try:
-        existing(path, "a Salt memory file")
+        require_file(path, "a Salt memory file")
     except OSError as error:
         raise MemoryFileError(str(error)) from None
     try:

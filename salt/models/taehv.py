@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..io.atomic import existing
+from ..io.atomic import require_file
 from .streaming_vae import LatentStream
 
 LATENT_CHANNELS = 16
@@ -158,7 +158,7 @@ def load_taehv(path: str | Path, device: torch.device | str = "cpu", dtype: torc
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    existing(path, "TAEHV weights such as taew2_1.pth")
+    require_file(path, "TAEHV weights such as taew2_1.pth")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

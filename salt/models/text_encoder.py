@@ -16,10 +16,10 @@ from typing import Any, Literal, Protocol
 import ftfy
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from ..io.atomic import replacing
+from ..io.atomic import write_tensors
 
 TOKENS = 512  # Wan 2.1's text length
 TextPrecision = Literal["bf16", "int8"]
@@ -168,5 +168,4 @@ class CachedTextEncoder:
     def _write(self, prompt: str, x_LD: Tensor) -> None:
         used = x_LD.abs().amax(dim=1).nonzero()
         kept = x_LD[: int(used.max()) + 1 if len(used) else 0].contiguous()
-        with replacing(self.path(prompt)) as partial:
-            save_file({"embedding": kept, "length": torch.tensor(x_LD.shape[0])}, partial)
+        write_tensors(self.path(prompt), {"embedding": kept, "length": torch.tensor(x_LD.shape[0])})

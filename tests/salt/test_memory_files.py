@@ -95,7 +95,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
             file.write(b"half a file")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(memory_files, "save_file", full_disk)
+    monkeypatch.setattr("safetensors.torch.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_memory(filled(MemoryPolicy(), 6), path)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
@@ -105,7 +105,7 @@ def test_what_safetensors_cannot_write_is_named(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise SafetensorError("Error while serializing: I/O error")
 
-    monkeypatch.setattr(memory_files, "save_file", refuse)
+    monkeypatch.setattr("safetensors.torch.save_file", refuse)
     with pytest.raises(OSError, match=r"m.safetensors: cannot be written \(Error while"):
         save_memory(filled(MemoryPolicy()), tmp_path / "m.safetensors")
     assert not list(tmp_path.iterdir())

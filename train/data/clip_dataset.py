@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from salt.conditioning import Conditioning
-from salt.io.atomic import replacing
+from salt.io.atomic import write_tensors
 from salt.model_input import FlowModel, ModelInput
 from salt.models.transformer_salt import CausalModel, SaltTransformer3DModel
 from salt.noise import SeededNoise
@@ -130,8 +129,8 @@ def make_clips(recipe: Recipe, device: torch.device, on_clip: Callable[[int], No
             clean, states = trajectories(teacher, *both, recipe, seeds)
         for i, text, latents, trajectory in zip(numbers, texts, clean, states, strict=True):
             tensors = {"latents": latents, "trajectory": trajectory}
-            with replacing(folder / f"{i:06d}.safetensors") as partial:
-                save_file({k: v.to(dtype).contiguous().cpu() for k, v in tensors.items()}, partial, {"prompt": text})
+            tensors = {name: x.to(dtype) for name, x in tensors.items()}
+            write_tensors(folder / f"{i:06d}.safetensors", tensors, {"prompt": text})
         if on_clip is not None:
             on_clip(recipe.start.clips - len(missing) + at + len(numbers))
     return len(missing)

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from salt.io.atomic import replacing
+from salt.io.atomic import write_tensors
 from salt.io.video import read_video
 from salt.models.streaming_vae import encode_video
 from train.config.recipe import Recipe, RecipeError
@@ -40,8 +39,7 @@ def encode_footage(
     for done, i in enumerate(missing):
         caption, pixels = sources[i]
         latents = encode_video(vae, pixels().to(device))[0]
-        with replacing(folder / f"{i:06d}.safetensors") as partial:
-            save_file({"latents": latents.to(dtype).contiguous().cpu()}, partial, {"prompt": caption})
+        write_tensors(folder / f"{i:06d}.safetensors", {"latents": latents.to(dtype)}, {"prompt": caption})
         if on_clip is not None:
             on_clip(len(sources) - len(missing) + done + 1)
     return len(missing)

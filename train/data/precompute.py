@@ -10,10 +10,9 @@ from pathlib import Path
 
 import torch
 from rich.progress import track
-from safetensors.torch import save_file
 from torch import nn
 
-from salt.io.atomic import replacing
+from salt.io.atomic import write_tensors
 from salt.io.prompt_files import read_prompts
 from salt.models.text_encoder import CachedTextEncoder, UMT5TextEncoder
 from salt.pipeline.components import load_components
@@ -66,8 +65,7 @@ def starts(recipe: Recipe, pictures: Path, device: str) -> int:
             "image": image_embeddings(parts.image_encoder, parts.image_processor, pixels)[0],
             "channels": image_channels(parts.vae, pixels, r.frames)[0],
         }
-        with replacing(out / f"{line:06d}.safetensors") as partial:
-            save_file({k: v.bfloat16().contiguous().cpu() for k, v in tensors.items()}, partial)
+        write_tensors(out / f"{line:06d}.safetensors", {name: x.bfloat16() for name, x in tensors.items()})
     return len(new)
 
 

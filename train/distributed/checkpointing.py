@@ -8,12 +8,13 @@ run may resume on another number of processes.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from salt.io.atomic import atomic_folder
 
 MARK = "complete.json"
 
@@ -27,24 +28,13 @@ class CheckpointFolder:
     def save(self, update: int, parts: dict[str, Any]) -> Path:
         """Write one checkpoint (call it in one process) and drop what is older than `keep`."""
         final = self.folder / f"step-{update:08d}"
-        partial = self.folder / f".step-{update:08d}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        sizes = {}
-        for name, value in parts.items():
-            path = partial / f"{name}.pt"
-            with path.open("wb") as file:
-                torch.save(value, file)
-                file.flush()
-                os.fsync(file.fileno())
-            sizes[path.name] = path.stat().st_size
-        with (partial / MARK).open("w") as file:
-            json.dump({"update": update, "files": sizes}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(partial, final)
-        _sync_folder(self.folder)
+        with atomic_folder(final) as partial:
+            sizes = {}
+            for name, value in parts.items():
+                path = partial / f"{name}.pt"
+                torch.save(value, path)
+                sizes[path.name] = path.stat().st_size
+            (partial / MARK).write_text(json.dumps({"update": update, "files": sizes}))
         for old in self.complete()[: -self.keep]:
             shutil.rmtree(old)
         return final
@@ -72,11 +62,3 @@ def _is_complete(folder: Path) -> bool:
     except (OSError, ValueError, KeyError):
         return False
     return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files.items())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from salt.io.atomic import check_writable, replacing
+from salt.io.atomic import check_writable, write_text
 
 if TYPE_CHECKING:
     from salt.pipeline import SaltPipeline
@@ -228,6 +228,5 @@ def _vbench(args: argparse.Namespace, out: Path, long: bool = False) -> None:
 
 def _write(out: Path, table: str, data: dict[str, Any]) -> None:
     for suffix, text in ((".md", table), (".json", json.dumps(data))):
-        with replacing(out.with_name(out.name + suffix)) as whole:
-            whole.write_text(text + "\n", encoding="utf-8")
+        write_text(out.with_name(out.name + suffix), text + "\n")
     print(table)

@@ -19,14 +19,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from salt.cli.jobs import write_clip
-from salt.io.atomic import replacing
+from salt.io.atomic import replace_file, write_text
 from salt.io.prompt_files import read_prompts
 from salt.models.transformer_salt import fingerprint
 from salt.pipeline import SaltPipeline
@@ -146,15 +145,14 @@ def sample_all(
     if state.is_main_process:
         for place in (videos, staging):
             place.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "samples.json") as partial:
-            partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(folder / "samples.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     left = [sample for sample in samples if not (videos / sample.file).exists()]
     state.wait_for_everyone()  # all have looked before the first video is finished
     with state.split_between_processes(left) as mine:
         for sample in cast(list[Sample], mine):
             staged = staging / (hashlib.sha256(sample.file.encode()).hexdigest()[:16] + ".mp4")
             write_clip(pipe, sample.prompt.told, staged, sample.seed, request)
-            os.replace(staged, videos / sample.file)
+            replace_file(staged, videos / sample.file)
     state.wait_for_everyone()
     table = coverage(samples, videos)
     if state.is_main_process:

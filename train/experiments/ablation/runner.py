@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from salt.io.atomic import replacing
+from salt.io.atomic import write_text
 from train.config.recipe import Recipe, load_recipe
 from train.config.validation import check_recipe
 from train.distill import distill
@@ -44,8 +44,7 @@ def run_arm(arm: Arm, seed: int, out: Path, overrides: Sequence[str], prompts: i
     facts = {"arm": arm.name, "seed": seed, "recipe": recipe_hash(replace(recipe, run=replace(recipe.run, seed=0)))}
     minutes = (time.perf_counter() - began) / 60
     timed = {"updates": recipe.optimisation.updates, "minutes": round(minutes, 1), "prompts": prompts}
-    with replacing(path) as partial:
-        partial.write_text(json.dumps({**facts, **timed, **found}, indent=1) + "\n")
+    write_text(path, json.dumps({**facts, **timed, **found}, indent=1) + "\n")
     return json.loads(path.read_text())
 
 
@@ -67,8 +66,7 @@ def report(out: Path) -> None:
     """The tables and the plots of what is scored, and the pictures of the students that are still there."""
     tables = {"table.md": table(out), "short.md": table(out, short=True), "paired.md": paired(out)}
     for name, text in tables.items():
-        with replacing(out / name) as partial:
-            partial.write_text(text + "\n")
+        write_text(out / name, text + "\n")
     plot(out, out / "scores.png")
     students = present(out)
     if students:

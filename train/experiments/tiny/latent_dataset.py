@@ -6,6 +6,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
+from salt.io.atomic import atomic_write
 from salt.models.word_embedder import WordEmbedder
 from train.experiments.tiny.cpu_workers import rank, world
 from train.experiments.tiny.run_state import placed, seeded
@@ -33,8 +34,8 @@ def make_latents(vae_folder: Path, folder: Path, clips: int, seed: int = 7, devi
             pixels = render(scenes[i : i + 8], FRAMES, generator).pixels.to(device)
             parts.append((encode(vae, pixels) - mean) / std)
         numbers = torch.tensor([SCENES.index(scene) for scene in scenes])
-        torch.save({"latents": torch.cat(parts).half().cpu(), "scenes": numbers}, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
+        with atomic_write(path) as partial:
+            torch.save({"latents": torch.cat(parts).half().cpu(), "scenes": numbers}, partial)
 
 
 class Latents:

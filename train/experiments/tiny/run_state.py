@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from salt.io.atomic import atomic_write
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -40,10 +42,9 @@ class Run:
         return time.monotonic() - self._saved_at > self.save_every_s
 
     def save(self, **state: Any) -> None:
-        """Save through a temporary file, so that a kill in the middle leaves the older state."""
-        path = self.folder / "state.pt"
-        torch.save({**state, "seconds": self.seconds}, path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
+        """Save atomically, so that a kill in the middle leaves the older state."""
+        with atomic_write(self.folder / "state.pt") as partial:
+            torch.save({**state, "seconds": self.seconds}, partial)
         self._saved_at = time.monotonic()
 
     def log(self, step: int, **values: float) -> None:
