@@ -15,7 +15,6 @@ from salt.memory import (
     read_memory_info,
     save_memory,
 )
-from salt.memory import serialization as memory_files
 from tests.helpers import golden
 from tests.helpers.small_memory import GEOMETRY, POLICIES, dense, write
 
