@@ -14,7 +14,7 @@ from train.data.precompute import add_precompute
 from train.distill import add_distill, is_main
 from train.evaluation.command import add_evaluate
 from train.experiments.ablation.runner import add_reproduce
-from train.memory_estimate.estimate import add_estimate
+from train.memory_estimate.report import add_estimate
 
 FAILED, INTERRUPTED = 2, 130
 

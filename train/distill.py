@@ -23,7 +23,7 @@ from train.data.clip_dataset import make_clips
 from train.distributed.parallel import Mode, own_device, process_state
 from train.dry_run import rehearsal
 from train.export import export, last_values, push
-from train.memory_estimate.estimate import available_memory, check_memory
+from train.memory_estimate.report import available_memory, check_memory
 from train.methods.base import Trainer
 from train.methods.ode_regression import Starter
 from train.methods.sc_dmd import SCDMDTrainer

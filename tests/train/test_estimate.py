@@ -15,18 +15,11 @@ from tests.helpers import tiny_recipes
 from train.__main__ import main
 from train.config.model_configs import backbones, meta_model
 from train.config.recipe import RecipeError, load_recipe
-from train.memory_estimate.estimate import (
-    add_estimate,
-    add_up,
-    available_memory,
-    check_memory,
-    estimate,
-    estimates,
-    memory_bytes,
-    remedies,
-    table,
-)
-from train.memory_estimate.tracing import Activations, Live, Tracer, without_storage
+from train.memory_estimate.allocations import AllocationCounter, without_storage
+from train.memory_estimate.estimate import add_up, estimate, estimates
+from train.memory_estimate.model_bytes import kv_memory_bytes
+from train.memory_estimate.report import add_estimate, available_memory, check_memory, remedies, table
+from train.memory_estimate.tracing import Activations, Tracer
 from train.methods.sc_dmd import SCDMDTrainer
 from train.rollout.random_draws import UpdateDraws
 
@@ -98,7 +91,7 @@ def test_memory_is_what_a_memory_takes(tmp_path, policy, precision, dtype):
     memory = tiny_recipes.model(**{k: v for k, v in config.items() if not k.startswith("_")}).to(dtype)
     made = memory.new_memory(recipe.policy, recipe.optimisation.micro_batch, 4, 4, recipe.rollout.frames)
     made.allocated(recipe.rollout.frames)
-    assert memory_bytes(recipe, config) == made.nbytes > 0
+    assert kv_memory_bytes(recipe, config) == made.nbytes > 0
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
@@ -149,7 +142,7 @@ def test_a_checkpointed_rollout_holds_its_memory(tmp_path, policy):
     recipe = larger(tmp_path, loss=dict(align="none"), rollout=dict(memory=policy, frames=12))
     trainer = SCDMDTrainer(recipe)
     batch, configs = embed(trainer), backbones(recipe)
-    with Live() as live:
+    with AllocationCounter() as live:
         loss, _ = trainer._generator(UpdateDraws(recipe.schedule(2), 1, None, 3.0), 0)(batch)
         live.sweep()
     assert loss.requires_grad
@@ -267,4 +260,4 @@ def test_known_sizes_by_hand():
     found = backbones(load_recipe("self_forcing"))
     sizes = [sum(p.numel() for p in meta_model(found[name]).parameters()) for name in ("student", "teacher")]
     assert sizes == pytest.approx([1.42e9, 14.29e9], rel=2e-3)
-    assert memory_bytes(load_recipe("self_forcing"), found["student"]) == 2 * 2 * 30 * 1536 * 1560 * 21
+    assert kv_memory_bytes(load_recipe("self_forcing"), found["student"]) == 2 * 2 * 30 * 1536 * 1560 * 21

@@ -26,7 +26,7 @@ from train.dry_run import TINY_VAE
 from train.evaluation import vbench
 from train.methods.sc_dmd import OffloadedModel, SCDMDTrainer
 from train.models import build_student, export_student
-from train.monitoring.metrics_logger import Diverged, DivergenceGuard
+from train.monitoring.divergence_guard import Diverged, DivergenceGuard
 from train.rollout.random_draws import UpdateDraws
 from train.sample_grid import Samples
 

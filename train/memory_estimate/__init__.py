@@ -1,1 +1,1 @@
-"""Memory of a recipe, estimated before anything is loaded."""
+"""GPU and host memory of a recipe, estimated before any checkpoint is loaded."""

@@ -24,7 +24,8 @@ from train.distributed.checkpointing import CheckpointFolder
 from train.distributed.parallel import DistributedModel, Ema, Mode, mean_over_processes, process_state
 from train.methods.sc_dmd_losses import Batch
 from train.models import build_student, export_student, make_optimizer
-from train.monitoring.metrics_logger import Diverged, DivergenceGuard, MetricsLogger
+from train.monitoring.divergence_guard import Diverged, DivergenceGuard
+from train.monitoring.metrics_logger import MetricsLogger
 
 
 @dataclass

@@ -1,1 +1,1 @@
-"""What a run reports: metrics, plots, and the guard that ends a diverged run."""
+"""Monitoring of a training run: metrics, plots, divergence guard."""

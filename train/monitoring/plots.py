@@ -1,4 +1,4 @@
-"""Curves of a run as a picture, one panel per quantity."""
+"""Plots of a run's metrics, one panel per metric."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from types import ModuleType
 COLUMNS = 4
 
 
-def to_files() -> ModuleType:
-    """matplotlib's pyplot without a screen. Imported only where something is drawn."""
+def pyplot_for_files() -> ModuleType:
+    """matplotlib's pyplot with a backend that needs no display (imported here, because it is slow)."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -22,7 +22,7 @@ def to_files() -> ModuleType:
 
 def plot_curve(curve: Path, out: Path, title: str) -> None:
     """Draw a csv of rows (step, name, value) into a PNG, panels in order of first appearance."""
-    pyplot = to_files()
+    pyplot = pyplot_for_files()
     series: dict[str, list[tuple[int, float]]] = {}
     with curve.open() as file:
         for row in csv.DictReader(file):

@@ -18,7 +18,7 @@ from salt.spec import StudentSpec
 from train.evaluation.shapebench import PROMPTS, SHORT, decode_latents, load_vae, student_clips
 from train.experiments.ablation.arms import ARMS
 from train.experiments.ablation.scores import WINDOWED
-from train.monitoring.plots import to_files
+from train.monitoring.plots import pyplot_for_files
 from train.sample_grid import grid
 
 SCORES = "study.json"
@@ -125,7 +125,7 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 def plot(out: Path, path: Path) -> None:
     """One panel per score, a line per arm, a dot per seed, 4 and 2 NFE beside each other; short clips, full memory."""
-    pyplot = to_files()
+    pyplot = pyplot_for_files()
     arms = finished(out)
     panels = [*COLUMNS, *(f"defect, {o}" for o in OPERATORS)]
     figure, axes = pyplot.subplots(1, len(panels), figsize=(3.0 * len(panels), 1.2 + 0.34 * len(arms)), sharey=True)
@@ -170,7 +170,7 @@ def picture(students: dict[str, Path], vae: Path, path: Path, nfe: int = 2) -> N
         frames = torch.cat([pixels[:, :, t] for t in (0, pixels.shape[2] // 2, -1)], dim=3)
         rows.append(list(frames.unsqueeze(2)))
     shown = ((grid(rows)[:, 0] + 1) / 2).clamp(0, 1).permute(1, 2, 0)
-    pyplot = to_files()
+    pyplot = pyplot_for_files()
     height, width = shown.shape[:2]
     figure, axis = pyplot.subplots(figsize=((width + 200) / 100, (height + 60) / 100))
     axis.imshow(shown.numpy(), interpolation="nearest")
