@@ -35,11 +35,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     graph = read_graph(arguments.file)
     server = ComfyServer(arguments.server)
-    prompt = as_prompt(graph, server.info(), arguments.file)
+    prompt = as_prompt(graph, server.node_info(), arguments.file)
     for change in arguments.set:
         set_widget(prompt, change)
     record = finished(server, server.queue(prompt), arguments.file.name)
-    paths = [server.fetch(result, arguments.out) for result in results(record)]
+    paths = [server.download(result, arguments.out) for result in results(record)]
     if not paths:
         raise ValueError(f"{arguments.file}: the run left no file, expected a node in it that saves something")
     for path in paths:
@@ -106,7 +106,7 @@ def finished(server: ComfyServer, number: str, title: str) -> dict[str, Any]:
         task = bar.add_task(title)
         try:
             while (record := server.history(number)) is None:
-                ahead = server.ahead(number)
+                ahead = server.queue_position(number)
                 told = {None: "", 0: "  running"}.get(ahead, f"  waiting for {ahead} before it")
                 bar.update(task, description=title + told)
                 time.sleep(POLL)

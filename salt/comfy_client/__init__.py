@@ -1,1 +1,1 @@
-"""Client of a running ComfyUI server: workflow files to prompts, prompts to results."""
+"""Client of a running ComfyUI server: converts workflow files to prompts, runs prompts and downloads results."""

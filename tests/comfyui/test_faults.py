@@ -56,7 +56,7 @@ def test_a_server_killed_while_it_writes_a_memory_leaves_the_old_one(base):
     assert hashlib.sha256((folder / MEMORY).read_bytes()).hexdigest() == before
     again = LocalServer(base)
     try:
-        offered = again.info()["SaltLoadMemory"]["input"]["required"]["file"]
+        offered = again.node_info()["SaltLoadMemory"]["input"]["required"]["file"]
         listed = offered[0] if isinstance(offered[0], list) else offered[1]["options"]
         assert listed == [f"salt_memories/{MEMORY} [output]"]
         again.run(small(twin("extend_from_memory")))

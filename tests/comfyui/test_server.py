@@ -57,7 +57,7 @@ def test_the_pack_loads_without_a_word(server):
 
 
 def test_every_node_is_there_with_its_tooltips(server):
-    info = server.info()
+    info = server.node_info()
     assert {name for name in info if name.startswith("Salt")} == NODES
     silent = [
         f"{name}.{widget}"
@@ -78,18 +78,18 @@ def test_the_pack_is_imported_in_no_time(server):
 
 
 def test_the_browser_is_served_the_extension_and_the_templates(server):
-    scripts = json.loads(server.ask("/extensions"))
+    scripts = json.loads(server.request("/extensions"))
     assert [path for path in scripts if "ComfyUI-Salt" in path and path.endswith(".js")]
-    offered = server.read("/workflow_templates")
+    offered = server.get_json("/workflow_templates")
     assert set(offered["ComfyUI-Salt"]) == set(WORKFLOWS)
-    picture = server.ask("/api/workflow_templates/ComfyUI-Salt/tiny_text_to_video.jpg")
+    picture = server.request("/api/workflow_templates/ComfyUI-Salt/tiny_text_to_video.jpg")
     assert picture[:2] == b"\xff\xd8", "a JPEG"
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_a_twin_is_its_workflow_by_what_this_server_says(server, name):
     workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
-    assert untitled(to_prompt(workflow, server.info())) == untitled(twin(name))
+    assert untitled(to_prompt(workflow, server.node_info())) == untitled(twin(name))
 
 
 def untitled(prompt):
@@ -98,7 +98,7 @@ def untitled(prompt):
 
 
 def test_what_is_kept_of_the_nodes_is_what_the_server_says(newest):
-    info = newest.info()
+    info = newest.node_info()
     assert {kind: digest(info[kind]) for kind in kept()} == kept(), "run `make workflows ARGS='--server URL'`"
 
 

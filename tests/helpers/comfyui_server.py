@@ -44,7 +44,7 @@ def make_base_folder(base: Path) -> Path:
 
 
 class LocalServer(ComfyServer):
-    """A server started in `base` (see `make_base_folder`); it is a ComfyServer to ask."""
+    """A server started in `base` (see `make_base_folder`); with ComfyServer's methods."""
 
     def __init__(self, base: Path) -> None:
         with socket.socket() as probe:
@@ -64,7 +64,7 @@ class LocalServer(ComfyServer):
         until = time.monotonic() + 180
         while True:
             try:
-                self.read("/queue")
+                self.get_json("/queue")
                 return
             except ServerError:
                 assert self.process.poll() is None and time.monotonic() < until, self.log[-3000:]
@@ -76,7 +76,7 @@ class LocalServer(ComfyServer):
 
     @property
     def version(self) -> tuple[int, ...]:
-        return tuple(int(n) for n in self.read("/system_stats")["system"]["comfyui_version"].split(".")[:3])
+        return tuple(int(n) for n in self.get_json("/system_stats")["system"]["comfyui_version"].split(".")[:3])
 
     @property
     def rss(self) -> int:

@@ -174,7 +174,7 @@ def test_an_upload_button_and_a_widget_newer_than_the_file():
     ("change", "expected"),
     [
         ({"widgets_values": ["a.pt", "more"]}, r"node 1 \(Loader\): found 2 widget values, expected at most 1"),
-        ({"mode": 4}, r"node 1 \(Loader\): found it bypassed"),
+        ({"mode": 4}, r"node 1 \(Loader\): bypassed nodes are not supported"),
         ({"type": "Nowhere"}, "nodes that this server does not have: Nowhere"),
     ],
 )
@@ -214,16 +214,22 @@ def one_line(capsys):
     return told
 
 
+def test_an_answer_that_is_too_large_is_refused(send, capsys, monkeypatch):
+    monkeypatch.setattr("salt.comfy_client.client.MAX_ANSWER_BYTES", 100)
+    assert send() == cli.FAILED
+    assert "/object_info: the answer has more than 100 bytes" in one_line(capsys)
+
+
 def test_nobody_at_the_url(tmp_path, capsys):
     (tmp_path / "w.json").write_text(json.dumps(PROMPT))
     assert cli.main(["run-workflow", str(tmp_path / "w.json"), "--server", "127.0.0.1:9"]) == cli.FAILED
-    assert "http://127.0.0.1:9: found no ComfyUI there" in one_line(capsys)
+    assert "http://127.0.0.1:9: no ComfyUI server answers there" in one_line(capsys)
 
 
 def test_something_else_at_the_url(send, stub, capsys):
     stub.info = 404
     assert send() == cli.FAILED
-    assert "/object_info: found HTTP Error 404" in one_line(capsys)
+    assert "/object_info: not an answer of ComfyUI (HTTP status 404" in one_line(capsys)
 
 
 def test_a_node_that_the_server_does_not_have(send, capsys):

@@ -50,7 +50,7 @@ def photograph(name: str, server: ComfyServer) -> None:
     prompt = json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))
     record = finished(server, server.queue(prompt), name)
     with tempfile.TemporaryDirectory() as folder:
-        made = [server.fetch(result, Path(folder)) for result in results(record)]
+        made = [server.download(result, Path(folder)) for result in results(record)]
         pictures = sorted(path for path in made if path.suffix in (".mp4", ".webp"))
         strip(pictures, FOLDER / f"{name}.jpg")
 
@@ -61,7 +61,7 @@ def main() -> None:
     arguments = parser.parse_args()
     server = ComfyServer(arguments.server) if arguments.server else None
     if server:
-        known = {kind: digest(about) for kind, about in server.info().items()}
+        known = {kind: digest(about) for kind, about in server.node_info().items()}
         refresh(known, used(known))
     write(kept())
     for name, lines in CARDS.items():
