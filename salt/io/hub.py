@@ -1,19 +1,21 @@
-"""The house's errand boy: fetches released weights from the model hub, and only when it is sent.
+"""Resumable, hash-checked downloads of released weights from the Hugging Face Hub.
 
-Nothing else in `salt` opens a connection. A file is downloaded beside its place, goes on where an earlier attempt
-stopped, is compared with the hash that the hub names, and only then put in place.
+A file is downloaded beside its destination, compared with the hash that the hub lists, and only then moved there. The
+hub library's own `hf_hub_download` is not used: version 2 does not resume a download that an earlier call began, and it
+deletes an older file before the new one is complete.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING
 
 from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import (
@@ -32,19 +34,24 @@ from huggingface_hub.utils import (
     enable_progress_bars,
 )
 
-BAR = "huggingface_hub.http_get"
-CHUNK = 2**20
+from .atomic import replace_file
 
-Progress = Callable[[str, int, int], None]
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+HUB_PROGRESS_BAR = "huggingface_hub.http_get"
+HASH_CHUNK_BYTES = 2**20
+
+Progress = Callable[[str, int, int], None]  # file, bytes so far, bytes in all
 
 
 class HubError(RuntimeError):
-    """A download that could not be made: the message names the file, what happened, and what can be done."""
+    """A failed download: the message names the file, what happened, and what can be done."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Something that can be fetched: the files of `folder` in `repo` whose names match one of `names`."""
+    """A set of files on the hub: those of `folder` in `repo` whose names match one of the patterns `names`."""
 
     about: str
     repo: str
@@ -65,7 +72,7 @@ PARTS = {
 
 
 def models_folder() -> Path:
-    """Where `pull` puts things unless told otherwise: $SALT_MODELS, or `salt/models` in the user's cache folder."""
+    """The default target of `pull`: $SALT_MODELS, or `salt/models` in the user's cache folder."""
     if chosen := os.environ.get("SALT_MODELS"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "salt" / "models"
@@ -79,143 +86,143 @@ def pull(
     revision: str = "main",
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Fetch the named `PARTS` and return the files, each at target / <repository's name> / <its path there>.
+    """Download the named `PARTS`; returns the files, each at target / <repository's name> / <its path there>.
 
-    What is there already is checked and kept. An interrupted file is resumed, by this call or a later one.
-    `endpoint` is another hub than $HF_ENDPOINT or the public one. `progress(file, bytes so far, bytes in all)` is
-    called as bytes arrive; without it the hub library shows its own bars.
+    Files that are already there and have the right hash are kept. An interrupted download is resumed, by this call or a
+    later one. endpoint: URL of the hub; by default $HF_ENDPOINT or the public one. `progress(file, bytes so far, bytes
+    in all)` is called as bytes arrive; without it the hub library shows its own bars.
 
-    Raises `HubError` for an unknown part, no connection, a missing or closed repository, a missing file, a full disk,
-    or content whose hash is not the hub's (it is deleted, and what was in place stays).
+    Raises `HubError` for an unknown part, no connection, a missing or gated repository, a missing file, a full disk,
+    or content with a wrong hash (it is deleted, and an older file at the destination stays).
     """
     unknown = [name for name in parts if name not in PARTS]
     if unknown or not parts:
         raise HubError(f"unknown part {', '.join(unknown) or '(none given)'}; there are {', '.join(PARTS)}")
     target = models_folder() if target is None else Path(target)
     api = HfApi(endpoint=endpoint)
-    with _quiet(progress is not None):
+    with _hub_bars_disabled(progress is not None):
         return [
-            _fetch(api, PARTS[name].repo, commit, file, target, progress)
+            _download(api, PARTS[name].repo, commit, file, target, progress)
             for name in parts
-            for commit, file in _listed(api, PARTS[name], revision)
+            for commit, file in _list_files(api, PARTS[name], revision)
         ]
 
 
-def _listed(api: HfApi, part: Part, revision: str) -> list[tuple[str, RepoFile]]:
-    """The part's files at the commit that `revision` is now, so that all of them belong together."""
+def _list_files(api: HfApi, part: Part, revision: str) -> list[tuple[str, RepoFile]]:
+    """(commit, file) of a part's files, all at the commit that `revision` points to now."""
     what = f"{part.repo}/{part.folder}"
-    with _explained(what, api):
+    with _as_hub_error(what, api):
         commit = api.model_info(part.repo, revision=revision).sha or revision
         tree = [
             file for file in api.list_repo_tree(part.repo, part.folder, revision=commit) if isinstance(file, RepoFile)
         ]
     chosen = [file for file in tree if any(fnmatch(Path(file.path).name, name) for name in part.names)]
     if not chosen:
-        found = ", ".join(Path(file.path).name for file in tree) or "nothing"
-        raise HubError(f"{what} on the hub has no {' or '.join(part.names)}; it has {found}")
+        existing = ", ".join(Path(file.path).name for file in tree) or "nothing"
+        raise HubError(f"{what} on the hub has no {' or '.join(part.names)}; it has {existing}")
     return [(commit, file) for file in chosen]
 
 
-def _fetch(api: HfApi, repo: str, commit: str, file: RepoFile, target: Path, progress: Progress | None) -> Path:
+def _download(api: HfApi, repo: str, commit: str, file: RepoFile, target: Path, progress: Progress | None) -> Path:
     kind, digest = ("sha256", file.lfs.sha256) if file.lfs else ("git", file.blob_id)
-    place = target / repo.rpartition("/")[2] / file.path
-    if place.is_file() and place.stat().st_size == file.size and _hash(place, kind) == digest:
+    destination = target / repo.rpartition("/")[2] / file.path
+    if destination.is_file() and destination.stat().st_size == file.size and _hash(destination, kind) == digest:
         if progress:
             progress(file.path, file.size, file.size)
-        return place
-    # The hash in the name: what is left of another version is never resumed.
-    partial = place.with_name(f".{place.name}.{digest[:12]}.part")
-    with _explained(f"{repo}/{file.path}", api):
-        place.parent.mkdir(parents=True, exist_ok=True)
+        return destination
+    # The name contains the hash, so that a partial download of another version is never resumed.
+    partial = destination.with_name(f".{destination.name}.{digest[:12]}.part")
+    with _as_hub_error(f"{repo}/{file.path}", api):
+        destination.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _download(hf_hub_url(repo, file.path, revision=commit, endpoint=api.endpoint), api, file, partial, progress)
+            _complete(hf_hub_url(repo, file.path, revision=commit, endpoint=api.endpoint), api, file, partial, progress)
         finally:
             if partial.exists() and not partial.stat().st_size:
                 partial.unlink()
-        found = _hash(partial, kind)
-        if found != digest:
+        received = _hash(partial, kind)
+        if received != digest:
             partial.unlink()
             raise HubError(
-                f"{repo}/{file.path}: what arrived has the {kind} hash {found}, the hub says {digest}. It was deleted; "
-                f"pull again"
+                f"{repo}/{file.path}: the download has the {kind} hash {received}, the hub lists {digest}. It was "
+                f"deleted; pull again"
             )
-        os.replace(partial, place)
-    return place
+        replace_file(partial, destination)
+    return destination
 
 
-def _download(url: str, api: HfApi, file: RepoFile, partial: Path, progress: Progress | None) -> None:
-    """Append to `partial` whatever of the file it does not have yet."""
-    with partial.open("ab") as out:
-        done = out.tell()
-        if done > file.size:
-            out.truncate(done := 0)
+def _complete(url: str, api: HfApi, file: RepoFile, partial: Path, progress: Progress | None) -> None:
+    """Append to `partial` the bytes of the file that are missing."""
+    with _ProgressWriter(partial, file, progress) as out:
+        size = out.tell()
+        if size > file.size:
+            out.truncate(size := 0)
         http_get(
             url,
-            cast(BinaryIO, _Counted(out, file, progress)),
-            resume_size=done,
+            out,
+            resume_size=size,
             headers=build_hf_headers(token=api.token),
             expected_size=file.size,
             displayed_filename=file.path,
         )
 
 
-class _Counted:
-    """A file that tells how far it is whenever something is written."""
+class _ProgressWriter(io.BufferedWriter):
+    """A file opened for appending that reports its size after every write."""
 
-    def __init__(self, file: BinaryIO, entry: RepoFile, progress: Progress | None) -> None:
-        self.file, self.entry, self.progress = file, entry, progress
-        self.tell, self.seek, self.truncate = file.tell, file.seek, file.truncate
+    def __init__(self, path: Path, entry: RepoFile, progress: Progress | None) -> None:
+        super().__init__(io.FileIO(path, "ab"))
+        self.entry, self.progress = entry, progress
 
-    def write(self, data: bytes) -> int:
-        written = self.file.write(data)
+    def write(self, data: Buffer, /) -> int:
+        written = super().write(data)
         if self.progress:
-            self.progress(self.entry.path, self.file.tell(), self.entry.size)
+            self.progress(self.entry.path, self.tell(), self.entry.size)
         return written
 
 
 def _hash(path: Path, kind: str) -> str:
-    """sha256 of a large file's content; git's own blob hash (with its length in front) of a small one's."""
+    """sha256 of a large (LFS) file; git's blob hash, which includes the length, of a small one."""
     digest = hashlib.sha256() if kind == "sha256" else hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(HASH_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
 
 
 @contextmanager
-def _quiet(wanted: bool) -> Iterator[None]:
-    """The hub library's own bars are off inside, if `wanted`, and as they were afterwards."""
-    if not wanted or are_progress_bars_disabled(BAR):
+def _hub_bars_disabled(disable: bool) -> Iterator[None]:
+    """Context in which the hub library shows no progress bars, if `disable`."""
+    if not disable or are_progress_bars_disabled(HUB_PROGRESS_BAR):
         yield
         return
-    disable_progress_bars(BAR)
+    disable_progress_bars(HUB_PROGRESS_BAR)
     try:
         yield
     finally:
-        enable_progress_bars(BAR)
+        enable_progress_bars(HUB_PROGRESS_BAR)
 
 
 @contextmanager
-def _explained(what: str, api: HfApi) -> Iterator[None]:
-    """Whatever the hub library raises inside becomes a `HubError` that a person can act on."""
+def _as_hub_error(what: str, api: HfApi) -> Iterator[None]:
+    """Context that turns every exception of the hub library into a `HubError` that says what to do."""
     try:
         yield
     except HubError:
         raise
     except GatedRepoError as error:
-        raise HubError(f"{what}: the hub asks for a login that has accepted its terms (`hf auth login`)") from error
-    except RepositoryNotFoundError as error:
         raise HubError(
-            f"{what}: the hub at {api.endpoint} has no such repository, or shows it to members only"
+            f"{what}: the repository is gated; log in with an account that has accepted its terms (`hf auth login`)"
         ) from error
+    except RepositoryNotFoundError as error:
+        raise HubError(f"{what}: the hub at {api.endpoint} has no such repository, or it is private") from error
     except (EntryNotFoundError, RevisionNotFoundError) as error:
         raise HubError(f"{what}: the hub at {api.endpoint} has no such file or revision") from error
     except HfHubHTTPError as error:
         raise HubError(f"{what}: the hub at {api.endpoint} answered: {error}") from error
     except Exception as error:
-        # The library changes its HTTP client between versions, and with it the classes that a lost connection raises.
+        # The library's HTTP client, and with it the exceptions for a lost connection, differ between versions.
         reason = f"{type(error).__name__}: {error}"
         raise HubError(
-            f"{what}: could not be fetched from {api.endpoint} ({reason}). What has arrived is kept: pull again to "
-            f"go on"
+            f"{what}: could not be fetched from {api.endpoint} ({reason}). The part that arrived is kept: pull again "
+            f"to go on"
         ) from error
