@@ -21,7 +21,8 @@ from salt.io.atomic import write_text
 from salt.memory import MemoryPolicy
 from salt.pipeline import TINY
 from salt.spec import StudentSpec
-from train.evaluation.shapebench import PROMPTS, load_vae, score_model
+from train.evaluation.sampling import load_vae
+from train.evaluation.shapebench import PROMPTS, score_model
 from train.shapes.bench import summarize
 
 KEPT = "relative:3,window:12"

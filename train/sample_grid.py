@@ -18,7 +18,7 @@ from salt.noise import SeededNoise
 from salt.sampling import BidirectionalModel
 from salt.schedule import Schedule
 from salt.semigroup_defect import OPERATORS, Defects
-from train.evaluation.semigroup_defect import DefectSettings, measure_defect, part_of
+from train.evaluation.semigroup_defect import DefectSettings, conditioning_rows, measure_defect
 from train.methods.base import Trainer
 from train.rollout.gradient_rollout import play, settings_of
 from train.rollout.random_draws import number
@@ -85,7 +85,7 @@ class Samples:
             clips = []
             for rows in groups:
                 call = BidirectionalModel(student) if r.kind == "bidirectional" else CausalModel(student)
-                part, seeds = part_of(self.conditioning, rows), self.seeds[rows]
+                part, seeds = conditioning_rows(self.conditioning, rows), self.seeds[rows]
                 channels = student.config.out_channels
                 noise = SeededNoise(seeds, len(seeds), channels, r.height, r.width, like.device, like.dtype)
                 clips.append(play(call, student, part, self.recipe, settings, noise))

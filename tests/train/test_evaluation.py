@@ -10,7 +10,7 @@ from salt.models.word_embedder import WordEmbedder
 from salt.pipeline import SaltPipeline
 from salt.spec import StudentSpec
 from train.__main__ import main
-from train.evaluation.shapebench import student_clips
+from train.evaluation.sampling import student_clips
 from train.experiments.tiny.teacher import new_transformer
 from train.experiments.tiny.vae import new_vae
 from train.shapes.bench import score_clip

@@ -58,7 +58,7 @@ def test_longer_tellings_are_sampled_under_the_short_name(tmp_path):
     (tmp_path / "all.txt").write_text("a circle\na square\n")
     (tmp_path / "longer.txt").write_text("a red circle moving\na blue square moving\n")
     prompts = read_list(tmp_path / "all.txt", tmp_path / "longer.txt")
-    assert [(p.text, p.told) for p in prompts][1] == ("a square", "a blue square moving")
+    assert [(p.text, p.extended) for p in prompts][1] == ("a square", "a blue square moving")
     (tmp_path / "longer.txt").write_text("one line\n")
     with pytest.raises(ValueError, match="longer.txt: found 1 lines, expected one for each of .*all.txt's 2"):
         read_list(tmp_path / "all.txt", tmp_path / "longer.txt")
@@ -75,8 +75,8 @@ def test_seeds_are_of_prompt_and_index_and_nothing_else():
 @pytest.mark.parametrize(
     ("text", "long", "complaint"),
     [
-        ("a circle/square", False, "found '/' in it"),
-        ("a_circle", True, "found '_' in it"),
+        ("a circle/square", False, "contains '/'"),
+        ("a_circle", True, "contains '_'"),
         ("é" * 130, False, "found a file name of 266 bytes, expected 255 at most"),
     ],
 )
@@ -112,7 +112,7 @@ def test_a_run_that_was_ended_goes_on_and_leaves_what_vbench_finds(tmp_path, mon
     assert os.listdir(tmp_path / "videos") == ["a circle-0.mp4"]
     before = (tmp_path / "videos" / "a circle-0.mp4").stat().st_mtime_ns
     table = sample_all(untrained, "mine", samples, tmp_path, 3, num_inference_steps=1)
-    assert calls == [(s.prompt.told, s.seed) for s in (samples[0], samples[1], *samples[1:])]
+    assert calls == [(s.prompt.extended, s.seed) for s in (samples[0], samples[1], *samples[1:])]
     assert (tmp_path / "videos" / "a circle-0.mp4").stat().st_mtime_ns == before
     assert sorted(os.listdir(tmp_path)) == ["samples.json", "samples.md", "videos"]
     for prompt in ("a circle", "a square."):

@@ -11,7 +11,7 @@ from salt.conditioning import Conditioning
 from salt.models.word_embedder import WordEmbedder
 from salt.rope import rotary_table
 from tests.helpers import tiny_recipes
-from train.evaluation.shapebench import student_clips
+from train.evaluation.sampling import student_clips
 from train.experiments.tiny.adversarial import (
     EMPHASIS,
     LENGTH,

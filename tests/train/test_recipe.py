@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -15,11 +16,12 @@ from salt.pipeline import SaltPipeline
 from salt.spec import StudentSpec
 from train.__main__ import parser
 from train.data.clip_dataset import trajectories
-from train.evaluation.shapebench import PROMPTS, evaluate, score_ends, score_model, split_rows, teacher_clips
+from train.evaluation.sampling import channels_last, teacher_clips
+from train.evaluation.shapebench import PROMPTS, evaluate, score_ends, score_model, split_rows
 from train.experiments.tiny import build
 from train.experiments.tiny.ode_regression import start_recipe
-from train.experiments.tiny.teacher import new_transformer, sample_teacher
-from train.experiments.tiny.vae import channels_last, new_vae
+from train.experiments.tiny.teacher import new_transformer
+from train.experiments.tiny.vae import new_vae
 from train.shapes.world import HELD_OUT_SCENES, TRAIN_SCENES, render
 
 
@@ -68,13 +70,26 @@ def test_long_clips_are_scored_at_both_ends_in_as_many_frames(monkeypatch):
         evaluate(None, None, None, frames=22)
 
 
+def guided_euler(teacher, text, shape, seed):
+    """Two Euler steps with guidance 2, written out, prompt and empty prompt in one forward."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    sigmas = [1.0, 5 / 6, 0.0]  # steps 1000 and 500 under shift 5, and the end
+    for sigma, following in pairwise(sigmas):
+        both = torch.cat([text, torch.zeros_like(text)])
+        flow, empty = teacher(x.repeat(2, 1, 1, 1, 1), torch.full((4,), 1000 * sigma), both, return_dict=False)[
+            0
+        ].chunk(2)
+        x = x + (following - sigma) * (empty + 2.0 * (flow - empty))
+    return x
+
+
 @torch.no_grad()
 def test_a_teacher_plays_whole_clips_or_those_that_the_initial_student_learns_from(tmp_path):
     scenes = PROMPTS[:2]
     text = WordEmbedder().encode([scene.caption for scene in scenes])
     teacher = new_transformer(0)
     whole = teacher_clips(teacher, text, 2, 3, 7, StudentSpec(0))
-    assert torch.equal(whole, sample_teacher(teacher, text, 3, 2, 2.0, torch.Generator().manual_seed(7)))
+    assert torch.allclose(whole, guided_euler(teacher, text, (2, 16, 3, 8, 8), seed=7), atol=1e-5)
     save_diffusers(teacher, tmp_path / "teacher")
     recipe = start_recipe(tmp_path / "teacher", tmp_path, 2)
     recipe = replace(recipe, rollout=replace(recipe.rollout, frames=6), start=replace(recipe.start, teacher_steps=4))

@@ -8,8 +8,11 @@ import torch
 from salt.checkpoints import load_student, save_diffusers
 from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
+from salt.models.streaming_vae import latent_statistics
 from salt.models.word_embedder import WordEmbedder
+from salt.spec import StudentSpec
 from tests.helpers import tiny_recipes as small_models
+from train.evaluation.sampling import teacher_clips
 from train.experiments.tiny.build import small
 from train.experiments.tiny.compiled_forward import CompiledForward
 from train.experiments.tiny.compiled_forward import _flow as quick_flow
@@ -21,11 +24,10 @@ from train.experiments.tiny.teacher import (
     draw_sigmas,
     flow_matching_loss,
     new_transformer,
-    sample_teacher,
     train_teacher,
 )
 from train.experiments.tiny.teacher_forcing import forcing_loss
-from train.experiments.tiny.vae import decode, encode, latent_statistics, new_vae, wan_statistics, wear_wan_statistics
+from train.experiments.tiny.vae import decode, encode, fold_wan_statistics, measured_statistics, new_vae
 from train.monitoring.plots import plot_curve
 from train.rollout.block_causal import causal_flow
 from train.shapes.world import TRAIN_SCENES, render
@@ -69,9 +71,9 @@ def test_folding_gives_wans_statistics_and_leaves_the_picture_alone():
     vae = new_vae().requires_grad_(False)
     pixels = render(TRAIN_SCENES[:2], 5, torch.Generator().manual_seed(0)).pixels
     before = decode(vae, encode(vae, pixels))
-    wear_wan_statistics(vae, *latent_statistics(vae, clips=4, seed=5))
-    mean, std = latent_statistics(vae, clips=4, seed=5)
-    want_mean, want_std = (s.flatten() for s in wan_statistics(vae))
+    fold_wan_statistics(vae, *measured_statistics(vae, clips=4, seed=5))
+    mean, std = measured_statistics(vae, clips=4, seed=5)
+    want_mean, want_std = (s.flatten() for s in latent_statistics(vae, torch.device("cpu")))
     assert torch.allclose(mean, want_mean, atol=1e-2) and torch.allclose(std, want_std, rtol=1e-2)
     assert (decode(vae, encode(vae, pixels)) - before).abs().max() < 1e-3
 
@@ -87,10 +89,10 @@ def test_teacher_forcing_learns_and_its_gradient_reaches_every_block(student):
 def test_the_sampler_of_a_perfect_model_lands_on_its_clip():
     target = torch.randn(2, 16, 3, 8, 8)
 
-    def perfect(x, timestep, text, return_dict):
+    def perfect(x, timestep, text, image, return_dict, context):
         return ((x - target) / (timestep.view(-1, 1, 1, 1, 1) / 1000),)
 
-    out = sample_teacher(perfect, torch.zeros(2, 16, 8), 3, 10, 1.0, torch.Generator().manual_seed(0))
+    out = teacher_clips(perfect, torch.zeros(2, 16, 8), steps=10, frames=3, seed=0, spec=StudentSpec(0))
     assert (out - target).abs().max() < 1e-4
 
 

@@ -1,7 +1,6 @@
-"""`python -m train evaluate`: one student, one or several benches, a table and a JSON file beside each other for each.
+"""`python -m train evaluate`: benchmarks of one student, each written as a table and a JSON file.
 
-ShapeBench, the semigroup defect and drift give figures; vbench and vbench-long give the videos that VBench's own tools
-score.
+ShapeBench, the semigroup defect and drift give figures; vbench and vbench-long give videos for VBench's own tools.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ if TYPE_CHECKING:
 
 BENCHES = ("shapes", "defect", "drift", "vbench", "vbench-long")
 OUTPUTS = Path("outputs")
-NAMES = dict(zip(BENCHES, ("shapebench", *BENCHES[1:]), strict=True))
+OUTPUT_NAMES = dict(zip(BENCHES, ("shapebench", *BENCHES[1:]), strict=True))
 
 
-def add_evaluate(commands: Any) -> None:
+def add_evaluate(commands: argparse._SubParsersAction) -> None:
     """Add the command to `python -m train`."""
     command = commands.add_parser("evaluate", help=evaluate.__doc__, description=__doc__)
     command.add_argument("student", type=Path, nargs="?", help="any checkpoint, diffusers folder or pipeline folder")
     command.add_argument("--bench", nargs="+", choices=BENCHES, default=["shapes"], metavar="BENCH",
                          help=f"{', '.join(BENCHES)} (default: shapes)")  # fmt: skip
     command.add_argument("--out", type=Path, help="written as OUT.md and OUT.json (vbench: a folder); of several "
-                         "benches OUT is the folder they lie in (default: outputs/BENCH, "
+                         "benches OUT is their folder (default: outputs/BENCH, "
                          "for shapes outputs/shapebench)")  # fmt: skip
     command.add_argument("--steps", type=int, nargs="+", metavar="NFE",
                          help="steps per block; shapes 2 4 8, others the student's own; vbench takes one")  # fmt: skip
@@ -41,19 +40,19 @@ def add_evaluate(commands: Any) -> None:
                          "drift and vbench-long 120, which is half a minute)")  # fmt: skip
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     shapes = command.add_argument_group("shapes")
-    shapes.add_argument("--teacher", type=Path, help="its teacher, scored in 50 guided steps, in blocks or whole as "
+    shapes.add_argument("--teacher", type=Path, help="a teacher, scored in 50 guided steps, in blocks or whole as "
                         "its file says")  # fmt: skip
     shapes.add_argument("--vae", type=Path, help="its VAE (default: salt-tiny's)")
     shapes.add_argument("--seeds", type=int, nargs="+", metavar="N", help="a clip of every prompt for each "
                         "(default: 2000)")  # fmt: skip
     others = command.add_argument_group("the other benches")
     others.add_argument("--parts", type=Path, help="folder with vae/, text_encoder/, tokenizer/ "
-                        "(default: those the student lies with, else the pulled)")  # fmt: skip
+                        "(default: those beside the student, else the pulled ones)")  # fmt: skip
     others.add_argument("--weights", choices=("auto", "ema", "regular"), default="auto")
     others.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: bfloat16 on CUDA")
-    others.add_argument("--prompts", type=Path, help="prompts, one a line, or VBench_full_info.json "
+    others.add_argument("--prompts", type=Path, help="prompts, one per line, or VBench_full_info.json "
                         "(Shapes world: ShapeBench's captions by default)")  # fmt: skip
-    others.add_argument("--extended", type=Path, help="vbench: a longer telling of each prompt, line by line")
+    others.add_argument("--extended", type=Path, help="vbench: an extended version of each prompt, line by line")
     others.add_argument("--limit", type=int, metavar="N", help="only the first N prompts")
     others.add_argument("--samples", type=int, metavar="N",
                         help="clips per prompt (default: 1; vbench 5, and 25 for temporal_flickering)")  # fmt: skip
@@ -66,7 +65,7 @@ def add_evaluate(commands: Any) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Measure a student: ShapeBench, semigroup defect, drift, videos for VBench."""
+    """Evaluate a student: ShapeBench, semigroup defect, drift, videos for VBench."""
     for name in ("limit", "samples", "frames", "batch"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name}: found {value}, expected 1 or more")
@@ -82,7 +81,7 @@ def evaluate(args: argparse.Namespace) -> None:
         "vbench-long": partial(_vbench, long=True),
     }
     chosen = list(dict.fromkeys(args.bench))
-    places = {bench: (args.out or OUTPUTS) / NAMES[bench] for bench in chosen}
+    places = {bench: (args.out or OUTPUTS) / OUTPUT_NAMES[bench] for bench in chosen}
     if args.out and len(chosen) == 1:
         places = {chosen[0]: args.out}
     for out in places.values():
@@ -92,7 +91,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def _check_vbench(args: argparse.Namespace) -> None:
-    """What would be wrong with a list of prompts or steps, before any other bench has run."""
+    """Check the options of vbench before any other benchmark has run."""
     if args.prompts is None:
         raise ValueError("--prompts: found none, expected VBench_full_info.json or a list of VBench's prompts")
     if args.steps and len(args.steps) > 1:
@@ -100,7 +99,7 @@ def _check_vbench(args: argparse.Namespace) -> None:
 
 
 def open_pipeline(args: argparse.Namespace) -> SaltPipeline:
-    """The student with its text encoder and VAE. A transformer/ that lies in a pipeline's folder brings its parts."""
+    """The student with its text encoder and VAE; a transformer/ in a pipeline's folder uses that folder's parts."""
     from salt.cli.jobs import Options, load_pipeline
     from salt.pipeline.components import INDEX
 
@@ -112,7 +111,7 @@ def open_pipeline(args: argparse.Namespace) -> SaltPipeline:
 
 
 def check_frames(frames: int, spec: StudentSpec) -> None:
-    """Raise ValueError unless whole blocks of the student fill `--frames`."""
+    """Raise ValueError unless `--frames` is a whole number of the student's blocks."""
     block, first = max(spec.frames_per_block, 1), int(spec.independent_first_frame)
     below = (frames - first) // block * block + first
     if frames != below:
@@ -146,7 +145,7 @@ def _shapes(args: argparse.Namespace, out: Path) -> None:
     named_tiny = str(args.student) == TINY_NAME and not args.student.exists()
     student = TINY / "transformer" if named_tiny else args.student
     steps = tuple(args.steps or (2, 4, 8))
-    seeds, frames = args.seeds or [bench.SEED], args.frames or bench.SHORT
+    seeds, frames = args.seeds or [bench.REPORTED_SEED], args.frames or bench.CLIP_FRAMES
     print(bench.evaluate(student, args.vae or TINY / "vae", out, args.teacher, steps, args.device, seeds, frames))
 
 
@@ -161,9 +160,7 @@ def _defect(args: argparse.Namespace, out: Path) -> None:
     pipe = open_pipeline(args)
     config, spec = pipe.transformer.config, pipe.spec
     if config.in_channels > config.out_channels:
-        raise ValueError(
-            f"{args.student}: found an image-to-video student, expected a text-to-video one for the defect"
-        )
+        raise ValueError(f"{args.student}: the defect is not defined for image-to-video students")
     prompts = bench_prompts(args, pipe)
     height, width = (side // pipe.spatial_scale for side in pipe.default_size)
     settings = DefectSettings.of(
@@ -183,21 +180,21 @@ def _defect(args: argparse.Namespace, out: Path) -> None:
 
 
 def _drift(args: argparse.Namespace, out: Path) -> None:
-    from train.evaluation.drift import FRAMES, drift_rows, drift_table, measure_drift, summarize_drift
+    from train.evaluation.drift import CLIP_FRAMES, drift_rows, drift_table, measure_drift, summarize_drift
 
-    pipe, frames = open_pipeline(args), args.frames or FRAMES
+    pipe, frames = open_pipeline(args), args.frames or CLIP_FRAMES
     check_frames(frames, pipe.spec)
     prompts = bench_prompts(args, pipe)
     groups = [prompts[i : i + args.batch] for i in range(0, len(prompts), args.batch)]
-    options = {} if args.memory is None else {"memory_policy": args.memory}
     rows, clips = {}, {}
     for steps in args.steps or [len(pipe.spec.steps)]:
-        if args.steps:
-            options["num_inference_steps"] = steps
         windows = []
         for seed in range(args.seed, args.seed + (args.samples or 1)):
             for group in groups:
-                windows += measure_drift(pipe, group, frames, seed, **options)
+                count = steps if args.steps else None
+                windows += measure_drift(
+                    pipe, group, frames, seed, num_inference_steps=count, memory_policy=args.memory
+                )
         name = f"student, {steps} steps"
         rows[name], clips[name] = summarize_drift(windows), drift_rows(windows)
     data = {name: {"windows": rows[name], "clips": clips[name]} for name in rows}
@@ -210,8 +207,7 @@ def _vbench(args: argparse.Namespace, out: Path, long: bool = False) -> None:
 
     prompts = read_list(args.prompts, args.extended)[: args.limit]
     samples = plan(prompts, args.seed, args.samples, long)
-    request = {"num_inference_steps": args.steps[0] if args.steps else None, "memory_policy": args.memory}
-    given = {name: value for name, value in request.items() if value is not None}
+    steps = args.steps[0] if args.steps else None
     frames = args.frames or (120 if long else 21)
 
     def load() -> SaltPipeline:
@@ -219,7 +215,9 @@ def _vbench(args: argparse.Namespace, out: Path, long: bool = False) -> None:
         check_frames(frames, pipe.spec)
         return pipe
 
-    table = sample_all(load, str(args.student), samples, out, frames, **given)
+    table = sample_all(
+        load, str(args.student), samples, out, frames, num_inference_steps=steps, memory_policy=args.memory
+    )
     if is_main():
         print(table)
         tool = "python vbench2_beta_long/eval_long.py --mode long_vbench_standard" if long else "vbench evaluate"

@@ -1,15 +1,15 @@
-"""Drift over time: what a long clip looks like window by window, beside how it began.
+"""Drift over time: measurements of a long clip, window by window, relative to its first window.
 
 A clip is cut into windows of 21 latent frames (81 pixel frames, the length that students are trained on; 84 after the
-first), measured as its blocks are decoded, so that no more than one window is held. Per window, on luma Y (BT.709) and
-RGB in [0, 1]:
+first), measured as its blocks are decoded, so that at most one window is held. Per window, on luma Y (BT.709) and RGB
+in [0, 1]:
   luma        mean of Y
   contrast    standard deviation of Y over a frame, mean over frames
   saturation  largest minus smallest of R, G, B, mean over pixels (0 = grey)
   sharpness   mean |4 Y - its four neighbours|
   motion      mean |Y_t+1 - Y_t|
-They say nothing of right and wrong; that they stay is what is asked, so tables show them over the first window's. In
-the Shapes world each window is judged by ShapeBench as well, as if it were a clip of its own.
+No value is right or wrong by itself, only a change is, so tables show ratios to the first window. For prompts of the
+Shapes world ShapeBench also scores each window as a clip of its own.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from salt.errors import InputError
 from salt.pipeline import SaltPipeline
 from train.rollout.random_draws import number
 from train.shapes.bench import VERDICTS, ClipScore, as_rows, score_clip, summarize
 from train.shapes.world import SIZE, parse_caption
 
-WINDOW = 21
-FRAMES = 120
+WINDOW_FRAMES = 21  # latent
+CLIP_FRAMES = 120
 MEASURES = ("luma", "contrast", "saturation", "sharpness", "motion")
 
 
@@ -62,7 +63,7 @@ def measure_frames(pixels_3THW: Tensor) -> dict[str, float]:
 
 
 def cut_windows(
-    pieces: Iterable[Tensor], frames: int, window: int = WINDOW, temporal_scale: int = 4
+    pieces: Iterable[Tensor], frames: int, window: int = WINDOW_FRAMES, temporal_scale: int = 4
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Pixels [B, 3, T, H, W], piece by piece -> (first, last, pixels) of every window of `window` latent frames.
 
@@ -85,27 +86,34 @@ def cut_windows(
 
 
 def measure_drift(
-    pipe: SaltPipeline, prompts: Sequence[str], frames: int = FRAMES, seed: int = 0, window: int = WINDOW,
-    **request: Any,
-) -> list[Window]:  # fmt: skip
-    """Make one clip of `frames` latent frames per prompt, all at once, and measure its windows.
+    pipe: SaltPipeline,
+    prompts: Sequence[str],
+    frames: int = CLIP_FRAMES,
+    seed: int = 0,
+    window: int = WINDOW_FRAMES,
+    *,
+    num_inference_steps: int | None = None,
+    memory_policy: str | None = None,
+) -> list[Window]:
+    """Sample one clip of `frames` latent frames per prompt, all in one batch, and measure its windows.
 
-    request: other options of `SaltPipeline.stream` (num_inference_steps, memory_policy). The noise of a prompt depends
-    on `seed` and the prompt alone. Raises ValueError for a single frame, and what the pipeline raises.
+    num_inference_steps, memory_policy: None for the student's own. The noise of a prompt depends on `seed` and the
+    prompt alone. Raises InputError for a single frame, and what `SaltPipeline.stream` raises.
     """
     if frames < 2:
-        raise ValueError(f"frames: found {frames}, expected 2 or more latent frames")
+        raise InputError("frames", f"found {frames}, expected 2 or more latent frames")
     seeds = [number("drift", seed, prompt) for prompt in prompts]
     scale = pipe.temporal_scale
     pixels = frames * scale - (scale - 1)
-    chunks = pipe.stream(list(prompts), num_frames=pixels, seed=seeds, **request)
-    shapes = pipe.default_size == (SIZE, SIZE) and all(_is_scene(prompt) for prompt in prompts)
-    found = []
+    options = {"num_inference_steps": num_inference_steps, "memory_policy": memory_policy}
+    chunks = pipe.stream(list(prompts), num_frames=pixels, seed=seeds, **options)
+    shapes_world = pipe.default_size == (SIZE, SIZE) and all(_is_scene(prompt) for prompt in prompts)
+    windows = []
     for first, last, clips in cut_windows((chunk.pixels.cpu() for chunk in chunks), frames, window, scale):
         for prompt, own, clip in zip(prompts, seeds, clips, strict=True):
-            score = score_clip(clip, prompt) if shapes else None
-            found.append(Window(prompt, own, first, last, measure_frames(clip), score))
-    return found
+            score = score_clip(clip, prompt) if shapes_world else None
+            windows.append(Window(prompt, own, first, last, measure_frames(clip), score))
+    return windows
 
 
 def _is_scene(prompt: str) -> bool:
@@ -117,16 +125,16 @@ def _is_scene(prompt: str) -> bool:
 
 
 def summarize_drift(windows: Sequence[Window]) -> list[dict[str, Any]]:
-    """Per window, over all clips: the mean of each measure, the same over the first window's, and ShapeBench's shares.
+    """Per window, over all clips: the mean of each measure, its ratio to the first window's, and ShapeBench's shares.
 
-    The ratio is that of the means, so that a clip which hardly moves does not decide it; None over a mean of 0.
+    The ratio is that of the means, so that a clip with little motion does not dominate; None over a mean of 0.
     """
     rows: list[dict[str, Any]] = []
     for first, last in dict.fromkeys((w.first, w.last) for w in windows):
         here = [w for w in windows if w.first == first]
         means = {name: sum(w.measures[name] for w in here) / len(here) for name in MEASURES}
-        begun = rows[0]["mean"] if rows else means
-        relative = {name: means[name] / begun[name] if begun[name] else None for name in MEASURES}
+        initial = rows[0]["mean"] if rows else means
+        relative = {name: means[name] / initial[name] if initial[name] else None for name in MEASURES}
         row: dict[str, Any] = {"first": first, "last": last, "clips": len(here), "mean": means, "relative": relative}
         scores = [w.score for w in here if w.score is not None]
         if scores:
@@ -136,9 +144,9 @@ def summarize_drift(windows: Sequence[Window]) -> list[dict[str, Any]]:
 
 
 def drift_table(rows: dict[str, Sequence[dict[str, Any]]]) -> str:
-    """A markdown table: a line per name and window; measures over the first window's, verdicts in per cent."""
-    judged = any("shapes" in row for group in rows.values() for row in group)
-    verdicts = VERDICTS if judged else ()
+    """A markdown table: a line per name and window, measures as ratios to the first window, verdicts in per cent."""
+    scored = any("shapes" in row for group in rows.values() for row in group)
+    verdicts = VERDICTS if scored else ()
     titles = [*(f"{name} /1st" for name in MEASURES), *(verdict.replace("_", " ") for verdict in verdicts)]
     lines = ["| | latent frames | " + " | ".join(titles) + " |", "|" + "---|" * (len(titles) + 2)]
     for name, group in rows.items():

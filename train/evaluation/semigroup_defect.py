@@ -1,6 +1,6 @@
-"""The semigroup defect of a student module on prompts and seeds, for the trainer and the evaluate command.
+"""The semigroup defect of a student over prompts and seeds, for the trainer and the `evaluate` command.
 
-The protocol, and the measuring itself, are the engine's: `salt.semigroup_defect`.
+`salt.semigroup_defect` defines the protocol and measures one clip.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from salt.conditioning import Conditioning
 from salt.memory import KVMemory, MemoryPolicy
 from salt.model_input import FlowModel
-from salt.models.transformer_salt import CausalModel
+from salt.models.transformer_salt import CausalModel, SaltTransformer3DModel
 from salt.noise import NoiseSource, SeededNoise
 from salt.rollout import RolloutSettings, rollout
 from salt.sampling import BidirectionalModel, sample_bidirectional
@@ -27,9 +27,9 @@ from train.rollout.random_draws import number
 
 @dataclass(frozen=True)
 class DefectSettings:
-    """What clip the student is measured on. frames, height, width: of the latents.
+    """The clip on which a student is measured. frames, height, width: of the latents.
 
-    frames_per_block 0: a bidirectional student. steps: the list its clip is made in; every t_s must be one of it.
+    frames_per_block 0: a bidirectional student. steps: the step list of the rollout; it has every t_s.
     """
 
     frames: int = 21
@@ -42,22 +42,24 @@ class DefectSettings:
     steps: tuple[float, ...] = STEP_LISTS[4]
 
     @classmethod
-    def of(cls, spec: StudentSpec, **others: Any) -> DefectSettings:
-        """A student's own blocks, memory and shift; `others` by name."""
-        return cls(
-            **{
-                "frames_per_block": spec.frames_per_block,
-                "policy": spec.policy,
-                "shift": spec.shift,
-                "independent_first_frame": spec.independent_first_frame,
-                **others,
-            }
-        )
+    def of(
+        cls,
+        spec: StudentSpec,
+        frames: int,
+        height: int,
+        width: int,
+        policy: MemoryPolicy | None = None,
+        steps: tuple[float, ...] = STEP_LISTS[4],
+    ) -> DefectSettings:
+        """Settings with the blocks, shift and (unless `policy` is set) memory of a student's spec."""
+        policy = spec.policy if policy is None else policy
+        first = spec.independent_first_frame
+        return cls(frames, height, width, spec.frames_per_block, policy, spec.shift, first, steps)
 
 
 @torch.no_grad()
 def measure_defect(
-    student: Any,
+    student: SaltTransformer3DModel,
     conditioning: Conditioning,
     settings: DefectSettings,
     seeds: Sequence[int] = (0,),
@@ -67,12 +69,13 @@ def measure_defect(
 ) -> Defects:
     """The defect of a student at every triple, by every operator: the mean over the prompts, seeds and blocks.
 
-    student: a module in the engine's sense, in training or not; it runs in the dtype of its parameters, or in
-        autocast's where that is on. conditioning: one row per prompt, on the student's device.
+    student: runs in the dtype of its parameters, or in autocast's where that is on.
+    conditioning: one row per prompt, on the student's device.
     seeds: one clip of every prompt for each. The same seeds draw the same noise, so values of two students, or of one
-        as it learns, can be laid beside each other. batch: prompts at a time (default: all); it changes no value.
-    Cost: per clip one ordinary rollout and, for each block and triple, a call per operator.
-    Raises ValueError for a triple that does not fall, or begins off the list of steps.
+        student at two updates, can be compared.
+    batch: prompts at a time (default: all); it changes no value.
+    Cost: per clip one ordinary rollout and, for each block and triple, a model call per operator.
+    Raises ValueError for a triple that does not fall, or whose t_s is not in `settings.steps`.
     """
     count, device = conditioning.text.shape[0], conditioning.text.device
     batch = batch or count
@@ -82,44 +85,44 @@ def measure_defect(
     meters = []
     for seed, first in product(seeds, range(0, count, batch)):
         rows = range(count)[first : first + batch]
-        part = part_of(conditioning, slice(first, first + batch))
+        part = conditioning_rows(conditioning, slice(first, first + batch))
         own = [number("defect", seed, row) for row in rows]
         noise = SeededNoise(own, len(own), student.config.out_channels, settings.height, settings.width, device)
         meters.append(DefectMeter(call, noise, settings.steps, settings.shift, triples, operators, dtype))
-        _play(meters[-1], student, part, settings, noise, dtype)
+        _roll_out(meters[-1], student, part, settings, noise, dtype)
     return mean_defects(meters)
 
 
-def part_of(conditioning: Conditioning, rows: slice) -> Conditioning:
-    """Some prompts of a conditioning."""
-    given = {name: value for name, value in vars(conditioning).items() if value is not None}
-    return replace(conditioning, **{name: value[rows] for name, value in given.items()})
+def conditioning_rows(conditioning: Conditioning, rows: slice) -> Conditioning:
+    """The given rows (prompts) of a conditioning."""
+    tensors = {name: value for name, value in vars(conditioning).items() if value is not None}
+    return replace(conditioning, **{name: value[rows] for name, value in tensors.items()})
 
 
-def compute_dtype(student: Any, device: torch.device) -> torch.dtype:
+def compute_dtype(student: SaltTransformer3DModel, device: torch.device) -> torch.dtype:
     """The dtype of a student's keys and values: autocast's where it is on, else its own (norms may be finer)."""
     if torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return student.dtype
 
 
-def _play(
+def _roll_out(
     call: FlowModel[Conditioning],
-    student: Any,
+    student: SaltTransformer3DModel,
     conditioning: Conditioning,
     settings: DefectSettings,
     noise: NoiseSource,
     dtype: torch.dtype,
 ) -> None:
-    """Make the clip; `call` measures on the way."""
+    """Roll out one clip per prompt; `call` measures on the way."""
     schedule = Schedule(settings.steps, settings.shift)
     if settings.frames_per_block == 0:
         sample_bidirectional(call, conditioning, noise, settings.frames, RolloutSettings(schedule))
         return
     geometry = student.memory_geometry(conditioning.text.shape[0], settings.height, settings.width)
     memory = KVMemory(settings.policy, geometry, dtype, conditioning.text.device, settings.frames)
-    how = RolloutSettings(schedule, "sde", settings.frames_per_block, settings.independent_first_frame)
-    for _ in rollout(call, conditioning, memory, noise, settings.frames, how):
+    rollout_settings = RolloutSettings(schedule, "sde", settings.frames_per_block, settings.independent_first_frame)
+    for _ in rollout(call, conditioning, memory, noise, settings.frames, rollout_settings):
         pass
 
 

@@ -20,7 +20,7 @@ from train.models import adapt
 
 FP32, BF16 = 4, 2
 # Wan 2.1's text encoder, UMT5-XXL, used where its folder is missing.
-UMT5_CONFIG: dict[str, int] = {
+UMT5_CONFIG: dict[str, Any] = {
     "vocab_size": 256384,
     "d_model": 4096,
     "d_ff": 10240,

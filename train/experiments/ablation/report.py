@@ -15,7 +15,8 @@ from salt.checkpoints import load_student, read_checkpoint
 from salt.models.word_embedder import WordEmbedder
 from salt.semigroup_defect import OPERATORS
 from salt.spec import StudentSpec
-from train.evaluation.shapebench import PROMPTS, SHORT, decode_latents, load_vae, student_clips
+from train.evaluation.sampling import decode_latents, load_vae, student_clips
+from train.evaluation.shapebench import CLIP_FRAMES, PROMPTS
 from train.experiments.ablation.arms import ARMS
 from train.experiments.ablation.scores import WINDOWED
 from train.monitoring.plots import pyplot_for_files
@@ -111,8 +112,8 @@ def scatter(arms: Sequence[Sequence[float]], digits: int) -> str:
 
 
 def short_settings(row: Row) -> list[str]:
-    """One setting for each step count: SHORT latent frames, everything kept, or relative where trained with that."""
-    return [s for s in row["scores"] if s.endswith(f" / {SHORT}") and WINDOWED not in s]
+    """The setting of each step count with clips of CLIP_FRAMES, full memory, or relative where trained with that."""
+    return [s for s in row["scores"] if s.endswith(f" / {CLIP_FRAMES}") and WINDOWED not in s]
 
 
 def spread(values: Sequence[float], digits: int) -> str:
@@ -165,7 +166,7 @@ def picture(students: dict[str, Path], vae: Path, path: Path, nfe: int = 2) -> N
     rows: list[list[Tensor]] = []
     for student in students.values():
         spec = read_checkpoint(student).spec or StudentSpec()
-        latents = student_clips(load_student(student, dtype=torch.float32), text, nfe, SHORT, PICTURE_SEED, spec)
+        latents = student_clips(load_student(student, dtype=torch.float32), text, nfe, CLIP_FRAMES, PICTURE_SEED, spec)
         pixels = decode_latents(decoder, latents)
         frames = torch.cat([pixels[:, :, t] for t in (0, pixels.shape[2] // 2, -1)], dim=3)
         rows.append(list(frames.unsqueeze(2)))

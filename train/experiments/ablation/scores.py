@@ -14,8 +14,9 @@ from salt.memory import MemoryPolicy
 from salt.models.word_embedder import WordEmbedder
 from salt.semigroup_defect import OPERATORS
 from salt.spec import StudentSpec
+from train.evaluation.sampling import load_vae
 from train.evaluation.semigroup_defect import DefectSettings, measure_defect
-from train.evaluation.shapebench import PROMPTS, SHORT, load_vae, score_model
+from train.evaluation.shapebench import CLIP_FRAMES, PROMPTS, score_model
 from train.shapes.bench import ClipScore
 from train.shapes.world import SPEEDS, parse_caption
 
@@ -58,14 +59,14 @@ def score_student(path: Path, vae: Path, prompts: int = len(PROMPTS), device: st
     found: dict[str, Any] = {}
     for steps in STEPS:
         for name, policy in memories.items():
-            for frames in (SHORT, LONG) if spec.frames_per_block else (SHORT,):
+            for frames in (CLIP_FRAMES, LONG) if spec.frames_per_block else (CLIP_FRAMES,):
                 share = 8 if frames == LONG else 2 if name == WINDOWED else 1
                 scenes = PROMPTS[:prompts][::share]
                 playing = StudentSpec(spec.frames_per_block, spec.steps, spec.shift, policy)
                 scores = score_model(student, decoder, steps, scenes, frames, seed=SEED, spec=playing)
                 found[f"{steps} / {name} / {frames}"] = measured(scores)
     text = Conditioning(WordEmbedder().encode([s.caption for s in PROMPTS[: min(prompts, 8)]]).to(device))
-    settings = DefectSettings.of(spec, frames=SHORT, height=8, width=8)
+    settings = DefectSettings.of(spec, frames=CLIP_FRAMES, height=8, width=8)
     defects = measure_defect(student, text, settings)
     means = {o: fmean(v for (_, by), v in defects.items() if by == o) for o in OPERATORS}
     return {"scores": found, "defect": means}

@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from salt.io.atomic import atomic_write
+from salt.models.streaming_vae import encode_video
 from salt.models.word_embedder import WordEmbedder
+from train.evaluation.sampling import load_vae
 from train.experiments.tiny.cpu_workers import rank, world
-from train.experiments.tiny.run_state import placed, seeded
-from train.experiments.tiny.vae import channels_last, encode, wan_statistics
+from train.experiments.tiny.run_state import seeded
 from train.shapes.world import SCENES, TRAIN_SCENES, random_scenes, render
 
 SHARD = 96  # clips
@@ -21,8 +21,7 @@ FRAMES = 81  # pixel frames, 21 latent
 def make_latents(vae_folder: Path, folder: Path, clips: int, seed: int = 7, device: str = "cpu") -> None:
     """Write shards of SHARD clips, normalised latents [SHARD, 16, 21, 8, 8] fp16 and scene numbers, until `clips`."""
     folder.mkdir(parents=True, exist_ok=True)
-    vae = placed(channels_last(AutoencoderKLWan.from_pretrained(vae_folder)), device)
-    mean, std = (s.to(device) for s in wan_statistics(vae))
+    vae = load_vae(vae_folder, device)
     for shard in range(rank(), (clips + SHARD - 1) // SHARD, world()):
         path = folder / f"{shard:04d}.pt"
         if path.exists():
@@ -32,7 +31,7 @@ def make_latents(vae_folder: Path, folder: Path, clips: int, seed: int = 7, devi
         parts = []
         for i in range(0, SHARD, 8):
             pixels = render(scenes[i : i + 8], FRAMES, generator).pixels.to(device)
-            parts.append((encode(vae, pixels) - mean) / std)
+            parts.append(encode_video(vae, pixels))
         numbers = torch.tensor([SCENES.index(scene) for scene in scenes])
         with atomic_write(path) as partial:
             torch.save({"latents": torch.cat(parts).half().cpu(), "scenes": numbers}, partial)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from salt.models.transformer_salt import SaltTransformer3DModel
-from salt.schedule import add_noise, euler, warp
+from salt.schedule import add_noise, warp
 from train.experiments.tiny.compiled_forward import CompiledForward
 from train.experiments.tiny.cpu_workers import average_gradients, rank, world
 from train.experiments.tiny.latent_dataset import Latents
@@ -106,31 +106,6 @@ def flow_matching_loss(
     noise = torch.randn(x0.shape, generator=generator).to(x0.device)
     (flow,) = model(add_noise(x0, noise, sigma_BF), 1000 * sigma_BF, text, return_dict=False)
     return (flow - (noise - x0)).square().mean()
-
-
-@torch.no_grad()
-def sample_teacher(
-    teacher: Callable[..., Any], text: Tensor, frames: int, steps: int, guidance: float, generator: torch.Generator
-) -> Tensor:
-    """Clips [B, 16, frames, 8, 8] in `steps` Euler steps on the shift-5 grid; `guidance` 1 means none."""
-    device = text.device
-    x = torch.randn(text.shape[0], 16, frames, 8, 8, generator=generator).to(device)
-    sigmas = warp(torch.linspace(1000, 0, steps + 1)).tolist()
-    for here, there in zip(sigmas[:-1], sigmas[1:], strict=True):
-        x = euler(x, guided_flow(teacher, x, here, text, guidance), here, there)
-    return x
-
-
-def guided_flow(model: Callable[..., Any], x: Tensor, sigma: float | Tensor, text: Tensor, guidance: float) -> Tensor:
-    """uncond + guidance (cond - uncond), both in one forward; sigma a scalar or one per clip."""
-    timestep = 1000 * torch.as_tensor(sigma, device=x.device).expand(x.shape[0])
-    if guidance == 1:
-        return model(x, timestep, text, return_dict=False)[0]
-    twice = model(torch.cat([x, x]), timestep.repeat(2), torch.cat([text, torch.zeros_like(text)]), return_dict=False)[
-        0
-    ]
-    cond, uncond = twice.chunk(2)
-    return uncond + guidance * (cond - uncond)
 
 
 def train_teacher(

@@ -7,7 +7,7 @@ around it, which a convolutional net carries over to the whole picture at a quar
 little noise, in proportion to their spread, so that neighbours decode alike and a diffusion model finds smooth space.
 
 After the joint phases the encoder is frozen and an affine is folded into the 1x1x1 quantisation convolutions
-(`wear_wan_statistics`); the decoder alone goes on, while the teacher may already train on the frozen latents.
+(`fold_wan_statistics`); the decoder alone goes on, while the teacher may already train on the frozen latents.
 """
 
 from dataclasses import dataclass, replace
@@ -17,6 +17,8 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
+from salt.models.streaming_vae import latent_statistics
+from train.evaluation.sampling import channels_last
 from train.experiments.tiny.muon import Muon
 from train.experiments.tiny.run_state import Run, placed, seeded, warmup_cosine
 from train.shapes.world import HELD_OUT_SCENES, SIZE, Clips, random_scenes, render
@@ -62,16 +64,6 @@ def new_vae() -> AutoencoderKLWan:
     return vae
 
 
-def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
-    """Lay the weights out channels last: twice as fast on a CPU with so few channels."""
-    for module in vae.modules():
-        if isinstance(module, nn.Conv3d):
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
-        elif isinstance(module, nn.Conv2d):
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
-    return vae
-
-
 def _chunks(x_BCTHW: Tensor) -> list[Tensor]:
     """The first frame, then all the rest at once: the two kinds of chunk a causal Wan VAE tells apart."""
     return [x_BCTHW[:, :, :1]] + ([x_BCTHW[:, :, 1:]] if x_BCTHW.shape[2] > 1 else [])
@@ -100,16 +92,10 @@ def decode(vae: AutoencoderKLWan, z_BCFHW: Tensor) -> Tensor:
     return torch.cat(parts, dim=2)
 
 
-def wan_statistics(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
-    """Wan 2.1's published latent mean and standard deviation, each [1, 16, 1, 1, 1]."""
-    shape = (1, vae.config["z_dim"], 1, 1, 1)
-    return torch.tensor(vae.config["latents_mean"]).view(shape), torch.tensor(vae.config["latents_std"]).view(shape)
-
-
 @torch.no_grad()
-def wear_wan_statistics(vae: AutoencoderKLWan, mean_C: Tensor, std_C: Tensor) -> None:
+def fold_wan_statistics(vae: AutoencoderKLWan, mean_C: Tensor, std_C: Tensor) -> None:
     """Fold z' = a z + b into the 1x1x1 convolutions, so that measured mean and std become Wan's; decoding as before."""
-    want_mean, want_std = (s.flatten() for s in wan_statistics(vae))
+    want_mean, want_std = (s.flatten() for s in latent_statistics(vae, torch.device("cpu")))
     a = want_std / std_C
     b = want_mean - a * mean_C
     channels = vae.config["z_dim"]
@@ -124,7 +110,7 @@ def wear_wan_statistics(vae: AutoencoderKLWan, mean_C: Tensor, std_C: Tensor) ->
 
 
 @torch.no_grad()
-def latent_statistics(vae: AutoencoderKLWan, clips: int, seed: int) -> tuple[Tensor, Tensor]:
+def measured_statistics(vae: AutoencoderKLWan, clips: int, seed: int) -> tuple[Tensor, Tensor]:
     """Per-channel mean and std of unfolded latents over `clips` clips of 33 frames."""
     parts = []
     for i in range(0, clips, 4):
@@ -189,7 +175,7 @@ def train_vae(folder: Path, phases: tuple[Phase, ...] = FULL, seed: int = 1, dev
         phase, phase_step = phases[index], step - starts[index]
         if phase.decoder_only and (not frozen or state is not None):
             if not frozen:
-                wear_wan_statistics(vae, *(s.cpu() for s in latent_statistics(vae, clips=128, seed=seed + 1)))
+                fold_wan_statistics(vae, *(s.cpu() for s in measured_statistics(vae, clips=128, seed=seed + 1)))
                 vae.save_pretrained(folder / "frozen")
                 run.log(step, psnr_frozen=held_out_psnr(vae, 17))
             vae.encoder.requires_grad_(False)
