@@ -1,1 +1,1 @@
-"""Reading and writing: videos, prompt files, files written atomically, downloads from the model hub."""
+"""Reading and writing: videos, prompt files, atomic file writing, downloads from the Hugging Face Hub."""

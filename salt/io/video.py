@@ -1,9 +1,9 @@
-"""The door to the outside: frames to a video file as they are finished, images and videos to pixels.
+"""Streaming video writer, and readers of images and videos as pixels.
 
-A video is written under a hidden name beside its target, as fragments that can be played up to where they end, and
-moved into place when it is closed: whatever ends the run (the last frame, an exception, Ctrl-C, a full disk), what was
-done is a playable file. A fragment never takes the place of an older video, it lies beside it as NAME.partial.mp4. Only
-a kill of the whole process tree leaves the hidden file behind, itself playable.
+A video is written to a hidden file beside its target, as a fragmented mp4 that is playable up to where it ends, and
+moved to the target when it is closed. Whatever ends the run (the last frame, an exception, Ctrl-C, a full disk), the
+frames written so far are a playable file. An incomplete video never replaces an older one; it is saved beside it as
+NAME.partial.mp4. Only a kill of the whole process tree leaves the hidden file behind, itself playable.
 
 Layout: pixels [B, 3, T, H, W] or, for one clip, [3, T, H, W], float in [-1, 1].
 """
@@ -32,15 +32,18 @@ log = logging.getLogger(__name__)
 
 
 class VideoWriteError(OSError):
-    """Writing stopped early. The message names the file, how many frames came, and what was kept of them."""
+    """Writing stopped early. The message names the file, how many frames were written, and which of them were kept."""
 
 
 class VideoWriter:
-    """Writes an H.264 mp4 (yuv420p, plays everywhere) frame by frame; use it with `with`.
+    """Context manager that writes an H.264 mp4 (yuv420p, playable everywhere) frame by frame.
 
-    The size is that of the first frame. Odd sides are made even, as yuv420p wants, by repeating the last row or column.
-    When the block is left by an exception, Ctrl-C included, the frames written so far become the file. A target that
-    already exists is replaced only when the new file is whole; a fragment is put beside it then, and a warning says so.
+    The first frame determines the size. Odd sides are made even, as yuv420p requires, by repeating the last row or
+    column. When an exception (also Ctrl-C) ends the block, the frames written so far become the file. An existing
+    target is replaced only by a complete video; otherwise the incomplete one is saved beside it, with a warning.
+
+    path: the target, ending in .mp4. fps: frames per second. Raises ValueError for another suffix or fps, OSError
+    (naming the path) if the target cannot be written.
     """
 
     def __init__(self, path: str | Path, fps: float = 16):
@@ -64,15 +67,15 @@ class VideoWriter:
             return
         try:
             if self._process is not None:
-                self._finish(cut=True)
-        except VideoWriteError as failure:  # the exception under way is the one to be seen
+                self._finish(incomplete=True)
+        except VideoWriteError as failure:  # must not hide the exception that ended the block
             warnings.warn(str(failure), stacklevel=2)
 
     def write(self, frames: Tensor | np.ndarray) -> None:
-        """Appends T frames: float [3, T, H, W] in [-1, 1], or uint8 [T, H, W, 3].
+        """Append T frames: float [3, T, H, W] in [-1, 1], or uint8 [T, H, W, 3].
 
         Raises ValueError for another layout or another size than the first frame's, VideoWriteError when the encoder
-        stops (a full disk); what was encoded until then is kept.
+        stops (a full disk); the frames encoded until then are kept.
         """
         pictures = _to_uint8(frames)
         size = (pictures.shape[2], pictures.shape[1])
@@ -93,7 +96,7 @@ class VideoWriter:
             self._finish(cause=error)
 
     def close(self) -> None:
-        """Finishes the file and puts it in place. Raises VideoWriteError when that fails or nothing was written."""
+        """Finish the file and move it to the target. Raises VideoWriteError if that fails or no frame was written."""
         if self._process is not None:
             self._finish()
         elif self.frames == 0:
@@ -105,19 +108,19 @@ class VideoWriter:
             *["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(self.fps), "-i", "-"],
             # A fast preset: the encoder shares the processor with the generation that feeds it.
             *["-c:v", "libx264", "-preset", "veryfast", "-crf", "17", "-pix_fmt", "yuv420p"],
-            # Said outright, so that no player has to guess how colours were turned into luma and chroma.
+            # Explicit colour conversion, so that no player has to guess it.
             *["-vf", "scale=out_color_matrix=bt709:out_range=tv"],
             *["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"],
-            # Fragments of half a second: an mp4 otherwise has its index at the end and cannot be played without it.
+            # Fragments of half a second: an ordinary mp4 has its index at the end and cannot be played without it.
             *["-movflags", "+empty_moov+default_base_moof", "-frag_duration", "500000", "-flush_packets", "1"],
             *["-f", "mp4", str(self._partial)],
             log=self._log,
         )
 
-    def _finish(self, cause: OSError | None = None, cut: bool = False) -> None:
-        """Lets the encoder end, then puts into place what it wrote. Raises VideoWriteError if it stopped early.
+    def _finish(self, cause: OSError | None = None, incomplete: bool = False) -> None:
+        """Wait for the encoder, then move its file to the target. Raises VideoWriteError if the encoder failed.
 
-        cut: the caller stopped early, so what was written is a fragment.
+        incomplete: an exception ended the block, so the video must not replace an older one.
         """
         process, self._process = self._process, None
         assert process is not None
@@ -128,28 +131,32 @@ class VideoWriter:
             cause = cause or error
         failed = process.wait() != 0 or cause is not None
         self._log.seek(0)
-        complaint = self._log.read().decode(errors="replace")
+        encoder_log = self._log.read().decode(errors="replace")
         self._log.close()
         if not failed:
             _index(self._partial)
-            target = self._place_of_fragment() if cut else self.path
+            target = self._incomplete_target() if incomplete else self.path
             replace_file(self._partial, target)
             if target != self.path:
-                log.warning("%s: is as it was; the first %d frames of the new one: %s", self.path, self.frames, target)
+                log.warning(
+                    "%s: not replaced; the first %d frames of the new one are in %s", self.path, self.frames, target
+                )
             return
-        what = "none could be kept"
+        outcome = "none could be kept"
         if kept := _playable_frames(self._partial):
-            target = self._place_of_fragment()
-            replace_file(self._partial, target)
-            where = "" if target == self.path else f" in {target}, the older video is as it was"
-            what = f"the first {kept} are kept and can be played{where}"
+            target = self._incomplete_target()
+            self._partial.replace(target)  # not flushed: the disk may be full
+            where = "" if target == self.path else f" in {target}; the older video is unchanged"
+            outcome = f"the first {kept} are kept and can be played{where}"
         else:
             self._partial.unlink(missing_ok=True)
-        reason = _reason(complaint, cause)
-        raise VideoWriteError(f"{self.path}: writing stopped after {self.frames} frames ({reason}); {what}") from cause
+        reason = _reason(encoder_log, cause)
+        raise VideoWriteError(
+            f"{self.path}: writing stopped after {self.frames} frames ({reason}); {outcome}"
+        ) from cause
 
-    def _place_of_fragment(self) -> Path:
-        """The target, or a free name beside it where that would cost an older video."""
+    def _incomplete_target(self) -> Path:
+        """The target of an incomplete video: a free name beside an older video, if there is one."""
         if not self.path.exists():
             return self.path
         names = (self.path.with_suffix(f".partial{n or ''}.mp4") for n in itertools.count())
@@ -162,14 +169,14 @@ def _ffmpeg(*arguments: str, log: IO[bytes] | int) -> "subprocess.Popen[bytes]":
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=log,
-        # Ctrl-C goes to the whole group of processes; the encoder must outlive it to finish the file.
+        # Ctrl-C is sent to the whole process group; the encoder must survive it to finish the file.
         start_new_session=True,
         creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
     )
 
 
 def _index(path: Path) -> None:
-    """Rewrites fragments as one indexed mp4, which seeks better. Where that fails, the fragments stay as they are."""
+    """Remux a fragmented mp4 with an index, which seeks better. If that fails, the fragmented one stays."""
     indexed = path.with_suffix(".indexed.mp4")
     copy = _ffmpeg(
         *["-i", str(path), "-c", "copy", "-movflags", "+faststart", "-f", "mp4", str(indexed)], log=subprocess.DEVNULL
@@ -182,15 +189,16 @@ def _index(path: Path) -> None:
 
 
 def _playable_frames(path: Path) -> int:
+    """Number of frames that can be read back from a video that may be damaged."""
     try:
         return imageio_ffmpeg.count_frames_and_secs(path)[0] or 0
     except RuntimeError:  # ffmpeg found no video in it
         return 0
 
 
-def _reason(complaint: str, cause: OSError | None) -> str:
-    """The encoder's last words are general; a full disk, if that was it, is named before them."""
-    lines = complaint.strip().splitlines()
+def _reason(encoder_log: str, cause: OSError | None) -> str:
+    """Why the encoder stopped: a full disk if its log mentions one, else the log's last line."""
+    lines = encoder_log.strip().splitlines()
     for line in lines:
         if "No space left on device" in line:
             return "No space left on device"
@@ -218,24 +226,24 @@ def _to_uint8(frames: Tensor | np.ndarray) -> np.ndarray:
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
-    """An image file -> pixels [1, 3, 1, H, W] in [-1, 1], float32, turned upright; `size` (H, W): see `fit`.
+    """Read an image file as pixels [1, 3, 1, H, W] in [-1, 1], float32, with its EXIF rotation applied.
 
-    Raises OSError where there is none, or ValueError when the file is not an image.
+    size: (H, W) in pixels, see `fit`. Raises OSError if there is no such file, ValueError if it is not an image.
     """
     path = require_file(path, "an image")
     try:
         picture = iio.imread(path, plugin="pillow", index=0, mode="RGB", rotate=True)
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow has all three for broken files
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises any of them for damaged files
         raise ValueError(f"{path}: cannot be read as an image ({error})") from error
     pixels = _from_uint8(np.asarray(picture)[None])
     return fit(pixels, size) if size is not None else pixels
 
 
 def read_video(path: str | Path, size: tuple[int, int] | None = None, frames: int | None = None) -> Tensor:
-    """A video file -> pixels [1, 3, T, H, W] in [-1, 1], float32: all its frames, or the first `frames` of them.
+    """Read a video file as pixels [1, 3, T, H, W] in [-1, 1], float32.
 
-    `size` (H, W): see `fit`; each frame is brought to it as it is read. Raises OSError where there is none, or
-    ValueError when the file is not a video or has fewer than `frames`.
+    size: (H, W) in pixels, see `fit`; frames are resized as they are read. frames: read only so many. Raises OSError if
+    there is no such file, ValueError if it is not a video or has fewer than `frames`.
     """
     path = require_file(path, "a video")
     pieces = []
@@ -256,7 +264,7 @@ def read_video(path: str | Path, size: tuple[int, int] | None = None, frames: in
 
 
 def fit(pixels_B3THW: Tensor, size: tuple[int, int]) -> Tensor:
-    """Scales until `size` (H, W) is covered, keeping the aspect, and cuts what sticks out evenly on both sides."""
+    """Resize pixels [B, 3, T, H, W] to cover `size` (H, W) at their aspect ratio, and crop the centre."""
     batch, _, time, height, width = pixels_B3THW.shape
     scale = max(size[0] / height, size[1] / width)
     scaled = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
@@ -269,4 +277,5 @@ def fit(pixels_B3THW: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _from_uint8(pictures_THW3: np.ndarray) -> Tensor:
+    """uint8 [T, H, W, 3] -> float pixels [1, 3, T, H, W] in [-1, 1]."""
     return (torch.from_numpy(pictures_THW3.copy()).float() / 127.5 - 1).permute(3, 0, 1, 2)[None]

@@ -1,4 +1,4 @@
-"""Every layout a Wan student comes in: what is read is what was written, bit for bit, and runs like the reference."""
+"""All file layouts of Wan students: weights read back are bit-identical, and the model runs like the reference."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ VARIANTS = {
 
 
 def tiny(variant: str = "T2V") -> SaltTransformer3DModel:
-    """A random student whose every weight differs from every other and from what a new model starts with."""
+    """A random student; all its weights differ from each other and from a new model's initial values."""
     model = SaltTransformer3DModel(**SMALL, **VARIANTS[variant])  # type: ignore[arg-type]
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
@@ -45,7 +45,7 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 
 def shards(folder: Path, tensors: dict[str, torch.Tensor], stem: str = "diffusion_pytorch_model") -> None:
-    """Two safetensors files and their index."""
+    """Write two safetensors files and their index."""
     names = list(tensors)
     table = {}
     for part, chosen in enumerate((names[::2], names[1::2]), start=1):
@@ -60,7 +60,7 @@ def prefixed(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.T
 
 
 def wrapped(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Names as FSDP, activation checkpointing and torch.compile leave them."""
+    """Names as FSDP, activation checkpointing and torch.compile save them."""
     inside = "_fsdp_wrapped_module._checkpoint_wrapped_module."
     return {
         "model._orig_mod._fsdp_wrapped_module." + name.replace("self_attn.", f"{inside}self_attn."): tensor
@@ -69,7 +69,7 @@ def wrapped(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_key_table_agrees_with_diffusers_own(variant: str) -> None:
+def test_key_table_agrees_with_diffusers(variant: str) -> None:
     model = tiny(variant)
     theirs = convert_wan_transformer_to_diffusers(wan_names(model))
     if variant == "FLF2V":  # diffusers' converter does not know the position embedding of two images
@@ -115,7 +115,7 @@ def test_single_files(name: str, tmp_path: Path) -> None:
     model = tiny("I2V")
     LAYOUTS[name](tmp_path / name, wan_names(model), model)
     assert_same(read_checkpoint(tmp_path / name).state_dict, model.state_dict())
-    # A folder with that one file in it is the same thing.
+    # A folder that contains only this file is read in the same way.
     assert_same(load_student(tmp_path).state_dict(), model.state_dict())
 
 
@@ -129,7 +129,7 @@ def test_sharded_folders(spelling: str, tmp_path: Path) -> None:
         assert "2 safetensors files" in found.format and spelling in found.format
 
 
-def test_folders_of_diffusers_and_of_wan(tmp_path: Path) -> None:
+def test_diffusers_and_original_wan_folders(tmp_path: Path) -> None:
     model = tiny()
     model.save_pretrained(tmp_path / "pipeline" / "transformer", max_shard_size="500KB")
     assert len(list((tmp_path / "pipeline" / "transformer").glob("*.safetensors"))) > 1
@@ -148,7 +148,7 @@ def test_folders_of_diffusers_and_of_wan(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", ["full_4step", "framewise_4step", "full_2step_batch2"])
 def test_golden_first_flow(case: str, tmp_path: Path) -> None:
-    """A first block has no past, so the bidirectional model computes it; here also after a detour through diffusers."""
+    """The first block has no past, so the bidirectional model computes it too; also after a diffusers round trip."""
     golden = load_file(GOLDEN / f"rollout_{case}.safetensors")
     expected = golden["first_flow"].transpose(1, 2)
     noise = golden["noise"].transpose(1, 2)[:, :, : expected.shape[2]]
@@ -162,7 +162,7 @@ def test_golden_first_flow(case: str, tmp_path: Path) -> None:
         assert (flow - expected).norm() / expected.norm() < 5e-5
 
 
-def test_which_weights(tmp_path: Path) -> None:
+def test_choice_of_weights(tmp_path: Path) -> None:
     kinds = {"generator": tiny(), "generator_ema": tiny(), "critic": tiny()}
     content = {kind: prefixed(wan_names(model), "model.") for kind, model in kinds.items()}
     path = tmp_path / "mine.pt"
@@ -188,7 +188,7 @@ def test_spec_and_comfyui_metadata(tmp_path: Path) -> None:
         with safe_open(path, framework="pt") as file:
             return json.loads(file.metadata()["config"])["transformer"]
 
-    # Core hands every entry to its model class as an argument: heads of 128 and a text width of 4096 go unsaid.
+    # Core passes every entry to its model class as an argument, so its defaults (128 per head, text 4096) are left out.
     assert config(path) == {"causal_ar": True, "text_dim": 32}
     assert config(save_wan(tiny(), path, causal_ar=False)) == {"text_dim": 32}
     assert config(save_wan(tiny("I2V"), path)) == {"text_dim": 32}
@@ -202,7 +202,7 @@ def test_dtypes(tmp_path: Path) -> None:
     path = save_wan(model, tmp_path / "half.safetensors", dtype=torch.bfloat16)
     assert {tensor.dtype for tensor in load_file(path).values()} == {torch.bfloat16}
     assert {p.dtype for p in load_student(path).parameters()} == {torch.bfloat16}
-    # What diffusers keeps precise is precise here, and the student runs so.
+    # Modules that diffusers keeps in float32 are float32 here too, and the student runs with them.
     half = load_student(save_wan(model, path), dtype=torch.bfloat16)
     assert half.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
     assert half.blocks[0].scale_shift_table.dtype == torch.float32
@@ -217,8 +217,8 @@ def test_dtypes(tmp_path: Path) -> None:
 def test_scaled_fp8(tmp_path: Path) -> None:
     """ComfyUI's two spellings of fp8 weights with scales, one per layer or one per output channel."""
     model = tiny()
-    for end, note in (("scale_weight", "scaled_fp8"), ("weight_scale", "blocks.0.self_attn.q.comfy_quant")):
-        tensors = {note: torch.zeros(2, dtype=torch.uint8)}
+    for suffix, annotation in (("scale_weight", "scaled_fp8"), ("weight_scale", "blocks.0.self_attn.q.comfy_quant")):
+        tensors = {annotation: torch.zeros(2, dtype=torch.uint8)}
         expected = {}
         for name, tensor in wan_names(model).items():
             key = to_diffusers(name) or ""
@@ -227,15 +227,15 @@ def test_scaled_fp8(tmp_path: Path) -> None:
                 rows = name.endswith("o.weight")
                 scale = tensor.abs().amax(dim=1, keepdim=True) / 400 if rows else tensor.abs().max() / 400
                 tensors[name] = (tensor / scale).to(torch.float8_e4m3fn)
-                tensors[name.removesuffix("weight") + end] = scale
+                tensors[name.removesuffix("weight") + suffix] = scale
                 tensors[name.removesuffix("weight") + "scale_input"] = torch.ones(())
                 expected[key] = (tensors[name].float() * scale).bfloat16()
-        path = tmp_path / f"{end}.safetensors"
+        path = tmp_path / f"{suffix}.safetensors"
         save_file(prefixed(tensors, "diffusion_model."), path)
         found = read_checkpoint(path)
         assert "fp8" in found.format
         assert_same(found.state_dict, expected)
-        # Dequantised weights are the weights, to fp8's three bits of mantissa.
+        # Dequantised weights equal the original ones to fp8's three bits of mantissa.
         close = found.state_dict["blocks.1.attn1.to_q.weight"].float()
         assert (close - model.blocks[1].attn1.to_q.weight).norm() < 0.04 * close.norm()
 
@@ -267,16 +267,16 @@ def test_lora_is_merged(kind: str, tmp_path: Path) -> None:
     for name, tensor in found.state_dict().items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=1e-6)
     assert not torch.equal(found.blocks[1].attn1.to_q.weight, model.blocks[1].attn1.to_q.weight)
-    # The merge happens in memory: the file that the base is mapped from stays what it was.
+    # The merge happens in memory: the base model's mapped file is unchanged.
     assert_same(load_student(base).state_dict(), model.state_dict())
-    facts = describe(lora if lora.is_file() else lora / "adapter_model.safetensors")
-    assert (facts["rank"], facts["layers"], facts["alpha"]) == (4, 3, alpha)
+    summary = describe(lora if lora.is_file() else lora / "adapter_model.safetensors")
+    assert (summary["rank"], summary["layers"], summary["alpha"]) == (4, 3, alpha)
 
 
 def test_describe() -> None:
-    facts = describe(GOLDEN / "tiny_a.safetensors")
-    assert facts["bytes"] == (GOLDEN / "tiny_a.safetensors").stat().st_size
+    summary = describe(GOLDEN / "tiny_a.safetensors")
+    assert summary["bytes"] == (GOLDEN / "tiny_a.safetensors").stat().st_size
     known = {"variant": "T2V", "dim": 128, "heads": 2, "layers": 2, "ffn": 256, "text_dim": 64, "dtype": "float32"}
-    assert facts.items() >= known.items()
-    assert facts["parameters"] == sum(t.numel() for t in load_file(GOLDEN / "tiny_a.safetensors").values())
-    assert "wan names" in facts["format"] and facts["available"] == ["regular"]
+    assert summary.items() >= known.items()
+    assert summary["parameters"] == sum(t.numel() for t in load_file(GOLDEN / "tiny_a.safetensors").values())
+    assert "wan names" in summary["format"] and summary["available"] == ["regular"]

@@ -1,4 +1,4 @@
-"""What a checkpoint must not be: each fault is one `CheckpointError` that names file, finding and expectation."""
+"""Invalid checkpoints: each raises one `CheckpointError` that names the file, what was found and what is expected."""
 
 import errno
 import json
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from salt.checkpoints import CheckpointError, describe, load_student, read_checkpoint, save_diffusers, save_wan
 from salt.checkpoints.wan_keys import to_wan
 from salt.checkpoints.writer import write_safetensors
-from salt.io import atomic as store
+from salt.io import atomic
 from salt.models.transformer_salt import SaltTransformer3DModel
 
 SMALL = {"num_attention_heads": 1, "attention_head_dim": 128, "ffn_dim": 96, "num_layers": 2, "text_dim": 32}
@@ -27,7 +27,7 @@ def weights() -> dict[str, torch.Tensor]:
     return {to_wan(name) or "": tensor for name, tensor in model.state_dict().items()}
 
 
-def complaint(path: Path, action: Callable[[Path], Any] = read_checkpoint) -> str:
+def error_of(path: Path, action: Callable[[Path], Any] = read_checkpoint) -> str:
     with pytest.raises(CheckpointError) as caught:
         action(path)
     message = str(caught.value)
@@ -37,18 +37,18 @@ def complaint(path: Path, action: Callable[[Path], Any] = read_checkpoint) -> st
 
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.9, 0.9999])
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
-def test_cut_short(suffix: str, part: float, weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_truncated_files(suffix: str, part: float, weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     path = tmp_path / f"student.{suffix}"
     save_file(weights, path) if suffix == "safetensors" else torch.save({"generator": weights}, path)
     read_checkpoint(path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * part)])
-    assert ("damaged or cut short" if part else "empty") in complaint(path)
-    assert complaint(path, describe) == complaint(path, load_student)
+    assert ("damaged or cut short" if part else "empty") in error_of(path)
+    assert error_of(path, describe) == error_of(path, load_student)
 
 
 class Payload:
-    """Unpickling this would make the file it names."""
+    """Unpickling this would create the folder `trace`."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -60,19 +60,19 @@ class Payload:
 def test_code_is_never_run(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     trace, path = tmp_path / "trace", tmp_path / "evil.pt"
     torch.save({"generator": weights, "extra": Payload(trace)}, path)
-    message = complaint(path)
+    message = error_of(path)
     assert "none of it was run" in message and "mkdir" in message
     path.write_bytes(pickle.dumps(Payload(trace)))
-    assert "bare pickle" in complaint(path)
+    assert "bare pickle" in error_of(path)
     path.write_bytes(pickle.dumps({"generator_lora": Payload(trace)}, protocol=0))
-    assert "bare pickle" in complaint(path)
+    assert "bare pickle" in error_of(path)
     assert not trace.exists()
-    # The payload does work: a loader that ran it would have been noticed.
+    # The payload works: a loader that ran it would have created the folder.
     pickle.loads(pickle.dumps(Payload(trace)))
     assert trace.exists()
 
 
-STRANGERS = {
+OTHER_MODELS = {
     "Stable Diffusion UNet": ["model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.decoder.conv.weight"],
     "Flux": ["double_blocks.0.img_attn.qkv.weight", "img_in.weight"],
     "autoencoder": ["decoder.conv1.weight", "encoder.conv1.weight"],
@@ -81,24 +81,24 @@ STRANGERS = {
 }
 
 
-@pytest.mark.parametrize("what", STRANGERS)
+@pytest.mark.parametrize("what", OTHER_MODELS)
 def test_another_architecture(what: str, tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
-    save_file({name: torch.ones(2, 2) for name in STRANGERS[what]}, path)
-    message = complaint(path)
+    save_file({name: torch.ones(2, 2) for name in OTHER_MODELS[what]}, path)
+    message = error_of(path)
     assert what in message and "expected a Wan 2.1 transformer" in message
 
 
-def test_other_wan_likes(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_other_models_of_the_wan_family(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     path = tmp_path / "student.safetensors"
     image = weights["patch_embedding.weight"].squeeze(2).contiguous()
     save_file(weights | {"patch_embedding.weight": image}, path)
-    assert "image model" in complaint(path)
+    assert "image model" in error_of(path)
     save_file(weights | {"patch_embedding.weight": torch.zeros(128, 48, 1, 2, 2)}, path)
-    assert "48 input and 16 output channels" in complaint(path)
+    assert "48 input and 16 output channels" in error_of(path)
     vace = {f"vace_blocks.{i}.after_proj.weight": torch.zeros(1) for i in range(9)}
     save_file(weights | vace, path)
-    message = complaint(path)
+    message = error_of(path)
     assert "9 unexpected: vace_blocks.0.after_proj.weight" in message and "vace_blocks.7" not in message
 
 
@@ -108,40 +108,40 @@ def test_missing_unexpected_and_misshapen(weights: dict[str, torch.Tensor], tmp_
     weights["blocks.0.self_attn.k.weight"] = torch.zeros(64, 128)
     weights["blocks.0.self_attn.gate"] = torch.zeros(1)
     save_file(weights, path)
-    message = complaint(path)
+    message = error_of(path)
     assert "1 missing: blocks.1.ffn.net.2.bias" in message
     assert "1 unexpected: blocks.0.self_attn.gate" in message
     assert "1 misshapen: blocks.0.attn1.to_k.weight [64, 128] (expected [128, 128])" in message
     save_file({name: tensor for name, tensor in weights.items() if "patch_embedding" not in name}, path)
-    assert "patch_embedding.weight is missing" in complaint(path)
+    assert "patch_embedding.weight is missing" in error_of(path)
     save_file({f"{owner}{name}": t.clone() for name, t in weights.items() for owner in ("", "model.")}, path)
-    assert "both" in complaint(path)
+    assert "both" in error_of(path)
 
 
-def test_config_that_does_not_fit(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_a_config_that_does_not_fit_the_tensors(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     path = tmp_path / "student.safetensors"
     save_file(weights, path, {"config": json.dumps({"dim": 256, "heads": 2})})
-    assert "dim 256 (tensors: 128)" in complaint(path)
+    assert "dim 256 (tensors: 128)" in error_of(path)
     save_file(weights, path, {"config": json.dumps({"heads": 3})})
-    assert "do not divide" in complaint(path)
+    assert "do not divide" in error_of(path)
     save_file(weights, path, {"config": "{"})
-    assert "not JSON" in complaint(path)
+    assert "not JSON" in error_of(path)
     save_file(weights, path, {"salt": json.dumps({"policy": {"kind": "elephant"}})})
-    assert "elephant" in complaint(path)
+    assert "elephant" in error_of(path)
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "FluxTransformer2DModel"}))
-    assert "FluxTransformer2DModel" in complaint(tmp_path)
+    assert "FluxTransformer2DModel" in error_of(tmp_path)
 
 
-def test_wrong_choice_of_weights(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_weights_that_the_file_does_not_have(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     path = tmp_path / "student.pt"
     torch.save({"generator": weights}, path)
-    assert "no ema weights; it has regular" in complaint(path, lambda path: read_checkpoint(path, "ema"))
+    assert "no ema weights; it has regular" in error_of(path, lambda path: read_checkpoint(path, "ema"))
     torch.save({"critic": weights}, path)
-    assert "no ema or regular weights; it has critic" in complaint(path)
+    assert "no ema or regular weights; it has critic" in error_of(path)
     torch.save({"step": 3, "optimizer": {}}, path)
-    assert "step, optimizer; expected" in complaint(path).replace("holds ", "")
+    assert "step, optimizer; expected" in error_of(path).replace("holds ", "")
     torch.save([1], path)
-    assert "holds a list" in complaint(path)
+    assert "holds a list" in error_of(path)
 
 
 def test_loras(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
@@ -154,19 +154,19 @@ def test_loras(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
         return load_student(base, lora=path)
 
     torch.save({"generator_lora": pair}, lora)
-    assert "pass it as lora=" in complaint(lora)
+    assert "pass it as lora=" in error_of(lora)
     merge(lora)
     torch.save({"generator_lora": {f"{name}A.weight": torch.zeros(4, 128)}}, lora)
-    assert "1 factors for 1 layers" in complaint(lora, merge)
+    assert "1 factors for 1 layers" in error_of(lora, merge)
     torch.save({"generator_lora": pair | {"unet.x.lora_A.weight": torch.zeros(4, 4)}}, lora)
-    assert "unet.x.lora_A.weight" in complaint(lora, merge)
+    assert "unet.x.lora_A.weight" in error_of(lora, merge)
     torch.save({"generator_lora": pair | {f"{name}A.weight": torch.zeros(4, 64)}}, lora)
-    assert "blocks.0.attn1.to_q.lora_A.weight [4, 64]" in complaint(lora, merge)
-    assert "is not a LoRA" in complaint(base, merge)
+    assert "blocks.0.attn1.to_q.lora_A.weight [4, 64]" in error_of(lora, merge)
+    assert "is not a LoRA" in error_of(base, merge)
 
 
-def test_files_that_are_not_there_or_not_weights(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    assert "does not exist" in complaint(tmp_path / "nowhere.pt")
+def test_missing_files_and_files_of_other_formats(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    assert "does not exist" in error_of(tmp_path / "nowhere.pt")
     for content, what in (
         (b"GGUF\x03\x00\x00\x00\x00\x00", "GGUF"),
         (b"version git-lfs/spec/v1\noid", "git-LFS pointer"),
@@ -174,21 +174,21 @@ def test_files_that_are_not_there_or_not_weights(weights: dict[str, torch.Tensor
     ):
         path = tmp_path / "student.safetensors"
         path.write_bytes(content)
-        assert what in complaint(path)
+        assert what in error_of(path)
     path.unlink()
-    assert "found none" in complaint(tmp_path)
+    assert "found none" in error_of(tmp_path)
     save_file(weights, tmp_path / "a.safetensors")
     save_file(weights, tmp_path / "b.safetensors")
-    assert "a.safetensors, b.safetensors" in complaint(tmp_path)
+    assert "a.safetensors, b.safetensors" in error_of(tmp_path)
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"x": "a.safetensors", "y": "gone.safetensors"}}))
-    assert "1 of its 2 files are missing: gone.safetensors" in complaint(index)
+    assert "1 of its 2 files are missing: gone.safetensors" in error_of(index)
     save_file({"blocks.0.self_attn.q.weight": torch.zeros(1)}, tmp_path / "gone.safetensors")
-    assert "both hold blocks.0.self_attn.q.weight" in complaint(index)
+    assert "both hold blocks.0.self_attn.q.weight" in error_of(index)
     index.write_text("[]")
-    assert "expected a JSON object" in complaint(index)
+    assert "expected a JSON object" in error_of(index)
     save_file(weights | {"blocks.0.ffn.0.weight": torch.zeros(96, 64, dtype=torch.uint8)}, path)
-    assert "torch.uint8" in complaint(path)
+    assert "torch.uint8" in error_of(path)
 
 
 @pytest.mark.parametrize("save", [save_wan, save_diffusers])
@@ -201,8 +201,8 @@ def test_a_failed_write_loses_nothing(save: Callable[..., Path], tmp_path: Path,
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store.os, "fsync", full)
-    assert "No space left" in complaint(target, lambda path: save(model, path, dtype=torch.bfloat16))
+    monkeypatch.setattr(atomic.os, "fsync", full)
+    assert "No space left" in error_of(target, lambda path: save(model, path, dtype=torch.bfloat16))
     assert before == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     monkeypatch.undo()
     blocked = tmp_path / "a file"
@@ -212,14 +212,14 @@ def test_a_failed_write_loses_nothing(save: Callable[..., Path], tmp_path: Path,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a file", "student.safetensors"]
 
 
-def test_only_wan_models_are_written_in_wan_names(tmp_path: Path) -> None:
+def test_models_with_other_weights_are_not_written(tmp_path: Path) -> None:
     model = SaltTransformer3DModel(**SMALL)  # type: ignore[arg-type]
     model.register_parameter("elsewhere", torch.nn.Parameter(torch.zeros(1)))
-    assert "elsewhere" in complaint(tmp_path / "x.safetensors", lambda path: save_wan(model, path))
+    assert "elsewhere" in error_of(tmp_path / "x.safetensors", lambda path: save_wan(model, path))
     assert not list(tmp_path.iterdir())
 
 
-def test_written_bytes_are_what_safetensors_itself_reads(tmp_path: Path) -> None:
+def test_safetensors_reads_the_written_bytes(tmp_path: Path) -> None:
     """safetensors itself reads what `write_safetensors` streams, for every dtype and for scalars."""
     tensors = {
         "half": torch.randn(3, 5).bfloat16(),

@@ -1,4 +1,4 @@
-"""Loading, converting and saving peak near one copy of the model: measured by the kernel, in a process of its own."""
+"""Peak memory of loading, converting and saving is near one copy of the model, measured in a separate process."""
 
 import json
 import os
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = {"num_attention_heads": 8, "attention_head_dim": 128, "ffn_dim": 4096, "num_layers": 3, "text_dim": 64}
 VALUE = 1 / 64  # exact in every dtype
 
-# VmHWM is the most memory that was ever resident, mapped file pages included; writing 5 to clear_refs starts it anew.
+# VmHWM is the peak of resident memory, mapped file pages included; writing 5 to clear_refs resets it.
 MEASURE = """
 import gc, json, sys, torch
 from pathlib import Path
@@ -26,7 +26,8 @@ from salt.checkpoints import load_student, save_wan
 def resident(field):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field))
 
-model, folder = load_student(sys.argv[1], dtype=torch.bfloat16), sys.argv[2]  # what a first load allocates for good
+# A first load, for what it allocates permanently.
+model, folder = load_student(sys.argv[1], dtype=torch.bfloat16), sys.argv[2]
 for name, dtype in (("large.safetensors", None), ("large.safetensors", torch.bfloat16), ("large.pt", torch.bfloat16)):
     del model
     gc.collect()
@@ -53,7 +54,7 @@ def test_peak_memory_is_near_one_copy(tmp_path: Path) -> None:
     save_wan(model, tmp_path / "large.safetensors")
     torch.save({"generator_ema": model.state_dict(), "critic": small.state_dict()}, tmp_path / "large.pt")
     arguments = [str(tmp_path / "small.safetensors"), str(tmp_path)]
-    # A fixed threshold makes glibc give freed weights back, so that one case does not live in another's memory.
+    # With a fixed threshold glibc returns freed weights to the system, so that the cases do not share memory.
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     command = [sys.executable, "-c", MEASURE, *arguments]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
@@ -63,7 +64,7 @@ def test_peak_memory_is_near_one_copy(tmp_path: Path) -> None:
     for row in rows:
         print(row["of"], {key: f"{row[key] / row['copy']:.2f} copies" for key in ("loaded", "saved")})
         assert row["right"] and row["copy"] > 120e6, row
-        assert row["loaded"] > 0.9 * row["copy"], row  # the measure sees the weights at all
-        # While it converts, the reader keeps at most 64 MiB of a file of this size mapped.
+        assert row["loaded"] > 0.9 * row["copy"], row  # the measurement includes the weights
+        # While converting, the reader keeps at most 64 MiB of a file of this size mapped.
         held = 0 if "None" in row["of"] else 64 * 2**20
         assert max(row["loaded"], row["saved"]) < 1.1 * row["copy"] + held + 32e6, row

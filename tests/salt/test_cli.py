@@ -102,9 +102,9 @@ def test_a_dtype_is_asked_for_as_the_installed_diffusers_wants_it(model, tmp_pat
 def test_a_file_that_holds_no_prompts_is_named(model, tmp_path, capsys):
     (tmp_path / "bin.txt").write_bytes(b"\xff\xfe")
     assert generate(model, tmp_path / "out", "--prompts", tmp_path / "bin.txt", prompt=None) == 2
-    assert "bin.txt: found no UTF-8 text" in capsys.readouterr().err
+    assert "bin.txt: not UTF-8 text" in capsys.readouterr().err
     assert generate(model, tmp_path / "out", "--prompts", tmp_path, prompt=None) == 2
-    assert f"{tmp_path}: found a folder, expected prompts, one a line" in capsys.readouterr().err
+    assert f"{tmp_path}: found a folder, expected a file with one prompt per line" in capsys.readouterr().err
 
 
 def test_a_clip_is_done_only_with_the_same_options(tmp_path):

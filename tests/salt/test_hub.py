@@ -1,4 +1,4 @@
-"""`pull` against a stand-in hub on this machine: whole, interrupted, falsified, missing, and no hub at all."""
+"""`pull` against a local fake hub: complete, interrupted, corrupted and missing files, and no hub at all."""
 
 import hashlib
 import json
@@ -25,15 +25,15 @@ FILES = {
 
 
 class Hub(ThreadingHTTPServer):
-    """The few endpoints of the hub that a download needs, and the faults a test asks for."""
+    """The endpoints of the hub that a download needs, with faults that a test can switch on."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.ranges: list[str | None] = []  # the Range header of every download
-        self.cuts: list[int] = []  # the next downloads break off after so many bytes
-        self.content: dict[str, bytes | None] = {}  # paths served with other bytes than they are listed with, or not
+        self.cuts: list[int] = []  # the next downloads are cut off after so many bytes
+        self.content: dict[str, bytes | None] = {}  # served instead of the listed content; None: 404
         self.ignores_ranges = False
-        self.refusal: str | None = None  # the error code that every repository answers with
+        self.refusal: str | None = None  # the error code in the answer for every repository
 
     @property
     def endpoint(self) -> str:
@@ -45,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Hub
 
     def log_message(self, *args: object) -> None:
-        """Tests need no access log."""
+        """No access log in tests."""
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
@@ -93,9 +93,11 @@ class Handler(BaseHTTPRequestHandler):
         if data is None:
             self.answer(404, b"", X_Error_Code="EntryNotFound")
             return
-        asked = self.headers.get("Range")
-        self.server.ranges.append(asked)
-        start = 0 if asked is None or self.server.ignores_ranges else int(asked.removeprefix("bytes=").split("-")[0])
+        range_header = self.headers.get("Range")
+        self.server.ranges.append(range_header)
+        start = 0
+        if range_header is not None and not self.server.ignores_ranges:
+            start = int(range_header.removeprefix("bytes=").split("-")[0])
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
@@ -110,7 +112,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    # The library waits a second before it asks again; and it reads the size of its chunks from here.
+    # Without the library's pause of a second before it retries, and with several chunks per file.
     monkeypatch.setattr(file_download.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(file_download.constants, "DOWNLOAD_CHUNK_SIZE", 65536)
     server = Hub()
@@ -122,7 +124,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     thread.join()
 
 
-def test_download_and_then_nothing(hub: Hub, tmp_path: Path) -> None:
+def test_files_are_downloaded_once(hub: Hub, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     files = pull(["salt-cf", "wan-vae"], tmp_path, endpoint=hub.endpoint, progress=lambda *step: seen.append(step))
     assert {str(file.relative_to(tmp_path)): file.read_bytes() for file in files} == {
@@ -136,13 +138,13 @@ def test_download_and_then_nothing(hub: Hub, tmp_path: Path) -> None:
     downloads = len(hub.ranges)
     assert pull(["salt-cf", "wan-vae"], tmp_path, endpoint=hub.endpoint) == files
     assert len(hub.ranges) == downloads == 3
-    # Half a file, or one with a flipped bit, is noticed and fetched anew.
+    # A file with a changed byte is detected and downloaded again.
     files[0].write_bytes(b"!" + LARGE[1:])
     pull(["salt-cf"], tmp_path, endpoint=hub.endpoint)
     assert files[0].read_bytes() == LARGE
 
 
-def test_a_cut_connection_is_taken_up_again(hub: Hub, tmp_path: Path) -> None:
+def test_a_cut_connection_is_resumed(hub: Hub, tmp_path: Path) -> None:
     hub.cuts = [300_000]
     (file,) = pull(["salt-cf"], tmp_path, endpoint=hub.endpoint)
     assert file.read_bytes() == LARGE
@@ -151,7 +153,7 @@ def test_a_cut_connection_is_taken_up_again(hub: Hub, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ignores_ranges", [False, True])
-def test_a_later_call_goes_on(ignores_ranges: bool, hub: Hub, tmp_path: Path) -> None:
+def test_a_later_call_resumes(ignores_ranges: bool, hub: Hub, tmp_path: Path) -> None:
     hub.cuts = [300_000, *[0] * 20]
     with pytest.raises(HubError, match="pull again to go on"):
         pull(["salt-cf"], tmp_path, endpoint=hub.endpoint)
@@ -164,7 +166,7 @@ def test_a_later_call_goes_on(ignores_ranges: bool, hub: Hub, tmp_path: Path) ->
     assert not partial.exists()
 
 
-def test_wrong_content_is_not_put_in_place(hub: Hub, tmp_path: Path) -> None:
+def test_wrong_content_does_not_replace_an_older_file(hub: Hub, tmp_path: Path) -> None:
     hub.content = {"checkpoints/salt_cf.pt": LARGE[:-1] + b"!"}
     place = tmp_path / "Salt" / "checkpoints" / "salt_cf.pt"
     place.parent.mkdir(parents=True)
@@ -179,7 +181,7 @@ def test_wrong_content_is_not_put_in_place(hub: Hub, tmp_path: Path) -> None:
         pull(["wan-vae"], tmp_path, endpoint=hub.endpoint)
 
 
-def test_what_the_hub_does_not_have(hub: Hub, tmp_path: Path) -> None:
+def test_missing_parts_revisions_and_files_are_named(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(HubError, match="has no salt_ll.pt; it has salt_cf.pt, readme.txt"):
         pull(["salt-ll"], tmp_path, endpoint=hub.endpoint)
     with pytest.raises(HubError, match="unknown part salt-xx; there are salt-cf"):
@@ -189,9 +191,9 @@ def test_what_the_hub_does_not_have(hub: Hub, tmp_path: Path) -> None:
     hub.content = {"checkpoints/salt_cf.pt": None}
     with pytest.raises(HubError, match="salt_cf.pt: the hub at .* has no such file"):
         pull(["salt-cf"], tmp_path, endpoint=hub.endpoint)
-    for refusal, told in {"GatedRepo": "accepted its terms", "RepoNotFound": "no such repository"}.items():
+    for refusal, message in {"GatedRepo": "accepted its terms", "RepoNotFound": "no such repository"}.items():
         hub.refusal = refusal
-        with pytest.raises(HubError, match=told):
+        with pytest.raises(HubError, match=message):
             pull(["salt-cf"], tmp_path, endpoint=hub.endpoint)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
@@ -205,7 +207,7 @@ def test_no_network(tmp_path: Path) -> None:
     assert endpoint in str(caught.value) and "domiso/Salt" in str(caught.value)
 
 
-def test_where_things_go(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_folder(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SALT_MODELS", str(tmp_path / "mine"))
     (file,) = pull(["salt-cf"], endpoint=hub.endpoint)
     assert file == tmp_path / "mine" / "Salt" / "checkpoints" / "salt_cf.pt"

@@ -1,4 +1,4 @@
-"""`salt run-workflow` against a small server that answers as ComfyUI does; the real one is in tests/comfyui."""
+"""`salt run-workflow` against a small fake of ComfyUI's server; tests/comfyui has the real one."""
 
 import json
 import threading
@@ -67,7 +67,7 @@ def browser_graph():
 
 
 class Stub:
-    """What the server does, and what it was told. A run takes as many questions after it as `waits` says."""
+    """The fake server: its answers, and what was posted to it. A run ends after `waits` requests of its history."""
 
     def __init__(self):
         self.info, self.outputs, self.messages, self.waits = INFO, OUTPUTS, [], 2
@@ -135,13 +135,15 @@ def send(stub, tmp_path, monkeypatch):
 
     def run(*more, graph=PROMPT):
         (tmp_path / "w.json").write_text(json.dumps(graph))
-        told = [str(a) for a in ("run-workflow", tmp_path / "w.json", "--server", stub.url, "--out", tmp_path / "out")]
-        return cli.main([*told, *more])
+        arguments = [
+            str(a) for a in ("run-workflow", tmp_path / "w.json", "--server", stub.url, "--out", tmp_path / "out")
+        ]
+        return cli.main([*arguments, *more])
 
     return run
 
 
-def test_the_results_are_saved_and_the_previews_are_not(send, stub, tmp_path, capsys):
+def test_results_are_saved_and_previews_are_not(send, stub, tmp_path, capsys):
     assert send() == 0
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["clip.mp4"]
     assert (tmp_path / "out" / "clip.mp4").read_text() == "content of video/clip.mp4"
@@ -149,7 +151,7 @@ def test_the_results_are_saved_and_the_previews_are_not(send, stub, tmp_path, ca
     assert str(tmp_path / "out" / "clip.mp4") in capsys.readouterr().out
 
 
-def test_a_second_run_overwrites_nothing_and_a_path_stays_in_the_folder(send, stub, tmp_path):
+def test_a_second_run_overwrites_nothing_and_stays_in_the_folder(send, stub, tmp_path):
     assert send() == 0
     stub.outputs = {"2": {"images": [{"filename": "../../clip.mp4", "subfolder": "other", "type": "output"}]}}
     assert send() == 0
@@ -157,7 +159,7 @@ def test_a_second_run_overwrites_nothing_and_a_path_stays_in_the_folder(send, st
     assert (tmp_path / "out" / "clip.mp4").read_text() == "content of video/clip.mp4"
 
 
-def test_a_browser_workflow_is_converted_by_what_the_server_says_of_its_nodes(send, stub):
+def test_a_browser_workflow_is_converted_with_the_servers_node_definitions(send, stub):
     assert send(graph=browser_graph()) == 0
     assert stub.posted[0][1]["prompt"] == PROMPT
 
@@ -165,9 +167,9 @@ def test_a_browser_workflow_is_converted_by_what_the_server_says_of_its_nodes(se
 def test_an_upload_button_and_a_widget_newer_than_the_file():
     image = {"id": 1, "type": "LoadImage", "widgets_values": ["x.png", "image"]}
     older = {"id": 2, "type": "Sampler", "widgets_values": [3, "fixed", 1.5, "a circle"]}
-    made = to_prompt({"nodes": [image, older], "links": []}, INFO)
-    assert made["1"]["inputs"] == {"image": "x.png"}
-    assert made["2"]["inputs"] == {"seed": 3, "seconds": 1.5, "text": "a circle"}
+    prompt = to_prompt({"nodes": [image, older], "links": []}, INFO)
+    assert prompt["1"]["inputs"] == {"image": "x.png"}
+    assert prompt["2"]["inputs"] == {"seed": 3, "seconds": 1.5, "text": "a circle"}
 
 
 @pytest.mark.parametrize(
@@ -203,15 +205,15 @@ def test_widgets_are_set_by_number_title_and_type(send, stub):
         ("seconds", "expected NODE.WIDGET=VALUE"),
     ],
 )
-def test_a_widget_that_cannot_be_set_is_said_and_nothing_is_sent(send, stub, capsys, change, expected):
+def test_a_widget_that_cannot_be_set_is_reported_and_nothing_is_sent(send, stub, capsys, change, expected):
     assert send("--set", change) == cli.FAILED
     assert expected in one_line(capsys) and stub.posted == []
 
 
 def one_line(capsys):
-    told = capsys.readouterr().err
-    assert told.startswith("error: ") and told.count("\n") == 1, told
-    return told
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    return error
 
 
 def test_an_answer_that_is_too_large_is_refused(send, capsys, monkeypatch):
@@ -220,13 +222,13 @@ def test_an_answer_that_is_too_large_is_refused(send, capsys, monkeypatch):
     assert "/object_info: the answer has more than 100 bytes" in one_line(capsys)
 
 
-def test_nobody_at_the_url(tmp_path, capsys):
+def test_no_server_at_the_url(tmp_path, capsys):
     (tmp_path / "w.json").write_text(json.dumps(PROMPT))
     assert cli.main(["run-workflow", str(tmp_path / "w.json"), "--server", "127.0.0.1:9"]) == cli.FAILED
     assert "http://127.0.0.1:9: no ComfyUI server answers there" in one_line(capsys)
 
 
-def test_something_else_at_the_url(send, stub, capsys):
+def test_another_program_at_the_url(send, stub, capsys):
     stub.info = 404
     assert send() == cli.FAILED
     assert "/object_info: not an answer of ComfyUI (HTTP status 404" in one_line(capsys)
@@ -235,11 +237,10 @@ def test_something_else_at_the_url(send, stub, capsys):
 def test_a_node_that_the_server_does_not_have(send, capsys):
     graph = {**PROMPT, "3": {"class_type": "SaltRollout", "inputs": {}}}
     assert send(graph=graph) == cli.FAILED
-    told = one_line(capsys)
-    assert "does not have: SaltRollout; is ComfyUI-Salt in its custom_nodes?" in told
+    assert "does not have: SaltRollout; is ComfyUI-Salt in its custom_nodes?" in one_line(capsys)
 
 
-def test_a_rejected_prompt_in_the_servers_own_words(send, stub, capsys):
+def test_a_rejected_prompt_with_the_servers_message(send, stub, capsys):
     fault = {"message": "Value not in list", "details": "file: 'a.pt' not in ['b.pt']"}
     stub.refusal = {
         "error": {"type": "prompt_outputs_failed_validation", "message": "Prompt outputs failed validation"},
@@ -249,7 +250,7 @@ def test_a_rejected_prompt_in_the_servers_own_words(send, stub, capsys):
     assert "node 1 (Loader): Value not in list: file: 'a.pt' not in ['b.pt']" in one_line(capsys)
 
 
-def test_a_prompt_that_is_only_good_in_part_does_not_run_in_part(send, stub, capsys):
+def test_a_partly_valid_prompt_does_not_run(send, stub, capsys):
     fault = {"message": "Value not in list", "details": "file"}
     stub.refusal = {"prompt_id": "n1", "node_errors": {"1": {"class_type": "Loader", "errors": [fault]}}}
     assert send() == cli.FAILED
@@ -270,30 +271,30 @@ def test_a_run_cancelled_on_the_server(send, stub, capsys):
 
 
 @pytest.mark.parametrize("started", [False, True])
-def test_ctrl_c_takes_the_run_off_the_server(send, stub, monkeypatch, started):
-    def press(_):
+def test_ctrl_c_cancels_the_run_on_the_server(send, stub, monkeypatch, started):
+    def interrupt(_):
         raise KeyboardInterrupt
 
     stub.waits, stub.started = 1000, started
-    monkeypatch.setattr("salt.cli.run_workflow.time.sleep", press)
+    monkeypatch.setattr("salt.cli.run_workflow.time.sleep", interrupt)
     assert send() == cli.INTERRUPTED
     assert ("/queue", {"delete": ["n1"]}) in stub.posted
-    assert (("/interrupt", {"prompt_id": "n1"}) in stub.posted) is started, "a run of somebody else goes on"
+    assert (("/interrupt", {"prompt_id": "n1"}) in stub.posted) is started, "only our own run is interrupted"
 
 
-def test_a_run_that_saves_nothing_says_so(send, stub, capsys):
+def test_a_run_without_results_is_an_error(send, stub, capsys):
     stub.outputs = {"2": {"text": ["21 frames"]}}
     assert send() == cli.FAILED
     assert "the run left no file" in one_line(capsys)
 
 
 @pytest.mark.parametrize("content", ["no json", "[]", "{}", '{"a": 1}'])
-def test_a_file_that_is_no_workflow(stub, tmp_path, capsys, content):
+def test_a_file_that_is_not_a_workflow(stub, tmp_path, capsys, content):
     (tmp_path / "w.json").write_text(content)
     assert cli.main(["run-workflow", str(tmp_path / "w.json"), "--server", stub.url]) == cli.FAILED
     assert "expected a ComfyUI workflow" in one_line(capsys)
 
 
-def test_a_folder_is_no_workflow(tmp_path, capsys):
+def test_a_folder_is_not_a_workflow(tmp_path, capsys):
     assert cli.main(["run-workflow", str(tmp_path)]) == cli.FAILED
     assert f"{tmp_path}: found a folder, expected a ComfyUI workflow" in one_line(capsys)

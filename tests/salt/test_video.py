@@ -1,4 +1,4 @@
-"""Video files read back with imageio, after good ends and bad ones."""
+"""Video files written by `VideoWriter`, read back after complete and interrupted runs, and the image readers."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ from salt.io.video import VideoWriteError, VideoWriter, fit, read_image, read_vi
 
 
 def clip(frames: int, height: int = 32, width: int = 48) -> torch.Tensor:
-    """[3, T, H, W]: a grey world that brightens frame by frame, so that each frame can be told from the next."""
+    """[3, T, H, W]: grey frames of increasing brightness, so that each frame differs from the next."""
     ramp = torch.linspace(-0.8, 0.8, frames)
     return ramp[None, :, None, None].expand(3, frames, height, width).clone()
 
@@ -66,7 +66,7 @@ def test_uint8_frames_and_floats_give_the_same_file(tmp_path):
 
 
 @pytest.mark.parametrize(("size", "even"), [((33, 47), (34, 48)), ((32, 47), (32, 48)), ((18, 34), (18, 34))])
-def test_odd_sides_are_made_even(tmp_path, size, even):
+def test_odd_sides_are_padded_to_even(tmp_path, size, even):
     with VideoWriter(tmp_path / "odd.mp4") as writer:
         writer.write(torch.ones(3, 3, *size))
     found = read_back(tmp_path / "odd.mp4")
@@ -88,27 +88,27 @@ def test_an_exception_leaves_a_playable_file(tmp_path):
 
 def test_a_run_that_fails_before_its_first_frame_keeps_the_old_file(tmp_path):
     path = tmp_path / "clip.mp4"
-    path.write_bytes(b"precious")
+    path.write_bytes(b"older video")
     with pytest.raises(RuntimeError), VideoWriter(path):
         raise RuntimeError
     with pytest.raises(ValueError, match="got torch.float32"), VideoWriter(path) as writer:
         writer.write(torch.zeros(1, 3, 3, 8, 8))
     with pytest.raises(VideoWriteError, match="clip.mp4: no frame was written"), VideoWriter(path):
         pass
-    assert path.read_bytes() == b"precious"
+    assert path.read_bytes() == b"older video"
     assert leftovers(path) == []
 
 
-def test_a_fragment_never_replaces_an_older_video(tmp_path, caplog):
+def test_an_incomplete_video_never_replaces_an_older_one(tmp_path, caplog):
     path = tmp_path / "clip.mp4"
-    path.write_bytes(b"precious")
+    path.write_bytes(b"older video")
     for name in ("clip.partial.mp4", "clip.partial1.mp4"):
         with pytest.raises(KeyboardInterrupt), VideoWriter(path) as writer:
             writer.write(clip(7))
             raise KeyboardInterrupt
         assert len(read_back(tmp_path / name)) == 7
-        assert f"clip.mp4: is as it was; the first 7 frames of the new one: {tmp_path / name}" in caplog.text
-    assert path.read_bytes() == b"precious"
+        assert f"clip.mp4: not replaced; the first 7 frames of the new one are in {tmp_path / name}" in caplog.text
+    assert path.read_bytes() == b"older video"
     with VideoWriter(path) as writer:
         writer.write(clip(3))
     assert len(read_back(path)) == 3
@@ -116,13 +116,13 @@ def test_a_fragment_never_replaces_an_older_video(tmp_path, caplog):
 
 
 def test_ctrl_c_leaves_a_playable_file(tmp_path):
-    """The real signal, sent as a terminal does: to Python and the encoder alike."""
+    """A real SIGINT, sent to the whole process group as a terminal does: to Python and to the encoder."""
     program = (
         "import numpy as np, sys\nfrom salt.io.video import VideoWriter\n"
         "with VideoWriter(sys.argv[1]) as writer:\n"
         "    while True:\n"
         "        writer.write(np.full((1, 32, 32, 3), writer.frames % 256, np.uint8))\n"
-        "        if writer.frames == 100: print('going', flush=True)\n"
+        "        if writer.frames == 100: print('started', flush=True)\n"
     )
     path = tmp_path / "clip.mp4"
     run = subprocess.Popen(
@@ -130,25 +130,25 @@ def test_ctrl_c_leaves_a_playable_file(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        # A suite that was started in the background of a script ignores SIGINT, and its children inherit that.
+        # A test run started in the background of a script ignores SIGINT, and its children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert run.stdout is not None
-    assert run.stdout.readline() == b"going\n"
+    assert run.stdout.readline() == b"started\n"
     os.killpg(run.pid, signal.SIGINT)
-    _, complaint = run.communicate(timeout=60)
+    _, errors = run.communicate(timeout=60)
     assert run.returncode != 0
-    assert complaint.strip().endswith(b"KeyboardInterrupt")
+    assert errors.strip().endswith(b"KeyboardInterrupt")
     assert len(read_back(path)) >= 100
     assert leftovers(path) == []
 
 
-def test_a_killed_encoder_leaves_what_it_had_written(tmp_path):
+def test_a_killed_encoder_leaves_a_playable_file(tmp_path):
     path = tmp_path / "clip.mp4"
     writer = VideoWriter(path)
     frames = torch.rand(3, 200, 64, 64) * 2 - 1
     writer.write(frames)
-    for _ in range(200):  # until the encoder has put something down
+    for _ in range(200):  # until the encoder has written something
         if writer._partial.exists() and writer._partial.stat().st_size > 100_000:
             break
         time.sleep(0.05)
@@ -161,28 +161,28 @@ def test_a_killed_encoder_leaves_what_it_had_written(tmp_path):
 
 
 class _FullPipe:
-    """The encoder's input, refusing after some frames."""
+    """The encoder's input, which fails with a full disk after `capacity` frames."""
 
-    def __init__(self, pipe, room):
-        self.pipe, self.room = pipe, room
+    def __init__(self, pipe, capacity):
+        self.pipe, self.capacity = pipe, capacity
 
     def write(self, data):
-        if self.room == 0:
+        if self.capacity == 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self.room -= 1
+        self.capacity -= 1
         return self.pipe.write(data)
 
     def close(self):
         self.pipe.close()
 
 
-def test_disk_full_is_one_clear_error(tmp_path, monkeypatch):
+def test_a_full_disk_raises_one_error(tmp_path, monkeypatch):
     path = tmp_path / "clip.mp4"
     start = VideoWriter._start
 
     def start_on_a_full_disk(self, width, height):
         process = start(self, width, height)
-        process.stdin = _FullPipe(process.stdin, room=6)  # pyright: ignore[reportAttributeAccessIssue]
+        process.stdin = _FullPipe(process.stdin, capacity=6)  # pyright: ignore[reportAttributeAccessIssue]
         return process
 
     monkeypatch.setattr(VideoWriter, "_start", start_on_a_full_disk)
@@ -196,7 +196,7 @@ def test_disk_full_is_one_clear_error(tmp_path, monkeypatch):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A real file system of 256 KiB."""
+    """A folder on a file system of 256 KiB."""
     folder = tmp_path / "small"
     folder.mkdir()
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True)
@@ -207,7 +207,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
-def test_a_really_full_disk(small_disk):
+def test_a_full_file_system_keeps_the_frames_so_far(small_disk):
     path = small_disk / "clip.mp4"
     with pytest.raises(VideoWriteError, match=r"clip.mp4: writing stopped .*No space left.*first \d+ are kept"):
         with VideoWriter(path) as writer:
@@ -217,7 +217,7 @@ def test_a_really_full_disk(small_disk):
     assert leftovers(path) == []
 
 
-def test_no_room_for_a_second_copy_keeps_the_fragments(small_disk):
+def test_no_space_for_the_indexed_copy_keeps_the_fragmented_file(small_disk):
     path = small_disk / "clip.mp4"
     with VideoWriter(path) as writer:
         writer.write(torch.rand(3, 45, 64, 64) * 2 - 1)
@@ -226,14 +226,14 @@ def test_no_room_for_a_second_copy_keeps_the_fragments(small_disk):
     assert leftovers(path) == []
 
 
-def test_sizes_must_stay(tmp_path):
+def test_frames_of_another_size_are_refused(tmp_path):
     with pytest.raises(ValueError, match="frames are 48x32, got 32x32"), VideoWriter(tmp_path / "a.mp4") as writer:
         writer.write(clip(2))
         writer.write(clip(2, 32, 32))
     assert len(read_back(tmp_path / "a.mp4")) == 2
 
 
-def test_unwritable_places_are_refused_before_any_work(tmp_path, monkeypatch):
+def test_unwritable_targets_are_refused_before_any_work(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="clip.mp4: cannot write to folder .*file"):
         VideoWriter(tmp_path / "file" / "clip.mp4")
@@ -253,7 +253,7 @@ def test_unwritable_places_are_refused_before_any_work(tmp_path, monkeypatch):
         check_writable(tmp_path / "clip.mp4", ".mp4")
 
 
-def test_images_are_read_upright_and_cut_to_size(tmp_path):
+def test_images_are_rotated_and_cropped_to_size(tmp_path):
     picture = np.zeros((20, 40, 3), np.uint8)
     picture[:, 10:30] = (255, 0, 0)
     iio.imwrite(tmp_path / "a.png", picture)
@@ -262,17 +262,17 @@ def test_images_are_read_upright_and_cut_to_size(tmp_path):
     assert torch.equal(pixels[0, :, 0, 0, 20], torch.tensor([1.0, -1.0, -1.0]))
     cut = read_image(tmp_path / "a.png", size=(40, 40))
     assert cut.shape == (1, 3, 1, 40, 40)
-    assert (cut[0, 0, 0, 20, 3:-3] > 0.8).all()  # the middle half is what is left
+    assert (cut[0, 0, 0, 20, 3:-3] > 0.8).all()  # only the middle half is left
     with_alpha = np.dstack([picture, np.full((20, 40), 255, np.uint8)])
     iio.imwrite(tmp_path / "rgba.png", with_alpha)
     assert torch.equal(read_image(tmp_path / "rgba.png"), pixels)
     orientation = Image.Exif()
-    orientation[0x0112] = 6  # held upright, stored lying on its side
+    orientation[0x0112] = 6  # stored rotated by 90 degrees
     Image.fromarray(picture).save(tmp_path / "phone.jpg", exif=orientation)
     assert read_image(tmp_path / "phone.jpg").shape == (1, 3, 1, 40, 20)
 
 
-def test_fit_keeps_the_aspect():
+def test_fit_keeps_the_aspect_ratio():
     pixels = torch.linspace(-1, 1, 64)[None, None, None, None, :].expand(1, 3, 2, 32, 64)
     found = fit(pixels, (16, 16))
     assert found.shape == (1, 3, 2, 16, 16)
@@ -292,7 +292,7 @@ def test_videos_are_read(tmp_path):
         read_video(tmp_path / "a.mp4", frames=13)
 
 
-def test_unreadable_files_are_named(tmp_path):
+def test_errors_name_unreadable_files(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     with pytest.raises(ValueError, match="bad.png: cannot be read as an image"):
