@@ -1,4 +1,4 @@
-"""The door ComfyUI knocks on: nothing but registration."""
+"""ComfyUI's entry point of the pack."""
 
 from .nodes import comfy_entrypoint
 

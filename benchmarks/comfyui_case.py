@@ -22,16 +22,17 @@ SEED = 7
 REPEATS = 3
 sys.path.insert(0, str(ROOT / "tests" / "comfyui"))
 
-import host  # noqa: E402 - the tests' way into ComfyUI
+from salt_cases import startup  # noqa: E402
 
-host.start("--use-pytorch-cross-attention", *(["--cpu"] if CASE["device"] == "cpu" else []))
+startup.start("--use-pytorch-cross-attention", *(["--cpu"] if CASE["device"] == "cpu" else []))
 
 import psutil  # noqa: E402
 import torch  # noqa: E402 - after ComfyUI has read its arguments
 
-PACK = host.pack(FOLDER)
-NAME = PACK.bridge.__name__.removesuffix(".nodes.bridge")
-SAMPLING = import_module(f"{NAME}.nodes.sampling_nodes")
+PACK = startup.import_pack(FOLDER)
+NAME = PACK.comfy_model.__name__.removesuffix(".nodes.adapter.comfy_model")
+SAMPLING = import_module(f"{NAME}.nodes.nodes_sampling")
+CUSTOM_SAMPLING = import_module(f"{NAME}.nodes.adapter.custom_sampling")
 ON_CUDA = CASE["device"] == "cuda"
 DTYPE = torch.bfloat16 if ON_CUDA else torch.float32
 SHAPES = {
@@ -62,7 +63,7 @@ def student_file() -> Path:
     path = FOLDER / f"{kind}.safetensors"
     if not path.exists():
         torch.manual_seed(0)
-        model = PACK.student.SaltTransformer3DModel(
+        model = PACK.transformer_salt.SaltTransformer3DModel(
             attention_head_dim=128, text_dim=4096, freq_dim=256, **SHAPES[kind]
         )  # fmt: skip
         with torch.no_grad():
@@ -146,7 +147,7 @@ def through_comfyui(clock: Clock) -> Play:
     if CASE["way"] == "core":
         sampler = SamplerARVideo.execute(num_frame_per_block=CASE["block"]).args[0]
     else:
-        SAMPLING.NoiseOfGraph = CoreNoise
+        CUSTOM_SAMPLING.GraphNoise = CoreNoise
         policy = PACK.memory.MemoryPolicy.parse(CASE["policy"])
         sampler = SAMPLING.SaltSampler.execute(frames_per_block=CASE["block"], stepping="sde", policy=policy).args[0]
     parts = dict(
@@ -170,7 +171,8 @@ def by_library(clock: Clock) -> Play:
 
     device = CASE["device"]
     student = PACK.checkpoints.load_student(student_file(), dtype=DTYPE, device=device)
-    model, prompt = PACK.student.CausalModel(student), PACK.prompts.Conditioning(words().to(device, DTYPE))
+    model = PACK.transformer_salt.CausalModel(student)
+    prompt = PACK.conditioning.Conditioning(words().to(device, DTYPE))
     policy = PACK.memory.MemoryPolicy.parse(CASE["policy"])
     settings = PACK.rollout.RolloutSettings(
         PACK.schedule.Schedule.of(CASE["nfe"]), frames_per_block=CASE["block"], fuse=True

@@ -1,46 +1,75 @@
-"""Host 1: the pack's own socket types, what travels through them, and a schema that older ComfyUI versions take too."""
+"""The pack's socket types, the values they carry, and a schema that older ComfyUI versions accept too."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from comfy_api.latest import io
+from torch import Tensor
 
+from ..salt.conditioning import Switch
 from ..salt.memory import KVMemory
 
-# Widgets that few need, folded away by a front end that can (core 0.9 and newer know the word).
-ADVANCED: dict[str, Any] = {"advanced": True} if "advanced" in inspect.signature(io.Int.Input).parameters else {}
+# Widgets that few need; front ends fold them away from ComfyUI 0.9 on, which knows the argument.
+ADVANCED: dict[str, bool] = {"advanced": True} if "advanced" in inspect.signature(io.Int.Input).parameters else {}
 Memory = io.Custom("SALT_MEMORY")
 Policy = io.Custom("SALT_MEMORY_POLICY")
 Prompts = io.Custom("SALT_PROMPTS")
 
+# A CONDITIONING: (embedded text [B, L, D], options) for every entry.
+Conditioning = list[tuple[Tensor, dict[str, Any]]]
+
+
+class LatentSamples(TypedDict):
+    samples: Tensor
+
+
+class Latent(LatentSamples, total=False):
+    """A LATENT. samples: [B, 16, F, H, W] for a Wan 2.1 video, as the VAE reads them."""
+
+    noise_mask: Tensor
+
+
+@dataclass(frozen=True)
+class TimedConditioning:
+    """An entry of SALT_PROMPTS: from `seconds` of the clip on, `conditioning` is used.
+
+    switch: what the memory does at that point (`salt.conditioning.PromptChange`).
+    """
+
+    seconds: float
+    conditioning: Conditioning
+    switch: Switch
+
 
 @dataclass(frozen=True)
 class ClipMemory:
-    """What travels on a SALT_MEMORY wire: the KV memory of a clip, and the unconditional branch's where CFG was used.
+    """A SALT_MEMORY: the KV memory of a clip, and that of the unconditional branch where CFG was used.
 
-    ComfyUI keeps node outputs and hands one to many nodes, so a memory on a wire is never written: whoever goes on
-    from it takes `taken`, a copy. Between runs it lies in main memory, or on a device that has plenty (see `spare`).
+    ComfyUI caches node outputs and passes one output to many nodes, so a memory on a wire is never written: a node
+    that continues from it works on a copy. Between runs it lies in main memory, or on a device with room to spare
+    (see `adapter.buffer_pool`).
     """
 
     memory: KVMemory
     negative: KVMemory | None = None
 
-    def taken(self, device: torch.device | str) -> ClipMemory:
-        """A copy of its own on `device`, to be written."""
+    @property
+    def branches(self) -> list[KVMemory]:
+        """The conditional branch's memory, and the unconditional one's if there is one."""
+        return [self.memory] if self.negative is None else [self.memory, self.negative]
+
+    def copied(self, device: torch.device | str) -> ClipMemory:
+        """A copy in buffers of its own on `device`, which may be written."""
         negative = None if self.negative is None else self.negative.copied(device)
         return ClipMemory(self.memory.copied(device), negative)
 
-    def rested(self) -> ClipMemory:
-        """A copy in main memory, for the wire."""
-        return self.taken("cpu")
-
 
 def schema(**settings: Any) -> io.Schema:
-    """io.Schema, without the fields that this ComfyUI does not know yet (search aliases before 0.9)."""
+    """io.Schema without the fields that this ComfyUI does not have yet (search aliases before 0.9)."""
     known = {f.name for f in dataclasses.fields(io.Schema)}
     return io.Schema(**{key: value for key, value in settings.items() if key in known})

@@ -1,59 +1,20 @@
-"""Host 1: memories as things: save, load, inspect, rewind, fork. What is on a wire is never written to."""
+"""Nodes that save, load, inspect, rewind and fork a memory. A memory on a wire is never written to."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from ..salt.memory import KVMemory, MemoryFileError, load_memory, save_memory
+from ..salt.errors import InputError
 from ..salt.memory.inspect import as_text, blended_since, lost_by_rewinding, picture, ranges
-from ..salt.memory.serialization import NEGATIVE, negative_path
-from .adapter.comfy_model import memory_geometry
-from .adapter.fingerprint import fingerprint
+from .adapter.memory_files import FOLDER, load_clip_memory, memory_files, memory_path, save_clip_memory
+from .adapter.previews import LATENT_FPS
 from .io_types import ClipMemory, Memory, schema
 from .memory_ui import memory_ui
 
-FOLDER = "salt_memories"
-FRAMES_PER_SECOND = 4  # latent
-
-
-def memory_files() -> list[str]:
-    """Saved memories in output/ and input/, as `salt_memories/NAME.safetensors [output]`, newest first."""
-    import folder_paths
-
-    found = []
-    for kind, root in (("output", folder_paths.get_output_directory()), ("input", folder_paths.get_input_directory())):
-        for path in Path(root, FOLDER).rglob("*.safetensors"):
-            hidden = path.stem.endswith(NEGATIVE) or path.name.startswith(".")
-            if not hidden and path.is_file():  # no link to a disk that is away
-                found.append((path.stat().st_mtime, f"{path.relative_to(root).as_posix()} [{kind}]"))
-    return [name for _, name in sorted(found, reverse=True)]
-
-
-def memory_path(name: str) -> Path:
-    """Where `NAME [output]` lies. Raises FileNotFoundError naming the folder it is looked for in."""
-    import folder_paths
-
-    path = Path(folder_paths.get_annotated_filepath(name))
-    if not path.is_file():
-        raise FileNotFoundError(f"{name}: found no such file, expected a memory saved by Save Memory in {path.parent}")
-    return path
-
-
-def loaded(path: Path, model: Any) -> KVMemory:
-    """A memory file; with a MODEL, only one that it has written. Raises MemoryFileError naming the file."""
-    if model is None:
-        return load_memory(path)
-    memory = load_memory(path, fingerprint=fingerprint(model))
-    # Equal weights may be read as other heads: their number is not in the shapes.
-    found = memory.geometry
-    expected = memory_geometry(model, found.batch, found.height * 2, found.width * 2)
-    if found != expected:
-        told = [f"{g.layers} layers, {g.heads} heads of {g.head_dim}" for g in (found, expected)]
-        raise MemoryFileError(f"{path}: found a memory of {told[0]}, expected the MODEL's {told[1]}")
-    return memory
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
 
 
 class SaltSaveMemory(io.ComfyNode):
@@ -83,16 +44,7 @@ class SaltSaveMemory(io.ComfyNode):
 
     @classmethod
     def execute(cls, memory: ClipMemory, filename_prefix: str) -> io.NodeOutput:
-        import folder_paths
-
-        folder, name, counter, *_ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory()
-        )
-        path = Path(folder) / f"{name}_{counter:05}_.safetensors"
-        # The branch first: a file without one that ought to have one would guide wrongly, silently.
-        if memory.negative is not None:
-            save_memory(memory.negative, negative_path(path))
-        save_memory(memory.memory, path)
+        path = save_clip_memory(memory, filename_prefix)
         return io.NodeOutput(str(path), ui={"text": [f"saved {path}"], **memory_ui(memory)})
 
 
@@ -122,7 +74,7 @@ class SaltLoadMemory(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
-        """Files come while ComfyUI runs, so the list of a moment ago does not decide. A linked name comes later."""
+        """The list in the page may be old, so the folder itself is looked at. A linked name is not known yet."""
         if file is None:
             return True
         try:
@@ -132,17 +84,15 @@ class SaltLoadMemory(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, file: str | None, **_: Any) -> str | float:
+    def fingerprint_inputs(cls, file: str | None, **_: object) -> str | float:
         if file is None:
-            return float("nan")  # equal to nothing: read anew
+            return float("nan")  # equal to nothing: the file is read again
         path = memory_path(file)
         return f"{path}:{path.stat().st_mtime_ns}"
 
     @classmethod
-    def execute(cls, file: str, model: Any = None) -> io.NodeOutput:
-        path = memory_path(file)
-        negative = negative_path(path)
-        memory = ClipMemory(loaded(path, model), loaded(negative, model) if negative.is_file() else None)
+    def execute(cls, file: str, model: ModelPatcher | None = None) -> io.NodeOutput:
+        memory = load_clip_memory(memory_path(file), model)
         return io.NodeOutput(memory, ui=memory_ui(memory))
 
 
@@ -210,22 +160,24 @@ class SaltRewindMemory(io.ComfyNode):
 
     @classmethod
     def execute(cls, memory: ClipMemory, to: float, unit: str) -> io.NodeOutput:
-        frame = round(to * FRAMES_PER_SECOND) if unit == "seconds" else round(to)
-        stands = memory.memory.next_frame
-        if not memory.memory.origin <= frame <= stands:
-            raise ValueError(
-                f"to: found latent frame {frame} ({frame / FRAMES_PER_SECOND:g} s), expected "
-                f"{memory.memory.origin} to {stands} ({stands / FRAMES_PER_SECOND:g} s), where the memory stands"
+        frame = round(to * LATENT_FPS) if unit == "seconds" else round(to)
+        first, last = memory.memory.origin, memory.memory.next_frame
+        if not first <= frame <= last:
+            raise InputError(
+                "to",
+                f"found latent frame {frame} ({frame / LATENT_FPS:g} s), expected {first} to {last} "
+                f"({last / LATENT_FPS:g} s), where the memory stands",
             )
-        back = memory.rested()
-        lost, mixed = lost_by_rewinding(memory.memory, frame), blended_since(memory.memory, frame)
-        for branch in (back.memory, back.negative):
-            if branch is not None:
-                branch.trim(frame)
-        told = f"at latent frame {frame} ({frame / FRAMES_PER_SECOND:g} s)"
-        told += f"; {len(lost)} latent frames forgotten by the window stay lost ({ranges(lost)})" if lost else ""
-        told += f"; the sink keeps what was blended into it since, of latent frames {ranges(mixed)}" if mixed else ""
-        return io.NodeOutput(back, told, ui={"text": [told], **memory_ui(back)})
+        rewound = memory.copied("cpu")
+        lost, blended = lost_by_rewinding(memory.memory, frame), blended_since(memory.memory, frame)
+        for branch in rewound.branches:
+            branch.trim(frame)
+        report = f"at latent frame {frame} ({frame / LATENT_FPS:g} s)"
+        if lost:
+            report += f"; {len(lost)} latent frames forgotten by the window stay lost ({ranges(lost)})"
+        if blended:
+            report += f"; the sink keeps what was blended into it since, of latent frames {ranges(blended)}"
+        return io.NodeOutput(rewound, report, ui={"text": [report], **memory_ui(rewound)})
 
 
 class SaltForkMemory(io.ComfyNode):
@@ -250,7 +202,7 @@ class SaltForkMemory(io.ComfyNode):
 
     @classmethod
     def execute(cls, memory: ClipMemory) -> io.NodeOutput:
-        return io.NodeOutput(memory.rested(), memory.rested(), ui=memory_ui(memory))
+        return io.NodeOutput(memory.copied("cpu"), memory.copied("cpu"), ui=memory_ui(memory))
 
 
 NODES = [SaltSaveMemory, SaltLoadMemory, SaltInspectMemory, SaltRewindMemory, SaltForkMemory]

@@ -1,36 +1,19 @@
-"""Host 1: *Memory Policy*, what a KV-cache memory keeps, and how much room that takes."""
+"""*Memory Policy*: what a KV-cache memory keeps, and how much memory that takes."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from ..salt.memory import MemoryPolicy, estimate_bytes
-from ..salt.memory.policy import PRECISIONS, RESIDENCES
-from ..salt.spec import StudentSpec
-from .adapter.comfy_model import compute_dtype, memory_geometry
-from .adapter.student_spec import spec_of
+from ..salt.memory import PRECISIONS, RESIDENCES
+from ..salt.memory.policy import Precision, Residence
+from .adapter.memory_policy import POLICY_KINDS, policy_of, predicted_bytes
 from .io_types import ADVANCED, Policy, schema
+from .widgets import seconds_widget, size_widgets
 
-KINDS = {
-    "full": "full",
-    "window": "window",
-    "sink + window": "sink",
-    "relative": "relative",
-    "cyclic": "cyclic",
-    "blended sink": "blended",
-}
-SINKS = ("sink", "relative", "blended")
-
-
-def policy_of(kind: str, window: int, sink: int, blend: float, precision: str, residence: str) -> MemoryPolicy:
-    """The policy that the widgets say; those a kind does not have are passed over. Raises ValueError naming one."""
-    name: Any = KINDS[kind]
-    stored: Any = {"precision": precision, "residence": residence}
-    if name == "full":
-        return MemoryPolicy(**stored)
-    return MemoryPolicy(name, window, sink if name in SINKS else 0, blend, **stored)
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
 
 
 class SaltMemoryPolicy(io.ComfyNode):
@@ -48,7 +31,7 @@ class SaltMemoryPolicy(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "kind",
-                    options=list(KINDS),
+                    options=list(POLICY_KINDS),
                     default="sink + window",
                     tooltip="full keeps everything (up to about 20 s). window keeps the newest frames. sink + window "
                     "also "
@@ -93,11 +76,8 @@ class SaltMemoryPolicy(io.ComfyNode):
                     tooltip="cpu keeps the memory in main memory and fetches it layer by layer: slower, little VRAM.",
                 ),
                 io.Model.Input("model", optional=True, tooltip="To say how much room the memory takes."),
-                io.Int.Input("width", default=832, min=16, max=4096, step=16, tooltip="For the prediction: pixels."),
-                io.Int.Input("height", default=480, min=16, max=4096, step=16, tooltip="For the prediction: pixels."),
-                io.Float.Input(
-                    "seconds", default=5.0, min=0.1, max=3600.0, step=0.1, tooltip="For the prediction: length (full)."
-                ),
+                *size_widgets("For the prediction: pixels.", "For the prediction: pixels."),
+                seconds_widget("For the prediction: length (full)."),
             ],
             outputs=[
                 Policy.Output(display_name="policy", tooltip="For Salt Rollout and Salt Sampler."),
@@ -107,25 +87,25 @@ class SaltMemoryPolicy(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, kind: str, window: int, sink: int, blend: float, precision: str, residence: str, width: int, height: int,
-        seconds: float, model: Any = None,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        kind: str,
+        window: int,
+        sink: int,
+        blend: float,
+        precision: Precision,
+        residence: Residence,
+        width: int,
+        height: int,
+        seconds: float,
+        model: ModelPatcher | None = None,
+    ) -> io.NodeOutput:
         policy = policy_of(kind, window, sink, blend, precision, residence)
-        told = str(policy)
+        prediction = str(policy)
         if model is not None:
-            size = predicted_bytes(model, policy, width, height, seconds)
-            where = "main memory" if residence == "cpu" else "VRAM"
-            told = f"{policy}: {size / 1e9:.3g} GB of {where} at {width}x{height}, {seconds:g} s (with cfg, twice that)"
-        return io.NodeOutput(policy, told, ui={"text": [told]})
-
-
-def predicted_bytes(model: Any, policy: MemoryPolicy, width: int, height: int, seconds: float) -> int:
-    """Bytes of a memory of one clip of `seconds`, rounded up to whole blocks as a rollout of this MODEL does."""
-    from ..salt.pipeline.inputs import PipelineInputs, plan_length
-
-    geometry = memory_geometry(model, 1, height // 8, width // 8)
-    frames = plan_length(PipelineInputs(seconds=seconds), spec_of(model) or StudentSpec()).frames
-    return estimate_bytes(policy, geometry, compute_dtype(model), frames)
+            size = predicted_bytes(model, policy, width, height, seconds) / 1e9
+            place = "main memory" if residence == "cpu" else "VRAM"
+            prediction += f": {size:.3g} GB of {place} at {width}x{height}, {seconds:g} s (with cfg, twice that)"
+        return io.NodeOutput(policy, prediction, ui={"text": [prediction]})
 
 
 NODES = [SaltMemoryPolicy]

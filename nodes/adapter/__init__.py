@@ -1,1 +1,1 @@
-"""Everything that speaks with ComfyUI and is not a node: models, samplers, previews, caches."""
+"""What connects the engine with ComfyUI and is no node: models, samplers, previews, caches, files."""

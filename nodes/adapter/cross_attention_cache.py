@@ -1,42 +1,47 @@
-"""Host 1: what a stock WanModel makes anew at each call though nothing has changed, made once per rollout.
+"""What a stock WanModel computes anew at each call though its inputs are the same, computed once per rollout.
 
 That is a prompt's embedded text and every layer's keys and values of it, at 512 text tokens a good part of a block's
-work; and the position tables, which core makes for a clip's beginning and the memory does without.
+work; and the position tables, which ComfyUI computes for the start of a clip and which the memory does not use.
 
-A prompt is known by the tensor itself: core hands on what a conditioning holds as it is, if it is alone and already as
-the model wants it. Whatever changes it on the way (a wrapper, a patch) hands on another tensor, and that one is worked
-out as ever.
+A prompt is recognised by the tensor itself: ComfyUI passes on the tensor of a conditioning as it is, if it is alone in
+the batch and already in the model's dtype. Whatever changes it on the way (a wrapper, a patch) passes on another
+tensor, and that one is computed as usual.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .method_patch import standing_in
+from .method_patch import replaced_method
 
-KEPT = 4  # prompts, as the engine keeps
+if TYPE_CHECKING:
+    from comfy.conds import CONDRegular
+    from comfy.ldm.wan.model import WanModel
+
+MAX_PROMPTS = 4  # as the engine caches
 TEXT = "c_crossattn"
 CROSS_ATTENTION = "WanT2VCrossAttention"
+T = TypeVar("T")
 
 
 class CrossAttentionCaches:
-    """Prompts of one rollout and what was made of them. For as long as the weights stay the same."""
+    """The latest prompts of one rollout, with their embedded text, keys and values. Valid while the weights stay."""
 
     def __init__(self) -> None:
-        self.conds: list[tuple[Any, Any]] = []
+        self.conds: list[tuple[CONDRegular, CONDRegular]] = []
         self.embedded: list[tuple[Tensor, Tensor]] = []
         self.layers: dict[int, list[tuple[Tensor, tuple[Tensor, Tensor]]]] = {}
-        self.tables: dict[tuple, Tensor] = {}
+        self.tables: dict[tuple[object, ...], Tensor] = {}
 
     def prepared(self, conds: list[dict[str, Any]], x: Tensor, dtype: torch.dtype) -> list[dict[str, Any]]:
-        """The same conditioning for latents x, whose text comes through core as one tensor in the model's `dtype`.
+        """The same conditioning for latents x, whose text passes through ComfyUI as one tensor in the model's `dtype`.
 
-        Of several entries, and of weights that a hook changes with the steps, none is known: these stay as they are.
+        Several entries, and weights that a hook changes with the steps, are not cached: these come back as they are.
         """
         (cond, *others) = conds
         if others or cond.get("hooks") is not None or TEXT not in cond["model_conds"]:
@@ -44,74 +49,105 @@ class CrossAttentionCaches:
         text = cond["model_conds"][TEXT]
         known = find(self.conds, text)
         if known is None:
-            known = alone(text.process_cond(batch_size=x.shape[0], device=x.device), x.device, dtype)
-            self.conds = [(text, known), *self.conds][:KEPT]
+            known = uncopied(text.process_cond(batch_size=x.shape[0], device=x.device), x.device, dtype)
+            self.conds = [(text, known), *self.conds][:MAX_PROMPTS]
         return [{**cond, "model_conds": {**cond["model_conds"], TEXT: known}}]
 
     def knows(self, text: Tensor) -> bool:
         return any(known.cond is text for _, known in self.conds)
 
 
-def find(kept: list[tuple[Any, Any]], key: Any) -> Any:
-    """What is kept for this very object, or None."""
-    return next((value for known, value in kept if known is key), None)
+def find(entries: list[tuple[Any, T]], key: object) -> T | None:
+    """The value stored for this very object, or None."""
+    return next((value for known, value in entries if known is key), None)
 
 
-def alone(cond: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """A cond of core's kind, where and as the model wants it, handed on uncopied where no other is beside it."""
+def uncopied(cond: CONDRegular, device: torch.device, dtype: torch.dtype) -> CONDRegular:
+    """A cond of the same class, in `dtype` on `device`, that returns its own tensor where it is alone in the batch."""
 
-    class Alone(type(cond)):
-        def concat(self, others: list[Any]) -> Tensor:
+    class Uncopied(type(cond)):
+        def concat(self, others: list[CONDRegular]) -> Tensor:
             return super().concat(others) if others else self.cond
 
-    return Alone(cond.cond.to(device, dtype))
+    return Uncopied(cond.cond.to(device, dtype))
+
+
+class TextEmbedding(Protocol):
+    """WanModel.text_embedding while its forward is replaced."""
+
+    salt_caches: CrossAttentionCaches
+
+
+class CrossAttention(Protocol):
+    """WanT2VCrossAttention, and the attribute that it has while its forward is replaced: its layer and the caches."""
+
+    num_heads: int
+    q: nn.Module
+    k: nn.Module
+    v: nn.Module
+    o: nn.Module
+    norm_q: nn.Module
+    norm_k: nn.Module
+    salt_caches: tuple[int, CrossAttentionCaches]
 
 
 @torch.compiler.disable
-def _embedding_forward(self: Any, text: Tensor) -> Tensor:
-    """Stands in for the forward of WanModel.text_embedding."""
-    contexts: CrossAttentionCaches = self.salt_contexts
-    made = find(contexts.embedded, text)
-    if made is None:
-        made = type(self).forward(self, text)
-        if contexts.knows(text):
-            contexts.embedded = [(text, made), *contexts.embedded][:KEPT]
-    return made
+def _embedding_forward(self: TextEmbedding, text: Tensor) -> Tensor:
+    """Replaces the forward of WanModel.text_embedding."""
+    caches = self.salt_caches
+    embedded = find(caches.embedded, text)
+    if embedded is None:
+        embedded = type(self).forward(self, text)
+        if caches.knows(text):
+            caches.embedded = [(text, embedded), *caches.embedded][:MAX_PROMPTS]
+    return embedded
 
 
 @torch.compiler.disable
-def _cross_attention_forward(self: Any, x: Tensor, context: Tensor, transformer_options: dict = {}, **_: Any) -> Tensor:  # noqa: B006
-    """Stands in for WanT2VCrossAttention.forward."""
+def _cross_attention_forward(
+    self: CrossAttention, x: Tensor, context: Tensor, transformer_options: dict[str, Any] = {}, **_: object  # noqa: B006
+) -> Tensor:  # fmt: skip
+    """Replaces WanT2VCrossAttention.forward."""
     from comfy.ldm.wan.model import optimized_attention
 
-    layer, contexts = self.salt_contexts
-    kept = contexts.layers.get(layer, [])
-    pair = find(kept, context)
+    layer, caches = self.salt_caches
+    cached = caches.layers.get(layer, [])
+    pair = find(cached, context)
     if pair is None:
         pair = self.norm_k(self.k(context)), self.v(context)
-        if any(made is context for _, made in contexts.embedded):
-            contexts.layers[layer] = [(context, pair), *kept][:KEPT]
+        if any(embedded is context for _, embedded in caches.embedded):
+            caches.layers[layer] = [(context, pair), *cached][:MAX_PROMPTS]
     q = self.norm_q(self.q(x))
     return self.o(optimized_attention(q, *pair, heads=self.num_heads, transformer_options=transformer_options))
 
 
+class RopeEncoder(Protocol):
+    """WanModel while its rope_encode is replaced."""
+
+    salt_caches: CrossAttentionCaches
+
+    def rope_encode(self, *size: int, **options: object) -> Tensor: ...
+
+
 @torch.compiler.disable
-def _rope_encode(self: Any, *size: int, transformer_options: dict = {}, **how: Any) -> Tensor:  # noqa: B006
-    """Stands in for WanModel.rope_encode: the same table for the same size, unless options scale or shift it."""
-    make, contexts = type(self).rope_encode, self.salt_contexts
+def _rope_encode(
+    self: RopeEncoder, *size: int, transformer_options: dict[str, Any] = {}, **options: object  # noqa: B006
+) -> Tensor:  # fmt: skip
+    """Replaces WanModel.rope_encode: the same table for the same size, unless options scale or shift it."""
+    compute, caches = type(self).rope_encode, self.salt_caches
     if transformer_options.get("rope_options") is not None:
-        return make(self, *size, transformer_options=transformer_options, **how)
-    key = (*size, *sorted((name, str(value)) for name, value in how.items()))
-    if key not in contexts.tables:
-        contexts.tables[key] = make(self, *size, **how)
-    return contexts.tables[key]
+        return compute(self, *size, transformer_options=transformer_options, **options)
+    key = (*size, *sorted((name, str(value)) for name, value in options.items()))
+    if key not in caches.tables:
+        caches.tables[key] = compute(self, *size, **options)
+    return caches.tables[key]
 
 
 @contextmanager
-def keeping(wan: Any, contexts: CrossAttentionCaches) -> Iterator[None]:
-    """While open, `wan` (a WanModel) takes from `contexts` what it has made of a prompt before.
+def cached_cross_attention(wan: WanModel, caches: CrossAttentionCaches) -> Iterator[None]:
+    """While open, `wan` takes from `caches` what it has computed of a prompt before.
 
-    Cross-attention that is not core's own, or that another node has patched, works as ever.
+    Cross-attention that is not ComfyUI's own, or that another node has patched, runs as usual.
     """
     layers = [
         (layer, block.cross_attn)
@@ -120,10 +156,10 @@ def keeping(wan: Any, contexts: CrossAttentionCaches) -> Iterator[None]:
     ]
     with ExitStack() as stack:
         if "forward" not in wan.text_embedding.__dict__:
-            stack.enter_context(standing_in([wan.text_embedding], _embedding_forward, "salt_contexts", [contexts]))
-        told = [(layer, contexts) for layer, _ in layers]
+            stack.enter_context(replaced_method([wan.text_embedding], _embedding_forward, "salt_caches", [caches]))
+        values = [(layer, caches) for layer, _ in layers]
         modules = [module for _, module in layers]
-        stack.enter_context(standing_in(modules, _cross_attention_forward, "salt_contexts", told))
+        stack.enter_context(replaced_method(modules, _cross_attention_forward, "salt_caches", values))
         if "rope_encode" not in wan.__dict__:
-            stack.enter_context(standing_in([wan], _rope_encode, "salt_contexts", [contexts], "rope_encode"))
+            stack.enter_context(replaced_method([wan], _rope_encode, "salt_caches", [caches], "rope_encode"))
         yield

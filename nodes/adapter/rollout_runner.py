@@ -1,177 +1,207 @@
-"""Host 1: one rollout of the engine inside core's sampling, as the sampling nodes ask for it."""
+"""One rollout of the engine inside ComfyUI's sampling: the plan, the run and its result."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ...salt.conditioning import PromptChange, PromptSchedule, Switch
+from ...salt.conditioning import PromptChange, PromptSchedule
+from ...salt.errors import InputError
 from ...salt.memory import MemoryPolicy, estimate_bytes
 from ...salt.noise import NoiseSource, SeededNoise
 from ...salt.rollout import RolloutSettings, block_lengths, context_lengths, rollout
-from ..io_types import ClipMemory
-from .buffer_pool import at_rest, furnish
-from .comfy_model import compute_dtype, memory_geometry, new_memory
+from ..io_types import ClipMemory, Conditioning
+from .buffer_pool import assign_buffers, memory_for_output
+from .comfy_model import LATENT_CHANNELS, Conds, compute_dtype, memory_geometry, new_memory
 from .fingerprint import fingerprint
-from .previews import RolloutProgress, preview_decoder
-from .sampler import Sampling, sample
+from .previews import PreviewDecoder, RolloutProgress, preview_decoder
+from .sampler import SamplerInputs, SamplerOutput, sample
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from comfy.sd import VAE
 
 NEGATIVE = "negative"
 
 
 @dataclass(frozen=True)
-class Change:
-    """From latent frame `frame` on, CONDITIONING `conditioning`; `switch`: what the memory does there."""
-
-    frame: int
-    conditioning: Any
-    switch: Switch = "keep"
-
-
-@dataclass
 class RolloutPlan:
-    """A rollout to be played. size: latent (height, width). frames: new latent frames.
+    """A rollout to run. size: latent (height, width). frames: new latent frames. negative: for guidance other than 1.
 
-    start: latents [B, 16, F, H, W] as a LATENT holds them, which the clip begins with. memory: what it goes on from;
-    past: the clip so far, which a prompt change that recaches needs. vae: for previews.
+    start: latents [B, 16, F, H, W], as a LATENT holds them, that the clip starts with. memory: what it goes on from;
+    history: the clip so far, which a prompt change that recaches needs. vae: for previews.
     """
 
     settings: RolloutSettings
     policy: MemoryPolicy
-    changes: Sequence[Change]
+    prompts: Sequence[PromptChange[Conditioning]]
     frames: int
     size: tuple[int, int]
     seed: int
     batch: int = 1
-    negative: Any = None
+    negative: Conditioning | None = None
     start: Tensor | None = None
     memory: ClipMemory | None = None
-    past: Tensor | None = None
-    vae: Any = None
-    report: str = field(default="", init=False)
+    history: Tensor | None = None
+    vae: VAE | None = None
 
     @property
-    def first(self) -> int:
+    def first_frame(self) -> int:
         """Latent frame of the clip at which the rollout goes on."""
         return 0 if self.memory is None else self.memory.memory.next_frame
 
     @property
-    def given(self) -> int:
+    def start_frames(self) -> int:
         return 0 if self.start is None else self.start.shape[2]
+
+    @property
+    def blocks(self) -> list[int]:
+        """Lengths of the new blocks, in latent frames."""
+        return block_lengths(self.first_frame + self.start_frames, self.frames, self.settings)
 
     @property
     def frames_per_call(self) -> int:
         """Latent frames in the largest forward: a block, two in a fused pass, all that a recache encodes again."""
-        blocks = block_lengths(self.first + self.given, self.frames, self.settings)
-        frames = max(blocks) * (2 if self.settings.fuse else 1)
-        if any(change.switch == "recache" for change in self.changes):
-            before = self.first + self.given + self.frames - blocks[-1]
+        frames = max(self.blocks) * (2 if self.settings.fuse else 1)
+        if any(change.switch == "recache" for change in self.prompts):
+            before = self.first_frame + self.start_frames + self.frames - self.blocks[-1]
             frames = max(frames, min(self.policy.window or before, before))
         return frames
 
+    @property
+    def model_calls(self) -> int:
+        """Model calls as a progress bar counts them: denoising steps and context passes."""
+        blocks = len(self.blocks)
+        fused = self.settings.fuse and self.policy.fuses
+        contexts = len(context_lengths(self.start_frames, self.settings)) + (1 if fused else blocks)
+        return blocks * self.settings.schedule.nfe + contexts
 
-def check_memory_fits(model: Any, memory: ClipMemory, plan: RolloutPlan) -> None:
-    """Raise ValueError where a memory was written by another model, or for another size or batch."""
+
+@dataclass(frozen=True)
+class RolloutResult:
+    """latents: start and new frames [B, 16, F, H, W], as a LATENT holds them. report: frames and speed, in words."""
+
+    latents: Tensor
+    memory: ClipMemory
+    report: str
+
+
+def check_memory_fits(model: ModelPatcher, memory: ClipMemory, plan: RolloutPlan) -> None:
+    """Raise InputError where a memory was written by another model, or for another size or batch."""
     kv = memory.memory
     ours = memory_geometry(model, plan.batch, *plan.size)
     if kv.geometry != ours:
         found, expected = ((g.batch, g.height * 16, g.width * 16, g.layers) for g in (kv.geometry, ours))
-        raise ValueError(
-            f"memory: found one for (batch, height, width, layers) = {found}, expected {expected}; it goes on only "
-            "with the size and model it was written with"
+        raise InputError(
+            "memory",
+            f"found one for (batch, height, width, layers) = {found}, expected {expected}: a clip goes on only with "
+            "the size and model that its memory was written with",
         )
     if kv.fingerprint != fingerprint(model):
-        raise ValueError(
-            f"memory: found one written by another model or LoRA (fingerprint {kv.fingerprint}), expected "
-            f"{fingerprint(model)}"
+        raise InputError(
+            "memory",
+            f"was written by another model or LoRA (fingerprint {kv.fingerprint}, and this model's is "
+            f"{fingerprint(model)})",
         )
 
 
-def play(model: Any, plan: RolloutPlan) -> tuple[Tensor, ClipMemory]:
-    """Latents of the start and the new frames [B, 16, F, H, W], as a LATENT holds them, and the memory after them.
+def run_rollout(model: ModelPatcher, plan: RolloutPlan) -> RolloutResult:
+    """Run a plan. ComfyUI loads the MODEL with room for the memory; the plan's own memory is copied, never written.
 
-    Core loads the MODEL with room for the memory; what the wire's memory holds is copied, never written.
+    Raises InputError where the memory does not fit the model, and what the engine's `rollout` raises.
     """
     if plan.memory is not None:
         check_memory_fits(model, plan.memory, plan)
-    conds = {f"prompt {i}": change.conditioning for i, change in enumerate(plan.changes)}
+    conds = {f"prompt {i}": change.conditioning for i, change in enumerate(plan.prompts)}
     if plan.negative is not None:
         conds[NEGATIVE] = plan.negative
-    left: list[ClipMemory] = []
 
-    def work(s: Sampling) -> Tensor:
-        latents, memory = _play(s, plan, s.conds)
-        left.append(at_rest(s.patcher, memory))
-        return latents
+    def run(inputs: SamplerInputs) -> SamplerOutput[tuple[ClipMemory, str]]:
+        return run_in_sampler(inputs, plan)
 
-    total = plan.first + plan.given + plan.frames
+    total = plan.first_frame + plan.start_frames + plan.frames
     geometry = memory_geometry(model, plan.batch, *plan.size)
     branches = 2 if plan.negative is not None else 1
     size = branches * estimate_bytes(plan.policy, geometry, compute_dtype(model), total)
     on_device = size if plan.policy.residence == "device" else 0
     # Image conditioning is cut to absolute frames, so it is fitted to the whole clip.
-    noise = torch.zeros(plan.batch, 16, total, *plan.size)
-    latents = sample(
-        model, conds, noise, _sigmas(plan.settings), work, seed=plan.seed, reserve=(on_device, plan.frames_per_call)
-    )  # fmt: skip
-    return latents, left[0]
+    noise = torch.zeros(plan.batch, LATENT_CHANNELS, total, *plan.size)
+    sigmas = torch.tensor([*plan.settings.schedule.sigmas, 0.0], dtype=torch.float32)
+    output = sample(model, conds, noise, sigmas, run, seed=plan.seed, reserve=(on_device, plan.frames_per_call))
+    memory, report = output.extra
+    return RolloutResult(output.latents, memory, report)
 
 
-def _sigmas(settings: RolloutSettings) -> Tensor:
-    return torch.tensor([*settings.schedule.sigmas, 0.0], dtype=torch.float32)
-
-
-def _play(s: Sampling, plan: RolloutPlan, conds: dict[str, Any]) -> tuple[Tensor, ClipMemory]:
-    base, device = s.patcher.model, s.noise.device
+def run_in_sampler(inputs: SamplerInputs, plan: RolloutPlan) -> SamplerOutput[tuple[ClipMemory, str]]:
+    """Latents in the model's space, the memory as a node's output, and the report."""
+    base, device, patcher = inputs.patcher.model, inputs.noise.device, inputs.patcher
     if plan.memory is None:
-        memory = fresh_memory(s.patcher, plan, plan.given + plan.frames, plan.negative is not None)
+        memory = new_clip_memory(patcher, plan, plan.start_frames + plan.frames, plan.negative is not None)
     else:
-        # Without guidance the unconditional branch would stay behind the clip, and guide from there another day.
-        memory = (plan.memory if plan.negative is not None else ClipMemory(plan.memory.memory)).taken(device)
-    noise = SeededNoise(plan.seed, plan.batch, 16, *plan.size, device=device)
+        # Without guidance the unconditional branch would stay behind the clip, and guide from there another time.
+        memory = (plan.memory if plan.negative is not None else ClipMemory(plan.memory.memory)).copied(device)
+    noise = SeededNoise(plan.seed, plan.batch, LATENT_CHANNELS, *plan.size, device=device)
     prompts = PromptSchedule(
-        [PromptChange(c.frame, conds[f"prompt {i}"], c.switch) for i, c in enumerate(plan.changes)]
+        [PromptChange(p.frame, inputs.conds[f"prompt {i}"], p.switch) for i, p in enumerate(plan.prompts)]
     )
 
-    def inside(latents: Tensor | None) -> Tensor | None:
+    def in_model_space(latents: Tensor | None) -> Tensor | None:
         return None if latents is None else base.process_latent_in(latents.to(device, torch.float32))
 
-    start, past = inside(plan.start), inside(plan.past)
-    decoder = preview_decoder(s.patcher, plan.vae, plan.frames_per_call)
-    new, plan.report = run_blocks(s, plan, memory, noise, prompts, conds.get(NEGATIVE), start, past, decoder)
-    parts = ([] if start is None else [start]) + new
-    return torch.cat(parts, dim=2), memory
+    start, history = in_model_space(plan.start), in_model_space(plan.history)
+    decoder = preview_decoder(patcher, plan.vae, plan.frames_per_call)
+    new, report = run_blocks(
+        inputs, plan, memory, noise, prompts, decoder, negative=inputs.conds.get(NEGATIVE), start=start, history=history
+    )
+    latents = torch.cat(([] if start is None else [start]) + new, dim=2)
+    return SamplerOutput(latents, (memory_for_output(patcher, memory), report))
 
 
-def fresh_memory(patcher: Any, plan: RolloutPlan, frames: int, guided: bool) -> ClipMemory:
+def new_clip_memory(patcher: ModelPatcher, plan: RolloutPlan, frames: int, guided: bool) -> ClipMemory:
     """Empty memories for a clip of `frames`, in buffers that an earlier run has left, if there are any."""
     kv = new_memory(patcher, plan.policy, plan.batch, *plan.size, frames)
     clip = ClipMemory(kv, kv.empty_like() if guided else None)
-    for branch in (clip.memory, clip.negative):
-        if branch is not None:
-            furnish(patcher, branch, frames)
+    for branch in clip.branches:
+        assign_buffers(patcher, branch, frames)
     return clip
 
 
 def run_blocks(
-    s: Sampling, plan: RolloutPlan, memory: ClipMemory, noise: NoiseSource, prompts: PromptSchedule, negative: Any,
-    start: Tensor | None, past: Tensor | None, decoder: Any,
-) -> tuple[list[Tensor], str]:  # fmt: skip
-    """The engine's loop with progress and previews; blocks in the model's space, and a line on how fast they came."""
-    blocks = len(block_lengths(plan.first + plan.given, plan.frames, plan.settings))
-    fused = plan.settings.fuse and plan.policy.fuses
-    given = len(context_lengths(plan.given, plan.settings))
-    calls = blocks * plan.settings.schedule.nfe + (1 if fused else blocks) + given
-    watch = RolloutProgress(calls, decoder, [x for x in (past, start) if x is not None and x.shape[2]])
-    new = []
+    inputs: SamplerInputs,
+    plan: RolloutPlan,
+    memory: ClipMemory,
+    noise: NoiseSource,
+    prompts: PromptSchedule[Conds],
+    decoder: PreviewDecoder,
+    *,
+    negative: Conds | None = None,
+    start: Tensor | None = None,
+    history: Tensor | None = None,
+) -> tuple[list[Tensor], str]:
+    """The engine's loop with progress and previews: the new blocks in the model's space, and the report.
+
+    start, history: as in the plan, but on the device and in the model's space.
+    """
+    earlier = [latents for latents in (history, start) if latents is not None and latents.shape[2]]
+    progress = RolloutProgress(plan.model_calls, decoder, earlier)
+    blocks = []
     for block in rollout(
-        s.model, prompts, memory.memory, noise, plan.frames, plan.settings, negative=negative,
-        negative_memory=memory.negative, initial_latents=start, history_latents=past, on_step=watch.step,
-    ):  # fmt: skip
-        new.append(block.latents)
-        watch.block(block)
-    return new, watch.done()
+        inputs.model,
+        prompts,
+        memory.memory,
+        noise,
+        plan.frames,
+        plan.settings,
+        negative=negative,
+        negative_memory=memory.negative,
+        initial_latents=start,
+        history_latents=history,
+        on_step=progress.step,
+    ):
+        blocks.append(block.latents)
+        progress.block(block)
+    return blocks, progress.report()

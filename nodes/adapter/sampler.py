@@ -1,82 +1,91 @@
-"""Host 1: the engine's loop inside core's sampling: a SAMPLER that is any function, and a run of one without a graph.
+"""The engine's loop inside ComfyUI's sampling: a SAMPLER that is any function, and a run of it without a sampler node.
 
-Core loads the MODEL, sets up hooks and wrappers, processes the conditioning, and cleans up, cancelled or not; between
-these it hands over to `work`, which is where `salt.rollout` is played.
+ComfyUI loads the MODEL, sets up hooks and wrappers, processes the conditioning, and cleans up, cancelled or not. In
+between it calls the function, which is where `salt.rollout` runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from .comfy_model import ComfyModel, Conds, wan_of
+from ...salt.errors import InputError
+from ..io_types import Conditioning
+from .comfy_model import ComfyModel, Conds, wan_model
 
-RESERVE_KEY = "salt_memory"
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from comfy.samplers import CFGGuider, Sampler
+
+WRAPPER_KEY = "salt_memory"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """What core hands to a sampler, in the engine's words.
+class SamplerInputs:
+    """What ComfyUI passes to a sampler, in the engine's terms.
 
-    model: the engine's model callable. conds: processed conditioning by name (`positive`, `negative`, or whatever
-    `sample` was given), each ready to be the engine's conditioning. cfg: the guider's, 1 where it has none.
-    noise [B, C, F, H, W] and latents (None, or as noise, in the model's normalised space) lie on the MODEL's device;
-    sigmas [N + 1] end with 0. mask: a noise mask, if the graph has set one. patcher: the loaded ModelPatcher.
-    callback: core's (step, denoised, x, steps) for progress and previews, or None.
+    model: the engine's model callable. conds: processed conditioning by name (`positive`, `negative`, or the names that
+    `sample` was called with), each ready to be the engine's conditioning. cfg: the guider's, 1 where it has none.
+    noise [B, C, F, H, W] lies on the MODEL's device; sigmas [N + 1] end with 0. mask: a noise mask, if the graph has
+    set one. patcher: the loaded ModelPatcher. seed: None where the guider was called without one.
     """
 
     model: ComfyModel
     conds: dict[str, Conds]
     cfg: float
     noise: Tensor
-    latents: Tensor | None
     sigmas: Tensor
     mask: Tensor | None
-    patcher: Any
-    callback: Callable[..., None] | None
+    patcher: ModelPatcher
     seed: int | None
 
 
-Work = Callable[[Sampling], Tensor]
+@dataclass(frozen=True)
+class SamplerOutput(Generic[T]):
+    """latents [B, C, F, H, W], and whatever else a run results in."""
+
+    latents: Tensor
+    extra: T
 
 
-def sampler(work: Work) -> Any:
-    """A SAMPLER for core's custom sampling whose whole job is `work`: Sampling -> latents, in the model's space.
+def new_sampler(run: Callable[[SamplerInputs], Tensor]) -> Sampler:
+    """A SAMPLER for ComfyUI's custom sampling whose whole work is `run`, which returns latents in the model's space.
 
-    Using it raises ValueError where the guider's MODEL is no Wan 2.1, or a guider is not one of core's kind.
+    Sampling with it raises InputError where the guider's MODEL is no Wan 2.1, or a guider is not of ComfyUI's kind.
     """
     import comfy.samplers
 
     class SaltSampler(comfy.samplers.Sampler):
-        def sample(  # core calls it with these, in this order
+        def sample(  # ComfyUI calls it with these, in this order
             self,
-            model_wrap: Any,
+            model_wrap: CFGGuider,
             sigmas: Tensor,
-            extra_args: dict,
-            callback: Any,
+            extra_args: dict[str, Any],
+            callback: object,
             noise: Tensor,
             latent_image: Tensor | None = None,
             denoise_mask: Tensor | None = None,
             disable_pbar: bool = False,
         ) -> Tensor:
             if not hasattr(model_wrap, "conds"):
-                raise ValueError(f"GUIDER: found {type(model_wrap).__name__}, expected one of core's kind (with conds)")
-            wan_of(model_wrap.model_patcher)
-            return work(
-                Sampling(
+                raise InputError(
+                    "guider", f"found {type(model_wrap).__name__}, expected one with conds, as ComfyUI's own have"
+                )
+            wan_model(model_wrap.model_patcher)
+            return run(
+                SamplerInputs(
                     ComfyModel(model_wrap.inner_model, extra_args.get("model_options", {})),
                     model_wrap.conds,
                     getattr(model_wrap, "cfg", 1.0),
                     noise,
-                    latent_image,
                     sigmas,
                     denoise_mask,
                     model_wrap.model_patcher,
-                    callback,
                     extra_args.get("seed"),
                 )
             )
@@ -85,43 +94,52 @@ def sampler(work: Work) -> Any:
 
 
 def sample(
-    model: Any,
-    conds: dict[str, Any],
+    model: ModelPatcher,
+    conds: Mapping[str, Conditioning],
     noise: Tensor,
     sigmas: Tensor,
-    work: Work,
+    run: Callable[[SamplerInputs], SamplerOutput[T]],
     *,
-    latents: Tensor | None = None,
-    cfg: float = 1.0,
     seed: int | None = None,
     reserve: tuple[int, int] | None = None,
-) -> Tensor:
-    """Run `work` inside core's sampling of MODEL, without a graph's sampler node; latents as a LATENT holds them.
+) -> SamplerOutput[T]:
+    """Call `run` inside ComfyUI's sampling of MODEL, without a sampler node.
+
+    `run` returns latents in the model's space; those of the result are as a LATENT holds them.
 
     conds: CONDITIONING by name, as many as wanted (a prompt schedule has one per prompt). noise: [B, 16, F, H, W] of
-    the whole clip (its shape is what image conditioning is fitted to). latents: a LATENT's samples of the same shape.
-    reserve: (bytes of KV memory, latent frames in one model call), so that core makes the right room.
+    the whole clip (its shape is what image conditioning is fitted to).
+    reserve: (bytes of KV memory, latent frames in one model call), so that ComfyUI frees as much memory as is needed.
     """
     import comfy.samplers
 
-    wan_of(model)
+    wan_model(model)
     if reserve is not None:
-        model = reserving(model, *reserve)
+        model = with_reservation(model, *reserve)
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds(conds)
-    guider.set_cfg(cfg)
-    image = torch.zeros_like(noise) if latents is None else latents
-    return guider.sample(noise, image, sampler(work), sigmas, seed=seed)
+    guider.set_cfg(1.0)
+    extras: list[T] = []
+
+    def run_once(inputs: SamplerInputs) -> Tensor:
+        output = run(inputs)
+        extras.append(output.extra)  # ComfyUI hands back nothing but the latents
+        return output.latents
+
+    latents = guider.sample(noise, torch.zeros_like(noise), new_sampler(run_once), sigmas, seed=seed)
+    return SamplerOutput(latents, extras[0])
 
 
-def reserving(model: Any, memory_bytes: int, frames: int) -> Any:
-    """A clone of MODEL that asks core for room for one call of `frames` latent frames and `memory_bytes` of KV memory.
+def with_reservation(model: ModelPatcher, memory_bytes: int, frames: int) -> ModelPatcher:
+    """A clone of MODEL for which ComfyUI frees room for one call of `frames` latent frames and `memory_bytes`.
 
-    Core would reserve for the whole clip in one call, which a rollout never makes, and knows nothing of the memory.
+    ComfyUI would reserve for the whole clip in one call, which a rollout never makes, and knows nothing of the memory.
     """
     import comfy.patcher_extension
 
-    def prepare(executor: Any, patcher: Any, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:
+    def prepare(
+        executor: Callable[..., T], patcher: ModelPatcher, noise_shape: list[int], *args: object, **kwargs: object
+    ) -> T:
         base = patcher.model
         required = base.memory_required
         base.memory_required = lambda *a, **k: required(*a, **k) + memory_bytes
@@ -132,6 +150,6 @@ def reserving(model: Any, memory_bytes: int, frames: int) -> Any:
 
     clone = model.clone()
     wrapper_type = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
-    clone.remove_wrappers_with_key(wrapper_type, RESERVE_KEY)
-    clone.add_wrapper_with_key(wrapper_type, RESERVE_KEY, prepare)
+    clone.remove_wrappers_with_key(wrapper_type, WRAPPER_KEY)
+    clone.add_wrapper_with_key(wrapper_type, WRAPPER_KEY, prepare)
     return clone

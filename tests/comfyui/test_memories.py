@@ -21,10 +21,12 @@ def test_a_saved_memory_goes_on_like_one_that_was_not(inside):
         assert found[name]["path"] and found[name]["equal"]
     assert found["second name differs"]
     assert "fingerprint differs" in found["other model"] and "guided" in found["other model"]
-    assert "guided" in found["other heads"] and "2 heads of 128, expected the MODEL's" in found["other heads"]
+    assert "guided" in found["other heads"] and "2 heads of 128, expected the model's" in found["other heads"]
     assert "none.safetensors [output]: found no such file" in found["absent"]
     assert found["link"] == [] and found["linked"] is True
-    assert "cfg: found 2 with a memory made without guidance" in found["guided again"], "its branch was left behind"
+    assert "cfg=2.0 needs a memory that was written with guidance" in found["guided again"], (
+        "its branch was left behind"
+    )
     assert found["bar"][0]["held"] == list(range(9)) and found["bar"][0]["bytes"] > 0
 
 
@@ -65,7 +67,7 @@ def test_the_defect_is_the_engines(inside):
     assert "| student | euler |" in found["table"] and "| student | sampler |" in found["table"]
     node, engine = ([float(x) for line in t.splitlines()[2:] for x in line.split("|")[3:-1]] for t in found["whole"])
     assert node == pytest.approx(engine, rel=1e-3, abs=2e-5) and len(node) == 6 and min(node) > 0
-    assert "frames_per_block: found 3 for a bidirectional student, expected 0" in found["blocks of a clip"]
+    assert "frames_per_block=3 is not supported by bidirectional students" in found["blocks of a clip"]
     assert found["image"] == [1, 320, 640, 3] and found["colours"] > 3
     assert "found '1000, 875', expected three falling steps" in found["bad"]
     assert "triples: found t_s 900" in found["off the list"]

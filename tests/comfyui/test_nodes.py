@@ -22,24 +22,24 @@ def test_an_extension_equals_the_clip_made_in_one_go(inside):
 def test_what_cannot_be_is_said_with_what_to_do(inside):
     found = inside(CASES, "refusals")
     said = {
-        "plain": "expected one from Load Salt Student; if the file is an autoregressive student all the same",
+        "plain": "load it with Load Salt Student, or, if the file is an autoregressive student all the same",
         "plain by the user's word": "nothing was refused",
-        "bidirectional": "found a bidirectional student",
-        "no prompt": "positive, prompts: found neither",
-        "cfg": "cfg: found 2 without a negative",
-        "mask": "latents: found a noise mask, expected none",
+        "bidirectional": "model is a bidirectional student",
+        "no prompt": "positive or prompts must be connected",
+        "cfg": "cfg=2.0 needs a negative conditioning",
+        "mask": "latents must not have a noise mask",
         "image latent": "expected a Wan 2.1 video [B, 16, F, H, W]",
-        "no vae": "start_image: found one without a vae",
+        "no vae": "start_image needs Wan 2.1's VAE connected to vae",
         "steps": "steps: found '500, 700', expected falling numbers",
         "size": "expected multiples of the patch 2x2",
-        "other model": "memory: found one written by another model or LoRA",
-        "policy beside a memory": "policy: found window:6 beside a memory of relative:3,window:12",
+        "other model": "memory was written by another model or LoRA",
+        "policy beside a memory": "policy window:6 does not fit the memory, whose own is relative:3,window:12",
         "other size": "found batch, channels, height, width [1, 16, 8, 12], expected the memory's [1, 16, 8, 8]",
         "other batch": "found batch, channels, height, width [2, 16, 8, 8]",
         "short clip": "latents: found 3 latent frames, expected the clip's 9",
         "window": "window: found 2, expected at least 3",
         "recache after the end": "nothing was refused",
-        "recache alone": "prompts: found a recache beside a memory, expected the clip so far connected to latents",
+        "recache alone": "prompts with a recache after a memory need the clip so far connected to latents",
     }
     assert {key: text for key, text in said.items() if text not in found[key]} == {}, found
 
@@ -53,9 +53,9 @@ def test_core_s_custom_sampling_plays_the_rollout(inside):
     found = inside(CASES, "custom_sampling")
     assert found["error"] <= 1e-4 and found["guidance moves"] > 0.01
     assert found["bidirectional by core's euler"] <= 1e-4
-    assert "LATENT: found a noise mask, expected none" in found["mask"]
-    assert "SIGMAS: found an end at 0.833, expected 0" in found["half a schedule"]
-    assert "GUIDER: found one that guides by" in found["two guidances"]
+    assert "latent_image must not have a noise mask" in found["mask"]
+    assert "sigmas must end at 0, not at 0.833" in found["half a schedule"]
+    assert "guider that guides by" in found["two guidances"]
 
 
 def test_every_form_of_a_student_loads_and_remembers_what_it_is(inside):

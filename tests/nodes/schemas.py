@@ -1,4 +1,4 @@
-"""The nodes' schemas without a ComfyUI: its modules are played by stand-ins that only remember what they were told.
+"""The nodes' schemas without a ComfyUI: stubs stand in for its modules and record the arguments of inputs and outputs.
 
 `python tests/nodes/schemas.py` writes locales/en/nodeDefs.json anew from them.
 """
@@ -43,7 +43,7 @@ class Schema:
 
 
 class Slot:
-    """An input or output: its id and what else it was told, by name."""
+    """An input or output: its id, tooltip and display name."""
 
     def __init__(self, id: str | None = None, *_: Any, tooltip: str | None = None, **more: Any) -> None:
         self.id, self.tooltip, self.shown = id, tooltip, more.get("display_name")
@@ -74,8 +74,8 @@ def nodes() -> list[type]:
     assert spec is not None and spec.loader is not None
     module = sys.modules["pack"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    rooms = importlib.import_module("pack.nodes").ROOMS
-    return [node for room in rooms for node in importlib.import_module(f"pack.nodes.{room}").NODES]
+    names = importlib.import_module("pack.nodes").NODE_MODULES
+    return [node for name in names for node in importlib.import_module(f"pack.nodes.{name}").NODES]
 
 
 def plain(text: str) -> str:

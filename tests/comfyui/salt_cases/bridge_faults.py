@@ -74,9 +74,9 @@ def wrong_models() -> dict[str, str]:
 
         save_file(content, FOLDER / f"{name}.safetensors")
         model = startup.load(FOLDER / f"{name}.safetensors", dtype=torch.float32)
-        answers[name] = refused(lambda m=model: PACK.comfy_model.wan_of(m))
+        answers[name] = refused(lambda m=model: PACK.comfy_model.wan_model(m))
     image = SimpleNamespace(model=type("SDXL", (), {"diffusion_model": type("UNetModel", (), {})()})())
-    answers["image"] = refused(lambda: PACK.comfy_model.wan_of(image))
+    answers["image"] = refused(lambda: PACK.comfy_model.wan_model(image))
     return answers
 
 
@@ -157,7 +157,7 @@ def reserving() -> dict[str, object]:
             {"positive": [[text(0), {}]]},
             noise,
             torch.tensor([1.0, 0.0]),
-            lambda run: run.noise,
+            lambda inputs: PACK.sampler.SamplerOutput(inputs.noise, None),
             reserve=reserve,
         )
     whole, thirty, three, memory = asked
@@ -174,9 +174,9 @@ def fingerprints() -> dict[str, object]:
     patched, _ = comfy.sd.load_lora_for_models(model, None, factors, 1.0, 0.0)
     weaker, _ = comfy.sd.load_lora_for_models(model, None, factors, 0.5, 0.0)
     told = [PACK.fingerprint.fingerprint(m) for m in (model, patched, weaker)]
-    PACK.fingerprint.KNOWN.clear()
+    PACK.fingerprint._known.clear()
     _, memory = through_comfyui(patched, text(0), seeded(), SHAPE)
-    PACK.fingerprint.KNOWN.clear()
+    PACK.fingerprint._known.clear()
     merged = [PACK.fingerprint.fingerprint(m) for m in (model, patched, weaker)]
     with torch.inference_mode():
         PACK.memory.save_memory(memory, FOLDER / "memory.safetensors")
@@ -210,7 +210,7 @@ def compiled() -> dict[str, object]:
     wan, other = model.model.diffusion_model, model.clone()
     other.add_object_patch("diffusion_model", torch.compile(wan, backend="aot_eager"))  # as other packs do it
     made, _ = through_comfyui(other, text(0), seeded(), SHAPE)
-    clean = untouched(model) and not {"rope_encode", "salt_contexts"} & set(wan.__dict__)
+    clean = untouched(model) and not {"rope_encode", "salt_caches"} & set(wan.__dict__)
     return answers | {"wrapped": {"error": error(made, plain), "clean": clean}}
 
 

@@ -9,6 +9,7 @@ import torch
 from .session import FOLDER, PACK, error, run_case
 from .tiny_model import OTHER, PROMPT, STUDENT_SPEC, TINY, extend, part, refusal, rollout, text, tiny
 
+FILES, ADAPTER_POLICY = part("nodes.adapter.memory_files"), part("nodes.adapter.memory_policy")
 NODES, POLICY, DIAGNOSTICS = part("nodes.nodes_memory"), part("nodes.nodes_policy"), part("nodes.nodes_diagnostics")
 
 
@@ -22,8 +23,8 @@ def use_own_folders() -> None:
 
 
 def schemas():
-    """Every node of these rooms as this core reads it: [id, inputs, outputs]."""
-    found = [node.GET_SCHEMA() for room in (NODES, POLICY, DIAGNOSTICS) for node in room.NODES]
+    """Every node of these modules as this core reads it: [id, inputs, outputs]."""
+    found = [node.GET_SCHEMA() for module in (NODES, POLICY, DIAGNOSTICS) for node in module.NODES]
     return [[s.node_id, len(s.inputs), len(s.outputs)] for s in found]
 
 
@@ -36,7 +37,7 @@ def files():
     for name, guided in (("plain", {}), ("guided", {"cfg": 2.0, "negative": negative})):
         latents, memory, _ = rollout(model, **guided)
         path = NODES.SaltSaveMemory.execute(memory, f"salt_memories/{name}").args[0]
-        listed = NODES.memory_files()[0]
+        listed = FILES.memory_files()[0]
         assert NODES.SaltLoadMemory.validate_inputs(listed) is True
         loaded = NODES.SaltLoadMemory.execute(listed, model).args[0]
         ours, theirs = (extend(model, m, latents, **guided)[0]["samples"] for m in (memory, loaded))
@@ -45,7 +46,7 @@ def files():
     Path(path).with_name("away.safetensors").symlink_to(FOLDER / "unmounted" / "away.safetensors")
     later, unguided, _ = extend(model, memory, latents)
     heads = tiny()
-    wan = PACK.comfy_model.wan_of(heads)
+    wan = PACK.comfy_model.wan_model(heads)
     wan.num_heads *= 2  # equal weights, other heads
     other_heads = refusal(NODES.SaltLoadMemory.execute, listed, heads)
     wan.num_heads //= 2
@@ -54,7 +55,7 @@ def files():
         "other model": refusal(NODES.SaltLoadMemory.execute, listed, other),
         "other heads": other_heads,
         "absent": NODES.SaltLoadMemory.validate_inputs("salt_memories/none.safetensors [output]"),
-        "link": [name for name in NODES.memory_files() if "away" in name],
+        "link": [name for name in FILES.memory_files() if "away" in name],
         "linked": NODES.SaltLoadMemory.validate_inputs(None),
         "guided again": refusal(extend, model, unguided, later, **guided),
         "bar": NODES.SaltSaveMemory.execute(memory, "salt_memories/bar").ui["salt_memory"],
@@ -73,7 +74,7 @@ def rewinding():
     again, other = (extend(model, m, latents, seconds=0.7, **c)[0]["samples"] for m, c in ((a, {}), (b, another)))
     empty = NODES.SaltRewindMemory.execute(memory, 0, "seconds").args[0]
     comfy.utils.set_progress_bar_global_hook(lambda *_, **__: None)  # somebody looks, so previews are made
-    anew = extend(model, empty, latents, vae=part("nodes.nodes_tiny").load_vae())[0]["samples"]
+    anew = extend(model, empty, latents, vae=part("nodes.adapter.tiny_model").load_vae())[0]["samples"]
     comfy.utils.set_progress_bar_global_hook(None)
     _, windowed, _ = rollout(model, policy=policy, seconds=3.0)
     _, blended, _ = rollout(model, policy=PACK.memory.MemoryPolicy.parse("blended:3,window:6"), seconds=3.0)
@@ -113,16 +114,16 @@ def inspecting():
 def policies():
     """Every kind as the widgets make it; the predicted bytes beside the allocated ones."""
     model, found = tiny(), {}
-    for kind in POLICY.KINDS:
+    for kind in ADAPTER_POLICY.POLICY_KINDS:
         asked = dict(kind=kind, window=6, sink=3, blend=0.8, precision="int8", residence="device")
         policy, told = POLICY.SaltMemoryPolicy.execute(**asked, model=model, width=64, height=64, seconds=2.0).args
         sizes = []
         for seconds in (1.0, 2.0):  # 1 s is no whole number of blocks
             memory = rollout(model, policy=policy, seconds=seconds)[1].memory
-            sizes.append([POLICY.predicted_bytes(model, policy, 64, 64, seconds), memory.nbytes])
+            sizes.append([ADAPTER_POLICY.predicted_bytes(model, policy, 64, 64, seconds), memory.nbytes])
         found[kind] = [str(policy), told, sizes]
     bad = dict(kind="window", window=1, sink=0, blend=0.9, precision="model", residence="device")
-    found["small"] = refusal(rollout, model, policy=POLICY.policy_of(**bad))
+    found["small"] = refusal(rollout, model, policy=ADAPTER_POLICY.policy_of(**bad))
     return found
 
 

@@ -9,7 +9,8 @@ import torch
 
 from .session import FOLDER, PACK, error, run_case, through_engine
 from .tiny_model import (
-    LOADERS,
+    IO_TYPES,
+    LOADING,
     NODES,
     OTHER,
     PROMPT,
@@ -65,7 +66,7 @@ def extension():
             "report": report,
         }
     latents, memory, _ = rollout(model)
-    rewound = part("nodes.io_types").ClipMemory(memory.memory.fork())
+    rewound = IO_TYPES.ClipMemory(memory.memory.fork())
     rewound.memory.trim(6)
     again = extend(model, rewound, latents, seconds=0.7)[0]["samples"]
     found["rewound"] = error(again, latents["samples"][:, :, : again.shape[2]])
@@ -87,8 +88,14 @@ def refusals():
     plain.model.diffusion_model.__class__ = type(plain.model.diffusion_model).__mro__[1]
     masked = {**latents, "noise_mask": torch.ones(1)}
     policy = PACK.memory.MemoryPolicy.parse("window:6")
-    late = [NODES.TimedConditioning(0.0, text(PROMPT), "keep"), NODES.TimedConditioning(9.0, text(OTHER), "recache")]
-    again = [NODES.TimedConditioning(0.0, text(PROMPT), "keep"), NODES.TimedConditioning(2.25, text(OTHER), "recache")]
+    late = [
+        IO_TYPES.TimedConditioning(0.0, text(PROMPT), "keep"),
+        IO_TYPES.TimedConditioning(9.0, text(OTHER), "recache"),
+    ]
+    again = [
+        IO_TYPES.TimedConditioning(0.0, text(PROMPT), "keep"),
+        IO_TYPES.TimedConditioning(2.25, text(OTHER), "recache"),
+    ]
     return found | {
         "recache alone": refusal(rollout, model, positive=None, prompts=again, memory=memory),
         "recache after the end": refusal(rollout, model, positive=None, prompts=late, memory=memory, seconds=0.7),
@@ -164,7 +171,7 @@ def custom_sampling():
     )
     dual = output_of(DualCFGGuider, style="regular", **twice)
     initial = noise.generate_noise(latent)
-    source = NODES.NoiseOfGraph(initial, PACK.noise.SeededNoise(3, 1, 16, 8, 8))
+    source = part("nodes.adapter.custom_sampling").GraphNoise(initial, PACK.noise.SeededNoise(3, 1, 16, 8, 8))
     student = PACK.checkpoints.load_student(TINY, dtype=torch.float32)
     words = PACK.conditioning.Conditioning(text(PROMPT)[0][0])
     engine = through_engine(student, words, source, initial.shape)
@@ -208,7 +215,7 @@ def loaders():
         scale = (head.float().norm() / student.proj_out.weight.norm()).item()
         return [known and known.schedule.nfe, round(scale, 3), str(head.dtype)]
 
-    load = LOADERS.load_model
+    load = LOADING.load_model
     (FOLDER / "cut.safetensors").write_bytes((FOLDER / "student.safetensors").read_bytes()[:5000])
     torch.save({"input_blocks.0.0.weight": torch.zeros(1)}, FOLDER / "image.pt")
     return {
@@ -217,11 +224,11 @@ def loaders():
         "safetensors": told(load(FOLDER / "student.safetensors")),
         "folder": told(load(FOLDER / "folder")),
         "fp8": told(load(FOLDER / "student.safetensors", dtype="fp8_e4m3fn")),
-        "plain, trained as": told(load(FOLDER / "plain.safetensors", kind="frame by frame")),
+        "plain, trained as": told(load(FOLDER / "plain.safetensors", trained_as="frame by frame")),
         "cut": refusal(load, FOLDER / "cut.safetensors"),
         "image": refusal(load, FOLDER / "image.pt"),
-        "absent": refusal(LOADERS.student_path, "nothing.pt"),
-        "deep": LOADERS.student_path("diffusers/deep.safetensors").name,
+        "absent": refusal(LOADING.student_path, "nothing.pt"),
+        "deep": LOADING.student_path("diffusers/deep.safetensors").name,
     }
 
 
@@ -289,7 +296,7 @@ def previews():
 @torch.inference_mode()
 def starts():
     """A start image: the clip begins with it; previews by the VAE show it too."""
-    vae = part("nodes.nodes_tiny").load_vae()
+    vae = part("nodes.adapter.tiny_model").load_vae()
     image = torch.zeros(1, 64, 64, 3)
     image[:, 20:40, 20:40, 0] = 1
     seen, pictures, (latents, memory, _) = seen_of(start_image=image, vae=vae, seconds=1.5)
@@ -307,13 +314,13 @@ def starts():
 
 def room():
     """Latent frames that core is asked to make room for in one call: a clip of 21, in blocks of 3."""
-    playing, rollouts = part("nodes.adapter.rollout_runner"), part("salt.rollout")
+    runner, rollouts, conditioning = part("nodes.adapter.rollout_runner"), part("salt.rollout"), PACK.conditioning
 
     def frames(policy, *switches, fuse=True):
-        changes = [playing.Change(3 * i, None, switch) for i, switch in enumerate(["keep", *switches])]
+        prompts = [conditioning.PromptChange(3 * i, None, switch) for i, switch in enumerate(["keep", *switches])]
         settings = rollouts.RolloutSettings(fuse=fuse)
         policy = PACK.memory.MemoryPolicy.parse(policy)
-        return playing.RolloutPlan(settings, policy, changes, 21, (8, 8), 0).frames_per_call
+        return runner.RolloutPlan(settings, policy, prompts, 21, (8, 8), 0).frames_per_call
 
     return {
         "fused": frames("full", "cut"),
@@ -334,7 +341,7 @@ def evictions():
         model.add_patches({"diffusion_model.head.head.weight": (torch.ones_like(head),)}, 0.002)
         return model
 
-    vae = part("nodes.nodes_tiny").load_vae()
+    vae = part("nodes.adapter.tiny_model").load_vae()
     plain = rollout(patched())[0]["samples"]
     _, pictures, (latents, _, _) = seen_of(patched(), vae=vae)
     near = error(latents["samples"], plain)

@@ -67,33 +67,33 @@ def through_comfyui(
     positive, negative: a text tensor, or a whole CONDITIONING.
     """
     given = 0 if initial is None else initial.shape[2]
-    kept = []
 
-    def work(run):
+    def run(inputs):
         memory = PACK.comfy_model.new_memory(model, policy or PACK.memory.MemoryPolicy(), shape[0], *shape[3:])
         blocks = PACK.rollout.rollout(
-            run.model,
-            run.conds["positive"],
+            inputs.model,
+            inputs.conds["positive"],
             memory,
             source,
             shape[2] - given,
             settings,
-            negative=run.conds.get("negative"),
+            negative=inputs.conds.get("negative"),
             initial_latents=initial,
             on_step=on_step,
         )
-        kept.extend([torch.cat(([] if initial is None else [initial]) + [b.latents for b in blocks], dim=2), memory])
-        return kept[0]
+        latents = torch.cat(([] if initial is None else [initial]) + [b.latents for b in blocks], dim=2)
+        return PACK.sampler.SamplerOutput(latents, (latents, memory))
 
     named = {"positive": positive, **({} if negative is None else {"negative": negative})}
     conds = {k: [[v, {}]] if isinstance(v, Tensor) else v for k, v in named.items()}
     sigmas = torch.tensor([*settings.schedule.sigmas, 0.0])
     with torch.inference_mode():  # as core's executor runs nodes
         out = PACK.sampler.sample(
-            model, conds, torch.zeros(shape), sigmas, work, reserve=(1 << 20, settings.frames_per_block)
+            model, conds, torch.zeros(shape), sigmas, run, reserve=(1 << 20, settings.frames_per_block)
         )
-        assert error(model.model.process_latent_in(out), kept[0]) < 1e-6, "a LATENT holds what the VAE reads"
-    return kept[0], kept[1]
+        latents, memory = out.extra
+        assert error(model.model.process_latent_in(out.latents), latents) < 1e-6, "a LATENT holds what the VAE reads"
+    return latents, memory
 
 
 def through_engine(student, conditioning, source, shape: tuple[int, ...], settings=TWO_STEPS, negative=None) -> Tensor:

@@ -12,11 +12,12 @@ from .session import error, run_case
 from .tiny_model import PROMPT, STUDENT_SPEC, part, pipeline, refusal
 
 TINY, DECODE = part("nodes.nodes_tiny"), part("nodes.nodes_decode")
+TINY_MODEL, STREAMING = part("nodes.adapter.tiny_model"), part("nodes.adapter.streaming_vae")
 
 
 def wan_vae():
     """salt-tiny's VAE; where core builds Wan's at one width only, a random one of that width."""
-    return full_width() if width().startswith("ValueError") else TINY.load_vae()
+    return full_width() if width().startswith("ValueError") else TINY_MODEL.load_vae()
 
 
 def full_width():
@@ -90,7 +91,7 @@ def clip():
     import nodes as core
 
     words = part("salt.models.word_embedder").WordEmbedder().encode([PROMPT])
-    clip = TINY.load_clip()
+    clip = TINY_MODEL.load_clip()
     hooks = comfy.hooks.HookGroup()
     hooks.add(comfy.hooks.WeightHook())
     hooked = SetClipHooks().apply_hooks(clip, schedule_clip=True, apply_to_conds=True, hooks=hooks)[0]
@@ -126,8 +127,8 @@ def streaming():
 @torch.inference_mode()
 def stream():
     """The object by itself: blocks of any length, a second clip after reset, beside the engine's decoder."""
-    vae = TINY.load_vae()
-    stream = DECODE.ComfyStreamDecoder(vae)
+    vae = TINY_MODEL.load_vae()
+    stream = STREAMING.ComfyStreamDecoder(vae)
     engine = part("salt.pipeline").SaltPipeline.from_pretrained("salt-tiny")
     found = []
     for lengths in ((3, 3), (1, 2, 4)):
@@ -144,11 +145,11 @@ def flat():
     """Bytes beside the finished frames at their peak, by (batch, latent frames): ours, and core's whole-clip decode."""
     vae = wan_vae()
     side = 4 if vae.first_stage_model.decoder.conv1.out_channels > 100 else 8
-    DECODE.decode_clip(vae, torch.zeros(1, 16, 1, side, side))  # what is made once, and kept
+    STREAMING.decode_clips(vae, torch.zeros(1, 16, 1, side, side))  # what is made once, and kept
     found = {"ours": [], "core's": []}
     for batch, frames in ((1, 4), (1, 16), (3, 4)):
         z = torch.randn(batch, 16, frames, side, side)
-        for name, decode in (("ours", DECODE.decode_clip), ("core's", lambda v, x: v.decode(x))):
+        for name, decode in (("ours", STREAMING.decode_clips), ("core's", lambda v, x: v.decode(x))):
             with Held(vae.first_stage_model) as count:
                 images = decode(vae, z)
             found[name].append(count.peak - images.nbytes)
@@ -162,7 +163,7 @@ def asked():
     import comfy.model_management as management
 
     vae, load, wanted = full_width(), management.load_models_gpu, []
-    stream = DECODE.ComfyStreamDecoder(vae)
+    stream = STREAMING.ComfyStreamDecoder(vae)
 
     def loading(models, memory_required=0, **options):
         wanted.append(memory_required)
@@ -170,11 +171,11 @@ def asked():
 
     management.load_models_gpu = loading
     try:
-        stream.frame(torch.randn(1, 16, 1, 4, 4))
+        stream.decode_frame(torch.randn(1, 16, 1, 4, 4))
         with Held(vae.first_stage_model) as count:
             carried = sum(t.nbytes for t in stream.cache if isinstance(t, torch.Tensor))
             for _ in range(3):
-                stream.frame(torch.randn(1, 16, 1, 4, 4))
+                stream.decode_frame(torch.randn(1, 16, 1, 4, 4))
     finally:
         management.load_models_gpu = load
     return {"asked": wanted, "taken": carried + count.peak, "weights": vae.patcher.model_size()}
@@ -186,7 +187,7 @@ def cancelled():
     import comfy.model_management as management
 
     vae, frames = wan_vae(), []
-    frame = DECODE.ComfyStreamDecoder.frame
+    frame = STREAMING.ComfyStreamDecoder.decode_frame
 
     def watched(self, latents):
         frames.append(frame(self, latents))
@@ -195,10 +196,10 @@ def cancelled():
         return frames[-1]
 
     z = torch.randn(1, 16, 7, 4, 4)
-    DECODE.ComfyStreamDecoder.frame = watched
-    said = refusal(DECODE.decode_clip, vae, z)
+    STREAMING.ComfyStreamDecoder.decode_frame = watched
+    said = refusal(STREAMING.decode_clips, vae, z)
     made = len(frames)
-    again = DECODE.decode_clip(vae, z)
+    again = STREAMING.decode_clips(vae, z)
     return {"said": said, "made": made, "equal": (again - vae.decode(z).reshape(again.shape)).abs().max().item()}
 
 
@@ -227,7 +228,7 @@ def refusals():
 
     video, vae, execute = torch.zeros(1, 16, 1, 4, 4), wan_vae(), DECODE.SaltDecode.execute
     return {
-        "stream": refusal(DECODE.ComfyStreamDecoder, Other()),
+        "stream": refusal(STREAMING.ComfyStreamDecoder, Other()),
         "vae": refusal(execute, {"samples": video}, Other(), 16.0),
         "image": refusal(execute, {"samples": torch.zeros(1, 4, 8, 8)}, vae, 16.0),
         "channels": refusal(execute, {"samples": torch.zeros(1, 48, 1, 4, 4)}, vae, 16.0),
@@ -236,7 +237,7 @@ def refusals():
 
 def width() -> str:
     """What Load Salt Tiny says in this version, if anything."""
-    return refusal(TINY.load_vae)
+    return refusal(TINY_MODEL.load_vae)
 
 
 if __name__ == "__main__":

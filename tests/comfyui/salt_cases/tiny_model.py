@@ -18,7 +18,8 @@ def part(path: str):
     return import_module(f"{NAME}.{path}")
 
 
-ROLLOUTS, NODES, LOADERS = part("nodes.nodes_rollout"), part("nodes.nodes_sampling"), part("nodes.nodes_loaders")
+ROLLOUTS, NODES, LOADING = part("nodes.nodes_rollout"), part("nodes.nodes_sampling"), part("nodes.adapter.loading")
+IO_TYPES = part("nodes.io_types")
 STUDENT_SPEC = part("nodes.adapter.student_spec")
 TINY = ROOT / "salt" / "assets" / "tiny" / "transformer"
 
@@ -28,7 +29,7 @@ def text(prompt: str):
 
 
 def tiny():
-    return LOADERS.load_model(TINY)
+    return LOADING.load_model(TINY)
 
 
 @torch.inference_mode()

@@ -29,7 +29,7 @@ from .session import text as words  # noqa: E402
 from .startup import GOLDEN  # noqa: E402 - ComfyUI looks for the module above as it starts
 from .tiny_model import NODES, PROMPT, extend, output_of, part, rollout, text, tiny  # noqa: E402
 
-SPARE = part("nodes.adapter.buffer_pool")
+POOL = part("nodes.adapter.buffer_pool")
 
 
 @torch.inference_mode()
@@ -58,14 +58,14 @@ class Watching:
 
     def __init__(self):
         self.runs = []
-        for room in (NODES, part("nodes.adapter.rollout_runner")):
-            room.run_blocks = self.watched(room.run_blocks)
+        for module in (part("nodes.adapter.custom_sampling"), part("nodes.adapter.rollout_runner")):
+            module.run_blocks = self.watched(module.run_blocks)
 
     def watched(self, run_blocks):
-        def run(s, plan, memory, *rest):
+        def run(inputs, plan, memory, *rest, **options):
             kv = memory.memory
             taken = None if kv.store is None else pointers(kv)
-            out = run_blocks(s, plan, memory, *rest)
+            out = run_blocks(inputs, plan, memory, *rest, **options)
             self.runs.append({"taken": taken, "used": pointers(kv)})
             return out
 
@@ -119,13 +119,13 @@ def on_a_device():
         memory = rollout(model)[1]
         memory.memory.device = torch.device("cuda", 0)
         own, content = pointers(memory.memory), memory.memory.store.buffers[0][0].clone()
-        rested = SPARE.at_rest(model, memory)
+        rested = POOL.memory_for_output(model, memory)
         found[str(total)] = {
             "itself": rested is memory,
             "on": rested.memory.device.type,
             "own buffers": pointers(rested.memory) == own,
             "equal": torch.equal(rested.memory.store.buffers[0][0], content),
-            "spare": len(SPARE._spare.get(model.model, [])),
+            "spare": len(POOL._pooled.get(model.model, [])),
         }
     return found
 
@@ -133,7 +133,7 @@ def on_a_device():
 def worked_out():
     """How often the prompt is embedded, a layer's keys are made of it, and the fingerprint is read, in two runs."""
     model, counts = tiny(), {"embedded": 0, "keys": 0, "fingerprint": 0}
-    wan, read = model.model.diffusion_model, PACK.fingerprint.worked_out
+    wan, read = model.model.diffusion_model, PACK.fingerprint.compute_fingerprint
 
     def counting(name):
         def hook(*_):
@@ -147,7 +147,7 @@ def worked_out():
 
     wan.text_embedding[0].register_forward_hook(counting("embedded"))
     wan.blocks[0].cross_attn.k.register_forward_hook(counting("keys"))
-    PACK.fingerprint.worked_out = reading
+    PACK.fingerprint.compute_fingerprint = reading
     found = [dict(counts, equal=True)]
     first = queued(model)
     found.append(dict(counts))

@@ -1,0 +1,113 @@
+"""Student files as native MODELs: the files to choose from, and ComfyUI's loader on whatever the engine can read."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .student_spec import with_spec
+
+if TYPE_CHECKING:
+    import torch
+    from comfy.model_patcher import ModelPatcher
+
+    from ...salt.checkpoints import Checkpoint
+    from ...salt.checkpoints.reader import Weights
+    from ...salt.spec import StudentSpec
+
+log = logging.getLogger(__name__)
+FRAMES_PER_BLOCK = {"auto": None, "blocks of 3": 3, "frame by frame": 1, "bidirectional": 0}
+DTYPES = {"default": None, "fp8_e4m3fn": "float8_e4m3fn", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+def student_files() -> list[str]:
+    """Names of files in models/diffusion_models and of diffusers folders in models/diffusers."""
+    import folder_paths
+
+    names = list(folder_paths.get_filename_list("diffusion_models"))
+    for root in folder_paths.get_folder_paths("diffusers"):
+        if Path(root).is_dir():
+            names += sorted(f"diffusers/{p.name}" for p in Path(root).iterdir() if p.is_dir())
+    return names
+
+
+def student_path(name: str) -> Path:
+    """The path of a name of `student_files`. Raises FileNotFoundError naming the folder it belongs in."""
+    import folder_paths
+
+    if name.startswith("diffusers/"):
+        for root in folder_paths.get_folder_paths("diffusers"):
+            folder = Path(root) / name.removeprefix("diffusers/")
+            if folder.is_dir():
+                return folder
+    if found := folder_paths.get_full_path("diffusion_models", name):
+        return Path(found)
+    folders = ", ".join(folder_paths.get_folder_paths("diffusion_models"))
+    raise FileNotFoundError(f"{name}: found no such file, expected it in one of: {folders}")
+
+
+def load_model(
+    path: Path,
+    weights: Weights = "auto",
+    dtype: str = "default",
+    trained_as: str = "auto",
+    disable_dynamic: bool = False,
+) -> ModelPatcher:
+    """A MODEL with the student's spec, through ComfyUI's loader, from any file that `salt.checkpoints` reads.
+
+    weights: which of a training file's weights. dtype: a key of DTYPES. trained_as: a key of FRAMES_PER_BLOCK.
+    disable_dynamic: ComfyUI's own argument, when it loads the MODEL again.
+    Raises CheckpointError for a file that is no Wan 2.1 transformer, naming what it looks like.
+    """
+    import torch
+
+    from ...salt.checkpoints import read_checkpoint
+    from ...salt.checkpoints.wan_keys import to_wan
+    from ...salt.checkpoints.writer import comfy_metadata
+
+    checkpoint = read_checkpoint(path, weights)
+    spec = spec_for(checkpoint, trained_as)
+    name = DTYPES[dtype]
+    options = {"dtype": getattr(torch, name)} if name else {}
+    causal = spec is not None and spec.frames_per_block > 0
+    state = {to_wan(key) or key: tensor for key, tensor in checkpoint.tensors()}
+    model = model_from_state(state, comfy_metadata(checkpoint.config, causal), options, disable_dynamic)
+    if model is None:
+        raise ValueError(f"{path}: this ComfyUI does not know the model in it, expected Wan 2.1 T2V or I2V")
+    model.cached_patcher_init = (load_model, (path, weights, dtype, trained_as))
+    if spec is None:
+        log.warning(
+            "Salt: %s does not say how it was trained; if it is a student, set trained_as in Load Salt Student",
+            path.name,
+        )
+        return model
+    return with_spec(model, spec)
+
+
+def spec_for(checkpoint: Checkpoint, trained_as: str) -> StudentSpec | None:
+    """The student's settings: as set on the node, else the file's own; None where neither is known.
+
+    A torch file with a generator in it is a student even if it does not say so: no plain Wan comes as one.
+    """
+    from ...salt.spec import StudentSpec
+
+    known = checkpoint.spec or (StudentSpec() if "torch" in checkpoint.format else None)
+    frames_per_block = FRAMES_PER_BLOCK[trained_as]
+    if frames_per_block is None:
+        return known
+    return replace(known or StudentSpec(), frames_per_block=frames_per_block)
+
+
+def model_from_state(
+    state: dict[str, torch.Tensor], metadata: dict[str, str], options: dict[str, Any], disable_dynamic: bool
+) -> ModelPatcher | None:
+    """ComfyUI's loader for weights in memory. Older versions see shapes only and have no dynamic loading."""
+    import comfy.sd
+
+    load = comfy.sd.load_diffusion_model_state_dict
+    arguments = {"metadata": metadata, "disable_dynamic": disable_dynamic}
+    known = inspect.signature(load).parameters
+    return load(state, model_options=options, **{k: v for k, v in arguments.items() if k in known})

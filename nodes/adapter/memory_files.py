@@ -1,0 +1,75 @@
+"""Memory files in ComfyUI's output and input folders: listing, finding and loading them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...salt.memory import KVMemory, MemoryFileError, load_memory, save_memory
+from ...salt.memory.serialization import NEGATIVE, negative_path
+from ..io_types import ClipMemory
+from .comfy_model import memory_geometry
+from .fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+FOLDER = "salt_memories"
+
+
+def memory_files() -> list[str]:
+    """Saved memories in output/ and input/, as `salt_memories/NAME.safetensors [output]`, newest first."""
+    import folder_paths
+
+    found = []
+    for kind, root in (("output", folder_paths.get_output_directory()), ("input", folder_paths.get_input_directory())):
+        for path in Path(root, FOLDER).rglob("*.safetensors"):
+            hidden = path.stem.endswith(NEGATIVE) or path.name.startswith(".")
+            if not hidden and path.is_file():  # no link to a disk that is not mounted
+                found.append((path.stat().st_mtime, f"{path.relative_to(root).as_posix()} [{kind}]"))
+    return [name for _, name in sorted(found, reverse=True)]
+
+
+def memory_path(name: str) -> Path:
+    """The path of `NAME [output]`. Raises FileNotFoundError naming the folder it is looked for in."""
+    import folder_paths
+
+    path = Path(folder_paths.get_annotated_filepath(name))
+    if not path.is_file():
+        raise FileNotFoundError(f"{name}: found no such file, expected a memory saved by Save Memory in {path.parent}")
+    return path
+
+
+def save_clip_memory(clip: ClipMemory, filename_prefix: str) -> Path:
+    """Write a memory under the next free number below the output folder; the path of the file."""
+    import folder_paths
+
+    folder, name, counter, *_ = folder_paths.get_save_image_path(filename_prefix, folder_paths.get_output_directory())
+    path = Path(folder) / f"{name}_{counter:05}_.safetensors"
+    # The unconditional branch first: a file that lacks the branch it should have would guide wrongly, silently.
+    if clip.negative is not None:
+        save_memory(clip.negative, negative_path(path))
+    save_memory(clip.memory, path)
+    return path
+
+
+def load_clip_memory(path: Path, model: ModelPatcher | None) -> ClipMemory:
+    """A memory file with its unconditional branch; with a MODEL, only one written by that MODEL.
+
+    Raises MemoryFileError naming the file.
+    """
+    negative = negative_path(path)
+    return ClipMemory(load_branch(path, model), load_branch(negative, model) if negative.is_file() else None)
+
+
+def load_branch(path: Path, model: ModelPatcher | None) -> KVMemory:
+    if model is None:
+        return load_memory(path)
+    memory = load_memory(path, fingerprint=fingerprint(model))
+    # Equal weights may be read as other heads: their number is not in the shapes.
+    found = memory.geometry
+    expected = memory_geometry(model, found.batch, found.height * 2, found.width * 2)
+    if found != expected:
+        in_file, of_model = (f"{g.layers} layers, {g.heads} heads of {g.head_dim}" for g in (found, expected))
+        raise MemoryFileError(f"{path}: found a memory of {in_file}, expected the model's {of_model}")
+    return memory

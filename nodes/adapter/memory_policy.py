@@ -1,0 +1,49 @@
+"""From the widgets of Memory Policy to a `MemoryPolicy`, and the size of a memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...salt.memory import MemoryPolicy, estimate_bytes
+from ...salt.memory.policy import Kind, Precision, Residence
+from ...salt.spec import StudentSpec
+from .comfy_model import PIXELS_PER_LATENT, compute_dtype, memory_geometry
+from .input_errors import widget_names
+from .student_spec import spec_of
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+POLICY_KINDS: dict[str, Kind] = {
+    "full": "full",
+    "window": "window",
+    "sink + window": "sink",
+    "relative": "relative",
+    "cyclic": "cyclic",
+    "blended sink": "blended",
+}
+KINDS_WITH_SINK = ("sink", "relative", "blended")
+
+
+@widget_names()
+def policy_of(
+    kind: str, window: int, sink: int, blend: float, precision: Precision, residence: Residence
+) -> MemoryPolicy:  # fmt: skip
+    """The policy that the widgets describe; those that a kind does not have are ignored.
+
+    Raises ValueError naming the widget.
+    """
+    name = POLICY_KINDS[kind]
+    if name == "full":
+        return MemoryPolicy(precision=precision, residence=residence)
+    sink = sink if name in KINDS_WITH_SINK else 0
+    return MemoryPolicy(name, window, sink, blend, precision=precision, residence=residence)
+
+
+def predicted_bytes(model: ModelPatcher, policy: MemoryPolicy, width: int, height: int, seconds: float) -> int:
+    """Bytes of a memory of one clip of `seconds`, rounded up to whole blocks as a rollout of this MODEL does."""
+    from ...salt.pipeline.inputs import PipelineInputs, plan_length
+
+    geometry = memory_geometry(model, 1, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
+    frames = plan_length(PipelineInputs(seconds=seconds), spec_of(model) or StudentSpec()).frames
+    return estimate_bytes(policy, geometry, compute_dtype(model), frames)

@@ -1,0 +1,191 @@
+"""From the widgets and sockets of the sampling nodes to a `RolloutPlan`, and the checks on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ...salt.conditioning import PromptChange
+from ...salt.errors import InputError
+from ...salt.memory import MemoryPolicy
+from ...salt.rollout import RolloutSettings, Stepping
+from ...salt.schedule import Schedule, check_steps, step_list
+from ...salt.spec import StudentSpec
+from ..io_types import ClipMemory, Conditioning, Latent, TimedConditioning
+from .input_errors import widget_names
+from .rollout_runner import LATENT_CHANNELS, RolloutPlan
+from .student_spec import autoregressive_spec
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from comfy.sd import VAE
+
+STUDENT_STEPS, CUSTOM_STEPS = "student's", "custom"
+NFE = [STUDENT_STEPS, "2", "4", "8", CUSTOM_STEPS]
+STEPPING = ["sde", "ode"]
+
+
+@dataclass(frozen=True)
+class RolloutInputs:
+    """The widgets and sockets that Salt Rollout and Extend Video share."""
+
+    model: ModelPatcher
+    seconds: float
+    seed: int
+    nfe: str
+    steps: str
+    shift: float
+    stepping: Stepping
+    cfg: float
+    frames_per_block: int
+    positive: Conditioning | None = None
+    prompts: list[TimedConditioning] | None = None
+    negative: Conditioning | None = None
+    vae: VAE | None = None
+
+
+@dataclass(frozen=True)
+class ClipStart:
+    """Where a clip starts or goes on. size: latent (height, width).
+
+    start: latents [B, 16, F, H, W] that a new clip starts with. memory: what an existing clip goes on from; history:
+    its latents so far.
+    """
+
+    size: tuple[int, int]
+    batch: int
+    start: Tensor | None = None
+    memory: ClipMemory | None = None
+    history: Tensor | None = None
+
+
+def schedule_of(nfe: str, steps: str, shift: float, spec: StudentSpec | None) -> Schedule:
+    """The step list and shift that the widgets choose. Raises InputError naming the widget."""
+    spec = spec or StudentSpec()
+    shift = shift or spec.shift
+    if nfe == STUDENT_STEPS:
+        return Schedule(spec.steps, shift)
+    if nfe != CUSTOM_STEPS:
+        return Schedule(step_list(int(nfe)), shift)
+    try:
+        return Schedule(check_steps([float(s) for s in steps.replace(";", ",").split(",") if s.strip()]), shift)
+    except ValueError as error:
+        expected = f"expected falling numbers as 1000, 750, 500 ({error})"
+        raise InputError("steps", f"found {steps!r}, {expected}") from None
+
+
+@widget_names()
+def plan_rollout(inputs: RolloutInputs, clip: ClipStart, policy: MemoryPolicy | None) -> RolloutPlan:
+    """The rollout that the inputs describe. Raises InputError naming the widget or socket."""
+    from ...salt.pipeline.inputs import PipelineInputs, plan_length
+
+    spec = autoregressive_spec(inputs.model, inputs.frames_per_block)
+    check_connections(inputs, clip.memory, policy)
+    extends = clip.memory is not None
+    length = plan_length(
+        PipelineInputs(seconds=inputs.seconds),
+        spec,
+        given=0 if clip.start is None else clip.start.shape[2],
+        extends=extends,
+        seamless=extends,
+    )
+    prompts = prompt_changes(inputs)
+    if clip.memory is not None and clip.history is None:
+        # A change takes effect at the next block's start; after a cut a recache needs nothing from before.
+        first = clip.memory.memory.next_frame - spec.frames_per_block
+        due = [p.switch for p in prompts if first < p.frame <= first + length.frames and p.switch != "keep"]
+        if due[:1] == ["recache"]:
+            raise InputError("prompts", "with a recache after a memory need the clip so far connected to latents")
+    settings = RolloutSettings(
+        schedule_of(inputs.nfe, inputs.steps, inputs.shift, spec),
+        inputs.stepping,
+        spec.frames_per_block,
+        spec.independent_first_frame,
+        inputs.cfg,
+        fuse=True,
+    )
+    chosen = clip.memory.memory.policy if clip.memory is not None else policy or spec.policy
+    chosen.check_block(spec.frames_per_block)
+    return RolloutPlan(
+        settings,
+        chosen,
+        prompts,
+        length.frames,
+        clip.size,
+        inputs.seed,
+        clip.batch,
+        inputs.negative if inputs.cfg != 1 else None,
+        clip.start,
+        clip.memory,
+        clip.history,
+        inputs.vae,
+    )
+
+
+def check_connections(inputs: RolloutInputs, memory: ClipMemory | None, policy: MemoryPolicy | None) -> None:
+    """Raise InputError for sockets that are missing or exclude each other."""
+    if inputs.positive is None and inputs.prompts is None:
+        raise InputError("positive", "or prompts must be connected")
+    if inputs.positive is not None and inputs.prompts is not None:
+        raise InputError("positive", "and prompts cannot both be connected")
+    if inputs.cfg != 1 and inputs.negative is None:
+        raise InputError("cfg", "needs a negative conditioning connected to negative", inputs.cfg)
+    if memory is None:
+        return
+    if inputs.cfg != 1 and memory.negative is None:
+        raise InputError("cfg", "needs a memory that was written with guidance, and this one was not", inputs.cfg)
+    if policy is not None and policy != memory.memory.policy:
+        raise InputError("policy", f"{policy} does not fit the memory, whose own is {memory.memory.policy}")
+
+
+def prompt_changes(inputs: RolloutInputs) -> list[PromptChange[Conditioning]]:
+    from ...salt.pipeline.inputs import change_frame
+
+    if inputs.prompts is None:
+        assert inputs.positive is not None
+        return [PromptChange(0, inputs.positive)]
+    return [PromptChange(change_frame(p.seconds) if p.seconds else 0, p.conditioning, p.switch) for p in inputs.prompts]
+
+
+def video_samples(latent: Latent) -> Tensor:
+    """A LATENT's samples [B, 16, F, H, W]. Raises InputError for an image latent or a noise mask."""
+    samples = latent["samples"]
+    if samples.ndim != 5 or samples.shape[1] != LATENT_CHANNELS:
+        raise InputError("latents", f"found shape {list(samples.shape)}, expected a Wan 2.1 video [B, 16, F, H, W]")
+    if latent.get("noise_mask") is not None:
+        raise InputError("latents", "must not have a noise mask: a rollout generates whole blocks")
+    return samples
+
+
+def encode_start_image(vae: VAE | None, image: Tensor, width: int, height: int, batch: int) -> Tensor:
+    """A start image (or the frames of a start video) [T, H, W, 3] as latents [batch, 16, F, h, w]."""
+    import comfy.utils
+
+    if vae is None:
+        raise InputError("start_image", "needs Wan 2.1's VAE connected to vae")
+    frames = image[: (image.shape[0] - 1) // 4 * 4 + 1, ..., :3].movedim(-1, 1)
+    pixels = comfy.utils.common_upscale(frames, width, height, "bicubic", "center").movedim(1, -1)
+    latents = vae.encode(pixels)
+    if latents.ndim != 5 or latents.shape[1] != LATENT_CHANNELS:
+        raise InputError("vae", f"found one whose latents are {list(latents.shape)}, expected Wan 2.1's VAE")
+    return latents.expand(batch, -1, -1, -1, -1)
+
+
+def history_latents(memory: ClipMemory, latents: Latent) -> Tensor:
+    """Latents [B, 16, F, H, W] up to where the memory stands, which after Rewind Memory is before the clip's end.
+
+    Raises InputError where they are of another batch or size than the memory.
+    """
+    history, g = video_samples(latents), memory.memory.geometry
+    expected, found = [g.batch, LATENT_CHANNELS, 2 * g.height, 2 * g.width], [*history.shape[:2], *history.shape[3:]]
+    if found != expected:
+        raise InputError("latents", f"found batch, channels, height, width {found}, expected the memory's {expected}")
+    return history[:, :, : memory.memory.next_frame]
+
+
+def clip_of_memory(memory: ClipMemory, history: Tensor | None) -> ClipStart:
+    """The clip that a memory goes on with; size and batch are the memory's."""
+    g = memory.memory.geometry
+    return ClipStart((g.height * 2, g.width * 2), g.batch, None, memory, history)

@@ -1,0 +1,110 @@
+"""The engine's semigroup-defect measurement on a MODEL, and the plot of its result."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...salt.conditioning import PromptSchedule
+from ...salt.errors import InputError
+from ...salt.memory import MemoryPolicy, estimate_bytes
+from ...salt.model_input import FlowModel, ModelInput
+from ...salt.noise import SeededNoise
+from ...salt.rollout import RolloutSettings, rollout
+from ...salt.sampling import sample_bidirectional
+from ...salt.schedule import NUM_TRAIN_TIMESTEPS, Schedule
+from ...salt.semigroup_defect import OPERATORS, DefectMeter, Defects, Operator, Triple, mean_defects, steps_for
+from ...salt.spec import StudentSpec
+from ..io_types import Conditioning
+from .comfy_model import LATENT_CHANNELS, Conds, compute_dtype, memory_geometry, new_memory
+from .sampler import SamplerInputs, SamplerOutput, sample
+from .student_spec import autoregressive_spec, spec_of
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+COLOURS: dict[Operator, tuple[int, int, int]] = {"euler": (70, 130, 220), "sampler": (235, 150, 50)}
+
+
+def student_spec(model: ModelPatcher, frames_per_block: int) -> StudentSpec:
+    """Settings of a student of either kind; `frames_per_block` 0: its own. Raises InputError for a plain Wan."""
+    spec = spec_of(model)
+    if spec is None or spec.frames_per_block:
+        return autoregressive_spec(model, frames_per_block)
+    if frames_per_block:
+        raise InputError("frames_per_block", "is not supported by bidirectional students", frames_per_block)
+    return spec
+
+
+def whole_clip_model(inputs: SamplerInputs) -> FlowModel[Conds]:
+    """The MODEL on a whole clip at once, without a memory: flow [B, C, F, H, W] at timesteps [B]."""
+    import comfy.model_management
+    import comfy.samplers
+
+    base, options = inputs.model.base, inputs.model.model_options
+
+    def flow(call: ModelInput[Conds], /) -> Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        sigma = call.timestep.to(torch.float32) / NUM_TRAIN_TIMESTEPS
+        (x0,) = comfy.samplers.calc_cond_batch(base, [call.conditioning], call.x, sigma, options)
+        return (call.x - x0) / sigma.view(-1, 1, 1, 1, 1)
+
+    return flow
+
+
+def measure_defects(
+    model: ModelPatcher,
+    positive: Conditioning,
+    triples: list[Triple],
+    spec: StudentSpec,
+    policy: MemoryPolicy,
+    frames: int,
+    size: tuple[int, int],
+    seed: int,
+) -> Defects:
+    """Defects of a clip of `frames` latent frames and latent (height, width), by triple and operator."""
+    schedule = Schedule(steps_for(triples), spec.shift)
+    settings = RolloutSettings(schedule, "sde", spec.frames_per_block or 1, spec.independent_first_frame)
+
+    def run(inputs: SamplerInputs) -> SamplerOutput[DefectMeter[Conds]]:
+        noise = SeededNoise(seed, 1, LATENT_CHANNELS, *size, device=inputs.noise.device)
+        flow = inputs.model if spec.frames_per_block else whole_clip_model(inputs)
+        meter = DefectMeter(flow, noise, schedule.steps, spec.shift, triples)
+        conds = inputs.conds["positive"]
+        if spec.frames_per_block == 0:
+            return SamplerOutput(sample_bidirectional(meter, conds, noise, frames, settings), meter)
+        memory = new_memory(inputs.patcher, policy, 1, *size, frames)
+        blocks = rollout(meter, PromptSchedule.of(conds), memory, noise, frames, settings)
+        return SamplerOutput(torch.cat([block.latents for block in blocks], dim=2), meter)
+
+    reserve = None
+    if spec.frames_per_block:
+        size_on_device = estimate_bytes(policy, memory_geometry(model, 1, *size), compute_dtype(model), frames)
+        reserve = (size_on_device if policy.residence == "device" else 0, spec.frames_per_block)
+    latents, sigmas = torch.zeros(1, LATENT_CHANNELS, frames, *size), torch.tensor([*schedule.sigmas, 0.0])
+    return mean_defects([sample(model, {"positive": positive}, latents, sigmas, run, seed=seed, reserve=reserve).extra])
+
+
+def plot(defects: Defects, title: str) -> Tensor:
+    """Bars per triple and operator as an IMAGE [1, H, W, 3] in [0, 1]. Drawn with PIL, which ComfyUI has."""
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    width, height, foot = 640, 320, 44
+    image = Image.new("RGB", (width, height), (24, 24, 27))
+    draw = ImageDraw.Draw(image)
+    draw.text((10, 6), f"{title}   (euler blue, sampler orange; each scaled to its own largest)", fill=(225, 225, 225))
+    triples = list(dict.fromkeys(triple for triple, _ in defects))
+    largest = {operator: max(defects[triple, operator] for triple in triples) or 1.0 for operator in OPERATORS}
+    step = (width - 20) / len(triples)
+    for i, triple in enumerate(triples):
+        for j, operator in enumerate(OPERATORS):
+            value = defects[triple, operator]
+            tall = (height - foot - 50) * value / largest[operator]
+            left = 10 + i * step + step * (0.12 + 0.4 * j)
+            draw.rectangle((left, height - foot - tall, left + step * 0.34, height - foot), fill=COLOURS[operator])
+            draw.text((left, height - foot - tall - 14), f"{value:.4f}", fill=(225, 225, 225))
+        draw.text((10 + i * step + 8, height - foot + 8), ",".join(f"{s:g}" for s in triple), fill=(225, 225, 225))
+    return torch.from_numpy(np.asarray(image).copy()).float()[None] / 255

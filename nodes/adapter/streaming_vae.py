@@ -1,0 +1,130 @@
+"""ComfyUI's own Wan VAE as a streaming decoder: latent frame by latent frame, so that memory does not grow with a clip.
+
+The VAE's decoder modules do the work, with ComfyUI's casts and offloading; the causal cache is the stream's own.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...salt.errors import InputError
+
+if TYPE_CHECKING:
+    from comfy.sd import VAE
+    from comfy_api.latest import InputImpl
+
+# For up to four latent frames ComfyUI's estimate is a still's, which has no cache: 2200 values a pixel. A frame of a
+# stream was measured at 5600 (0.27) to 6500 (0.8), cache included; a clip's estimate, 7000, covers it.
+ESTIMATED_FRAMES = 5
+
+
+class ComfyStreamDecoder:
+    """A `salt.models.streaming_vae.FrameDecoder` on a ComfyUI VAE: every call continues the clip of the call before.
+
+    Raises InputError for a VAE that is not Wan 2.1's.
+    """
+
+    spatial_scale, temporal_scale = 8, 4
+
+    def __init__(self, vae: VAE) -> None:
+        if not is_wan_vae(vae):
+            raise wrong_vae(vae)
+        self.vae = vae
+        self.cache: list[Tensor | str | None] | None = None
+
+    def reset(self) -> None:
+        self.cache = None
+
+    def decode(self, latents_BCFHW: Tensor) -> Tensor:
+        """Latents [B, 16, F, H, W], normalised -> pixels [B, 3, T, 8H, 8W] in [-1, 1]; T is 4F, at the start 4F - 3."""
+        from comfy.latent_formats import Wan21
+
+        frames = Wan21().process_out(latents_BCFHW).split(1, dim=2)
+        return torch.cat([self.decode_frame(frame) for frame in frames], dim=2) * 2 - 1
+
+    def decode_frame(self, latents: Tensor) -> Tensor:
+        """One latent frame [B, 16, 1, H, W], as a LATENT holds it -> its pixel frames [B, 3, T, 8H, 8W] in [0, 1].
+
+        Raises ComfyUI's InterruptProcessingException when the user has cancelled.
+        """
+        import comfy.model_management as management
+
+        vae, model = self.vae, self.vae.first_stage_model
+        management.throw_exception_if_processing_interrupted()
+        batch, channels, _, height, width = latents.shape
+        needed = vae.memory_used_decode((1, channels, ESTIMATED_FRAMES, height, width), vae.vae_dtype)
+        management.load_models_gpu([vae.patcher], memory_required=batch * needed, force_full_load=vae.disable_offload)
+        if self.cache is None:
+            self.cache = [None] * sum(1 for _ in model.decoder.modules())
+        before = list(self.cache)
+        with torch.inference_mode():
+            z = model.conv2(latents.to(vae.device, vae.vae_dtype))
+            out = model.decoder(z, feat_cache=self.cache, feat_idx=[0])
+            pixels = torch.cat(out, dim=2) if isinstance(out, list) else out
+            self._keep_two_frames(self.cache, before)
+            return vae.process_output(pixels.to(vae.output_device).float())
+
+    @staticmethod
+    def _keep_two_frames(cache: list[Tensor | str | None], before: list[Tensor | str | None]) -> None:
+        """A causal convolution looks back two frames; ComfyUI, which decodes two at once, caches only its input."""
+        for i, (old, new) in enumerate(zip(before, cache, strict=True)):
+            if isinstance(old, Tensor) and isinstance(new, Tensor) and new.shape[2] < 2:
+                cache[i] = torch.cat([old[:, :, -1:].to(new), new], dim=2)
+
+
+def is_wan_vae(vae: VAE) -> bool:
+    model = getattr(vae, "first_stage_model", None)
+    return type(model).__name__ == "WanVAE" and type(model).__module__ == "comfy.ldm.wan.vae"
+
+
+def wrong_vae(vae: VAE) -> InputError:
+    found = type(getattr(vae, "first_stage_model", None)).__name__
+    return InputError("vae", f"found {found}, expected Wan 2.1's VAE (wan_2.1_vae.safetensors in models/vae)")
+
+
+def check_video_latents(vae: VAE, samples: Tensor) -> None:
+    """Raises InputError for a VAE that is not for video, and for latents that are not of its kind."""
+    if not is_wan_vae(vae) and getattr(vae, "latent_dim", None) != 3:
+        raise wrong_vae(vae)
+    if samples.ndim != 5 or samples.shape[1] != vae.latent_channels:
+        expected = f"a video latent [B, {vae.latent_channels}, F, H, W] as this VAE takes it"
+        raise InputError("latents", f"found shape {list(samples.shape)}, expected {expected}")
+
+
+def decode_clips(vae: VAE, samples: Tensor) -> Tensor:
+    """Whole clips, frame by frame: samples [B, 16, F, H, W] of a LATENT -> images [B * T, 8H, 8W, 3] in [0, 1].
+
+    One clip of a batch after another, so that the memory the VAE needs grows neither with the clip nor with the batch.
+    """
+    import comfy.utils
+
+    decoder = ComfyStreamDecoder(vae)
+    batch, _, frames, height, width = samples.shape
+    # Allocated once: frames are written into their place.
+    images = torch.empty(batch, 4 * frames - 3, 8 * height, 8 * width, 3, device=vae.output_device)
+    bar = comfy.utils.ProgressBar(batch * frames)
+    for clip, clip_images in zip(samples.split(1), images, strict=True):
+        decoder.reset()
+        start = 0
+        for latent in clip.split(1, dim=2):
+            pixels = decoder.decode_frame(latent)[0].permute(1, 2, 3, 0)
+            clip_images[start : start + pixels.shape[0]] = pixels
+            start += pixels.shape[0]
+            bar.update(1)
+    return images.flatten(0, 1)
+
+
+def as_video(images: Tensor, fps: float) -> InputImpl.VideoFromComponents:
+    """A VIDEO of images [T, H, W, 3], which are not copied."""
+    try:
+        from comfy_api.latest import InputImpl, Types
+
+        video, components = InputImpl.VideoFromComponents, Types.VideoComponents
+    except ImportError:  # before 0.4
+        from comfy_api.input_impl import VideoFromComponents as video
+        from comfy_api.util import VideoComponents as components
+    return video(components(images=images, audio=None, frame_rate=Fraction(fps).limit_denominator(1001)))

@@ -1,0 +1,109 @@
+"""Inputs that several nodes share, built in one place."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from .adapter.rollout_inputs import NFE, STEPPING, STUDENT_STEPS
+from .io_types import ADVANCED, Policy, Prompts
+
+
+def model_sockets() -> list[io.Input]:
+    """The sockets that Salt Rollout and Extend Video start with, in order."""
+    return [
+        io.Model.Input("model", tooltip="An autoregressive student of Wan 2.1, from any loader."),
+        io.Conditioning.Input("positive", optional=True, tooltip="The prompt; or connect prompts."),
+        Prompts.Input("prompts", optional=True, tooltip="Prompts at seconds, from Salt Prompt Schedule."),
+        io.Conditioning.Input("negative", optional=True, tooltip="Only for cfg other than 1."),
+        io.Vae.Input(
+            "vae",
+            optional=True,
+            tooltip="Wan 2.1's VAE, for a start image and full-quality live previews. Without it previews are made by "
+            "TAEHV (taew2_1 in models/vae_approx) or as latent colours.",
+        ),
+    ]
+
+
+def policy_socket() -> io.Input:
+    return Policy.Input("policy", optional=True, tooltip="What the memory keeps; without it, the MODEL's own.")
+
+
+def seconds_widget(tooltip: str, default: float = 5.0, min: float = 0.1, max: float = 3600.0, step: float = 0.1):
+    return io.Float.Input("seconds", default=default, min=min, max=max, step=step, tooltip=tooltip)
+
+
+def size_widgets(width: str, height: str) -> list[io.Input]:
+    """width and height in pixels, with these tooltips."""
+    return [
+        io.Int.Input(name, default=default, min=16, max=4096, step=16, tooltip=tooltip)
+        for name, default, tooltip in (("width", 832, width), ("height", 480, height))
+    ]
+
+
+def frames_per_block_widget(tooltip: str, **folded: bool) -> io.Input:
+    return io.Int.Input("frames_per_block", default=0, min=0, max=21, tooltip=tooltip, **folded)
+
+
+def stepping_widget(**folded: bool) -> io.Input:
+    return io.Combo.Input(
+        "stepping",
+        options=STEPPING,
+        default="sde",
+        tooltip="sde mixes fresh noise in between steps, as students are trained; ode takes Euler steps.",
+        **folded,
+    )
+
+
+def step_widgets() -> list[io.Input]:
+    """The widgets that choose the step list, on every node that samples."""
+    return [
+        io.Combo.Input(
+            "nfe",
+            options=NFE,
+            default=STUDENT_STEPS,
+            tooltip="Model evaluations per block: fewer is faster. student's takes what the MODEL was trained for (4 "
+            "where it does not say); custom takes the list in steps.",
+        ),
+        io.String.Input(
+            "steps",
+            default="1000, 750, 500, 250",
+            tooltip="For nfe custom: falling steps in (0, 1000], before the shift.",
+            **ADVANCED,
+        ),
+        io.Float.Input(
+            "shift",
+            default=0.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            tooltip="Flow shift. 0 takes what the MODEL was trained for (5 where it does not say, as every "
+            "published Wan student was).",
+            **ADVANCED,
+        ),
+    ]
+
+
+def sampling_widgets() -> list[io.Input]:
+    """The widgets that Salt Rollout and Extend Video end with, in order."""
+    return [
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=2**64 - 1,
+            control_after_generate=True,
+            tooltip="The same seed gives the same blocks, whatever the length: a longer clip begins like the shorter.",
+        ),
+        *step_widgets(),
+        stepping_widget(**ADVANCED),
+        io.Float.Input(
+            "cfg",
+            default=1.0,
+            min=0.0,
+            max=30.0,
+            step=0.1,
+            tooltip="Guidance. Few-step students need none: 1 is off. Above, every step is evaluated twice.",
+            **ADVANCED,
+        ),
+        frames_per_block_widget("Latent frames per block; 0 takes what the MODEL was trained for.", **ADVANCED),
+    ]
