@@ -42,9 +42,12 @@ def shares(layers: int, prefer: Preference, policy: str = "sink:3,window:12") ->
     """Share of every kind, seconds of the forward, and the floating-point operations that it does per second."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pipe = random_wan(device, {**WAN_1_3B, "num_layers": layers})
-    pipe.prefer(prefer)
+    pipe.set_acceleration(prefer)
     memory = pipe.transformer.new_memory(MemoryPolicy.parse(policy), 1, 60, 104)
-    model, text = CausalModel(pipe.transformer), Conditioning(pipe.text.encode([""]).to(device, torch.bfloat16))
+    model, text = (
+        CausalModel(pipe.transformer),
+        Conditioning(pipe.prompt_encoder.encode([""]).to(device, torch.bfloat16)),
+    )
     x = torch.randn(1, 16, 3, 60, 104, device=device, dtype=torch.bfloat16)
     t = torch.full((1, 3), 500.0, device=device)
     for _ in range(4):

@@ -46,7 +46,7 @@ class Bench:
         if self.made is None or self.made[0] != prefer:
             self.clear()
             pipe = generation.random_wan(self.device) if self.device.type == "cuda" else generation.embedded()
-            pipe.prefer(prefer)
+            pipe.set_acceleration(prefer)
             self.made = prefer, pipe
         generation.decode_with(self.made[1], "wan")
         return self.made[1]

@@ -19,10 +19,10 @@ from salt.memory import MemoryPolicy
 from salt.models.taehv import TinyDecoder, TinyStreamDecoder
 from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.noise import SeededNoise
-from salt.pipeline import FPS, SaltPipeline
+from salt.pipeline import SaltPipeline
 from salt.rollout import RolloutSettings
 from salt.schedule import Schedule
-from salt.spec import StudentSpec
+from salt.spec import FPS, StudentSpec
 from train.config.model_configs import WAN_1_3B
 from train.experiments.tiny.run_state import placed
 
@@ -34,7 +34,7 @@ REPEATS = 2
 
 @dataclass(frozen=True)
 class Case:
-    """policy: the memory. nfe: evaluations per block. prefer: as `SaltPipeline.prefer`. decoder: wan or taehv."""
+    """policy: the memory. nfe: evaluations per block. prefer: see `set_acceleration`. decoder: wan or taehv."""
 
     policy: str
     nfe: int
@@ -54,7 +54,7 @@ def random_wan(device: torch.device, config: dict[str, Any] = WAN_1_3B, size: tu
         transformer = placed(SaltTransformer3DModel(out_channels=16, **config).bfloat16().eval(), str(device))
         vae = placed(AutoencoderKLWan().bfloat16().eval(), str(device))
     pipe = SaltPipeline(transformer, vae, student=StudentSpec(), default_size=size)
-    pipe.text = RandomText(512)
+    pipe.set_prompt_encoder(RandomText(512))
     return _quiet(pipe)
 
 
@@ -66,10 +66,10 @@ def _quiet(pipe: SaltPipeline) -> SaltPipeline:
 def decode_with(pipe: SaltPipeline, decoder: str) -> None:
     """Wan's VAE, or a decoder of TAEHV's size with random weights."""
     if decoder == "wan":
-        pipe.use_wan()
+        pipe.set_decoder("wan")
         return
     model = TinyDecoder().to(pipe.run_device, torch.float16 if pipe.run_device.type == "cuda" else torch.float32)
-    pipe.new_decoder = lambda: TinyStreamDecoder(model.eval())
+    pipe.set_decoder(lambda: TinyStreamDecoder(model.eval()))
 
 
 def clip_seconds(pipe: SaltPipeline, case: Case, frames: int, decoded: bool = False, repeats: int = REPEATS) -> float:
@@ -119,8 +119,8 @@ def _least(pipe: SaltPipeline, nfe: int, window: int, ceiling: dict[str, float])
     """Seconds that a block's multiplications take at the measured matmul's rate: its steps and its context pass."""
     config, (height, width) = pipe.transformer.config, pipe.default_size
     tokens = (height // pipe.spatial_scale // 2) * (width // pipe.spatial_scale // 2)
-    work = forward_flops(config, BLOCK * tokens, window * tokens, pipe.text.encode([PROMPT]).shape[1])
-    linear = ceiling["fp8_flops"] if pipe.speed.fp8 else ceiling["flops"]
+    work = forward_flops(config, BLOCK * tokens, window * tokens, pipe.prompt_encoder.encode([PROMPT]).shape[1])
+    linear = ceiling["fp8_flops"] if pipe.acceleration.fp8 else ceiling["flops"]
     return (nfe + 1) * (work["linear"] / linear + work["attention"] / ceiling["flops"])
 
 
@@ -172,7 +172,7 @@ def first_frame(pipe: SaltPipeline, case: Case) -> float:
 def plain_per_block(pipe: SaltPipeline, case: Case, short: int = SHORT, long: int = LONG) -> float:
     """The plain loop's seconds per block, measured as `per_block` does."""
     student, (height, width) = pipe.transformer, (n // 8 for n in pipe.default_size)
-    text = Conditioning(pipe.text.encode([PROMPT]).to(student.device, student.dtype))
+    text = Conditioning(pipe.prompt_encoder.encode([PROMPT]).to(student.device, student.dtype))
     policy, settings = MemoryPolicy.parse(case.policy), RolloutSettings(Schedule.of(case.nfe, pipe.spec.shift))
 
     def clip(frames: int) -> None:

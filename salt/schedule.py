@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .errors import InputError
+
 NUM_TRAIN_TIMESTEPS = 1000
 STEP_LISTS: dict[int, tuple[float, ...]] = {
     8: (1000, 875, 750, 625, 500, 375, 250, 125),
@@ -26,7 +28,7 @@ def step_list(nfe: int) -> tuple[float, ...]:
     Raises ValueError for nfe < 1.
     """
     if nfe < 1:
-        raise ValueError(f"nfe: found {nfe}, expected 1 or more")
+        raise InputError("nfe", f"found {nfe}, expected 1 or more")
     return STEP_LISTS.get(nfe) or tuple(NUM_TRAIN_TIMESTEPS * (nfe - i) / nfe for i in range(nfe))
 
 
@@ -35,7 +37,7 @@ def check_steps(steps: Sequence[float]) -> tuple[float, ...]:
     steps = tuple(float(s) for s in steps)
     falling = all(a > b for a, b in zip(steps, steps[1:], strict=False))
     if not steps or not falling or not (0 < steps[-1] and steps[0] <= NUM_TRAIN_TIMESTEPS):
-        raise ValueError(f"steps: found {list(steps)}, expected strictly falling values in (0, 1000]")
+        raise InputError("steps", f"found {list(steps)}, expected strictly falling values in (0, 1000]")
     return steps
 
 
@@ -71,7 +73,7 @@ class Schedule:
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", check_steps(self.steps))
         if not self.shift > 0:
-            raise ValueError(f"shift: found {self.shift}, expected a number above 0")
+            raise InputError("shift", f"found {self.shift}, expected a number above 0")
 
     @classmethod
     def of(cls, nfe: int, shift: float = 5.0) -> Schedule:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from .memory import MemoryPolicy
 from .schedule import STEP_LISTS, Schedule
+
+FPS = 16  # pixel frames per second of Wan 2.1's clips and of salt-tiny's
+TINY_FOLDER = Path(__file__).parent / "assets" / "tiny"  # diffusers folder of the embedded model, salt-tiny
 
 
 @dataclass(frozen=True)

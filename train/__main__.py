@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from salt.acceleration.device import usable_device
+from salt.errors import InputError
 from train.config.recipe import RecipeError
 from train.data.precompute import add_precompute
 from train.distill import add_distill, is_main
@@ -73,7 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         # What is wrong with a recipe every process finds; anything else may have met only this one.
         if is_main() or not isinstance(error, RecipeError):
-            print("error:", " ".join(str(error).splitlines()) or type(error).__name__, file=sys.stderr)
+            option = isinstance(error, InputError) and hasattr(arguments, error.field)
+            text = error.phrased(f"--{error.field}") if option else str(error)
+            print("error:", " ".join(text.splitlines()) or type(error).__name__, file=sys.stderr)
         return FAILED
     return 0
 

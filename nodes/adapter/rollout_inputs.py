@@ -87,7 +87,7 @@ def plan_rollout(inputs: RolloutInputs, clip: ClipStart, policy: MemoryPolicy | 
     length = plan_length(
         PipelineInputs(seconds=inputs.seconds),
         spec,
-        given=0 if clip.start is None else clip.start.shape[2],
+        start_frames=0 if clip.start is None else clip.start.shape[2],
         extends=extends,
         seamless=extends,
     )

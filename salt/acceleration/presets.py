@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ..errors import InputError
 from ..memory import MemoryPolicy
 from ..memory.policy import Precision
 
@@ -54,7 +55,7 @@ def speed_of(preference: str) -> AccelerationPreset:
     """Raises ValueError that names the words there are."""
     if preference not in PREFERENCES:
         words = ", ".join(map(repr, PREFERENCES))
-        raise ValueError(f"prefer: found {preference!r}, expected one of {words}")
+        raise InputError("prefer", f"found {preference!r}, expected one of {words}")
     return PREFERENCES[preference]
 
 
@@ -81,11 +82,11 @@ def fp8_linears(model: nn.Module) -> None:
     # Not all parameters': modulation, norms and the time embedder stay in float32.
     weights = [model.get_parameter(f"{name}.weight") for name, m in model.named_modules() if chosen(m, name)]
     if found := {str(w.dtype) for w in weights} - {"torch.bfloat16"}:
-        raise ValueError(f"prefer: found 'fastest' with weights in {', '.join(found)}, expected torch.bfloat16")
+        raise InputError("prefer", f"found 'fastest' with weights in {', '.join(found)}, expected torch.bfloat16")
     device = weights[0].device
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
-        raise ValueError(
-            f"prefer: found 'fastest' on {device}, expected a GPU that multiplies in float8 (8.9 or newer)"
+        raise InputError(
+            "prefer", f"found 'fastest' on {device}, expected a GPU that multiplies in float8 (8.9 or newer)"
         )
     try:
         from torchao.quantization import (  # pyright: ignore[reportMissingImports]
@@ -94,5 +95,5 @@ def fp8_linears(model: nn.Module) -> None:
             quantize_,
         )
     except ImportError as error:
-        raise ValueError("prefer: found no torchao, expected it for 'fastest' (pip install torchao)") from error
+        raise InputError("prefer", "found no torchao, expected it for 'fastest' (pip install torchao)") from error
     quantize_(model, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), filter_fn=chosen)

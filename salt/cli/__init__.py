@@ -1,4 +1,4 @@
-"""The command line `salt`. Each subcommand is a file here; this one only finds it, and turns errors into one line."""
+"""The command line `salt`: one file per subcommand, and errors as one line."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from ..errors import InputError
 from . import convert, demo, generate, inspect, pull, run_workflow
 
 COMMANDS = (generate, demo, convert, inspect, pull, run_workflow)
-FAILED, INTERRUPTED = 2, 130
+FAILED, INTERRUPTED = 2, 130  # exit codes
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         if arguments.debug:
             raise
-        print("error:", " ".join(str(error).splitlines()) or type(error).__name__, file=sys.stderr)
+        field = generate.OPTIONS.get(error.field) if isinstance(error, InputError) else None
+        text = error.phrased(field) if isinstance(error, InputError) and field else str(error)
+        print("error:", " ".join(text.splitlines()) or type(error).__name__, file=sys.stderr)
         return FAILED
     return 0

@@ -18,8 +18,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from .jobs import Options, generate_one
+    from ..pipeline.from_options import PipelineOptions
+    from .generation import GenerationOptions, generate_one
 
-    request = {"num_frames": FRAMES, "fuse": True, "num_inference_steps": arguments.nfe}
-    figures = generate_one(arguments.prompt, arguments.out, Options(device="cpu", seed=arguments.seed, request=request))
-    print(f'{arguments.out}: "{arguments.prompt}", {figures}')
+    inputs = {"num_frames": FRAMES, "fuse": True, "num_inference_steps": arguments.nfe}
+    options = GenerationOptions(PipelineOptions(device="cpu"), arguments.seed, inputs)
+    stats = generate_one(arguments.prompt, arguments.out, options)
+    print(f'{arguments.out}: "{arguments.prompt}", {stats}')

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .jobs import Options
+from typing import Any
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -85,31 +82,32 @@ def _numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected numbers with commas, as 1000,500") from None
 
 
-# How the command line calls what the pipeline's errors begin with; a policy's own fields come after its option.
-NAMES = {
+# The options of the fields that errors of the library are about; a memory policy's own fields come after its option.
+OPTIONS = {
     "num_frames": "--frames",
     "num_inference_steps": "--nfe",
     "nfe": "--nfe",
     "prompt_schedule": "--prompt-at",
     "memory_policy": "--memory",
-    "memory policy": "--memory",
+    "policy": "--memory",
     "guidance_scale": "--guidance",
     "negative_prompt": "--negative",
-    **{name: f"--{name}" for name in ("seconds", "width", "height", "image", "steps", "shift", "stepping", "prefer")},
+    "memory": "--extend",
+    "save_memory": "--save-memory",
+    **{
+        name: f"--{name}"
+        for name in (
+            *("seconds", "width", "height", "image", "steps", "shift", "stepping", "seed"),
+            *("prefer", "parts", "tiles", "decoder", "device", "dtype"),
+        )
+    },
     **{name: f"--memory: {name}" for name in ("window", "sink", "blend")},
 }
 
 
-def in_own_words(error: ValueError) -> ValueError:
-    """An error of the pipeline with its options named as they are here."""
-    head, colon, rest = str(error).partition(":")
-    named = [NAMES.get(name, "") for name in head.split(" and ")]
-    return ValueError(f"{' and '.join(named)}{colon}{rest}") if all(named) else error
-
-
-def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The pipeline's options (see `salt.pipeline.PipelineInputs`) that the arguments state."""
-    stated = {
+def inputs_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `SaltPipeline.stream` (see `salt.pipeline.PipelineInputs`) that the command line has."""
+    values = {
         "seconds": arguments.seconds,
         "num_frames": arguments.frames,
         "width": arguments.width,
@@ -121,12 +119,12 @@ def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "stepping": arguments.stepping,
         "memory_policy": arguments.memory,
     }
-    options = {key: value for key, value in stated.items() if value is not None}
+    inputs = {key: value for key, value in values.items() if value is not None}
     if arguments.guidance != 1.0:
-        options |= {"guidance_scale": arguments.guidance, "negative_prompt": arguments.negative}
+        inputs |= {"guidance_scale": arguments.guidance, "negative_prompt": arguments.negative}
     if arguments.prompt_at:
-        options["prompt_schedule"] = [(_seconds(at), text, arguments.switch) for at, text in arguments.prompt_at]
-    return options | ({"fuse": True} if arguments.fuse else {})
+        inputs["prompt_schedule"] = [(_seconds(at), text, arguments.switch) for at, text in arguments.prompt_at]
+    return inputs | ({"fuse": True} if arguments.fuse else {})
 
 
 def _seconds(text: str) -> float:
@@ -140,21 +138,18 @@ def run(arguments: argparse.Namespace) -> None:
     if (arguments.prompt is None) == (arguments.prompts is None):
         raise ValueError("prompt: expected one prompt, or --prompts FILE")
     if arguments.prompts and (arguments.extend or arguments.save_memory):
-        raise ValueError("--extend, --save-memory: found them with --prompts, expected one prompt")
-    from .jobs import Options, generate_many, generate_one
+        raise ValueError("--extend and --save-memory are not supported with --prompts")
+    from ..pipeline.from_options import PipelineOptions
+    from .generation import GenerationOptions, generate_many, generate_one
 
-    options: Options = Options(
+    pipeline = PipelineOptions(
         model=arguments.model, parts=arguments.parts, weights=arguments.weights, lora=arguments.lora,
         decoder=arguments.decoder, tiles=arguments.tiles, device=arguments.device, dtype=arguments.dtype,
         text_precision=arguments.text_precision, text_cache=arguments.text_cache, prefer=arguments.prefer,
-        seed=arguments.seed,
-        request=options_of(arguments),
     )  # fmt: skip
-    try:
-        if arguments.prompts:
-            generate_many(arguments.prompts, arguments.out, options)
-            return
-        figures = generate_one(arguments.prompt, arguments.out, options, arguments.extend, arguments.save_memory)
-    except ValueError as error:
-        raise in_own_words(error) from error
-    print(f"{arguments.out}: {figures}")
+    options = GenerationOptions(pipeline, arguments.seed, inputs_of(arguments))
+    if arguments.prompts:
+        generate_many(arguments.prompts, arguments.out, options)
+        return
+    stats = generate_one(arguments.prompt, arguments.out, options, arguments.extend, arguments.save_memory)
+    print(f"{arguments.out}: {stats}")

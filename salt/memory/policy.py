@@ -10,6 +10,8 @@ import re
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
+from ..errors import InputError
+
 Kind = Literal["full", "window", "sink", "relative", "cyclic", "blended"]
 Precision = Literal["model", "int8", "fp8", "int4"]
 Residence = Literal["device", "cpu"]
@@ -48,15 +50,15 @@ class MemoryPolicy:
         _one_of("residence", self.residence, RESIDENCES)
         if (self.kind == "full") != (self.window is None):
             expected = "no window for kind full" if self.kind == "full" else f"a number of frames for kind {self.kind}"
-            raise ValueError(f"window: found {self.window}, expected {expected}")
+            raise InputError("window", f"found {self.window}, expected {expected}")
         if self.sink < 0 or (self.sink > 0 and self.kind in ("full", "window", "cyclic")):
-            raise ValueError(f"sink: found {self.sink}, expected 0 for kind {self.kind}")
+            raise InputError("sink", f"found {self.sink}, expected 0 for kind {self.kind}")
         if self.kind == "blended" and self.sink == 0:
-            raise ValueError("sink: found 0, expected at least 1 for kind blended")
+            raise InputError("sink", "found 0, expected at least 1 for kind blended")
         if self.window is not None and self.window <= self.sink:
-            raise ValueError(f"window: found {self.window}, expected more than the sink's {self.sink} frames")
+            raise InputError("window", f"found {self.window}, expected more than the sink's {self.sink} frames")
         if not 0.0 <= self.blend <= 1.0:
-            raise ValueError(f"blend: found {self.blend}, expected a number from 0 to 1")
+            raise InputError("blend", f"found {self.blend}, expected a number from 0 to 1")
 
     @property
     def relative(self) -> bool:
@@ -66,9 +68,10 @@ class MemoryPolicy:
     def check_block(self, frames: int) -> None:
         """Raise ValueError if a block of `frames` latent frames cannot live in this memory."""
         if self.window is not None and self.window < self.sink + frames:
-            raise ValueError(
-                f"window: found {self.window}, expected at least {self.sink + frames} "
-                f"(sink {self.sink} + a block of {frames} latent frames)"
+            raise InputError(
+                "window",
+                f"found {self.window}, expected at least {self.sink + frames} "
+                f"(sink {self.sink} + a block of {frames} latent frames)",
             )
 
     @property
@@ -136,10 +139,11 @@ class MemoryPolicy:
             elif name in ("sink", "relative", "blended") and value.isdigit():
                 new = {"kind": name, "sink": int(value)}
             if not new or new.keys() & fields.keys():  # nothing that is known, or said a second time
-                raise ValueError(
-                    f"memory policy: found {text!r} (at {part!r}), expected one of full | window:W | sink:S,window:W | "
+                raise InputError(
+                    "memory_policy",
+                    f"found {text!r} (at {part!r}), expected one of full | window:W | sink:S,window:W | "
                     "relative:S,window:W | cyclic:W | blended:S,window:W[,blend:A], "
-                    "then optionally ,int8 ,fp8 ,int4 ,cpu"
+                    "then optionally ,int8 ,fp8 ,int4 ,cpu",
                 )
             fields |= new
         return cls(**{"kind": "window" if "window" in fields else "full", **fields})
@@ -163,4 +167,4 @@ def _number(text: str) -> bool:
 
 def _one_of(field: str, value: object, choices: tuple) -> None:
     if value not in choices:
-        raise ValueError(f"{field}: found {value!r}, expected one of {', '.join(choices)}")
+        raise InputError(field, f"found {value!r}, expected one of {', '.join(choices)}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -245,7 +245,7 @@ class CausalModel:
     Channels of the condition (I2V) cover the whole clip; the frames of this forward are cut out of them.
     """
 
-    def __init__(self, student: torch.nn.Module) -> None:
+    def __init__(self, student: Callable[..., tuple[Tensor, ...]]) -> None:
         self.student = student
         self.contexts = CrossAttentionCaches()
 

@@ -1,12 +1,12 @@
-"""The front desk: prompts in, frames out, in diffusers' habits."""
+"""Text-to-video pipeline in diffusers' form: prompts in, frames out."""
 
-from .components import TINY, load_components
-from .inputs import FPS, Length, PipelineInputs, plan_length
-from .pipeline import Chunk, SaltPipeline, SaltPipelineOutput
+from .components import TINY_NAME, load_components
+from .inputs import Length, PipelineInputs, plan_length
+from .pipeline import SaltPipeline, SaltPipelineOutput
+from .run import Chunk
 
 __all__ = [
-    "FPS",
-    "TINY",
+    "TINY_NAME",
     "Chunk",
     "Length",
     "PipelineInputs",

@@ -1,4 +1,4 @@
-"""The pipeline's parts from disk: the embedded tiny system, and the folder of parts beside a checkpoint file."""
+"""Components of a pipeline: the record that a run reads, and loading them from the embedded or a diffusers folder."""
 
 from __future__ import annotations
 
@@ -11,54 +11,101 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.models.modeling_utils import no_init_weights
+from transformers import BaseImageProcessor, PreTrainedModel
 
+from ..acceleration.cuda_graphs import CUDAGraphTransformer
+from ..acceleration.presets import AccelerationPreset
+from ..memory import BufferPool
+from ..models.text_encoder import TextEncoder
 from ..models.transformer_salt import SaltTransformer3DModel
+from ..spec import TINY_FOLDER, StudentSpec
 
-TINY = Path(__file__).parents[1] / "assets" / "tiny"
 TINY_NAME = "salt-tiny"
 INDEX = "model_index.json"
 
 
+@dataclass(frozen=True)
+class PipelineComponents:
+    """What a run reads of a pipeline: models, settings and the device, as they are when the run begins.
+
+    text_encoder: None where a pipeline can take prompt embeddings only. default_size: pixels (H, W). graphed: the
+    transformer with CUDA graphs, where it may be used. scales: pixels per latent pixel, and pixel frames per latent
+    frame.
+    """
+
+    transformer: SaltTransformer3DModel
+    vae: AutoencoderKLWan
+    text_encoder: TextEncoder | None
+    image_encoder: PreTrainedModel | None
+    image_processor: BaseImageProcessor | None
+    spec: StudentSpec
+    default_size: tuple[int, int]
+    spatial_scale: int
+    temporal_scale: int
+    acceleration: AccelerationPreset
+    buffer_pool: BufferPool
+    device: torch.device
+    graphed: CUDAGraphTransformer | None = None
+
+    @property
+    def bidirectional(self) -> bool:
+        return self.spec.frames_per_block == 0
+
+    @property
+    def image_to_video(self) -> bool:
+        """Whether the transformer takes the channels of an image beside the noise (Wan 2.1 I2V)."""
+        return self.transformer.config.in_channels > self.transformer.config.out_channels
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether accelerate moves the transformer's weights between uses."""
+        return hasattr(self.transformer, "_hf_hook")
+
+
 @dataclass
-class Components:
-    """What a pipeline needs beside the transformer. `text` is the folder of a UMT5, where there is one."""
+class LoadedComponents:
+    """The components of a folder beside the transformer. `text_folder` is the folder of a UMT5, where there is one."""
 
     vae: AutoencoderKLWan
-    words: dict[str, Any] | None
-    text: Path | None
+    words: dict | None
+    text_folder: Path | None
     default_size: list[int] | None
-    image_encoder: Any = None
-    image_processor: Any = None
+    image_encoder: PreTrainedModel | None = None
+    image_processor: BaseImageProcessor | None = None
 
 
 def tiny_folder() -> Path:
-    """The embedded default. Raises FileNotFoundError where the weights were not installed with the package."""
-    if not (TINY / INDEX).is_file():
-        raise FileNotFoundError(f"{TINY / INDEX}: found no such file, expected the embedded weights of {TINY_NAME}")
-    return TINY
+    """The folder of salt-tiny. Raises FileNotFoundError where the weights were not installed with the package."""
+    if not (TINY_FOLDER / INDEX).is_file():
+        raise FileNotFoundError(
+            f"{TINY_FOLDER / INDEX}: found no such file, expected the embedded weights of {TINY_NAME}"
+        )
+    return TINY_FOLDER
 
 
-def load_components(folder: str | Path, dtype: torch.dtype | None = None) -> Components:
-    """VAE, text and image parts of a folder laid out as diffusers does it (`vae/`, `text_encoder/`, `tokenizer/`, ...).
+def load_components(folder: str | Path, dtype: torch.dtype | None = None) -> LoadedComponents:
+    """VAE, text and image components of a folder laid out as diffusers does it (`vae/`, `text_encoder/`, ...).
 
     dtype: of the image encoder; the VAE stays in float32, in which Wan's is exact. UMT5 is not loaded yet.
     Raises FileNotFoundError when the folder has no `vae/`, or neither a text encoder nor a word table.
     """
     folder = Path(folder)
     if not (folder / "vae" / "config.json").is_file():
-        raise FileNotFoundError(f"{folder}: found no vae/config.json, expected Wan's parts (vae/, text_encoder/, ...)")
+        raise FileNotFoundError(
+            f"{folder}: found no vae/config.json, expected Wan's components (vae/, text_encoder/, ...)"
+        )
     index = _read_index(folder)
-    words, text = index.get("words"), folder if (folder / "text_encoder").is_dir() else None
-    if words is None and text is None:
+    words, text_folder = index.get("words"), folder if (folder / "text_encoder").is_dir() else None
+    if words is None and text_folder is None:
         raise FileNotFoundError(f"{folder}: found no text_encoder/, expected Wan's text encoder in it")
     vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
-    parts = Components(vae, words, text, index.get("default_size"))
+    loaded = LoadedComponents(vae, words, text_folder, index.get("default_size"))
     if (folder / "image_encoder").is_dir():
         from transformers import CLIPImageProcessor, CLIPVisionModel
 
-        parts.image_encoder = CLIPVisionModel.from_pretrained(folder / "image_encoder", dtype=dtype or torch.float32)
-        parts.image_processor = CLIPImageProcessor.from_pretrained(folder / "image_processor")
-    return parts
+        loaded.image_encoder = CLIPVisionModel.from_pretrained(folder / "image_encoder", dtype=dtype or torch.float32)
+        loaded.image_processor = CLIPImageProcessor.from_pretrained(folder / "image_processor")
+    return loaded
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
@@ -71,8 +118,8 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: is damaged ({error})") from error
 
 
-def promote(transformer: WanTransformer3DModel) -> SaltTransformer3DModel:
-    """Wan's transformer as a student; parameters are shared, not copied. A student stays as it is."""
+def as_salt_transformer(transformer: WanTransformer3DModel) -> SaltTransformer3DModel:
+    """Wan's transformer as a student; parameters are shared, not copied. A student is returned as it is."""
     if isinstance(transformer, SaltTransformer3DModel):
         return transformer
     config = {key: value for key, value in transformer.config.items() if not key.startswith("_")}

@@ -1,85 +1,117 @@
-"""What a caller asks of the pipeline, and how its lengths, prompts and seeds are read. Plain values; no model here."""
+"""Arguments of a pipeline call, and how its lengths, prompts and seeds are read. Plain values; no model here."""
 
 from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..conditioning import Switch
+from ..errors import InputError
 from ..memory import KVMemory, MemoryPolicy
+from ..noise import batch_seeds
+from ..rollout import Stepping
 from ..schedule import Schedule, step_list
-from ..spec import StudentSpec
-from .start_image import Picture
+from ..spec import FPS, StudentSpec
+from .start_image import StartImage
 
-FPS = 16
 DEFAULT_SECONDS = 5.0
+EXCLUSIVE = (
+    ("prompt", "prompt_embeds"),
+    ("negative_prompt", "negative_prompt_embeds"),
+    ("num_frames", "seconds"),
+    ("num_inference_steps", "steps"),
+    ("seed", "generator"),
+    ("image", "initial_latents"),
+    ("initial_latents", "memory"),
+)
 
 PromptAt = tuple[float, str] | tuple[float, str, Switch]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineInputs:
-    """Every option of `SaltPipeline.__call__` and `SaltPipeline.stream`, except for the form of the output.
+    """Every argument of `SaltPipeline.__call__` and `SaltPipeline.stream`, except for callbacks and the output's form.
 
+    prompt: one text or several; or prompt_embeds [P, L, D], as `SaltPipeline.encode_prompt` returns them.
+    negative_prompt: one, or one per prompt, for guidance (default: the empty text); or negative_prompt_embeds.
+    height, width: pixels; the pipeline's own size by default. An image that starts the clip is cut to them.
     num_frames or seconds: length of the new part, in pixel frames (an exact fit) or in seconds at 16 frames per second
-        (rounded up to whole blocks); 5 seconds if neither is given. A start counts, what `memory` holds does not.
-    height, width: pixels; the pipeline's own size by default. Where a picture starts the clip, it is cut to them.
-    num_inference_steps: NFE per block; or steps: the list itself, falling, in (0, 1000]. Default: the student's.
-    shift: warp of the steps. stepping: `sde` or `ode`; a bidirectional student defaults to ode.
-    memory_policy: a `MemoryPolicy` or its line (`sink:3,window:12`). Default: the student's.
-    guidance_scale: 1 = off. negative_prompt: for guidance.
-    seed: one, or one per prompt; or generator, whose initial seed is taken. Random if neither is given.
-    image: a picture or video that the clip starts from; or initial_latents [B, 16, F, H, W], normalised.
-    memory: a memory to go on from (it is written to); negative_memory: of the unconditional branch, with guidance.
-    history_latents: [B, 16, F, H, W], the latest latents of the clip in `memory`: they let the decoder go on without a
-        seam, and a prompt change recache.
+        (rounded up to whole blocks); 5 seconds by default. The frames of `image` or `initial_latents` count, those
+        that `memory` holds do not.
+    num_inference_steps: model evaluations per block; or steps: the list itself, falling, in (0, 1000]. Default: the
+        student's. shift: warp of the steps. stepping: `sde` or `ode`; `ode` by default for bidirectional models.
+    guidance_scale: classifier-free guidance, 1 = off.
+    num_videos_per_prompt: clips of every prompt; the clips of one prompt stand side by side in the batch.
+    generator: one for all clips, or one per clip. Every clip's seed is drawn from it (`clip_seeds`).
+    seed: an integer (the clips of a batch take seed, seed + 1, ...), or one per clip. Random without both.
+    latents: [B, 16, F, H, W], initial noise of the new latent frames; the re-noise between steps is still drawn.
+    image: an image or video that the clip starts from; or initial_latents [B, 16, F, H, W], normalised.
+    memory: a memory to extend (it is written to); negative_memory: of the unconditional branch, with guidance.
+    memory_policy: a `MemoryPolicy` or its text (`sink:3,window:12`). Default: the student's.
+    history_latents: [B, 16, F, H, W], the latest latents of the clip in `memory`: with them the decoder goes on without
+        a seam, and a prompt change can recache.
     prompt_schedule: (seconds, text) or (seconds, text, switch) with switch keep, recache or cut; seconds of the whole
         clip, what `memory` holds included.
     fuse: one forward for a block's context pass and the next block's first step (same result).
+    Raises InputError for arguments that exclude each other, and for sizes below 1.
     """
 
-    num_frames: int | None = None
-    seconds: float | None = None
+    prompt: str | Sequence[str] | None = None
+    negative_prompt: str | Sequence[str] | None = None
     height: int | None = None
     width: int | None = None
+    num_frames: int | None = None
+    seconds: float | None = None
     num_inference_steps: int | None = None
     steps: Sequence[float] | None = None
     shift: float | None = None
-    stepping: str | None = None
-    memory_policy: MemoryPolicy | str | None = None
+    stepping: Stepping | None = None
     guidance_scale: float = 1.0
-    negative_prompt: str | Sequence[str] = ""
-    seed: int | Sequence[int] | None = None
+    num_videos_per_prompt: int = 1
     generator: torch.Generator | Sequence[torch.Generator] | None = None
-    image: Picture | None = None
-    initial_latents: Tensor | None = None
+    seed: int | Sequence[int] | None = None
+    latents: Tensor | None = field(default=None, repr=False)
+    image: StartImage | None = None
+    initial_latents: Tensor | None = field(default=None, repr=False)
     memory: KVMemory | None = field(default=None, repr=False)
     negative_memory: KVMemory | None = field(default=None, repr=False)
+    memory_policy: MemoryPolicy | str | None = None
     history_latents: Tensor | None = field(default=None, repr=False)
     prompt_schedule: Sequence[PromptAt] = ()
     fuse: bool = False
+    prompt_embeds: Tensor | None = field(default=None, repr=False)
+    negative_prompt_embeds: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        for one, other in (
-            ("num_frames", "seconds"),
-            ("num_inference_steps", "steps"),
-            ("seed", "generator"),
-            ("image", "initial_latents"),
-        ):
-            if getattr(self, one) is not None and getattr(self, other) is not None:
-                raise ValueError(f"{one} and {other}: found both, expected one of them")
-        for name in ("height", "width"):
-            if (found := getattr(self, name)) is not None and found < 1:
-                raise ValueError(f"{name}: found {found} pixels, expected 1 or more")
-        if self.memory is not None and self.initial_latents is not None:
-            raise ValueError("memory and initial_latents: found both, expected one of them")
+        for name, other in EXCLUSIVE:
+            if getattr(self, name) is not None and getattr(self, other) is not None:
+                raise InputError(name, f"cannot be combined with `{other}`")
+        for name, unit in (("height", " pixels"), ("width", " pixels"), ("num_videos_per_prompt", "")):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(name, f"found {value}{unit}, expected 1 or more")
         if self.memory is not None and self.memory_policy is not None:
-            raise ValueError("memory_policy: found it beside a memory, which has its own, expected one of them")
+            raise InputError("memory_policy", "cannot be combined with an existing memory, which has its own policy")
+
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> PipelineInputs:
+        """The inputs among the local variables of a function whose parameters have these names."""
+        return cls(**{f.name: arguments[f.name] for f in fields(cls)})
+
+    @property
+    def guided(self) -> bool:
+        return self.guidance_scale != 1.0
+
+    def prompt_count(self) -> int:
+        """How many prompts there are. Raises InputError for none."""
+        if self.prompt_embeds is not None:
+            return self.prompt_embeds.shape[0]
+        return len(prompt_list(self.prompt))
 
     def schedule(self, spec: StudentSpec) -> Schedule:
         steps = self.steps if self.steps is not None else spec.steps
@@ -94,20 +126,32 @@ class PipelineInputs:
             return MemoryPolicy.parse(self.memory_policy)
         return self.memory_policy or spec.policy
 
-    def seeds(self) -> int | list[int]:
-        """The seed, or one per prompt."""
+    def clip_seeds(self, clips: int) -> tuple[int, ...]:
+        """One seed per clip of the batch.
+
+        A `generator` gives each clip a seed of 63 bits, drawn on the generator's own device: its state decides the
+        clip, and the same generator goes on to other clips in the next call. Noise is then seeded per block as with
+        `seed`, so a block does not depend on the clip's length. Raises InputError for another number than the clips.
+        """
+        if isinstance(self.generator, torch.Generator):
+            return tuple(_draw_seed(self.generator) for _ in range(clips))
         if self.generator is not None:
-            if isinstance(self.generator, torch.Generator):
-                return self.generator.initial_seed()
-            return [g.initial_seed() for g in self.generator]
-        if self.seed is None:
-            return secrets.randbits(32)
-        return self.seed if isinstance(self.seed, int) else list(self.seed)
+            if len(self.generator) != clips:
+                raise InputError("generator", f"found {len(self.generator)}, expected one, or one per clip ({clips})")
+            return tuple(_draw_seed(generator) for generator in self.generator)
+        seed = secrets.randbits(32) if self.seed is None else self.seed
+        if not isinstance(seed, int) and len(seed) != clips:
+            raise InputError("seed", f"found {len(seed)} seeds, expected one per clip ({clips})")
+        return batch_seeds(seed, clips)
+
+
+def _draw_seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
 
 
 @dataclass(frozen=True)
 class Length:
-    """A clip's length. frames: new latent frames to make; total: pixel frames that come out; note: what was rounded."""
+    """A clip's length. frames: new latent frames; total: pixel frames that come out; note: what was rounded."""
 
     frames: int
     total: int
@@ -119,66 +163,67 @@ class Length:
 
 
 def plan_length(
-    request: PipelineInputs,
+    inputs: PipelineInputs,
     spec: StudentSpec,
     *,
-    given: int = 0,
+    start_frames: int = 0,
     extends: bool = False,
     seamless: bool = False,
     temporal_scale: int = 4,
 ) -> Length:
-    """How many latent frames fill the length asked for.
+    """How many latent frames fill the length of `inputs`.
 
-    given: latent frames of a start; extends: the rollout goes on from a memory; seamless: the decoder goes on too.
+    start_frames: latent frames of an image or video start; extends: the rollout goes on from a memory; seamless: the
+    decoder goes on too.
 
-    Raises ValueError when `num_frames` is not filled by whole blocks, naming the nearest numbers that are, and for
+    Raises InputError when `num_frames` is not filled by whole blocks, naming the nearest numbers that are, and for
     seconds that the start alone fills.
     """
     lead = 0 if seamless else temporal_scale - 1  # the first latent frame of a clip is a single pixel frame
     block = max(spec.frames_per_block, 1)
-    first = 1 if spec.independent_first_frame and not extends and not given else 0
+    first = 1 if spec.independent_first_frame and not extends and not start_frames else 0
 
     def pixels(blocks: int) -> int:
-        return (given + first + blocks * block) * temporal_scale - lead
+        return (start_frames + first + blocks * block) * temporal_scale - lead
 
-    if request.num_frames is not None:
-        wanted = float(request.num_frames)
+    if inputs.num_frames is not None:
+        wanted = float(inputs.num_frames)
     else:
-        wanted = DEFAULT_SECONDS if request.seconds is None else request.seconds
+        wanted = DEFAULT_SECONDS if inputs.seconds is None else inputs.seconds
         if not (math.isfinite(wanted) and wanted > 0):
-            raise ValueError(f"seconds: found {wanted:g}, expected a number above 0")
+            raise InputError("seconds", f"found {wanted:g}, expected a number above 0")
         wanted = math.ceil(wanted * FPS - 1e-6)
-        begun = given * temporal_scale - lead
-        if given and wanted <= begun:
-            raise ValueError(f"seconds: found {wanted / FPS:g}, expected more than the start's {begun / FPS:.4g} s")
-    exact = ((wanted + lead) / temporal_scale - given - first) / block
+        started = start_frames * temporal_scale - lead
+        if start_frames and wanted <= started:
+            raise InputError("seconds", f"found {wanted / FPS:g}, expected more than the start's {started / FPS:.4g} s")
+    exact = ((wanted + lead) / temporal_scale - start_frames - first) / block
     least = 0 if first else 1
     below, above = max(math.floor(exact), least), max(math.ceil(exact), least)
-    if request.num_frames is not None and pixels(above) != request.num_frames:
+    if inputs.num_frames is not None and pixels(above) != inputs.num_frames:
         near = " or ".join(dict.fromkeys(str(pixels(n)) for n in (below, above)))
-        after = f" after a start of {given} latent frames" if given else ""
-        raise ValueError(
-            f"num_frames: found {request.num_frames}, expected {near} "
-            f"(blocks of {block * temporal_scale} frames{after})"
+        after = f" after a start of {start_frames} latent frames" if start_frames else ""
+        raise InputError(
+            "num_frames",
+            f"found {inputs.num_frames}, expected {near} (blocks of {block * temporal_scale} frames{after})",
         )
     total = pixels(above)
     note = ""
-    if request.seconds is not None and abs(total / FPS - request.seconds) > 1 / FPS + 1e-6:
-        made = f"{total} frames ({total / FPS:g} s)"
-        note = f"{request.seconds:g} s rounded up to {made}, whole blocks of {block * temporal_scale}"
+    if inputs.seconds is not None and abs(total / FPS - inputs.seconds) > 1 / FPS + 1e-6:
+        rounded = f"{total} frames ({total / FPS:g} s)"
+        note = f"{inputs.seconds:g} s rounded up to {rounded}, whole blocks of {block * temporal_scale}"
     return Length(first + above * block, total, note)
 
 
 def change_frame(seconds: float, temporal_scale: int = 4) -> int:
-    """The latent frame that shows the moment `seconds` of a clip. Raises ValueError unless above 0."""
+    """The latent frame that shows the moment `seconds` of a clip. Raises InputError unless above 0."""
     if not (math.isfinite(seconds) and seconds > 0):
-        raise ValueError(f"prompt_schedule: found a change at {seconds:g} s, expected above 0")
+        raise InputError("prompt_schedule", f"found a change at {seconds:g} s, expected above 0")
     return (round(seconds * FPS) + temporal_scale - 1) // temporal_scale
 
 
-def prompt_list(prompt: str | Sequence[str]) -> list[str]:
-    """One prompt or several as a list. Raises ValueError for none."""
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+def prompt_list(prompt: str | Sequence[str] | None) -> list[str]:
+    """One prompt or several as a list. Raises InputError for none."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
     if not prompts:
-        raise ValueError("prompt: found none, expected at least one")
+        raise InputError("prompt", "found none, expected at least one")
     return prompts

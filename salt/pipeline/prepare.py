@@ -1,40 +1,41 @@
-"""From a request to everything that a rollout takes: encoded prompts, sizes, noise, memory, settings. Runs no steps."""
+"""From the arguments of a call to what a rollout takes: embeddings, sizes, noise, memory, settings. Runs no steps."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor
 
 from ..conditioning import Conditioning, PromptChange, PromptSchedule, Switch
+from ..errors import InputError
 from ..memory import KVMemory, MemoryGeometry
 from ..models.streaming_vae import encode_video
 from ..models.transformer_salt import fingerprint
-from ..noise import SeededNoise
+from ..noise import NoiseSource, SeededNoise
 from ..rollout import RolloutSettings
-from .inputs import FPS, Length, PipelineInputs, change_frame, plan_length, prompt_list
+from ..spec import FPS
+from .components import PipelineComponents
+from .inputs import Length, PipelineInputs, change_frame, plan_length
+from .prompts import encode_prompts
 from .start_image import image_channels, image_embeddings, start_pixels
-
-if TYPE_CHECKING:
-    from .pipeline import SaltPipeline
-
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class PreparedRun:
-    """A request made ready. conditioning holds a schedule of prompts; memory is None for a bidirectional student."""
+    """Arguments of a rollout. conditioning is a schedule of prompts; memory is None for bidirectional models.
+
+    negative_memory: filled in when a guided run begins, where the caller gave none.
+    """
 
     length: Length
     settings: RolloutSettings
-    noise: SeededNoise
-    conditioning: PromptSchedule
+    noise: NoiseSource
+    conditioning: PromptSchedule[Conditioning]
     negative: Conditioning | None
     memory: KVMemory | None
     negative_memory: KVMemory | None
@@ -42,168 +43,232 @@ class PreparedRun:
     history_latents: Tensor | None
 
     @property
-    def calls(self) -> int:
-        """Model calls to come, as a progress bar counts them: denoising steps and context passes."""
-        nfe, per_block = self.settings.schedule.nfe, self.settings.frames_per_block
+    def blocks(self) -> int:
+        return 1 if self.memory is None else math.ceil(self.length.frames / self.settings.frames_per_block)
+
+    @property
+    def denoising_steps(self) -> int:
+        """Denoising steps of all blocks: how often `callback_on_step_end` is called."""
+        return self.blocks * self.settings.schedule.nfe
+
+    @property
+    def model_calls(self) -> int:
+        """Model calls as a progress bar counts them: denoising steps and context passes."""
         if self.memory is None:
-            return nfe
-        blocks = math.ceil(self.length.frames / per_block)
-        given = 0 if self.initial_latents is None else math.ceil(self.initial_latents.shape[2] / per_block)
-        return given + blocks * nfe + (1 if self.settings.fuse else blocks)
+            return self.denoising_steps
+        start = 0 if self.initial_latents is None else self.initial_latents.shape[2]
+        contexts = math.ceil(start / self.settings.frames_per_block)
+        return contexts + self.denoising_steps + (1 if self.settings.fuse else self.blocks)
+
+
+class GivenNoise:
+    """Another source's noise, except for the initial noise of the new frames: latents [B, C, F, H, W], from latent
+    frame `offset` on."""
+
+    def __init__(self, latents: Tensor, offset: int, source: NoiseSource) -> None:
+        self.latents, self.offset, self.source = latents, offset, source
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return self.source.seeds
+
+    def __call__(self, start: int, frames: int, draw: int) -> Tensor:
+        if draw:
+            return self.source(start, frames, draw)
+        return self.latents[:, :, start - self.offset : start - self.offset + frames]
 
 
 @torch.no_grad()
-def prepare(pipe: SaltPipeline, prompt: str | Sequence[str], request: PipelineInputs) -> PreparedRun:
-    """Raises ValueError, naming the option, for what does not fit the student, the memory or each other."""
-    prompts = prompt_list(prompt)
-    spec, config, device, batch = pipe.spec, pipe.transformer.config, pipe.run_device, len(prompts)
-    bidirectional = spec.frames_per_block == 0
-    wants_image = config.in_channels > config.out_channels
-    _check_kind(request, bidirectional, wants_image)
-    size = _size(pipe, request)
-    scale, temporal = pipe.spatial_scale, pipe.temporal_scale
-    latent_size = (size[0] // scale, size[1] // scale)
-    pixels = None if request.image is None else start_pixels(request.image, size, batch)
-    initial = request.initial_latents
-    if pixels is not None and not wants_image:
-        initial = encode_video(pipe.vae, pixels)
-    if initial is not None:
-        expected = (batch, config.out_channels, *latent_size)
-        if (found := (*initial.shape[:2], *initial.shape[3:])) != expected:
-            raise ValueError(f"initial_latents: found (batch, channels, height, width) = {found}, expected {expected}")
-        initial = initial.to(device, torch.float32)
-    past = request.memory.next_frame if request.memory is not None else 0
-    history = request.history_latents
-    given = 0 if initial is None else initial.shape[2]
-    planned = replace(spec, frames_per_block=spec.frames_per_block or 1)
+def prepare(components: PipelineComponents, inputs: PipelineInputs) -> PreparedRun:
+    """Raises InputError for what does not fit the model, the memory or another argument; ValueError of the parts."""
+    batch = inputs.prompt_count() * inputs.num_videos_per_prompt
+    config, spec = components.transformer.config, components.spec
+    _check_support(components, inputs)
+    size = _pixel_size(components, inputs)
+    latent_size = (size[0] // components.spatial_scale, size[1] // components.spatial_scale)
+    pixels = None
+    if inputs.image is not None:
+        pixels = start_pixels(inputs.image, size, batch, inputs.num_videos_per_prompt)
+    initial = _initial_latents(components, inputs, pixels, (batch, config.out_channels, *latent_size))
+    past = 0 if inputs.memory is None else inputs.memory.next_frame
+    start_frames = 0 if initial is None else initial.shape[2]
+    spec = replace(spec, frames_per_block=spec.frames_per_block or 1)
     length = plan_length(
-        request, planned, given=given, extends=past > 0, seamless=history is not None, temporal_scale=temporal
-    )
+        inputs, spec, start_frames=start_frames, extends=past > 0, seamless=inputs.history_latents is not None,
+        temporal_scale=components.temporal_scale,
+    )  # fmt: skip
     if length.note:
         log.info(length.note)
-    stepping = request.stepping or ("ode" if bidirectional else "sde")
     settings = RolloutSettings(
-        schedule=request.schedule(spec),
-        stepping=cast(Literal["sde", "ode"], stepping),
-        frames_per_block=planned.frames_per_block,
+        schedule=inputs.schedule(spec),
+        stepping=inputs.stepping or ("ode" if components.bidirectional else "sde"),
+        frames_per_block=spec.frames_per_block,
         independent_first_frame=spec.independent_first_frame,
-        guidance=request.guidance_scale,
-        fuse=request.fuse or pipe.speed.fuse,
+        guidance=inputs.guidance_scale,
+        fuse=inputs.fuse or components.acceleration.fuse,
     )
     memory = None
-    if not bidirectional:
-        geometry = pipe.transformer.memory_geometry(batch, *latent_size)
-        memory = request.memory or KVMemory(
-            pipe.speed.policy(request.policy(spec)),
-            geometry,
-            pipe.transformer.dtype,
-            device,
-            given + length.frames,
-            fingerprint(pipe.transformer),
-        )
-        if pipe.speed.compiled and request.memory is None:
-            pipe.stores.furnish(memory)
-        _check_memory(pipe, request, geometry)
-    conditioning, negative = _conditions(pipe, prompts, request)
-    if wants_image and pixels is not None:
-        image = None
-        if pipe.image_encoder is not None:
-            image = image_embeddings(pipe.image_encoder, pipe.image_processor, pixels)
-        channels = image_channels(pipe.vae, pixels, past + length.frames)
-        like = {"device": device, "dtype": pipe.transformer.dtype}
-        add = {"image": None if image is None else image.to(**like), "channels": channels.to(**like)}
-        changes = [replace(c, conditioning=replace(c.conditioning, **add)) for c in conditioning.changes]
-        conditioning = PromptSchedule(changes)
-        negative = None if negative is None else replace(negative, **add)
+    if not components.bidirectional:
+        memory = _memory(components, inputs, (batch, *latent_size), start_frames + length.frames)
+    conditioning, negative = _conditioning(components, inputs)
+    if components.image_to_video and pixels is not None:
+        conditioning, negative = _with_image(components, conditioning, negative, pixels, past + length.frames)
+    noise_shape = (batch, config.out_channels, length.frames, *latent_size)
+    history = inputs.history_latents
     return PreparedRun(
         length=length,
         settings=settings,
-        noise=SeededNoise(request.seeds(), batch, config.out_channels, *latent_size, device=device),
+        noise=_noise(components, inputs, noise_shape, past + start_frames),
         conditioning=conditioning,
         negative=negative,
         memory=memory,
-        negative_memory=request.negative_memory,
+        negative_memory=inputs.negative_memory,
         initial_latents=initial,
-        history_latents=None if history is None else history.to(device, torch.float32),
+        history_latents=None if history is None else history.to(components.device, torch.float32),
     )
 
 
-def _check_kind(request: PipelineInputs, bidirectional: bool, wants_image: bool) -> None:
-    if bidirectional:
+def _check_support(components: PipelineComponents, inputs: PipelineInputs) -> None:
+    """Raise InputError for what this kind of model does not take."""
+    if components.bidirectional:
         for name in ("memory", "memory_policy", "history_latents", "prompt_schedule", "initial_latents"):
-            if getattr(request, name) not in (None, ()):
-                raise ValueError(f"{name}: found it with a bidirectional student, which has no blocks, expected none")
-        if request.image is not None and not wants_image:
-            raise ValueError("image: found one with a bidirectional text-to-video student, expected none")
-    if wants_image and request.image is None:
-        raise ValueError("image: found none, expected one (this is an image-to-video student)")
-    if wants_image and request.initial_latents is not None:
-        raise ValueError("initial_latents: found them with an image-to-video student, expected an image")
-    if not wants_image and request.image is not None and request.memory is not None:
-        raise ValueError("memory and image: found both, expected one of them")
+            if getattr(inputs, name) not in (None, ()):
+                raise InputError(name, "is not supported by bidirectional models")
+        if inputs.image is not None and not components.image_to_video:
+            raise InputError("image", "is not supported by bidirectional text-to-video models")
+    if components.image_to_video:
+        if inputs.image is None:
+            raise InputError("image", "is required by image-to-video models")
+        if inputs.initial_latents is not None:
+            raise InputError("initial_latents", "is not supported by image-to-video models; use `image`")
+    elif inputs.image is not None and inputs.memory is not None:
+        raise InputError("image", "cannot be combined with `memory`")
 
 
-def _size(pipe: SaltPipeline, request: PipelineInputs) -> tuple[int, int]:
-    """Pixels (H, W): as asked, or those of the latents or the memory that the clip begins with, or the usual ones."""
-    scale, (_, p_h, p_w) = pipe.spatial_scale, pipe.transformer.config.patch_size
-    usual = pipe.default_size
-    if request.initial_latents is not None:
-        usual = (request.initial_latents.shape[3] * scale, request.initial_latents.shape[4] * scale)
-    elif request.memory is not None:
-        g = request.memory.geometry
-        usual = (g.height * p_h * scale, g.width * p_w * scale)
-    height, width = request.height or usual[0], request.width or usual[1]
+def _pixel_size(components: PipelineComponents, inputs: PipelineInputs) -> tuple[int, int]:
+    """Pixels (H, W): of the arguments, or of the latents or the memory that the clip begins with, or the default."""
+    scale, (_, p_h, p_w) = components.spatial_scale, components.transformer.config.patch_size
+    default = components.default_size
+    if inputs.initial_latents is not None:
+        default = (inputs.initial_latents.shape[3] * scale, inputs.initial_latents.shape[4] * scale)
+    elif inputs.memory is not None:
+        g = inputs.memory.geometry
+        default = (g.height * p_h * scale, g.width * p_w * scale)
+    height, width = inputs.height or default[0], inputs.width or default[1]
     for name, value, unit in (("height", height, scale * p_h), ("width", width, scale * p_w)):
         if value < unit or value % unit:
-            raise ValueError(f"{name}: found {value} pixels, expected a multiple of {unit}")
+            raise InputError(name, f"found {value} pixels, expected a multiple of {unit}")
     return height, width
 
 
-def _check_memory(pipe: SaltPipeline, request: PipelineInputs, geometry: MemoryGeometry) -> None:
+def _initial_latents(
+    components: PipelineComponents, inputs: PipelineInputs, pixels: Tensor | None, shape: tuple[int, ...]
+) -> Tensor | None:
+    """Clean latents that go through context passes first. shape: (batch, channels, height, width) of the run."""
+    initial = inputs.initial_latents
+    if pixels is not None and not components.image_to_video:
+        initial = encode_video(components.vae, pixels)
+    if initial is None:
+        return None
+    if (found := (*initial.shape[:2], *initial.shape[3:])) != shape:
+        raise InputError("initial_latents", f"found (batch, channels, height, width) = {found}, expected {shape}")
+    return initial.to(components.device, torch.float32)
+
+
+def _noise(components: PipelineComponents, inputs: PipelineInputs, shape: tuple[int, ...], offset: int) -> NoiseSource:
+    """shape: [B, C, F, H, W] of the new latent frames, which begin at latent frame `offset`."""
+    batch, channels, _, height, width = shape
+    seeded = SeededNoise(inputs.clip_seeds(batch), batch, channels, height, width, device=components.device)
+    if inputs.latents is None:
+        return seeded
+    if tuple(inputs.latents.shape) != shape:
+        raise InputError("latents", f"found shape {tuple(inputs.latents.shape)}, expected {shape}")
+    return GivenNoise(inputs.latents.to(components.device, torch.float32), offset, seeded)
+
+
+def _memory(
+    components: PipelineComponents, inputs: PipelineInputs, shape: tuple[int, int, int], frames: int
+) -> KVMemory:
+    """The memory to extend, checked; or an empty one for `frames` latent frames. shape: (batch, height, width)."""
+    transformer = components.transformer
+    geometry, identity = transformer.memory_geometry(*shape), fingerprint(transformer)
     for name in ("memory", "negative_memory"):
-        memory: KVMemory | None = getattr(request, name)
-        if memory is None:
-            continue
-        for field in fields(MemoryGeometry):
-            found, expected = getattr(memory.geometry, field.name), getattr(geometry, field.name)
-            if found != expected:
-                raise ValueError(f"{name}: {field.name} differs: found {found}, expected {expected}")
-        if memory.fingerprint != (expected := fingerprint(pipe.transformer)):
-            raise ValueError(
-                f"{name}: fingerprint differs: found {memory.fingerprint or 'none'}, expected {expected} "
-                "(the memory was written by another model)"
+        memory: KVMemory | None = getattr(inputs, name)
+        if memory is not None:
+            _check_memory(memory, name, geometry, identity)
+    if inputs.memory is None:
+        policy = components.acceleration.policy(inputs.policy(components.spec))
+        memory = KVMemory(policy, geometry, transformer.dtype, components.device, frames, identity)
+        if components.acceleration.compiled:
+            components.buffer_pool.furnish(memory)
+        return memory
+    if inputs.guided:
+        stands, past = inputs.negative_memory, inputs.memory.next_frame
+        if stands is None:
+            raise InputError("negative_memory", "is needed to extend `memory` with guidance")
+        if stands.next_frame != past:
+            raise InputError(
+                "negative_memory", f"holds a clip of {stands.next_frame} latent frames, and `memory` one of {past}"
             )
-    if request.memory is not None and request.guidance_scale != 1.0:
-        found = None if request.negative_memory is None else request.negative_memory.next_frame
-        if found != request.memory.next_frame:
-            what = "none" if found is None else f"one of {found} frames"
-            raise ValueError(
-                f"negative_memory: found {what}, expected the one that was written beside a memory of "
-                f"{request.memory.next_frame} frames (guidance is on)"
-            )
+    return inputs.memory
 
 
-def _conditions(
-    pipe: SaltPipeline, prompts: list[str], request: PipelineInputs
-) -> tuple[PromptSchedule, Conditioning | None]:
-    """All texts are encoded at once, so that an offloaded encoder comes and goes once."""
-    batch, text_dim = len(prompts), pipe.transformer.config.text_dim
-    later = [(change[0], change[1], change[2] if len(change) > 2 else "keep") for change in request.prompt_schedule]
-    guided = request.guidance_scale != 1.0
-    negatives = prompt_list(request.negative_prompt) if guided else []
-    if guided and len(negatives) not in (1, batch):
-        raise ValueError(f"negative_prompt: found {len(negatives)}, expected 1 or {batch}")
-    texts_BLD = pipe.text.encode([*prompts, *(text for _, text, _ in later), *negatives])
-    if texts_BLD.shape[2] != text_dim:
-        raise ValueError(f"text encoder: found embeddings of width {texts_BLD.shape[2]}, expected {text_dim}")
-    texts_BLD = texts_BLD.to(pipe.run_device, pipe.transformer.dtype)
-    own, changed, negative = texts_BLD.split([batch, len(later), len(negatives)])
-    changes = [PromptChange(0, Conditioning(own))]
-    for text_LD, (seconds, _, switch) in zip(changed, later, strict=True):
-        frame = change_frame(seconds, pipe.temporal_scale)
-        changes.append(PromptChange(frame, Conditioning(text_LD.expand(batch, -1, -1)), cast(Switch, switch)))
+def _check_memory(memory: KVMemory, name: str, geometry: MemoryGeometry, identity: str) -> None:
+    for field in fields(MemoryGeometry):
+        found, expected = getattr(memory.geometry, field.name), getattr(geometry, field.name)
+        if found != expected:
+            raise InputError(name, f"was made with another {field.name}: found {found}, expected {expected}")
+    if memory.fingerprint != identity:
+        raise InputError(
+            name,
+            f"was written by another model: its fingerprint differs (found {memory.fingerprint or 'none'}, "
+            f"expected {identity})",
+        )
+
+
+def _conditioning(
+    components: PipelineComponents, inputs: PipelineInputs
+) -> tuple[PromptSchedule[Conditioning], Conditioning | None]:
+    transformer = components.transformer
+    later: list[tuple[float, str, Switch]] = [
+        (change[0], change[1], change[2] if len(change) > 2 else "keep") for change in inputs.prompt_schedule
+    ]
+    embeddings = encode_prompts(
+        inputs, components.text_encoder, components.device, transformer.dtype, [text for _, text, _ in later]
+    )
+    width, text_dim = embeddings.prompt.shape[2], transformer.config.text_dim
+    if width != text_dim:
+        field = "prompt" if inputs.prompt_embeds is None else "prompt_embeds"
+        raise InputError(field, f"was encoded in embeddings of width {width}, and the model takes {text_dim}")
+    batch = embeddings.prompt.shape[0]
+    changes = [PromptChange(0, Conditioning(embeddings.prompt))]
+    for text_LD, (seconds, _, switch) in zip(embeddings.changes, later, strict=True):
+        frame = change_frame(seconds, components.temporal_scale)
+        changes.append(PromptChange(frame, Conditioning(text_LD.expand(batch, -1, -1)), switch))
     if len({c.frame for c in changes}) != len(changes):
         times = ", ".join(f"{seconds:g} s" for seconds, _, _ in later)
-        apart = pipe.temporal_scale / FPS
-        raise ValueError(f"prompt_schedule: found changes at {times}, expected them more than {apart:g} s apart")
-    return PromptSchedule(changes), Conditioning(negative.expand(batch, -1, -1)) if guided else None
+        apart = components.temporal_scale / FPS
+        raise InputError("prompt_schedule", f"found changes at {times}, expected them more than {apart:g} s apart")
+    negative = None if embeddings.negative is None else Conditioning(embeddings.negative)
+    return PromptSchedule(changes), negative
+
+
+def _with_image(
+    components: PipelineComponents,
+    conditioning: PromptSchedule[Conditioning],
+    negative: Conditioning | None,
+    pixels: Tensor,
+    frames: int,
+) -> tuple[PromptSchedule[Conditioning], Conditioning | None]:
+    """The conditionings with an image-to-video model's channels and CLIP embeddings, for `frames` latent frames."""
+    image = None
+    if components.image_encoder is not None and components.image_processor is not None:
+        image = image_embeddings(components.image_encoder, components.image_processor, pixels)
+        image = image.to(components.device, components.transformer.dtype)
+    channels = image_channels(components.vae, pixels, frames).to(components.device, components.transformer.dtype)
+
+    def add(text: Conditioning) -> Conditioning:
+        return replace(text, image=image, channels=channels)
+
+    changes = [replace(change, conditioning=add(change.conditioning)) for change in conditioning.changes]
+    return PromptSchedule(changes), None if negative is None else add(negative)

@@ -1,25 +1,29 @@
-"""Progress of one call: a bar, and diffusers' callback at the end of every step."""
+"""Progress bar of a run, and diffusers' callback at the end of every step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Protocol
 
 from ..rollout import Step
-from .prepare import PreparedRun
-
-if TYPE_CHECKING:
-    from .pipeline import SaltPipeline
 
 OnStep = Callable[[Step], None]
+
+
+class Bar(Protocol):
+    """The part of a tqdm bar that is used here."""
+
+    def update(self) -> object: ...
+    def close(self) -> object: ...
 
 
 class StepProgress:
     """Progress bar and callback of a call. A step has ended when the next one is about to begin."""
 
-    def __init__(self, pipe: SaltPipeline, job: PreparedRun, callback: Callable[..., Any] | None) -> None:
-        self.pipe, self.callback, self.timesteps = pipe, callback, job.settings.schedule.timesteps
-        self.bar: Any = cast(Any, pipe).progress_bar(total=job.calls)
+    def __init__(
+        self, bar: Bar, timesteps: tuple[float, ...], callback: Callable[[int, float, Step], object] | None
+    ) -> None:
+        self.bar, self.timesteps, self.callback = bar, timesteps, callback
         self.under_way: Step | None = None
         self.index = 0
 
@@ -31,7 +35,7 @@ class StepProgress:
             self.bar.update()
             if self.callback is not None:
                 timestep = self.timesteps[ended.step] if ended.kind == "denoise" else 0.0
-                self.callback(self.pipe, self.index, timestep, {"step": ended})
+                self.callback(self.index, timestep, ended)
             self.index += 1
         self.under_way = step
 

@@ -34,6 +34,6 @@ def test_the_pipeline_of_random_weights_is_wans():
     config = dict(num_attention_heads=2, attention_head_dim=16, ffn_dim=32, num_layers=2)
     pipe = generation.random_wan(torch.device("cpu"), config, size=(16, 16))
     assert isinstance(pipe.transformer, SaltTransformer3DModel) and pipe.dtype == torch.bfloat16
-    assert pipe.text.encode(["a"]).shape == (1, 512, 4096)
+    assert pipe.prompt_encoder.encode(["a"]).shape == (1, 512, 4096)
     chunk = next(pipe.stream("a", num_frames=9, num_inference_steps=1, seed=0))
     assert chunk.frames.shape == (1, 9, 16, 16, 3)

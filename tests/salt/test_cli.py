@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from salt import cli
 from salt.acceleration.device import usable_device
 from salt.checkpoints import read_checkpoint, save_diffusers
-from salt.cli.jobs import Options, clip_name, to_do
+from salt.cli.generation import GenerationOptions, clip_name, unfinished_clips
 from salt.io.video import VideoWriter, read_video
 from salt.memory import load_memory
 from salt.pipeline import SaltPipeline
@@ -108,10 +108,11 @@ def test_a_file_that_holds_no_prompts_is_named(model, tmp_path, capsys):
 
 
 def test_a_clip_is_done_only_with_the_same_options(tmp_path):
-    options = Options()
+    options = GenerationOptions()
     (tmp_path / f"{clip_name(0, PROMPT, options)}.json").write_text("{}")
-    assert not list(to_do([PROMPT], tmp_path, options))
-    assert list(to_do([PROMPT], tmp_path, Options(seed=1))) and list(to_do(["a"], tmp_path, options))
+    assert not list(unfinished_clips([PROMPT], tmp_path, options))
+    assert list(unfinished_clips([PROMPT], tmp_path, GenerationOptions(seed=1)))
+    assert list(unfinished_clips(["a"], tmp_path, options))
 
 
 @pytest.mark.slow
@@ -156,7 +157,7 @@ def test_prompt_at_and_memory_policy(model, tmp_path):
     ("more", "message"),
     [
         (("--frames", 20), "error: --frames: found 20, expected 9 or 21"),
-        (("--frames", 9, "--seconds", 1), "error: --frames and --seconds: found both"),
+        (("--frames", 9, "--seconds", 1), "error: --frames cannot be combined with `seconds`"),
         (("--width", 0), "error: --width: found 0 pixels, expected 1 or more"),
         (("--nfe", 0), "error: --nfe: found 0, expected 1 or more"),
         (("--prompt-at", -1, PROMPT), "error: --prompt-at: found a change at -1 s, expected above 0"),
@@ -165,7 +166,7 @@ def test_prompt_at_and_memory_policy(model, tmp_path):
         (("--memory", "window:2"), "error: --memory: window: found 2, expected at least 3"),
         (("--image", "none.png"), "none.png"),
         (("--extend", "none.safetensors"), "none.safetensors: found no such file"),
-        (("--frames", 12, "--guidance", "3", "--extend", "WRITTEN"), "--guidance: found no"),
+        (("--frames", 12, "--guidance", "3", "--extend", "WRITTEN"), "--guidance needs the unconditional branch"),
         (("--image", "FOLDER.mp4"), "FOLDER.mp4: found a folder, expected a video"),
         (("--extend", "FOLDER.mp4"), "FOLDER.mp4: found a folder, expected a Salt memory file"),
         (("--decoder", "FOLDER.mp4"), "FOLDER.mp4: found a folder, expected TAEHV weights"),
@@ -227,7 +228,7 @@ def test_a_device_that_is_not_here(monkeypatch):
 
     monkeypatch.setattr("torch.empty", refuse)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    with pytest.raises(ValueError, match=r"--device: found cuda, expected cpu \(this torch sees no CUDA device\)"):
+    with pytest.raises(ValueError, match=r"device: found cuda, expected cpu \(this torch sees no CUDA device\)"):
         usable_device("cuda")
 
 
@@ -250,12 +251,12 @@ def test_missing_model_and_checkpoint_without_parts(tmp_path, capsys):
     assert "found no such file or folder, expected a model" in capsys.readouterr().err
     save_diffusers(tiny_system.student(), tmp_path / "bare")
     assert salt("generate", PROMPT, "--model", tmp_path / "bare", "-o", tmp_path / "a.mp4") == 2
-    assert "expected --parts FOLDER" in capsys.readouterr().err
+    assert "--parts is needed with a checkpoint alone" in capsys.readouterr().err
     parts = ("--parts", tmp_path / "nothere", "-o", tmp_path / "a.mp4")
     assert salt("generate", PROMPT, "--model", tmp_path / "bare", *parts) == 2
     assert f"--parts: found no such folder {tmp_path / 'nothere'}" in capsys.readouterr().err
     assert salt("generate", PROMPT, *parts) == 2
-    assert "--parts: found it with salt-tiny, which has its own" in capsys.readouterr().err
+    assert "--parts cannot be combined with salt-tiny, which has its own" in capsys.readouterr().err
 
 
 def test_output_that_cannot_be_written(model, tmp_path, capsys):

@@ -42,7 +42,20 @@ def test_stream_is_the_call_in_pieces(pipe):
 def test_seed_and_generator_decide_the_clip(pipe):
     first = call(pipe).latents
     assert torch.equal(first, call(pipe).latents) and not torch.equal(first, call(pipe, seed=4).latents)
-    assert torch.equal(first, call(pipe, seed=None, generator=torch.Generator().manual_seed(3)).latents)
+
+
+def test_a_generator_is_drawn_from_and_goes_on(pipe):
+    generator = torch.Generator().manual_seed(3)
+    first, second = (call(pipe, seed=None, generator=generator) for _ in range(2))
+    assert first.seeds != second.seeds and not torch.equal(first.latents, second.latents)
+    again = call(pipe, seed=None, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(again.latents, first.latents)
+    both = call(pipe, [PROMPT] * 2, seed=None, generator=torch.Generator().manual_seed(3))
+    assert both.seeds == (*first.seeds, *second.seeds), "one generator gives every clip of a batch its own seed"
+    each = [torch.Generator().manual_seed(3), torch.Generator().manual_seed(9)]
+    assert call(pipe, [PROMPT] * 2, seed=None, generator=each).seeds[0] == first.seeds[0]
+    with pytest.raises(ValueError, match=r"generator: found 2, expected one, or one per clip \(1\)"):
+        call(pipe, seed=None, generator=each)
 
 
 def test_two_prompts_are_two_clips(pipe):
@@ -77,7 +90,7 @@ def test_image_to_video_student_gets_mask_condition_and_clip_channels():
     assert out.frames.shape[1] == 9 and out.memory is None and len(seen) == 4
     mask = seen[0][0, 16:20, :, 0, 0]
     assert seen[0].shape[1] == 36 and mask[:, 0].tolist() == [1.0] * 4 and mask[:, 1:].abs().max() == 0
-    with pytest.raises(ValueError, match="image: found none, expected one"):
+    with pytest.raises(ValueError, match="image is required by image-to-video models"):
         pipe(PROMPT, num_frames=9)
 
 
@@ -140,10 +153,10 @@ def test_bfloat16_transformer(pipe):
     [
         (dict(prompt="a fast red dragon moving right"), "unknown word 'dragon'"),
         (dict(height=33), "height: found 33 pixels, expected a multiple of 16"),
-        (dict(guidance_scale=3.0, memory="written"), "negative_memory: found none"),
-        (dict(memory="other"), "memory: fingerprint differs"),
-        (dict(memory_policy="ring"), "memory policy: found 'ring'"),
-        (dict(num_inference_steps=2, steps=[1000, 500]), "num_inference_steps and steps: found both"),
+        (dict(guidance_scale=3.0, memory="written"), "negative_memory is needed to extend `memory` with guidance"),
+        (dict(memory="other"), "memory was written by another model: its fingerprint differs"),
+        (dict(memory_policy="ring"), "memory_policy: found 'ring'"),
+        (dict(num_inference_steps=2, steps=[1000, 500]), "num_inference_steps cannot be combined with `steps`"),
         (dict(output_type="gif"), "output_type: found 'gif'"),
         (dict(prompt=[]), "prompt: found none"),
     ],

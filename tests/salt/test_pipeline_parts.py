@@ -10,12 +10,12 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPVisionConfig, CL
 
 from salt.checkpoints import save_wan
 from salt.cli import main
-from salt.cli.jobs import Options, load_pipeline
 from salt.memory import MemoryPolicy
 from salt.models.taehv import TinyDecoder
 from salt.models.text_encoder import CachedTextEncoder, UMT5TextEncoder
 from salt.pipeline import SaltPipeline
-from salt.pipeline.pipeline import WAN_SPEC
+from salt.pipeline.base import WAN_SPEC
+from salt.pipeline.from_options import PipelineOptions, load_pipeline
 from salt.spec import StudentSpec
 from tests.helpers import tiny_system
 
@@ -60,7 +60,7 @@ def test_a_stock_wan_folder_is_a_bidirectional_student_and_survives_saving(tmp_p
     index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
     assert index["transformer"] == ["diffusers", "WanTransformer3DModel"]
     again = quiet(SaltPipeline.from_pretrained(tmp_path / "saved"))
-    assert isinstance(again.text, UMT5TextEncoder) and torch.equal(again(PROMPT, **SHORT).latents, first)
+    assert isinstance(again.prompt_encoder, UMT5TextEncoder) and torch.equal(again(PROMPT, **SHORT).latents, first)
     stock = WanTransformer3DModel.from_pretrained(tmp_path / "saved" / "transformer")
     assert torch.equal(stock.proj_out.weight, pipe.transformer.proj_out.weight)
 
@@ -88,14 +88,14 @@ def test_checkpoint_with_pulled_parts_from_the_command_line(tmp_path, parts, mon
 def test_the_text_encoder_waits_outside_and_only_for_new_prompts(tmp_path, parts, monkeypatch):
     student = tmp_path / "student.safetensors"
     save_wan(tiny_system.student(text_dim=32), student, spec=StudentSpec())
-    options = Options(model=str(student), parts=parts, text_cache=tmp_path / "cache", dtype="bfloat16")
+    options = PipelineOptions(model=str(student), parts=parts, text_cache=tmp_path / "cache", dtype="bfloat16")
     pipe = load_pipeline(options, torch.device("cpu"))
-    assert pipe.text_encoder is None and isinstance(pipe.text, CachedTextEncoder)
+    assert pipe.text_encoder is None and isinstance(pipe.prompt_encoder, CachedTextEncoder)
     assert pipe.vae.dtype == torch.float32 and pipe.transformer.dtype == torch.bfloat16
-    known = pipe.text.encode([PROMPT])
+    known = pipe.prompt_encoder.encode([PROMPT])
     monkeypatch.setattr(UMT5TextEncoder, "from_pretrained", lambda *a, **k: pytest.fail("loaded for a known prompt"))
     again = load_pipeline(options, torch.device("cpu"))
-    assert torch.equal(again.text.encode([PROMPT]), known)
+    assert torch.equal(again.prompt_encoder.encode([PROMPT]), known)
 
 
 def test_wrong_architecture_and_missing_parts_are_one_line(tmp_path, parts, capsys):
@@ -148,11 +148,11 @@ def test_the_tiny_decoder_instead_of_wans(tmp_path):
     pipe = tiny_system.pipeline()
     options = {**SHORT, "output_type": "pt", "num_frames": 21}
     wan = pipe(PROMPT, **options)
-    pipe.use_taehv(tmp_path / "taew2_1.pth")
+    pipe.set_decoder(tmp_path / "taew2_1.pth")
     tiny = pipe(PROMPT, **options)
     assert torch.equal(wan.latents, tiny.latents)
     assert tiny.frames.shape == wan.frames.shape and not torch.allclose(tiny.frames, wan.frames, atol=1e-2)
-    pipe.use_wan()
+    pipe.set_decoder("wan")
     assert torch.equal(pipe(PROMPT, **options).frames, wan.frames)
 
 

@@ -50,19 +50,19 @@ def test_words_are_told_apart():
 @pytest.mark.slow
 def test_fast_is_the_same_clip_compiled_once(pipe):
     expected = latents(pipe)
-    pipe.prefer("fast")
+    pipe.set_acceleration("fast")
     made = latents(pipe)
     assert near(made, expected) < 1e-4
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert graphs > 0 and torch.equal(latents(pipe), made)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs, "a second clip compiles nothing"
     with pytest.raises(ValueError, match="found 'exact' on a compiled pipeline, expected a new pipeline"):
-        pipe.prefer("exact")
+        pipe.set_acceleration("exact")
 
 
 def test_low_memory_halves_the_memory_and_waits_with_the_text_encoder(pipe):
     expected = latents(pipe)
-    pipe.prefer("low memory")
+    pipe.set_acceleration("low memory")
     made = pipe(PROMPT, output_type="latent", **CLIP)
     assert made.memory.policy.precision == "int8" and near(made.latents, expected) < 0.05
     assert next(pipe.stream(PROMPT, **CLIP)).pixels.shape[3:] == (64, 64), "decoding in tiles"
@@ -70,8 +70,8 @@ def test_low_memory_halves_the_memory_and_waits_with_the_text_encoder(pipe):
 
 def test_fastest_says_what_it_needs(pipe):
     with pytest.raises(ValueError, match="found 'fastest' with weights in torch.float32, expected torch.bfloat16"):
-        pipe.prefer("fastest")
-    assert pipe.speed == AccelerationPreset()
+        pipe.set_acceleration("fastest")
+    assert pipe.acceleration == AccelerationPreset()
     student = load_student(tiny_folder() / "transformer", dtype=torch.bfloat16)
     assert next(student.parameters()).dtype == torch.float32, "as of every checkpoint: modulation is not cast"
     with pytest.raises(ValueError, match="found 'fastest' on cpu, expected a GPU that multiplies in float8"):
@@ -79,14 +79,14 @@ def test_fastest_says_what_it_needs(pipe):
 
 
 def test_a_moved_pipeline_forgets_what_was_recorded(pipe):
-    pipe.speed = AccelerationPreset(compiled=True)
+    pipe.acceleration = AccelerationPreset(compiled=True)
     pipe._graphed = CUDAGraphTransformer(pipe.transformer, lambda function: function)
     assert pipe.to("cpu") is pipe and pipe._graphed is None, "weights lie elsewhere after a move"
 
 
 def test_blocks_made_ahead_are_the_same_chunks(pipe, monkeypatch):
     plain = list(pipe.stream(PROMPT, **CLIP))
-    monkeypatch.setattr(async_decoder.AsyncDecoder, "aside", True)
+    monkeypatch.setattr(async_decoder.AsyncDecoder, "overlaps", True)
     ahead = list(pipe.stream(PROMPT, **CLIP))
     assert len(ahead) == len(plain) == 6
     for one, other in zip(plain, ahead, strict=True):
@@ -95,7 +95,7 @@ def test_blocks_made_ahead_are_the_same_chunks(pipe, monkeypatch):
 
 
 def test_a_finished_block_is_handed_out_before_what_ended_the_next(pipe, monkeypatch):
-    monkeypatch.setattr(async_decoder.AsyncDecoder, "aside", True)
+    monkeypatch.setattr(async_decoder.AsyncDecoder, "overlaps", True)
 
     def stop(step):
         if step.block == 2:
@@ -142,7 +142,7 @@ def test_a_dead_memory_leaves_its_buffers_and_a_held_one_does_not():
 
 def test_recordings_are_played_again_in_the_next_clip(pipe):
     """On the CPU a recording is the function itself."""
-    pipe.speed = AccelerationPreset(compiled=True)  # as `prefer` leaves it on CUDA, without the compiler
+    pipe.acceleration = AccelerationPreset(compiled=True)  # as on CUDA, without the compiler
     recorded = []
     pipe._graphed = CUDAGraphTransformer(pipe.transformer, lambda function: recorded.append(1) or function)
     first = latents(pipe)
@@ -153,7 +153,7 @@ def test_recordings_are_played_again_in_the_next_clip(pipe):
 
 def test_guided_clips_leave_no_buffers_behind(pipe):
     """Both memories' buffers go on to the next clip's, and so do the recordings that read them."""
-    pipe.speed = AccelerationPreset(fuse=True, compiled=True)
+    pipe.acceleration = AccelerationPreset(fuse=True, compiled=True)
     recorded = []
     pipe._graphed = CUDAGraphTransformer(pipe.transformer, lambda function: recorded.append(1) or function)
     first = latents(pipe, guidance_scale=2.0)
@@ -168,7 +168,7 @@ def test_guided_clips_leave_no_buffers_behind(pipe):
 
 
 def test_weights_that_accelerate_moves_are_never_recorded(pipe):
-    pipe.speed = AccelerationPreset(compiled=True)
+    pipe.acceleration = AccelerationPreset(compiled=True)
     recorded = []
     pipe._graphed = CUDAGraphTransformer(pipe.transformer, lambda function: recorded.append(1) or function)
     expected = latents(pipe)
@@ -180,12 +180,12 @@ def test_weights_that_accelerate_moves_are_never_recorded(pipe):
 
 def test_low_memory_tiles_wans_decoder_alone_and_gives_it_back(pipe, tmp_path):
     torch.save(TinyDecoder().state_dict(), tmp_path / "taew2_1.pth")
-    pipe.use_taehv(tmp_path / "taew2_1.pth")
-    pipe.prefer("low memory")
+    pipe.set_decoder(tmp_path / "taew2_1.pth")
+    pipe.set_acceleration("low memory")
     assert isinstance(pipe.new_decoder(), TinyStreamDecoder)
-    pipe.use_wan()
+    pipe.set_decoder("wan")
     assert pipe.new_decoder().tiling is not None
-    pipe.prefer("exact")
+    pipe.set_acceleration("exact")
     assert pipe.new_decoder().tiling is None
 
 

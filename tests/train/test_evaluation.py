@@ -94,7 +94,7 @@ def test_errors_are_one_line(system, tmp_path, capsys, arguments, complaint):
 
 
 def test_a_student_that_is_not_of_the_shapes_world_needs_prompts(system, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("salt.pipeline.SaltPipeline.text", object())
+    monkeypatch.setattr("salt.pipeline.SaltPipeline.prompt_encoder", object())
     assert run(system, "--bench", "defect", "--out", tmp_path / "out") == 2
     assert "--prompts: found none, expected a file of them" in capsys.readouterr().err
 

@@ -16,7 +16,7 @@ from salt.io.atomic import write_tensors
 from salt.io.prompt_files import read_prompts
 from salt.models.text_encoder import CachedTextEncoder, UMT5TextEncoder
 from salt.pipeline.components import load_components
-from salt.pipeline.start_image import STILLS, image_channels, image_embeddings, start_pixels
+from salt.pipeline.start_image import IMAGE_SUFFIXES, image_channels, image_embeddings, start_pixels
 from train.config.recipe import Recipe, RecipeError, load_recipe
 from train.config.validation import check_settings, prompt_complaints
 from train.data.batch import CACHE_KEY
@@ -44,7 +44,9 @@ def starts(recipe: Recipe, pictures: Path, device: str) -> int:
     Raises RecipeError naming the line that has none, before anything is computed.
     """
     lines = read_prompts(Path(recipe.data.prompts))
-    named = {int(p.stem): p for p in sorted(pictures.iterdir()) if p.stem.isdigit() and p.suffix.lower() in STILLS}
+    named = {
+        int(p.stem): p for p in sorted(pictures.iterdir()) if p.stem.isdigit() and p.suffix.lower() in IMAGE_SUFFIXES
+    }
     without = [i for i in range(len(lines)) if i not in named]
     if without:
         raise RecipeError(f"--images: {pictures}: found no picture for prompt line {without[0]}, expected one a line")

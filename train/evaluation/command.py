@@ -100,13 +100,13 @@ def _check_vbench(args: argparse.Namespace) -> None:
 
 def open_pipeline(args: argparse.Namespace) -> SaltPipeline:
     """The student with its text encoder and VAE; a transformer/ in a pipeline's folder uses that folder's parts."""
-    from salt.cli.jobs import Options, load_pipeline
     from salt.pipeline.components import INDEX
+    from salt.pipeline.from_options import PipelineOptions, load_pipeline
 
     path: Path = args.student
     if args.parts is None and path.name == "transformer" and (path.parent / INDEX).is_file():
         path = path.parent
-    options = Options(model=str(path), parts=args.parts, weights=args.weights, dtype=args.dtype)
+    options = PipelineOptions(model=str(path), parts=args.parts, weights=args.weights, dtype=args.dtype)
     return load_pipeline(options, torch.device(args.device))
 
 
@@ -125,7 +125,7 @@ def bench_prompts(args: argparse.Namespace, pipe: SaltPipeline) -> list[str]:
     from salt.models.word_embedder import WordEmbedder
     from train.evaluation.shapebench import PROMPTS
 
-    if args.prompts is None and not isinstance(pipe.text, WordEmbedder):
+    if args.prompts is None and not isinstance(pipe.prompt_encoder, WordEmbedder):
         raise ValueError("--prompts: found none, expected a file of them (the student is not of the Shapes world)")
     if args.prompts is None:
         prompts = [scene.caption for scene in PROMPTS]
@@ -139,14 +139,16 @@ def bench_prompts(args: argparse.Namespace, pipe: SaltPipeline) -> list[str]:
 
 
 def _shapes(args: argparse.Namespace, out: Path) -> None:
-    from salt.pipeline.components import TINY, TINY_NAME
+    from salt.pipeline.components import TINY_NAME
+    from salt.spec import TINY_FOLDER
     from train.evaluation import shapebench as bench
 
     named_tiny = str(args.student) == TINY_NAME and not args.student.exists()
-    student = TINY / "transformer" if named_tiny else args.student
+    student = TINY_FOLDER / "transformer" if named_tiny else args.student
     steps = tuple(args.steps or (2, 4, 8))
     seeds, frames = args.seeds or [bench.REPORTED_SEED], args.frames or bench.CLIP_FRAMES
-    print(bench.evaluate(student, args.vae or TINY / "vae", out, args.teacher, steps, args.device, seeds, frames))
+    vae = args.vae or TINY_FOLDER / "vae"
+    print(bench.evaluate(student, vae, out, args.teacher, steps, args.device, seeds, frames))
 
 
 def _defect(args: argparse.Namespace, out: Path) -> None:
@@ -171,7 +173,7 @@ def _defect(args: argparse.Namespace, out: Path) -> None:
         policy=MemoryPolicy.parse(args.memory) if args.memory else spec.policy,
         steps=steps,
     )
-    text = pipe.text.encode(prompts).to(args.device, pipe.transformer.dtype)
+    text = pipe.prompt_encoder.encode(prompts).to(args.device, pipe.transformer.dtype)
     seeds = range(args.seed, args.seed + (args.samples or 1))
     found = measure_defect(pipe.transformer, Conditioning(text), settings, seeds, triples, batch=args.batch)
     facts = {"prompts": len(prompts), "seeds": list(seeds), "frames": settings.frames, "steps": list(steps)}

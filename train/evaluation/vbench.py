@@ -24,11 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from salt.cli.jobs import write_clip
 from salt.io.atomic import replace_file, write_text
 from salt.io.prompt_files import read_prompts
 from salt.models.transformer_salt import fingerprint
 from salt.pipeline import SaltPipeline
+from salt.pipeline.write_clip import write_clip
 from train.distributed.parallel import process_state
 from train.rollout.random_draws import number
 

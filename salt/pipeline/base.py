@@ -1,0 +1,256 @@
+"""Base of `SaltPipeline`: its components, loading and saving, decoder, acceleration and devices."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from diffusers import AutoencoderKLWan, DiffusionPipeline, WanTransformer3DModel
+from diffusers.video_processor import VideoProcessor
+from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..acceleration.cuda_graphs import CUDAGraphTransformer
+from ..acceleration.presets import PREFERENCES, Preference, compile_blocks, fp8_linears, speed_of
+from ..errors import InputError
+from ..memory import BufferPool
+from ..models.streaming_vae import FrameDecoder, Tiling, WanStreamDecoder
+from ..models.text_encoder import TextEncoder, UMT5TextEncoder
+from ..models.transformer_salt import SaltTransformer3DModel
+from ..models.word_embedder import WordEmbedder
+from ..schedule import step_list
+from ..spec import StudentSpec
+from .components import (
+    TINY_NAME,
+    PipelineComponents,
+    as_salt_transformer,
+    load_components,
+    tiny_folder,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# Wan 2.1's own sizes and steps, for folders that have no student's settings.
+WAN_SIZE = (480, 832)
+WAN_SPEC = StudentSpec(frames_per_block=0, steps=step_list(50))
+
+
+class SaltPipelineBase(DiffusionPipeline):
+    """Components and settings of `SaltPipeline`, which documents the constructor's arguments."""
+
+    model_cpu_offload_seq = "text_encoder->image_encoder->transformer->vae"
+    _optional_components = ["text_encoder", "tokenizer", "image_encoder", "image_processor"]
+
+    def __init__(
+        self,
+        transformer: WanTransformer3DModel | None,
+        vae: AutoencoderKLWan | None,
+        text_encoder: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        image_encoder: PreTrainedModel | None = None,
+        image_processor: BaseImageProcessor | None = None,
+        student: dict | StudentSpec | None = None,
+        words: dict | None = None,
+        default_size: list | tuple | None = None,
+    ) -> None:
+        super().__init__()
+        if student is None:
+            student = StudentSpec() if isinstance(transformer, SaltTransformer3DModel) else WAN_SPEC
+        self.spec = student if isinstance(student, StudentSpec) else StudentSpec.from_dict(student)
+        # None only in a pipeline that does nothing but encode prompts.
+        self.transformer: SaltTransformer3DModel
+        self.vae: AutoencoderKLWan
+        self.text_encoder: PreTrainedModel | None
+        self.tokenizer: PreTrainedTokenizerBase | None
+        self.image_encoder: PreTrainedModel | None
+        self.image_processor: BaseImageProcessor | None
+        self.register_modules(
+            transformer=None if transformer is None else as_salt_transformer(transformer),
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            image_encoder=image_encoder,
+            image_processor=image_processor,
+        )
+        size = tuple(default_size or WAN_SIZE)
+        self.register_to_config(student=self.spec.to_dict(), words=words, default_size=list(size))
+        self.default_size: tuple[int, int] = (int(size[0]), int(size[1]))
+        self.spatial_scale = 8 if vae is None else int(vae.config["scale_factor_spatial"])
+        self.temporal_scale = 4 if vae is None else int(vae.config["scale_factor_temporal"])
+        self.video_processor = VideoProcessor(vae_scale_factor=self.spatial_scale)
+        self.acceleration = PREFERENCES["exact"]
+        self.buffer_pool = BufferPool()
+        self._prompt_encoder: TextEncoder | None = WordEmbedder(**words) if words else None
+        self._graphed: CUDAGraphTransformer | None = None
+        self._decoder: Callable[[], FrameDecoder] | None = None
+        self._tiling: Tiling | None = None
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """The embedded default, salt-tiny. Raises FileNotFoundError where its weights are not installed."""
+        return cls.from_pretrained(tiny_folder())
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: object) -> Self:
+        """As `DiffusionPipeline.from_pretrained`; also reads Wan 2.1's diffusers folders, and the name `salt-tiny`."""
+        name = pretrained_model_name_or_path
+        folder = tiny_folder() if str(name) == TINY_NAME and not Path(name).exists() else name
+        return super().from_pretrained(folder, **kwargs)
+
+    @classmethod
+    def from_single_file(
+        cls,
+        checkpoint: str | Path,
+        *,
+        parts: str | Path,
+        weights: Literal["auto", "ema", "regular", "critic"] = "auto",
+        lora: str | Path | None = None,
+        student: StudentSpec | None = None,
+        prompt_encoder: TextEncoder | None = None,
+        torch_dtype: torch.dtype | None = None,
+    ) -> Self:
+        """A student in any file that `salt.checkpoints` reads, with the other components from a diffusers folder.
+
+        parts: that folder, with `vae/` and `text_encoder/`. student: the settings, where the file has none
+        (`StudentSpec()`, blocks of 3 in 4 steps, is assumed then). prompt_encoder: used instead of the folder's.
+        Errors: `CheckpointError`, FileNotFoundError.
+        """
+        from ..checkpoints import load_student, read_checkpoint
+
+        others = load_components(parts, torch_dtype)
+        spec = student or read_checkpoint(checkpoint, weights).spec or StudentSpec()
+        transformer = load_student(checkpoint, weights=weights, dtype=torch_dtype, lora=lora)
+        umt5 = None
+        if prompt_encoder is None and others.text_folder is not None:
+            umt5 = UMT5TextEncoder.from_pretrained(others.text_folder)
+        pipe = cls(
+            transformer,
+            others.vae,
+            text_encoder=umt5.model if umt5 else None,
+            tokenizer=umt5.tokenizer if umt5 else None,
+            image_encoder=others.image_encoder,
+            image_processor=others.image_processor,
+            student=spec,
+            words=others.words,
+            default_size=others.default_size,
+        )
+        if prompt_encoder is not None:
+            pipe.set_prompt_encoder(prompt_encoder)
+        return pipe
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As `DiffusionPipeline.save_pretrained`; the transformer is named as diffusers' class, which reads it too."""
+        self.register_to_config(
+            transformer=("diffusers", "WanTransformer3DModel"),
+            student=self.spec.to_dict(),
+            default_size=list(self.default_size),
+        )
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    @property
+    def prompt_encoder(self) -> TextEncoder:
+        """What encodes prompts. Raises InputError in a pipeline that has neither UMT5 nor a word table."""
+        encoder = self._find_prompt_encoder()
+        if encoder is None:
+            raise InputError("text_encoder", "is missing: expected text_encoder and tokenizer, or words")
+        return encoder
+
+    def set_prompt_encoder(self, encoder: TextEncoder) -> None:
+        """Encode prompts with `encoder` from now on, a `CachedTextEncoder` for example."""
+        self._prompt_encoder = encoder
+
+    def _find_prompt_encoder(self) -> TextEncoder | None:
+        if self._prompt_encoder is not None:
+            return self._prompt_encoder
+        if self.text_encoder is None:
+            return None
+        return UMT5TextEncoder(self.text_encoder, self.tokenizer, device=self.run_device)
+
+    @property
+    def run_device(self) -> torch.device:
+        """Where the transformer computes, also while accelerate keeps its weights elsewhere."""
+        if self.transformer is None or hasattr(self.transformer, "_hf_hook"):
+            return self._execution_device
+        return self.transformer.device
+
+    def set_acceleration(self, preference: Preference) -> None:
+        """Trade exactness or memory for speed: `exact` (the default), `fast`, `fastest` or `low memory`.
+
+        Call it once the pipeline is on its device; compiling happens in the first clip. Compiled or quantised blocks
+        stay so: after `fast` or `fastest` make a new pipeline for another preset. Raises InputError for another name,
+        or a device or installation that cannot.
+        """
+        preset = speed_of(preference)
+        if self.acceleration.compiled and preset != self.acceleration:
+            raise InputError("prefer", f"found {preference!r} on a compiled pipeline, expected a new pipeline")
+        if preset.fp8:
+            fp8_linears(self.transformer)
+        if preset.compiled and not self.acceleration.compiled:
+            compile_blocks(self.transformer)
+        if preset.text_waits and self.text_encoder is not None:
+            # It stays on the CPU, and is moved to the device for every prompt.
+            self._prompt_encoder = UMT5TextEncoder(self.text_encoder.cpu(), self.tokenizer, device=self.run_device)
+        self.acceleration = preset
+        self._discard_graphs()
+
+    def to(self, *args: object, **kwargs: object) -> Self:
+        """As `DiffusionPipeline.to`. CUDA graphs are discarded: they read the weights where they lay before."""
+        super().to(*args, **kwargs)
+        self._discard_graphs()
+        return self
+
+    def _discard_graphs(self) -> None:
+        records = self.acceleration.compiled and self.run_device.type == "cuda"
+        self._graphed = CUDAGraphTransformer(self.transformer) if records else None
+
+    def set_decoder(self, decoder: str | Path | Callable[[], FrameDecoder] = "wan") -> None:
+        """What turns latents into frames.
+
+        `wan`: the pipeline's VAE (the default). A path: the tiny decoder `taew2_1` (TAEHV), some hundred times cheaper,
+        a little softer. A function: it is called for every clip, and returns a decoder.
+        """
+        if decoder == "wan":
+            self._decoder = None
+        elif isinstance(decoder, (str, Path)):
+            from ..models.taehv import TinyStreamDecoder, load_taehv
+
+            model = load_taehv(decoder)
+            self._decoder = lambda: TinyStreamDecoder(model.to(self.run_device))
+        else:
+            self._decoder = decoder
+
+    def enable_vae_tiling(self, tiling: Tiling = Tiling()) -> None:  # noqa: B008 - frozen
+        """Decode with Wan's VAE in tiles, for frames that are too large for the device."""
+        self._tiling = tiling
+
+    def disable_vae_tiling(self) -> None:
+        """Decode whole frames again (in tiles still with the preset `low memory`)."""
+        self._tiling = None
+
+    def new_decoder(self) -> FrameDecoder:
+        """A decoder at the beginning of a clip."""
+        if self._decoder is not None:
+            return self._decoder()
+        return WanStreamDecoder(self.vae, self._tiling or (Tiling() if self.acceleration.tiles else None))
+
+    def _components(self) -> PipelineComponents:
+        offloaded = hasattr(self.transformer, "_hf_hook")
+        return PipelineComponents(
+            transformer=self.transformer,
+            vae=self.vae,
+            text_encoder=self._find_prompt_encoder(),
+            image_encoder=self.image_encoder,
+            image_processor=self.image_processor,
+            spec=self.spec,
+            default_size=self.default_size,
+            spatial_scale=self.spatial_scale,
+            temporal_scale=self.temporal_scale,
+            acceleration=self.acceleration,
+            buffer_pool=self.buffer_pool,
+            device=self.run_device,
+            # Weights that accelerate moves between uses are not where a CUDA graph would read them.
+            graphed=None if offloaded else self._graphed,
+        )

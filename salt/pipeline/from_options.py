@@ -1,0 +1,136 @@
+"""A pipeline from a user's options: the folder or checkpoint, where its components lie, device, precision, decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate.utils import compare_versions
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+from ..acceleration.presets import Preference
+from ..checkpoints import read_checkpoint
+from ..checkpoints.lora import merge_lora
+from ..errors import InputError
+from ..io.hub import WAN, models_folder
+from ..models.text_encoder import CachedTextEncoder, TextEncoder, TextPrecision, UMT5TextEncoder
+from .components import INDEX, TINY_NAME
+from .pipeline import SaltPipeline
+
+PULLED = WAN.rpartition("/")[2]  # folder of Wan's components under `models_folder`
+
+
+@dataclass(frozen=True)
+class PipelineOptions:
+    """What `load_pipeline` loads.
+
+    model: a pipeline folder, a checkpoint, or `salt-tiny`. parts: folder with the checkpoint's vae/, text_encoder/ and
+    tokenizer/ (default: the one that `salt pull` fills). decoder: `wan`, or the path of taew2_1. tiles: decode with
+    Wan's VAE in tiles. dtype: of the transformer (default: bfloat16 on CUDA, else float32). text_cache: folder for
+    prompt embeddings. prefer: see `SaltPipeline.set_acceleration`.
+    """
+
+    model: str = TINY_NAME
+    parts: Path | None = None
+    weights: Literal["auto", "ema", "regular"] = "auto"
+    lora: Path | None = None
+    decoder: str = "wan"
+    tiles: bool = False
+    device: str | None = None
+    dtype: str | None = None
+    text_precision: TextPrecision = "bf16"
+    text_cache: Path | None = None
+    prefer: Preference = "exact"
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether `model` is a whole pipeline rather than a checkpoint."""
+        return self.model == TINY_NAME or (Path(self.model) / INDEX).is_file()
+
+
+def load_pipeline(options: PipelineOptions, device: torch.device) -> SaltPipeline:
+    """The pipeline of a folder, or of a checkpoint with its components, on `device` and without a progress bar.
+
+    Raises FileNotFoundError and InputError that name the file, folder or option that is missing or does not fit;
+    `CheckpointError` for a file that is no checkpoint.
+    """
+    diffusers_logging.set_verbosity_error()
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+    if options.tiles and options.decoder != "wan":
+        raise InputError("tiles", "is not supported by the tiny decoder, which needs none")
+    parts = _parts_folder(options)
+    dtype = getattr(torch, options.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    if options.is_folder and options.parts is None:
+        pipe = _load_folder(options, parts, device, dtype)
+    else:
+        read_checkpoint(options.model, options.weights)  # fails before gigabytes of text encoder are read
+        pipe = SaltPipeline.from_single_file(
+            options.model,
+            parts=parts,
+            weights=options.weights,
+            lora=options.lora,
+            prompt_encoder=load_text_encoder(options, parts, device),
+            torch_dtype=dtype,
+        )
+    pipe.set_progress_bar_config(disable=True)
+    if options.tiles:
+        pipe.enable_vae_tiling()
+    pipe.set_decoder(options.decoder)
+    pipe.to(device).set_acceleration(options.prefer)
+    return pipe
+
+
+def _parts_folder(options: PipelineOptions) -> Path:
+    """The folder of the other components, checked to be there: the model's own, or one beside a checkpoint."""
+    path = Path(options.model)
+    if not options.is_folder and not path.exists():
+        raise FileNotFoundError(f"{path}: found no such file or folder, expected a model")
+    if options.parts is not None:
+        if options.model == TINY_NAME and not path.exists():
+            raise InputError("parts", f"cannot be combined with {TINY_NAME}, which has its own; name a checkpoint too")
+        if not options.parts.is_dir():
+            raise InputError("parts", f"found no such folder {options.parts}, expected vae/ and text_encoder/ in it")
+        return options.parts
+    if options.is_folder:
+        return path
+    pulled = models_folder() / PULLED
+    if not pulled.exists():
+        raise InputError(
+            "parts",
+            f"is needed with a checkpoint alone ({path}): a folder with vae/ and text_encoder/ "
+            f"(or `salt pull` them, to {pulled})",
+        )
+    return pulled
+
+
+def _load_folder(options: PipelineOptions, folder: Path, device: torch.device, dtype: torch.dtype) -> SaltPipeline:
+    keywords: dict[str, Any] = {}
+    if dtype != torch.float32:  # which diffusers reads anyway; Wan's VAE is exact in nothing less
+        name = "dtype" if compare_versions("diffusers", ">=", "0.40.0") else "torch_dtype"
+        keywords[name] = {"vae": torch.float32, "default": dtype}
+    encoder = load_text_encoder(options, folder, device)
+    if encoder is not None:
+        keywords |= {"text_encoder": None, "tokenizer": None}
+    pipe = SaltPipeline.from_pretrained(options.model, **keywords)
+    if encoder is not None:
+        pipe.set_prompt_encoder(encoder)
+    if options.lora is not None:
+        merge_lora(pipe.transformer, options.lora)
+    return pipe
+
+
+def load_text_encoder(options: PipelineOptions, folder: Path, device: torch.device) -> TextEncoder | None:
+    """The UMT5 of a folder, None where it has none. It stays on the CPU and is moved to the device for every prompt."""
+    if not (folder / "text_encoder").is_dir():
+        return None
+
+    def load() -> UMT5TextEncoder:
+        return UMT5TextEncoder.from_pretrained(folder, options.text_precision, device)
+
+    if options.text_cache is None:
+        return load()
+    return CachedTextEncoder(load, options.text_cache, f"{folder.resolve()}-{options.text_precision}")

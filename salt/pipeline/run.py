@@ -1,0 +1,114 @@
+"""Carries out a prepared run: blocks of latents from the rollout, and chunks of decoded frames."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..conditioning import Conditioning
+from ..memory import KVMemory
+from ..model_input import FlowModel, ModelInput
+from ..models.streaming_vae import FrameDecoder
+from ..models.transformer_salt import CausalModel
+from ..rollout import Block, rollout
+from ..sampling import BidirectionalModel, sample_bidirectional
+from .async_decoder import DECODER_WARM_UP, AsyncDecoder, decode_ahead, decode_in_turn
+from .components import PipelineComponents
+from .prepare import PreparedRun
+from .progress import OnStep
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A finished block, decoded.
+
+    pixels: [B, 3, T, H, W] in [-1, 1], float32, on the decoder's device; frames: the same as uint8 [B, T, H, W, 3] on
+    the CPU. latents: [B, C, F, H, W], what they were decoded from; the first chunk includes those of an image or video
+    start. first_frame: index of the first of `pixels` in this clip. seconds: wall time of the block, decoding included.
+    memory: as the rollout goes on writing it; complete once the stream is exhausted.
+    """
+
+    block: Block
+    pixels: Tensor
+    frames: Tensor
+    latents: Tensor
+    first_frame: int
+    seconds: float
+    memory: KVMemory | None = None
+
+
+@torch.no_grad()
+def run_chunks(
+    components: PipelineComponents, prepared: PreparedRun, decoder: FrameDecoder, on_step: OnStep | None
+) -> Iterator[Chunk]:
+    """Yield every block as soon as its frames are decoded."""
+    decoding, first_frame = AsyncDecoder(decoder, components.device), 0
+    if prepared.history_latents is not None:
+        decoding.begin(prepared.history_latents[:, :, -DECODER_WARM_UP:])
+    start = [] if prepared.initial_latents is None else [prepared.initial_latents]
+
+    def latents_of(block: Block) -> Tensor:
+        return block.latents if block.index else torch.cat([*start, block.latents], dim=2)
+
+    # Weights that accelerate offloads would be fetched and sent away by turns.
+    ordered = decode_ahead if decoding.overlaps and not components.offloaded else decode_in_turn
+    began = time.perf_counter()
+    blocks = run_blocks(components, prepared, on_step)
+    for block, pending in ordered(blocks, lambda block: decoding.begin(latents_of(block))):
+        ready = pending.wait()
+        seconds = time.perf_counter() - began
+        latents = latents_of(block)
+        yield Chunk(block, ready.pixels, ready.frames, latents, first_frame, seconds, prepared.memory)
+        first_frame += ready.pixels.shape[2]
+        began = time.perf_counter()
+
+
+@torch.no_grad()
+def run_blocks(components: PipelineComponents, prepared: PreparedRun, on_step: OnStep | None) -> Iterator[Block]:
+    """Yield the blocks of latents; a bidirectional model's whole clip is one block."""
+    frames = prepared.length.frames
+    if prepared.memory is None:
+        began = time.perf_counter()
+        latents = sample_bidirectional(
+            _InFloat32(BidirectionalModel(components.transformer), components.transformer.dtype),
+            prepared.conditioning.at(0).conditioning,
+            prepared.noise,
+            frames,
+            prepared.settings,
+            negative=prepared.negative,
+            on_step=on_step,
+        )
+        seconds = time.perf_counter() - began
+        yield Block(0, 1, 0, frames, latents, prepared.settings.schedule.nfe, seconds, prepared.noise.seeds)
+        return
+    if prepared.negative is not None and prepared.negative_memory is None:
+        prepared.negative_memory = prepared.memory.empty_like()
+        if components.acceleration.compiled:
+            components.buffer_pool.furnish(prepared.negative_memory)
+    yield from rollout(
+        _InFloat32(CausalModel(components.graphed or components.transformer), components.transformer.dtype),
+        prepared.conditioning,
+        prepared.memory,
+        prepared.noise,
+        frames,
+        prepared.settings,
+        negative=prepared.negative,
+        negative_memory=prepared.negative_memory,
+        initial_latents=prepared.initial_latents,
+        history_latents=prepared.history_latents,
+        on_step=on_step,
+    )
+
+
+class _InFloat32:
+    """A model in its own dtype for latents and timesteps in float32: a timestep of 937.5 has no bfloat16."""
+
+    def __init__(self, model: FlowModel[Conditioning], dtype: torch.dtype) -> None:
+        self.model, self.dtype = model, dtype
+
+    def __call__(self, inputs: ModelInput[Conditioning], /) -> Tensor:
+        return self.model(replace(inputs, x=inputs.x.to(self.dtype))).float()
