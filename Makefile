@@ -6,12 +6,14 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help demo test test-comfyui workflows lint bench
+.PHONY: help demo test test-comfyui workflows lint bench docs readme-picture node-pictures
 
 help:
 	@echo "make demo    write demo.mp4 from a text prompt with the embedded model (no download, no GPU)"
 	@echo "make test    run the tests that need neither a GPU, nor ComfyUI, nor patience"
 	@echo "make test-comfyui COMFYUI_PATH=... COMFYUI_PYTHON=...   the nodes' tests, in that ComfyUI checkout and its Python"
+	@echo "make docs    the documentation site, written to site/"
+	@echo "make readme-picture, make node-pictures COMFYUI_PATH=... COMFYUI_PYTHON=...   docs/images anew, from real runs"
 	@echo "make lint    ruff and pyright"
 	@echo "make bench   the speed table of this machine (ARGS=gpu on a GPU), and time and memory of long rollouts"
 	@echo "make workflows   write workflows/*.json anew from workflows/maker (ARGS='--server URL' asks a running ComfyUI)"
@@ -49,3 +51,13 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(or $(ARGS),cpu)
 	$(BIN)/python -m benchmarks.rollout
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,dev,docs]"
+	$(BIN)/python -m mkdocs build --strict --site-dir site
+	$(BIN)/python -m docs.tools.check_site site
+
+# They need chromium, and COMFYUI_PATH and COMFYUI_PYTHON; without them they say so.
+readme-picture node-pictures: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,dev,browser,docs]"
+	COMFYUI_PATH="$(COMFYUI_PATH)" COMFYUI_PYTHON="$(COMFYUI_PYTHON)" $(BIN)/python -m docs.tools.$(subst -,_,$@)

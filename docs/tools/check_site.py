@@ -11,8 +11,8 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
-FETCHED = {"script": "src", "img": "src", "iframe": "src", "video": "src", "audio": "src", "source": "src", "embed": "src", "object": "data"}  # fmt: skip
-FETCHED_RELATIONS = {"stylesheet", "icon", "preload", "prefetch", "preconnect", "dns-prefetch", "modulepreload", "manifest"}  # fmt: skip
+SOURCES = dict.fromkeys(("script", "img", "iframe", "video", "audio", "source", "embed"), "src") | {"object": "data"}
+RELATIONS = set("stylesheet icon preload prefetch preconnect dns-prefetch modulepreload manifest".split())
 REMOTE = re.compile(r"^(?:https?:)?//", re.IGNORECASE)
 IN_CSS = re.compile(r"""(?:url\(\s*|@import\s+)["']?((?:https?:)?//[^"')\s]+)""", re.IGNORECASE)
 
@@ -26,8 +26,8 @@ class Fetches(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = {name: value or "" for name, value in attrs}
-        url = values.get(FETCHED.get(tag, ""), "")
-        if tag == "link" and FETCHED_RELATIONS & set(values.get("rel", "").lower().split()):
+        url = values.get(SOURCES.get(tag, ""), "")
+        if tag == "link" and RELATIONS & set(values.get("rel", "").lower().split()):
             url = values.get("href", "")
         candidates = [url, *(part.strip() for part in values.get("srcset", "").split(","))]
         self.found += [f"<{tag}> {candidate}" for candidate in candidates if REMOTE.match(candidate)]

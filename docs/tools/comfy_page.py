@@ -33,7 +33,7 @@ def require_host() -> None:
 
 @contextmanager
 def comfy_page() -> Iterator:
-    """A page (`tests.helpers.comfyui_page.ComfyPage`) of a fresh server, with the current node design and no side panels."""
+    """A `tests.helpers.comfyui_page.ComfyPage` of a fresh server, with the current node design and no side panels."""
     require_host()
     from tests.helpers.comfyui_page import ComfyPage, chromium
     from tests.helpers.comfyui_server import LocalServer

@@ -35,7 +35,8 @@ class Drawing:
     ) -> None:
         bold = f' font-weight="{weight}"' if weight else ""
         self.parts.append(
-            f'<text x="{x:g}" y="{y:g}" font-size="{size}" text-anchor="{anchor}" fill="{fill}"{bold}>{escape(text)}</text>'
+            f'<text x="{x:g}" y="{y:g}" font-size="{size}" text-anchor="{anchor}" fill="{fill}"{bold}>'
+            f"{escape(text)}</text>"
         )
 
     def arrow(self, x1: float, y1: float, x2: float, y2: float, dashed: bool = False) -> None:
@@ -50,7 +51,9 @@ class Drawing:
         self.rect(x, y, w, h, fill, radius=4)
         lines = label.split("\n")
         for i, line in enumerate(lines):
-            self.text(x + w / 2, y + h / 2 + size * 0.36 + (i - (len(lines) - 1) / 2) * (size + 4), line, size, "middle")
+            self.text(
+                x + w / 2, y + h / 2 + size * 0.36 + (i - (len(lines) - 1) / 2) * (size + 4), line, size, "middle"
+            )
 
     def legend(self, x: float, y: float, entries: Iterable[tuple[str, str]]) -> None:
         for fill, label in entries:
@@ -90,9 +93,9 @@ def blocks() -> Drawing:
         if block < 3:
             d.arrow(done - 3, 83, done + 6, 108)
             d.box(done + 4, 110, 3 * step, 30, f"decode block {block}", EMPTY, 11)
-            frames = "frames 0-8" if block == 0 else f"frames {block * 12 - 3}-{block * 12 + 8}"
+            frames = "video frames 0-8" if block == 0 else f"video frames {block * 12 - 3}-{block * 12 + 8}"
             d.arrow(done + 4 + 3 * step - 12, 141, done + 4 + 3 * step + 4, 160)
-            d.text(done + 3 * step - 4, 178, frames, 11, "start", MUTED)
+            d.text(done + 2 * step - 14, 178, frames, 11, "start", MUTED)
     d.legend(110, 206, [(NOISY, "denoising step (reads the KV cache)"), (CLEAN, "context pass (writes the KV cache)")])
     return d
 
@@ -104,8 +107,6 @@ def one_write() -> Drawing:
     d.text(20, 64, "KV cache", 12)
     for i in range(6):
         d.rect(110 + i * 24, 48, 22, 24, CLEAN)
-    for i in range(3):
-        d.rect(638 + 0 * i, 48, 0.01, 0.01, PAPER, PAPER)
     for i in range(9):
         d.rect(556 + i * 24, 48, 22, 24, CLEAN)
     d.text(182, 42, "frames 0-5", 11, "middle", MUTED)
@@ -130,8 +131,8 @@ def one_write() -> Drawing:
     d.text(225, 240, "noisy 9-11", 11, "middle", MUTED)
     d.text(300, 252, "clean frames (timestep 0) attend to: cache + themselves", 12)
     d.text(300, 272, "noisy frames (timestep 1000) attend to: cache + clean frames + themselves", 12)
-    d.text(20, 306, "The numbers are the same; a block takes as many forwards as it has evaluations, instead of one more.", 12,
-           fill=MUTED)  # fmt: skip
+    same = "The numbers are the same; a block takes as many forwards as it has evaluations, instead of one more."
+    d.text(20, 306, same, 12, fill=MUTED)
     return d
 
 
@@ -156,7 +157,10 @@ POLICIES = {
     "sink": (MemoryPolicy("sink", 12, 3), "sink:3,window:12: the first 3 frames and the newest 9"),
     "relative": (MemoryPolicy("relative", 12, 3), "relative:3,window:12: the same frames, at positions 0 to 11"),
     "cyclic": (MemoryPolicy("cyclic", 12), "cyclic:12: as window; positions start over every 21 frames"),
-    "blended": (MemoryPolicy("blended", 12, 3), "blended:3,window:12: as relative; evicted frames are mixed into the sink"),
+    "blended": (
+        MemoryPolicy("blended", 12, 3),
+        "blended:3,window:12: as relative; evicted frames are mixed into the sink",
+    ),
 }
 
 
@@ -198,7 +202,8 @@ def prompt_changes() -> Drawing:
     recached = MemoryPolicy("sink", 12, 3).kept(tuple(range(6, 18)), BLOCK, 6)
     about = {
         "keep": "The cache stays as prompt A wrote it; the new words act slowly.",
-        "recache": "The last 12 clean frames go through the model again under prompt B, in one forward; the first of them are the new sink.",
+        "recache": "The last 12 clean frames go through the model again under prompt B, in one forward; "
+        "the first of them are the new sink.",
         "cut": "The cache is emptied: a new scene. Its first frames become the sink.",
     }
     frames = {"keep": kept, "recache": recached, "cut": ()}
@@ -212,7 +217,8 @@ def prompt_changes() -> Drawing:
             d.rect(x, y, cell - 2, cell - 2, fill)
             d.text(x + cell / 2 - 1, y + 15, str(frame), 10, "middle", INK if here or frame >= 18 else MUTED)
         d.text(left, y + 40, about[name], 11, fill=MUTED)
-    d.legend(left, 296, [(NOISY, "being generated under B"), (CLEAN, "written under A"), (SECOND, "written under B"), (EMPTY, "not read")])  # fmt: skip
+    entries = [(NOISY, "being generated under B"), (CLEAN, "written under A"), (SECOND, "written under B")]
+    d.legend(left, 296, [*entries, (EMPTY, "not read")])
     return d
 
 
@@ -225,10 +231,12 @@ def extension() -> Drawing:
         fill = CLEAN if frame < 6 else NOISY if frame < 9 else EMPTY
         d.rect(110 + frame * cell, 50, cell - 2, cell - 2, fill)
         d.text(110 + frame * cell + 11, 65, str(frame), 10, "middle")
-    d.text(110, 96, "Given clean latents are encoded by context passes (one block at a time); generation continues with the next block.", 11,
-           fill=MUTED)  # fmt: skip
-    d.text(110, 114, "A saved cache skips that: it already holds the keys and values, and the next block follows at its next frame.", 11,
-           fill=MUTED)  # fmt: skip
+    notes = (
+        "Given clean latents are encoded by context passes, one block at a time; generation continues behind them.",
+        "A saved cache skips that: it already holds the keys and values, and the next block follows at its next frame.",
+    )
+    for i, note in enumerate(notes):
+        d.text(110, 96 + 18 * i, note, 11, fill=MUTED)
     d.legend(110, 138, [(CLEAN, "given, context pass"), (NOISY, "first generated block"), (EMPTY, "later blocks")])
     return d
 
@@ -237,7 +245,14 @@ def architecture() -> Drawing:
     """Data flow of the engine, and its two hosts."""
     d = Drawing(800, 330, "Data flow: prompt, rollout, decoder, video; the hosts and the engine")
     d.text(20, 26, "Data flow in the engine (salt/)", 13, weight="bold")
-    row = [("prompt", 20, 80), ("conditioning\ntext encoder", 126, 116), ("rollout\nschedule, noise", 268, 130), ("latents\none block", 424, 96), ("streaming\ndecoder", 546, 100), ("video file\npreview", 672, 108)]  # fmt: skip
+    row = [
+        ("prompt", 20, 80),
+        ("conditioning\ntext encoder", 126, 116),
+        ("rollout\nschedule, noise", 268, 130),
+        ("latents\none block", 424, 96),
+        ("streaming\ndecoder", 546, 100),
+        ("video file\npreview", 672, 108),
+    ]
     for i, (label, x, w) in enumerate(row):
         d.box(x, 48, w, 52, label, NOISY if "rollout" in label else EMPTY)
         if i + 1 < len(row):

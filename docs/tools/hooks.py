@@ -158,4 +158,6 @@ def home_of(name: str) -> str:
 def check_reference() -> None:
     shown = {name for _, names in REFERENCE.values() for name in names}
     if missing := set(public_modules()) - shown:
-        raise PluginError(f"reference: {', '.join(sorted(missing))} of salt have no page; docs/tools/hooks.py lists them")
+        raise PluginError(
+            f"reference: {', '.join(sorted(missing))} of salt have no page; docs/tools/hooks.py lists them"
+        )

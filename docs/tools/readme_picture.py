@@ -1,6 +1,6 @@
-"""Write docs/images/salt.webp, the README's moving picture, and docs/images/workflow.png from real runs (`make readme-picture`).
+"""The README's moving picture, docs/images/salt.webp, and docs/images/workflow.png: `make readme-picture`.
 
-Left: four clips of the embedded model at 4 evaluations per block, made on the CPU. Right: the workflow
+Both come from real runs. Left: four clips of the embedded model at 4 evaluations per block, made on the CPU. Right: the workflow
 `tiny_text_to_video` in ComfyUI, from the press of Run to the saved video, with the live preview in Salt Rollout.
 """
 
@@ -26,7 +26,7 @@ FRAME_MS = 125  # of the animation; a clip has 16 frames per second, so every se
 BEFORE, RUNNING, AFTER = 6, 52, 22  # animation frames; together two loops of the clips
 SIZE_LIMIT = 2_000_000  # bytes
 
-CLIP, GAP, CAPTION = 126, 10, 17  # pixels
+CLIP, GAP, CAPTION = 124, 9, 16  # pixels
 BACKGROUND, TEXT = (20, 20, 20), (222, 222, 222)
 
 # The workflow's nodes in three columns instead of one row: [x, y, width, height] by node id.
@@ -39,7 +39,7 @@ PLACES = {
 }
 VIEWPORT = {"width": 1400, "height": 1000}
 SCALE, LEFT, TOP = 0.74, 90, 190  # of the graph in the page; the page's own bars are above and to the right
-REGION = {"x": 78, "y": 172, "width": 812, "height": 592}
+REGION = {"x": 78, "y": 150, "width": 812, "height": 604}
 
 ARRANGE = """([places, scale, left, top]) => {
   for (const note of app.graph._nodes.filter(n => !places[n.id])) app.graph.remove(note);
@@ -69,14 +69,13 @@ def embedded_clips() -> list[list[Image.Image]]:
 def clip_column(clips: list[list[Image.Image]], index: int, height: int) -> Image.Image:
     """The clips' frames at one moment of the animation, one above the other, each with its prompt."""
     column = Image.new("RGB", (CLIP + 2 * GAP, height), BACKGROUND)
-    draw, font = ImageDraw.Draw(column), ImageFont.load_default(11)
+    draw, font = ImageDraw.Draw(column), ImageFont.load_default(9)
     pitch = (height - GAP) // len(clips)
     for row, (prompt, frames) in enumerate(zip(PROMPTS, clips, strict=True)):
         x, y = GAP, GAP + row * pitch
         frame = frames[index * 2 % (len(frames) - 1)]
         column.paste(frame.resize((CLIP, CLIP), Image.Resampling.BICUBIC), (x, y))
-        caption = prompt.removeprefix("a ")
-        draw.text((x + CLIP / 2, y + CLIP + CAPTION / 2 - 1), caption, TEXT, font, anchor="mm")
+        draw.text((x + CLIP / 2, y + CLIP + CAPTION / 2 - 1), prompt.removeprefix("a "), TEXT, font, anchor="mm")
     return column
 
 

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -43,10 +44,11 @@ class Schema:
 
 
 class Slot:
-    """An input or output: its id, tooltip and display name."""
+    """An input or output of some type: its id, and the settings that it was declared with."""
 
-    def __init__(self, id: str | None = None, *_: Any, tooltip: str | None = None, **more: Any) -> None:
-        self.id, self.tooltip, self.shown = id, tooltip, more.get("display_name")
+    def __init__(self, type: str, id: str | None = None, *_: Any, tooltip: str | None = None, **settings: Any) -> None:
+        self.type, self.id, self.tooltip, self.settings = type, id, tooltip, settings
+        self.shown = settings.get("display_name")
 
 
 class Types:
@@ -55,10 +57,10 @@ class Types:
     ComfyNode, Schema, NodeOutput = object, Schema, object
 
     def __getattr__(self, name: str) -> Any:
-        return SimpleNamespace(Input=Slot, Output=Slot, name=name)
+        return self.Custom(name.upper())
 
     def Custom(self, name: str) -> Any:
-        return SimpleNamespace(Input=Slot, Output=Slot, name=name)
+        return SimpleNamespace(Input=partial(Slot, name), Output=partial(Slot, name), name=name)
 
 
 def nodes() -> list[type]:
@@ -83,8 +85,16 @@ def plain(text: str) -> str:
     return text.replace("|", "/")
 
 
+def declared(slot: Slot) -> dict[str, Any]:
+    """A socket or widget: its id and type, and what a widget may be set to."""
+    limits = {name: slot.settings.get(name) for name in ("default", "min", "max")}
+    options = [str(option) for option in slot.settings.get("options", [])]
+    optional = bool(slot.settings.get("optional"))
+    return {"id": slot.id, "type": slot.type, "optional": optional, "options": options, **limits}
+
+
 def described(node: Any) -> dict[str, Any]:
-    """A node as ComfyUI's locale files describe it, and the search aliases beside."""
+    """A node as ComfyUI's locale files describe it, with its search aliases, sockets and widgets beside."""
     schema = node.define_schema()
     inputs = {s.id: {"name": s.id, "tooltip": plain(s.tooltip or "")} for s in schema.inputs}
     outputs = {str(i): {"name": s.shown, "tooltip": plain(s.tooltip or "")} for i, s in enumerate(schema.outputs)}
@@ -95,6 +105,8 @@ def described(node: Any) -> dict[str, Any]:
         "id": schema.node_id,
         "aliases": schema.search_aliases,
         "category": schema.category,
+        "inputs": [declared(slot) for slot in schema.inputs],
+        "outputs": [declared(slot) for slot in schema.outputs],
         "locale": {
             "display_name": schema.display_name,
             "description": plain(schema.description),

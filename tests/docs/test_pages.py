@@ -1,0 +1,117 @@
+"""README and documentation: what they promise exists. Commands parse, imports are public, links lead somewhere."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import salt
+from docs.tools import drawings
+from salt.cli import parser as salt_parser
+from train.__main__ import parser as train_parser
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "workflows" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]  # fmt: skip
+SECTIONS = [
+    "Install",
+    "Quickstart",
+    "What it does",
+    "Models",
+    "Long video, prompt changes, extension",
+    "Memory policies and speed",
+    "Training",
+    "Status and limits",
+    "Layout",
+    "Contributing, citation, licence",
+]
+FIRST_SCREEN = 25  # lines
+
+
+def code_blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands(program: str) -> list[tuple[str, str]]:
+    """(page, command line) for every call of a program in a code block without a language, or in a README's table."""
+    found = []
+    for path in PAGES:
+        for block in code_blocks(path, ""):
+            for line in block.replace("\\\n", " ").splitlines():
+                command = line.partition("  #")[0].strip()
+                if command.startswith(program + " "):
+                    found.append((str(path.relative_to(ROOT)), command))
+        found += [
+            (str(path.relative_to(ROOT)), command)
+            for command in re.findall(rf"`({program} [^`\n]+)`", path.read_text())
+        ]
+    return found
+
+
+def test_the_readme_keeps_its_length_order_and_first_screen():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 160
+    assert [line.removeprefix("## ") for line in lines if line.startswith("## ")] == SECTIONS
+    first = "\n".join(lines[:FIRST_SCREEN])
+    assert "make demo" in first and "make test" in first
+
+
+def test_the_moving_picture_moves_and_is_small():
+    path = ROOT / "docs" / "images" / "salt.webp"
+    assert path.stat().st_size < 2_000_000
+    with Image.open(path) as picture:
+        assert getattr(picture, "n_frames", 1) > 40
+        assert 800 <= picture.width <= 1000
+
+
+@pytest.mark.parametrize(("page", "command"), commands("salt"))
+def test_salt_commands_parse(page, command):
+    if command != "salt COMMAND --help":
+        accepts(salt_parser(), shlex.split(command)[1:], f"{page}: {command}")
+
+
+@pytest.mark.parametrize(("page", "command"), commands("python -m train"))
+def test_training_commands_parse(page, command):
+    arguments = shlex.split(command.replace("key=value ...", "key=value"))[3:]
+    if arguments != ["..."]:
+        accepts(train_parser(), arguments, f"{page}: {command}")
+
+
+def accepts(parser, arguments: list[str], where: str) -> None:
+    """Fails the test unless the arguments are accepted (or ask for help)."""
+    try:
+        parser.parse_args(arguments)
+    except SystemExit as stopped:
+        assert stopped.code == 0, where
+
+
+def test_commands_are_found_at_all():
+    assert len(commands("salt")) > 10 and len(commands("python -m train")) > 8
+
+
+def test_python_snippets_import_public_names_only():
+    seen = set()
+    for path in PAGES:
+        for block in code_blocks(path, "python"):
+            for node in ast.walk(ast.parse(block)):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("salt"):
+                    assert node.module == "salt", f"{path.name}: from {node.module}"
+                    seen |= {alias.name for alias in node.names}
+    assert seen and seen <= set(salt.__all__), seen - set(salt.__all__)
+
+
+def test_relative_links_outside_the_site_lead_to_files():
+    """MkDocs checks the pages of docs/; these are read on GitHub and in ComfyUI."""
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "workflows" / "README.md", ROOT / "CHANGELOG.md"):
+        links = re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text())
+        missing = [link for link in links if not (path.parent / link).exists()]
+        assert missing == [], path.name
+
+
+def test_drawings_are_those_of_the_engines_own_policies():
+    found = {path.name: path.read_text() for path in drawings.DRAWINGS.glob("*.svg")}
+    assert found == drawings.drawings(), "old drawings: python -m docs.tools.drawings"
