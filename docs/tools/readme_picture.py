@@ -1,7 +1,7 @@
 """The README's moving picture, docs/images/salt.webp, and docs/images/workflow.png: `make readme-picture`.
 
-Both come from real runs. Left: four clips of the embedded model at 4 evaluations per block, made on the CPU. Right: the workflow
-`tiny_text_to_video` in ComfyUI, from the press of Run to the saved video, with the live preview in Salt Rollout.
+Both come from real runs. Left: four clips of the embedded model at 4 evaluations per block, made on the CPU. Right: the
+workflow `tiny_text_to_video` in ComfyUI, from the press of Run to the saved video, with the preview in Salt Rollout.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ from salt.cli import parser as salt_parser
 from train.__main__ import parser as train_parser
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "workflows" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]  # fmt: skip
+OUTSIDE = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "workflows/README.md")]
+PAGES = [*OUTSIDE, *sorted((ROOT / "docs").rglob("*.md"))]
 SECTIONS = [
     "Install",
     "Quickstart",
@@ -106,7 +107,7 @@ def test_python_snippets_import_public_names_only():
 
 def test_relative_links_outside_the_site_lead_to_files():
     """MkDocs checks the pages of docs/; these are read on GitHub and in ComfyUI."""
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "workflows" / "README.md", ROOT / "CHANGELOG.md"):
+    for path in OUTSIDE:
         links = re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text())
         missing = [link for link in links if not (path.parent / link).exists()]
         assert missing == [], path.name
