@@ -8,6 +8,7 @@ Raises PluginError where a public name has no page, or a name on a page is not p
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -18,6 +19,7 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,6 +72,20 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     check_reference()
     for path, text in pages.items():
         files.append(File.generated(config, path, content=text))
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Links from docs/ to other files of the repository become links to the repository's page of them."""
+    docs = Path(config.docs_dir)
+    folder = (docs / page.file.src_uri).parent
+
+    def rewritten(link: re.Match[str]) -> str:
+        target = (folder / link[1]).resolve()
+        if target.is_relative_to(docs) or not target.exists():
+            return link[0]  # a page of the site, or a link that leads nowhere, which MkDocs reports
+        return f"]({config.extra['repository']}/blob/main/{target.relative_to(ROOT).as_posix()}{link[2] or ''})"
+
+    return re.sub(r"\]\((\.\./[^)#\s]+)(#[^)\s]*)?\)", rewritten, markdown)
 
 
 @cache
@@ -143,10 +159,10 @@ def entry(name: str) -> str:
 
 @cache
 def public_modules() -> dict[str, str]:
-    """Every public name of `salt` and the module it is in."""
+    """Every public name of `salt` and the module that defines it."""
     import salt
 
-    return {name: f"salt{home}" for name, home in salt._HOMES.items()}
+    return {name: getattr(salt, name).__module__ for name in salt.__all__ if not name.startswith("_")}
 
 
 def home_of(name: str) -> str:
