@@ -23,34 +23,17 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Page -> its title and the names of `salt.__all__` on it, with the methods shown of a class (default: all).
-REFERENCE: dict[str, tuple[str, dict[str, list[str] | None]]] = {
-    "pipeline": (
-        "Pipeline and files",
-        {
-            "SaltPipeline": None,
-            "load_student": None,
-            "save_student": None,
-            "VideoWriter": None,
-        },
-    ),
+# Page -> its title and the names of `salt.__all__` on it.
+REFERENCE: dict[str, tuple[str, list[str]]] = {
+    "pipeline": ("Pipeline and files", ["SaltPipeline", "load_student", "save_student", "VideoWriter"]),
     "rollout": (
         "Rollout",
-        {
-            "rollout": None,
-            "RolloutSettings": None,
-            "Schedule": None,
-            "SeededNoise": None,
-            "Conditioning": None,
-            "PromptChange": None,
-            "PromptSchedule": None,
-            "semigroup_defect": None,
-        },
+        ["rollout", "RolloutSettings", "Schedule", "SeededNoise", "Conditioning", "PromptChange", "PromptSchedule"],
     ),
-    "memory": ("Memory", {"MemoryPolicy": None, "KVMemory": None, "save_memory": None, "load_memory": None}),
+    "memory": ("Memory", ["MemoryPolicy", "KVMemory", "save_memory", "load_memory"]),
     "models": (
         "Models and decoding",
-        {"CausalModel": None, "WanStreamDecoder": None, "TinyStreamDecoder": None, "encode_video": None},
+        ["CausalModel", "WanStreamDecoder", "TinyStreamDecoder", "encode_video", "semigroup_defect"],
     ),
 }
 
