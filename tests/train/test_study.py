@@ -12,7 +12,8 @@ from train.experiments.ablation import report, runner, scores
 from train.experiments.ablation.arms import ARMS, FORCED, arms_named
 from train.shapes.world import render
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "train/experiments/ablation/results"
 SHIPPED = "models.student=salt/assets/tiny/transformer"
 
 
@@ -35,7 +36,7 @@ def test_our_recipes_learn_as_the_arms_do_and_these_are_the_recorded_ones(tmp_pa
     for name in ("tiny", "tiny_salt", "tiny_relative_salt"):
         recipe = load_recipe(name)
         assert (recipe.models.teacher, recipe.loss.score) == (FORCED, "causal")
-    recorded = [json.loads(path.read_text()) for path in sorted((DOCS / "study").glob("*/seed-*/study.json"))]
+    recorded = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*/seed-*/study.json"))]
     assert recorded
     for facts in recorded:
         (arm,) = arms_named([facts["arm"]])
@@ -80,6 +81,7 @@ def test_a_row_has_means_and_spreads_and_the_last_lines_what_one_seed_scatters(t
     assert [mixed[at[c]] for c in ("passed", "drift", "seeds")] == ["0.60 ± 0.10", "-", "3"]
     # Squares 0.01 + 0.01 and 0.01 + 0 + 0.01, with one and two degrees of freedom.
     assert scatter[at["passed"]] == f"{(0.04 / 3) ** 0.5:.2f}" and scatter[at["drift"]] == "-"
+    assert report.overview(tmp_path).splitlines()[3].startswith("| `mixed`: mixed steps alone | 3 | 60 % (-25) |")
     lines = report.paired(tmp_path).splitlines()
     assert lines[2] == "| `mixed` | 4 | -20 | -30 | -25 |" and len(lines) == 4, "of the seeds that both have"
     for student in (tmp_path / name / "export" / "mixed.safetensors" for name in ("mixed/seed-1", "mixed/seed-2")):
@@ -90,13 +92,14 @@ def test_a_row_has_means_and_spreads_and_the_last_lines_what_one_seed_scatters(t
     assert (tmp_path / "scores.png").stat().st_size > 5000
 
 
-def test_the_document_has_the_tables_that_its_scores_make():
-    kept = DOCS / "study"
-    assert (kept / "table.md").read_text() == report.table(kept) + "\n"
-    assert (kept / "short.md").read_text() == report.table(kept, short=True) + "\n"
-    assert (kept / "paired.md").read_text() == report.paired(kept) + "\n"
+def test_the_page_and_the_log_show_the_tables_of_the_recorded_scores():
+    assert (RESULTS / "overview.md").read_text() == report.overview(RESULTS) + "\n"
+    assert (RESULTS / "table.md").read_text() == report.table(RESULTS) + "\n"
+    assert (RESULTS / "short.md").read_text() == report.table(RESULTS, short=True) + "\n"
+    assert (RESULTS / "paired.md").read_text() == report.paired(RESULTS) + "\n"
+    assert (RESULTS / "overview.md").read_text() in (ROOT / "docs/study.md").read_text()
     for shown in ("short.md", "paired.md"):
-        assert (kept / shown).read_text() in (DOCS / "study.md").read_text()
+        assert (RESULTS / shown).read_text() in (RESULTS.parent / "LOG.md").read_text()
 
 
 @pytest.mark.slow

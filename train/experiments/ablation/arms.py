@@ -23,7 +23,7 @@ COMMON = (
 # Of the initial student, which `train.experiments.tiny.ode_regression` makes where it is not there.
 START = Path("runs/tiny/start")
 FORCED = "train/assets/tiny_forced"
-# Blocks learn from a causal teacher: the bidirectional one has looks but no sense of direction (docs/study.md).
+# Block students have a causal teacher: the bidirectional one does not follow directions (docs/study.md).
 BLOCKS = (f"models.student={START}/final", f"models.teacher={FORCED}", "loss.score=causal")
 SCORES = ("models.teacher=train/assets/tiny_teacher", "loss.score=bidirectional")
 WHOLE = ("models.student=train/assets/tiny_teacher", *SCORES, "rollout.kind=bidirectional", "rollout.frames=21")

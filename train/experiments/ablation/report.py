@@ -67,11 +67,39 @@ def table(out: Path, short: bool = False) -> str:
     return "\n".join(lines)
 
 
+def overview(out: Path, baseline: str = "fixed") -> str:
+    """Markdown, one line per arm: percentage of clips passed at 4 and 2 NFE (mean over seeds) and the Euler defect.
+
+    In brackets the mean difference to the baseline in points, seed by seed, of arms sampled with the same memory.
+    """
+    arms = finished(out)
+    base = {row["seed"]: row for row in arms.get(baseline, [])}
+    lines = ["| arm | seeds | passed, 4 NFE | passed, 2 NFE | Euler defect |", "|" + "---|" * 5]
+    for name, rows in arms.items():
+        about = next(a.about for a in ARMS if a.name == name)
+        cells = []
+        for setting in short_settings(rows[0]):
+            more = [] if name == baseline else differences(rows, base, setting)
+            difference = f" ({round(fmean(more.values())):+d})" if more else ""
+            cells.append(f"{100 * fmean(column(rows, setting, 'passed')):.0f} %{difference}")
+        defect = fmean(row["defect"]["euler"] for row in rows)
+        lines.append(f"| `{name}`: {about} | {len(rows)} | {' | '.join(cells)} | {defect:.4f} |")
+    return "\n".join(lines)
+
+
+def differences(rows: Sequence[Row], base: dict[int, Row], setting: str) -> dict[int, float]:
+    """By seed: points by which more (or fewer) clips of `rows` pass than of the baseline, where both have the setting."""
+    return {
+        row["seed"]: 100 * (row["scores"][setting]["passed"] - base[row["seed"]]["scores"][setting]["passed"])
+        for row in rows
+        if row["seed"] in base and setting in row["scores"] and setting in base[row["seed"]]["scores"]
+    }
+
+
 def paired(out: Path, baseline: str = "fixed") -> str:
     """Markdown: by how many points more (or fewer) clips pass than the baseline's of the same seed, seed by seed.
 
-    Arms of one seed have their noise in common, which moves all of them alike. Settings of `short_settings`, of arms
-    that play as the baseline does.
+    Arms of one seed share their noise, which moves all of them alike. Only arms sampled with the baseline's memory.
     """
     arms = {name: {row["seed"]: row for row in rows} for name, rows in finished(out).items()}
     if baseline not in arms:
@@ -83,11 +111,7 @@ def paired(out: Path, baseline: str = "fixed") -> str:
     lines.append("|" + "---|" * (len(seeds) + 3))
     for name, rows in arms.items():
         for setting in settings:
-            more = {
-                s: 100 * (rows[s]["scores"][setting]["passed"] - base[s]["scores"][setting]["passed"])
-                for s in seeds
-                if name != baseline and s in rows and setting in rows[s]["scores"]
-            }
+            more = differences(list(rows.values()), base, setting) if name != baseline else {}
             if more:
                 cells = [f"{round(more[s]):+d}" if s in more else "-" for s in seeds]
                 nfe = setting.split(" / ")[0]

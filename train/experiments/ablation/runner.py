@@ -18,7 +18,7 @@ from train.config.recipe import Recipe, load_recipe
 from train.config.validation import check_recipe
 from train.distill import distill
 from train.experiments.ablation.arms import FORCED, START, Arm, arms_named
-from train.experiments.ablation.report import SCORES, finished, paired, picture, plot, table
+from train.experiments.ablation.report import SCORES, finished, overview, paired, picture, plot, table
 from train.experiments.ablation.scores import score_student
 from train.experiments.tiny.ode_regression import train_start
 from train.export import recipe_hash
@@ -64,7 +64,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 def report(out: Path) -> None:
     """The tables and the plots of what is scored, and the pictures of the students that are still there."""
-    tables = {"table.md": table(out), "short.md": table(out, short=True), "paired.md": paired(out)}
+    tables = {
+        "overview.md": overview(out),
+        "table.md": table(out),
+        "short.md": table(out, short=True),
+        "paired.md": paired(out),
+    }
     for name, text in tables.items():
         write_text(out / name, text + "\n")
     plot(out, out / "scores.png")
