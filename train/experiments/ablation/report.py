@@ -88,7 +88,7 @@ def overview(out: Path, baseline: str = "fixed") -> str:
 
 
 def differences(rows: Sequence[Row], base: dict[int, Row], setting: str) -> dict[int, float]:
-    """By seed: points by which more (or fewer) clips of `rows` pass than of the baseline, where both have the setting."""
+    """Percentage points passed more than the baseline, by seed, where both have the seed and the setting."""
     return {
         row["seed"]: 100 * (row["scores"][setting]["passed"] - base[row["seed"]]["scores"][setting]["passed"])
         for row in rows
