@@ -1,12 +1,14 @@
-"""What a clip is told, and when: conditioning, and a schedule of prompts with what a switch does to the memory."""
+"""Conditioning of the model, and schedules of it over the latent frames of a clip (prompt changes)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
 
 from torch import Tensor
+
+from .errors import InputError
 
 T = TypeVar("T")
 Switch = Literal["keep", "recache", "cut"]
@@ -15,27 +17,24 @@ SWITCHES: tuple[Switch, ...] = ("keep", "recache", "cut")
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What a model call is conditioned on, beside the latents.
+    """What a model call is conditioned on, besides the noisy latents.
 
-    text: [B, L, text_dim]. image: CLIP image embeddings [B, N, image_dim] (Wan I2V). channels: mask and condition
-    latents [B, C', F, H, W] for the whole clip, concatenated to the noise along channels (Wan I2V).
+    text: prompt embeddings [B, L, text_dim]. image: CLIP image embeddings [B, N, image_dim] (Wan 2.1 I2V). channels:
+    mask and condition latents [B, C', F, H, W] of the whole clip, concatenated to the noise along channels (I2V).
     """
 
     text: Tensor
     image: Tensor | None = None
     channels: Tensor | None = None
 
-    def to(self, *args: Any, **kwargs: Any) -> Conditioning:
-        moved = {name: value.to(*args, **kwargs) for name, value in vars(self).items() if value is not None}
-        return replace(self, **moved)
-
 
 @dataclass(frozen=True)
 class PromptChange(Generic[T]):
-    """From latent frame `frame` on, `conditioning` holds.
+    """From latent frame `frame` (0 or more) on, the model is conditioned on `conditioning`.
 
-    switch: what happens to the memory (LongLive): `keep` it; `recache`, re-encode the recent clean latents under the
-    new prompt; or `cut`, empty it. keep_sink: with `recache`, leave the sink frames as the old prompt wrote them.
+    switch: what happens to the memory: `keep` it; `recache`, re-encode the recent clean latents under the new prompt
+    (LongLive); or `cut`, empty it. keep_sink: with `recache`, leave the sink frames as the old prompt wrote them.
+    Raises InputError for an unknown switch or a negative frame.
     """
 
     frame: int
@@ -45,21 +44,23 @@ class PromptChange(Generic[T]):
 
     def __post_init__(self) -> None:
         if self.switch not in SWITCHES:
-            raise ValueError(f"switch: found {self.switch!r}, expected one of {', '.join(SWITCHES)}")
+            raise InputError("switch", f"found {self.switch!r}, expected one of {', '.join(SWITCHES)}")
         if self.frame < 0:
-            raise ValueError(f"frame: found {self.frame}, expected 0 or more")
+            raise InputError("frame", f"found {self.frame}, expected 0 or more")
 
 
 class PromptSchedule(Generic[T]):
-    """Conditioning over latent frames. A change takes effect at the first block that starts at or after its frame."""
+    """Conditioning over the latent frames of a clip: changes in order of their frames.
+
+    A change takes effect at the first block that starts at its latent frame or later.
+    Raises InputError unless the frames are distinct and the first is 0.
+    """
 
     def __init__(self, changes: Iterable[PromptChange[T]]) -> None:
         self.changes = tuple(sorted(changes, key=lambda c: c.frame))
         frames = [c.frame for c in self.changes]
         if not frames or frames[0] != 0 or len(set(frames)) != len(frames):
-            raise ValueError(
-                f"prompt schedule: found changes at frames {frames}, expected different ones, the first at 0"
-            )
+            raise InputError("changes", f"found frames {frames}, expected distinct ones, the first at 0")
 
     @classmethod
     def of(cls, conditioning: T | PromptSchedule[T]) -> PromptSchedule[T]:
@@ -67,9 +68,9 @@ class PromptSchedule(Generic[T]):
         return conditioning if isinstance(conditioning, PromptSchedule) else cls([PromptChange(0, conditioning)])
 
     def switches(self, after: int, until: int) -> set[Switch]:
-        """What the changes at latent frames after `after`, up to and with `until`, do to the memory."""
+        """Switches of the changes at latent frames above `after` and up to `until`, `until` included."""
         return {c.switch for c in self.changes if after < c.frame <= until}
 
     def at(self, frame: int) -> PromptChange[T]:
-        """The change that holds at latent frame `frame`."""
+        """The change in effect at latent frame `frame`."""
         return [c for c in self.changes if c.frame <= frame][-1]

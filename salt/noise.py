@@ -1,4 +1,4 @@
-"""Noise of a rollout as a function of (seed, block, draw), so that a block is the same in every clip that has it."""
+"""Noise sources of a rollout: functions of (start frame, frames, draw), reproducible from a seed per clip."""
 
 from __future__ import annotations
 
@@ -9,31 +9,42 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .errors import InputError
+
 
 class NoiseSource(Protocol):
-    """Called with (start frame, frames, draw): draw 0 is a block's initial noise, draw i the re-noise before step i."""
+    """Any callable (start, frames, draw) -> noise [B, C, frames, H, W], with its `seeds`.
+
+    start: latent frame at which the block starts. draw 0 is the block's initial noise, draw i the fresh noise added
+    before step i.
+    """
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """One seed per batch row, or () for recorded noise."""
+        """One seed per batch row; () where the noise does not come from seeds."""
         ...
 
     def __call__(self, start: int, frames: int, draw: int) -> Tensor: ...
 
 
 def batch_seeds(seed: int | Sequence[int], batch: int) -> tuple[int, ...]:
-    """One seed per batch row: as given, or seed, seed + 1, ... Raises ValueError if their number is not the batch."""
+    """One seed per batch row: the sequence itself, or seed, seed + 1, ...
+
+    Raises InputError if their number is not the batch size.
+    """
     seeds = tuple(seed + i for i in range(batch)) if isinstance(seed, int) else tuple(int(s) for s in seed)
     if len(seeds) != batch:
-        raise ValueError(f"seed: found {len(seeds)} seeds, expected one per batch row ({batch})")
+        raise InputError("seed", f"found {len(seeds)} seeds, expected one per batch row ({batch})")
     return seeds
 
 
 class SeededNoise:
-    """Standard normal noise [B, C, F, H, W], drawn on the CPU from a generator seeded per row, block and draw.
+    """Standard normal noise [B, C, F, H, W], drawn on the CPU from one generator per batch row, block and draw.
 
-    Drawing on the CPU keeps a clip the same on every device; seeding by start frame keeps block k the same whatever
-    the clip's length, and an extended clip equal to the longer one.
+    seed: one for each of the `batch` rows, or the first of consecutive ones. channels, height, width: of the latents.
+    Drawn on the CPU, a clip is the same on every device; seeded by the block's start frame, block k is the same
+    whatever the clip's length, so an extended clip equals the longer one.
+    Raises InputError for a wrong number of seeds.
     """
 
     def __init__(
@@ -60,7 +71,7 @@ class SeededNoise:
             for seed in self._seeds
         ]
         drawn = torch.stack(rows).to(self.dtype)
-        # Pinned, so that the copy waits for nothing and the host goes on to launch the block.
+        # Pinned, so that the copy is asynchronous and the host goes on to launch the block.
         return (
             drawn.pin_memory().to(self.device, non_blocking=True)
             if self.device.type == "cuda"

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .conditioning import PromptChange, PromptSchedule
+from .errors import InputError
 from .memory import KVMemory, MemoryPass
 from .model_input import Condition, FlowModel, ModelInput
 from .noise import NoiseSource
@@ -28,13 +29,15 @@ Stepping = Literal["sde", "ode"]
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """How blocks are made.
+    """Settings of a rollout.
 
-    schedule: the step list; its length is the NFE per block. stepping: `sde` re-noises x0, `ode` takes Euler steps; a
-    tuple says so for every transition between two steps.
-    frames_per_block: latent frames per block; independent_first_frame: the first block of a clip is one frame.
-    guidance: classifier-free guidance, 1 = off (one model call per step). context_timestep: noise level of the context
-    pass, 0 = clean. fuse: the context pass of a block and the first step of the next are one forward (same result).
+    schedule: the step list; its length is the number of function evaluations (NFE) per block. stepping: `sde` re-noises
+    x0, `ode` takes Euler steps; a tuple has one of them for every transition between two steps.
+    frames_per_block: latent frames per block. independent_first_frame: the first block of a clip is one latent frame.
+    guidance: scale of classifier-free guidance, 1 = off (one model call per step). context_timestep: noise level of the
+    context pass in [0, 1000), 0 = clean. fuse: the context pass of a block and the first step of the next block are one
+    forward (same result).
+    Raises InputError for a value out of range. Source: Salt (arXiv 2604.03118, section 3); context pass: Self Forcing.
     """
 
     schedule: Schedule = field(default_factory=Schedule)
@@ -47,16 +50,17 @@ class RolloutSettings:
 
     def __post_init__(self) -> None:
         if self.frames_per_block < 1:
-            raise ValueError(f"frames_per_block: found {self.frames_per_block}, expected 1 or more")
+            raise InputError("frames_per_block", f"found {self.frames_per_block}, expected 1 or more")
         transitions = self.schedule.nfe - 1
         each = self.stepping if isinstance(self.stepping, tuple) else (self.stepping,)
         if not {*each} <= {"sde", "ode"} or (isinstance(self.stepping, tuple) and len(each) != transitions):
-            raise ValueError(
-                f"stepping: found {self.stepping!r}, expected sde or ode, or a tuple of {transitions} of them, "
-                "one for each transition between steps"
+            raise InputError(
+                "stepping",
+                f"found {self.stepping!r}, expected sde or ode, or a tuple of {transitions} of them, "
+                "one for each transition between steps",
             )
         if not 0 <= self.context_timestep < NUM_TRAIN_TIMESTEPS:
-            raise ValueError(f"context_timestep: found {self.context_timestep}, expected 0 to below 1000")
+            raise InputError("context_timestep", f"found {self.context_timestep}, expected 0 to below 1000")
 
     def takes_euler(self, transition: int) -> bool:
         """Whether the step after evaluation `transition` is an Euler step (ODE) rather than fresh noise (SDE)."""
@@ -108,16 +112,17 @@ class Branch(Generic[Condition]):
 def block_lengths(start: int, frames: int, settings: RolloutSettings) -> list[int]:
     """Lengths of the blocks that make `frames` latent frames from latent frame `start` on.
 
-    Raises ValueError when the blocks do not fill the length exactly, naming the nearest lengths that they do.
+    Raises InputError when the blocks do not fill the length exactly, naming the nearest lengths that they do.
     """
     n = settings.frames_per_block
     first = 1 if settings.independent_first_frame and start == 0 else 0
     if frames < 1 or (frames - first) % n:
         below = first + (frames - first) // n * n
         near = [str(f) for f in (below, below + n) if f > 0]
-        raise ValueError(
-            f"length: found {frames} latent frames, expected a multiple of the block of {n}"
-            f"{' after an independent first frame' if first else ''} ({' or '.join(near)})"
+        raise InputError(
+            "frames",
+            f"found {frames} latent frames, expected a multiple of the block of {n}"
+            f"{' after an independent first frame' if first else ''} ({' or '.join(near)})",
         )
     return [1] * first + [n] * ((frames - first) // n)
 
@@ -142,24 +147,27 @@ def rollout(
     history_latents: Tensor | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Iterator[Block]:
-    """Yield the blocks of `frames` new latent frames; the clip goes on from where `memory` stands.
+    """Sample `frames` new latent frames block by block and yield each finished block.
+
+    The clip continues at `memory.next_frame`. Source: Self Forcing's inference rule, as Salt uses it (arXiv 2604.03118,
+    section 3). Latents are in the model's normalised space; gradient is as the caller has it.
 
     conditioning: a `Conditioning` (or whatever `model` understands), or a `PromptSchedule` of them.
-    memory: empty, or written by an earlier rollout (extension). A block is in it once the iterator has been advanced
+    memory: empty, or written by an earlier rollout (extension). A block is written to it when the iterator is advanced
         past that block, so exhaust the iterator before saving or extending.
     noise: initial noise and re-noise of every block as a function of its start frame (see `salt.noise`).
     negative, negative_memory: the unconditional branch, for guidance other than 1.
     initial_latents: [B, C, F', H, W] clean latents that go through context passes first (image or video start).
-    history_latents: [B, C, F', H, W] the clean latents before this clip, up to where `memory` stands (those from before
-        its origin are passed over); an extension needs them only for a prompt change that recaches.
-    on_step: called before every model call; what it raises ends the rollout, and the memory stays usable.
-    Errors: ValueError for a length that blocks do not fill, a block that the policy's window does not hold, guidance
-    without a negative.
+    history_latents: [B, C, F', H, W] the clean latents before this clip, up to `memory.next_frame` (those before
+        `memory.origin` are ignored); an extension needs them only for a prompt change that recaches.
+    on_step: called before every model call; an exception from it ends the rollout, and the memory stays usable.
+    Raises InputError for a length that blocks do not fill, a block that does not fit into the policy's window, guidance
+    without a negative conditioning, and a recache without the latents for it.
     """
     branches = [Branch.of(memory, conditioning, settings.frames_per_block)]
     if settings.guidance != 1.0:
         if negative is None:
-            raise ValueError(f"guidance: found {settings.guidance} without a negative conditioning, expected one")
+            raise InputError("guidance", "needs a negative conditioning", settings.guidance)
         unconditional = negative_memory or memory.empty_like()
         branches.append(Branch.of(unconditional, negative, settings.frames_per_block))
     given = 0 if initial_latents is None else initial_latents.shape[2]
@@ -323,7 +331,7 @@ class _Run(Generic[Condition]):
         """Re-encode the last min(window, t) clean latents under the new prompt (LongLive), in one forward."""
         memory, window = branch.memory, branch.memory.policy.window
         if not self.recent:
-            raise ValueError(f"recache at frame {start}: found no clean latents, expected history_latents with them")
+            raise InputError("history_latents", f"is needed for the prompt change with recache at latent frame {start}")
         blocks: list[Tensor] = []
         for x in reversed(self.recent):
             if window is not None and sum(b.shape[2] for b in blocks) + x.shape[2] > window:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .conditioning import Conditioning
+from .errors import InputError
 from .model_input import Condition, FlowModel, ModelInput
 from .models.cross_attention_cache import CrossAttentionCaches
 from .noise import NoiseSource
@@ -46,11 +47,11 @@ def sample_bidirectional(
     """Latents [B, C, F, H, W] of a clip of `frames` latent frames, with gradient where the caller has it on.
 
     settings: its schedule, stepping and guidance are used. on_step: called before every step; what it raises ends the
-    sampling. Raises ValueError for guidance without a negative conditioning.
+    sampling. Raises InputError for guidance without a negative conditioning.
     """
     guided = settings.guidance != 1.0
     if guided and negative is None:
-        raise ValueError(f"guidance: found {settings.guidance} without a negative conditioning, expected one")
+        raise InputError("guidance", "needs a negative conditioning", settings.guidance)
     sigmas = settings.schedule.sigmas
     x = x0 = noise(0, frames, 0)
     for i, sigma in enumerate(sigmas):

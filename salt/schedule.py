@@ -25,7 +25,7 @@ STEP_LISTS: dict[int, tuple[float, ...]] = {
 def step_list(nfe: int) -> tuple[float, ...]:
     """The evenly spaced step list with `nfe` steps; 8, 4 and 2 are the lists Salt trains on.
 
-    Raises ValueError for nfe < 1.
+    Raises InputError for nfe < 1.
     """
     if nfe < 1:
         raise InputError("nfe", f"found {nfe}, expected 1 or more")
@@ -65,7 +65,11 @@ def timestep_to_sigma(timestep: Tensor | float) -> Tensor:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A step list and its shift. `steps`: unwarped, strictly falling, in (0, 1000]; as many as NFE per block."""
+    """The steps of a block and the shift that warps them to noise levels.
+
+    steps: before the shift, strictly falling, in (0, 1000]; one model call each. shift: above 0; 1 leaves steps as they
+    are. Raises InputError for other values. Source: Wan 2.1's flow-matching schedule as in Salt (arXiv 2604.03118).
+    """
 
     steps: tuple[float, ...] = STEP_LISTS[4]
     shift: float = 5.0

@@ -31,13 +31,18 @@ from typing import Generic, Literal
 import torch
 from torch import Tensor
 
+from .errors import InputError
+from .memory import KVMemory
 from .model_input import Condition, FlowModel, ModelInput
 from .noise import NoiseSource
-from .schedule import NUM_TRAIN_TIMESTEPS, STEP_LISTS, add_noise, euler, flow_to_x0, warp
+from .rollout import RolloutSettings, rollout
+from .sampling import sample_bidirectional
+from .schedule import NUM_TRAIN_TIMESTEPS, STEP_LISTS, Schedule, add_noise, euler, flow_to_x0, warp
 
 Operator = Literal["euler", "sampler"]
 Triple = tuple[float, float, float]
 Defects = dict[tuple[Triple, Operator], float]
+DefectRatios = dict[tuple[Triple, Operator], list[Tensor]]
 
 OPERATORS: tuple[Operator, ...] = ("euler", "sampler")
 # Each step of the 4-step grid, halved by the 8-step grid it is trained on.
@@ -45,58 +50,114 @@ TRIPLES: tuple[Triple, ...] = ((1000, 875, 750), (750, 625, 500), (500, 375, 250
 
 
 def parse_triples(text: str) -> list[Triple]:
-    """`1000, 875, 750; 750, 625, 500` as triples. Raises ValueError naming the part that is none."""
+    """`1000, 875, 750; 750, 625, 500` as triples. Raises InputError naming the part that is not a triple."""
     found: list[Triple] = []
     for part in filter(None, map(str.strip, text.split(";"))):
         try:
             s, m, e = (float(x) for x in part.split(","))
         except ValueError:
-            raise ValueError(f"triples: found {part!r}, expected three falling steps as 1000, 875, 750") from None
+            raise InputError("triples", f"found {part!r}, expected three falling steps as 1000, 875, 750") from None
         found.append((s, m, e))
     if not found:
-        raise ValueError("triples: found none, expected steps as 1000, 875, 750; 750, 625, 500")
+        raise InputError("triples", "found none, expected steps as 1000, 875, 750; 750, 625, 500")
     return found
 
 
 def steps_for(triples: Sequence[Triple]) -> tuple[float, ...]:
-    """The sparsest of the lists Salt trains on (4 or 8 steps) that has every t_s. Raises ValueError where none has."""
+    """The sparsest of the lists Salt trains on (4 or 8 steps) that has every t_s. Raises InputError where none has."""
     for count in (4, 8):
         if all(t_s in STEP_LISTS[count] for t_s, _, _ in triples):
             return STEP_LISTS[count]
     stray = next(t_s for t_s, _, _ in triples if t_s not in STEP_LISTS[8])
-    raise ValueError(f"triples: found t_s {stray:g}, expected one of {', '.join(f'{s:g}' for s in STEP_LISTS[8])}")
+    raise InputError("triples", f"found t_s {stray:g}, expected one of {', '.join(f'{s:g}' for s in STEP_LISTS[8])}")
 
 
 def check_triple(triple: Triple, steps: Sequence[float]) -> None:
-    """Raise ValueError for a triple that does not fall, or begins off the list of steps."""
+    """Raise InputError for a triple that does not fall, or whose t_s is not one of the steps."""
     t_s, t_m, t_e = triple
     if not NUM_TRAIN_TIMESTEPS >= t_s > t_m > t_e >= 0:
-        raise ValueError(f"triples: found {t_s:g},{t_m:g},{t_e:g}, expected falling steps from 1000 to 0")
+        raise InputError("triples", f"found {t_s:g},{t_m:g},{t_e:g}, expected falling steps from 1000 to 0")
     if t_s not in steps:
-        raise ValueError(f"triples: found t_s {t_s:g}, expected one of the steps {', '.join(f'{s:g}' for s in steps)}")
+        known = ", ".join(f"{s:g}" for s in steps)
+        raise InputError("triples", f"found t_s {t_s:g}, expected one of the steps {known}")
+
+
+@torch.no_grad()
+def semigroup_defect(
+    model: FlowModel[Condition],
+    conditioning: Condition,
+    memory: KVMemory | None,
+    noise: NoiseSource,
+    frames: int,
+    settings: RolloutSettings,
+    *,
+    triples: Sequence[Triple] = TRIPLES,
+    operators: Sequence[Operator] = OPERATORS,
+    dtype: torch.dtype = torch.float32,
+) -> Defects:
+    """The semigroup defect of a student on one batch of clips: mean over clips and blocks, by triple and operator.
+
+    model, conditioning, noise, frames, settings: as for `rollout`; the clip's `frames` latent frames are sampled on the
+    steps of `settings.schedule`, and every t_s must be one of them.
+    memory: empty, for a causal student; None for a bidirectional one, which samples the whole clip at once.
+    triples: (t_s, t_m, t_e), falling steps in [0, 1000] before the shift. operators: see this module's docstring.
+    dtype: of the latents that the model is called with; the arithmetic around it is in float32.
+    Returns squared relative distances, without unit. Raises InputError for a triple that does not fall or whose t_s is
+    not a step of the schedule, and what `rollout` raises.
+    Source: Salt (arXiv 2604.03118, section 3.2).
+    """
+    return mean_defects(
+        [defect_ratios(model, conditioning, memory, noise, frames, settings, triples, operators, dtype)]
+    )
+
+
+@torch.no_grad()
+def defect_ratios(
+    model: FlowModel[Condition],
+    conditioning: Condition,
+    memory: KVMemory | None,
+    noise: NoiseSource,
+    frames: int,
+    settings: RolloutSettings,
+    triples: Sequence[Triple] = TRIPLES,
+    operators: Sequence[Operator] = OPERATORS,
+    dtype: torch.dtype = torch.float32,
+) -> DefectRatios:
+    """What `semigroup_defect` averages: a tensor [B] for each block. `mean_defects` of several is the mean over all.
+
+    Arguments and errors: as for `semigroup_defect`. Cost: per clip one ordinary rollout and, for each block and triple,
+    one more model call per operator.
+    """
+    meter = DefectMeter(model, noise, settings.schedule, triples, operators, dtype)
+    if memory is None:
+        sample_bidirectional(meter, conditioning, noise, frames, settings)
+    else:
+        for _ in rollout(meter, conditioning, memory, noise, frames, settings):
+            pass
+    return meter.ratios
 
 
 class DefectMeter(Generic[Condition]):
-    """A rollout's model callable that calls another and, where a triple begins, goes both ways and notes how they part.
+    """A rollout's model callable that calls another one and measures its defect wherever a triple begins.
 
-    call: the model as the engine's rollout or `sample_bidirectional` calls it. noise: the rollout's. dtype: what the
-    model is given; latents and noise levels stay in float32. Raises ValueError for triples off the list `steps`.
+    model: as the rollout or `sample_bidirectional` calls it. noise: the rollout's. schedule: the rollout's, which must
+    have every t_s (else InputError). dtype: of the latents that `model` is called with; all else is in float32.
+    ratios: by triple and operator, a tensor [B] on the CPU for each block measured so far.
     """
 
     def __init__(
         self,
-        call: FlowModel[Condition],
+        model: FlowModel[Condition],
         noise: NoiseSource,
-        steps: Sequence[float],
-        shift: float = 5.0,
+        schedule: Schedule,
         triples: Sequence[Triple] = TRIPLES,
         operators: Sequence[Operator] = OPERATORS,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         for triple in triples:
-            check_triple(triple, steps)
-        self.call, self.noise, self.shift, self.dtype = call, noise, shift, dtype
-        self.ratios: dict[tuple[Triple, Operator], list[Tensor]] = {(t, o): [] for t in triples for o in operators}
+            check_triple(triple, schedule.steps)
+        self.model, self.noise, self.shift, self.dtype = model, noise, schedule.shift, dtype
+        self.ratios: DefectRatios = {(triple, operator): [] for triple in triples for operator in operators}
 
     def __call__(self, inputs: ModelInput[Condition], /) -> Tensor:
         flow = self.flow(inputs)
@@ -107,7 +168,7 @@ class DefectMeter(Generic[Condition]):
         return flow
 
     def flow(self, inputs: ModelInput[Condition]) -> Tensor:
-        return self.call(replace(inputs, x=inputs.x.to(self.dtype))).float()
+        return self.model(replace(inputs, x=inputs.x.to(self.dtype))).float()
 
     def ratio(self, operator: Operator, triple: Triple, inputs: ModelInput[Condition], v_s: Tensor) -> Tensor:
         """The defect of each clip's block, [B]."""
@@ -125,12 +186,9 @@ class DefectMeter(Generic[Condition]):
         return (direct - other).square().flatten(1).sum(1) / (direct - x).square().flatten(1).sum(1)
 
 
-def mean_defects(meters: Sequence[DefectMeter]) -> Defects:
-    """Means over all blocks and clips that the meters have seen, each counting the same."""
-    return {
-        key: float(torch.cat([ratio for meter in meters for ratio in meter.ratios[key]]).mean())
-        for key in meters[0].ratios
-    }
+def mean_defects(clips: Sequence[DefectRatios]) -> Defects:
+    """Means over all blocks of all clips, each counting the same."""
+    return {key: float(torch.cat([ratio for ratios in clips for ratio in ratios[key]]).mean()) for key in clips[0]}
 
 
 def defect_table(rows: dict[str, Defects]) -> str:

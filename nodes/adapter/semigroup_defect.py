@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ...salt.conditioning import PromptSchedule
 from ...salt.errors import InputError
 from ...salt.memory import MemoryPolicy, estimate_bytes
 from ...salt.model_input import FlowModel, ModelInput
 from ...salt.noise import SeededNoise
-from ...salt.rollout import RolloutSettings, rollout
-from ...salt.sampling import sample_bidirectional
+from ...salt.rollout import RolloutSettings
 from ...salt.schedule import NUM_TRAIN_TIMESTEPS, Schedule
-from ...salt.semigroup_defect import OPERATORS, DefectMeter, Defects, Operator, Triple, mean_defects, steps_for
+from ...salt.semigroup_defect import OPERATORS, Defects, Operator, Triple, semigroup_defect, steps_for
 from ...salt.spec import StudentSpec
 from ..io_types import Conditioning
 from .comfy_model import LATENT_CHANNELS, Conds, compute_dtype, memory_geometry, new_memory
@@ -68,23 +66,20 @@ def measure_defects(
     schedule = Schedule(steps_for(triples), spec.shift)
     settings = RolloutSettings(schedule, "sde", spec.frames_per_block or 1, spec.independent_first_frame)
 
-    def run(inputs: SamplerInputs) -> SamplerOutput[DefectMeter[Conds]]:
+    def run(inputs: SamplerInputs) -> SamplerOutput[Defects]:
         noise = SeededNoise(seed, 1, LATENT_CHANNELS, *size, device=inputs.noise.device)
         flow = inputs.model if spec.frames_per_block else whole_clip_model(inputs)
-        meter = DefectMeter(flow, noise, schedule.steps, spec.shift, triples)
+        memory = new_memory(inputs.patcher, policy, 1, *size, frames) if spec.frames_per_block else None
         conds = inputs.conds["positive"]
-        if spec.frames_per_block == 0:
-            return SamplerOutput(sample_bidirectional(meter, conds, noise, frames, settings), meter)
-        memory = new_memory(inputs.patcher, policy, 1, *size, frames)
-        blocks = rollout(meter, PromptSchedule.of(conds), memory, noise, frames, settings)
-        return SamplerOutput(torch.cat([block.latents for block in blocks], dim=2), meter)
+        defects = semigroup_defect(flow, conds, memory, noise, frames, settings, triples=triples)
+        return SamplerOutput(inputs.noise, defects)  # core expects latents from a sampler; these are not used
 
     reserve = None
     if spec.frames_per_block:
         size_on_device = estimate_bytes(policy, memory_geometry(model, 1, *size), compute_dtype(model), frames)
         reserve = (size_on_device if policy.residence == "device" else 0, spec.frames_per_block)
     latents, sigmas = torch.zeros(1, LATENT_CHANNELS, frames, *size), torch.tensor([*schedule.sigmas, 0.0])
-    return mean_defects([sample(model, {"positive": positive}, latents, sigmas, run, seed=seed, reserve=reserve).extra])
+    return sample(model, {"positive": positive}, latents, sigmas, run, seed=seed, reserve=reserve).extra
 
 
 def plot(defects: Defects, title: str) -> Tensor:

@@ -38,6 +38,25 @@ SAFETENSORS_TYPES = {
 }
 
 
+def save_student(
+    model: WanTransformer3DModel,
+    path: str | Path,
+    *,
+    spec: StudentSpec | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write a student so that `load_student` reads it again; returns the path.
+
+    path: a name ending in `.safetensors` is one file with Wan's names, which ComfyUI reads too (`save_wan`); any other
+    name is a folder as diffusers writes it (`save_diffusers`). spec: what the student was trained for, written beside
+    the weights. dtype: of the weights as written, by default the model's own.
+    Raises `CheckpointError` if the model is not a Wan transformer or the file cannot be written.
+    """
+    if Path(path).suffix == ".safetensors":
+        return save_wan(model, path, spec=spec, dtype=dtype, causal_ar=spec is None or spec.frames_per_block > 0)
+    return save_diffusers(model, path, spec=spec, dtype=dtype)
+
+
 def save_wan(
     model: WanTransformer3DModel,
     path: str | Path,

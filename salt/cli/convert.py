@@ -22,14 +22,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{arguments.target}: expected a name ending in .safetensors, or a folder to be diffusers'")
     import torch
 
-    from ..checkpoints import load_student, read_checkpoint, save_diffusers, save_wan
+    from ..checkpoints import load_student, read_checkpoint, save_student
 
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
     spec = read_checkpoint(arguments.source, arguments.weights).spec
     model = load_student(arguments.source, weights=arguments.weights, lora=arguments.lora)
-    if arguments.target.suffix == ".safetensors":
-        bidirectional = spec is not None and spec.frames_per_block == 0
-        save_wan(model, arguments.target, spec=spec, dtype=dtype, causal_ar=not bidirectional)
-    else:
-        save_diffusers(model, arguments.target, spec=spec, dtype=dtype)
+    save_student(model, arguments.target, spec=spec, dtype=dtype)
     print(f"written: {arguments.target}")

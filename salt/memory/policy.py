@@ -34,7 +34,8 @@ class MemoryPolicy:
     blend: `a` in sink = a * sink + (1 - a) * evicted (kind `blended` only).
     precision: storage of keys and values: the model's dtype, int8, fp8 e4m3 or int4 (see `quantise.py`).
     residence: `device` beside the model, or `cpu` (fetched layer by layer while the layer before computes).
-    Errors: ValueError naming the field, what was found and what was expected.
+    Raises InputError for a value out of range, or fields that do not go together.
+    Sources: Self Forcing (full, window), LongLive (sink), Infinity-RoPE (relative), Salt (cyclic, blended).
     """
 
     kind: Kind = "full"
@@ -66,7 +67,7 @@ class MemoryPolicy:
         return self.kind in ("relative", "blended")
 
     def check_block(self, frames: int) -> None:
-        """Raise ValueError if a block of `frames` latent frames cannot live in this memory."""
+        """Raise InputError if a block of `frames` latent frames cannot live in this memory."""
         if self.window is not None and self.window < self.sink + frames:
             raise InputError(
                 "window",
@@ -118,7 +119,7 @@ class MemoryPolicy:
         """Read a policy from one line, as the command line takes it.
 
         `full`, `window:12`, `sink:3,window:12`, `relative:1,window:9`, `cyclic:21`, `blended:3,window:12,blend:0.9`;
-        `,int8`, `,fp8` or `,int4` and `,cpu` may follow. Raises ValueError that shows the accepted forms.
+        `,int8`, `,fp8` or `,int4` and `,cpu` may follow. Raises InputError that shows the accepted forms.
         """
         fields: dict = {}
         for part in re.split(r"[,+\s]+", text.strip(" ,+\n\t").lower()):

@@ -100,7 +100,10 @@ class TinyDecoder(nn.Module):
 
 
 class TinyStreamDecoder:
-    """A `salt.models.streaming_vae.FrameDecoder`: successive calls continue the clip, memory is flat in its length."""
+    """Streaming decode with TAEHV: successive calls of `decode` continue the clip, memory is flat in its length.
+
+    A `salt.models.streaming_vae.FrameDecoder`. model: from `load_taehv`. Source: madebyollin/taehv.
+    """
 
     spatial_scale = 8
     temporal_scale = 4

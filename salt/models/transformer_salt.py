@@ -240,9 +240,13 @@ class SaltTransformer3DModel(WanTransformer3DModel):
 
 
 class CausalModel:
-    """A student as the rollout's model callable: conditioning in, flow out. For as long as its weights stay the same.
+    """A causal student as the rollout's model callable (`salt.model_input.FlowModel`).
 
-    Channels of the condition (I2V) cover the whole clip; the frames of this forward are cut out of them.
+    Called with a `ModelInput` of latents [B, C, F, H, W] at timesteps [B, F], it returns the flow [B, C, F, H, W].
+    `conditioning.channels` (Wan I2V) cover the whole clip; the frames of this forward are cut out of them.
+    Without gradient, cross-attention keys and values of the latest prompts are cached: use a new object when the
+    weights change. student: a `SaltTransformer3DModel`, or what is called like one.
+    Raises ValueError for latents that do not fit the memory.
     """
 
     def __init__(self, student: Callable[..., tuple[Tensor, ...]]) -> None:

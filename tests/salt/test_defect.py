@@ -6,9 +6,8 @@ import torch
 from salt.conditioning import Conditioning
 from salt.noise import SeededNoise
 from salt.rollout import RolloutSettings
-from salt.sampling import sample_bidirectional
 from salt.schedule import Schedule, warp
-from salt.semigroup_defect import DefectMeter, mean_defects, parse_triples, steps_for
+from salt.semigroup_defect import parse_triples, semigroup_defect, steps_for
 
 NOBODY = Conditioning(torch.zeros(1, 1, 1))
 
@@ -34,9 +33,11 @@ def test_a_velocity_that_is_a_number_times_x_has_the_defect_worked_out_by_hand()
     """v = c x: two Euler steps of a and b leave c^2 a b x more than one of a + b, over a way of (a + b) c x."""
     triples, c = parse_triples("1000,875,750; 500,250,0"), 0.3
     steps, noise = steps_for(triples), SeededNoise(1, 1, 16, 4, 4)
-    meter = DefectMeter(lambda inputs: c * inputs.x, noise, steps, 5.0, triples, ("euler",))
-    sample_bidirectional(meter, NOBODY, noise, 3, RolloutSettings(Schedule(steps)))
+    settings = RolloutSettings(Schedule(steps))
+    found = semigroup_defect(
+        lambda inputs: c * inputs.x, NOBODY, None, noise, 3, settings, triples=triples, operators=("euler",)
+    )
     for triple in triples:
         s, m, e = (float(warp(step)) for step in triple)
         expected = (c * (s - m) * (m - e) / (s - e)) ** 2
-        assert mean_defects([meter])[triple, "euler"] == pytest.approx(expected, rel=1e-4)
+        assert found[triple, "euler"] == pytest.approx(expected, rel=1e-4)

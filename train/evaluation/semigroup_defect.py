@@ -14,13 +14,12 @@ import torch
 
 from salt.conditioning import Conditioning
 from salt.memory import KVMemory, MemoryPolicy
-from salt.model_input import FlowModel
 from salt.models.transformer_salt import CausalModel, SaltTransformer3DModel
-from salt.noise import NoiseSource, SeededNoise
-from salt.rollout import RolloutSettings, rollout
-from salt.sampling import BidirectionalModel, sample_bidirectional
+from salt.noise import SeededNoise
+from salt.rollout import RolloutSettings
+from salt.sampling import BidirectionalModel
 from salt.schedule import STEP_LISTS, Schedule
-from salt.semigroup_defect import OPERATORS, TRIPLES, DefectMeter, Defects, Operator, Triple, mean_defects
+from salt.semigroup_defect import OPERATORS, TRIPLES, Defects, Operator, Triple, defect_ratios, mean_defects
 from salt.spec import StudentSpec
 from train.rollout.random_draws import number
 
@@ -75,22 +74,27 @@ def measure_defect(
         student at two updates, can be compared.
     batch: prompts at a time (default: all); it changes no value.
     Cost: per clip one ordinary rollout and, for each block and triple, a model call per operator.
-    Raises ValueError for a triple that does not fall, or whose t_s is not in `settings.steps`.
+    Raises InputError for a triple that does not fall, or whose t_s is not in `settings.steps`.
     """
     count, device = conditioning.text.shape[0], conditioning.text.device
     batch = batch or count
     bidirectional = settings.frames_per_block == 0
     call = BidirectionalModel(student) if bidirectional else CausalModel(student)
     dtype = compute_dtype(student, device)
-    meters = []
+    schedule = Schedule(settings.steps, settings.shift)
+    how = RolloutSettings(schedule, "sde", settings.frames_per_block or 1, settings.independent_first_frame)
+    clips = []
     for seed, first in product(seeds, range(0, count, batch)):
         rows = range(count)[first : first + batch]
         part = conditioning_rows(conditioning, slice(first, first + batch))
         own = [number("defect", seed, row) for row in rows]
         noise = SeededNoise(own, len(own), student.config.out_channels, settings.height, settings.width, device)
-        meters.append(DefectMeter(call, noise, settings.steps, settings.shift, triples, operators, dtype))
-        _roll_out(meters[-1], student, part, settings, noise, dtype)
-    return mean_defects(meters)
+        memory = None
+        if not bidirectional:
+            geometry = student.memory_geometry(len(own), settings.height, settings.width)
+            memory = KVMemory(settings.policy, geometry, dtype, device, settings.frames)
+        clips.append(defect_ratios(call, part, memory, noise, settings.frames, how, triples, operators, dtype))
+    return mean_defects(clips)
 
 
 def conditioning_rows(conditioning: Conditioning, rows: slice) -> Conditioning:
@@ -104,26 +108,6 @@ def compute_dtype(student: SaltTransformer3DModel, device: torch.device) -> torc
     if torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return student.dtype
-
-
-def _roll_out(
-    call: FlowModel[Conditioning],
-    student: SaltTransformer3DModel,
-    conditioning: Conditioning,
-    settings: DefectSettings,
-    noise: NoiseSource,
-    dtype: torch.dtype,
-) -> None:
-    """Roll out one clip per prompt; `call` measures on the way."""
-    schedule = Schedule(settings.steps, settings.shift)
-    if settings.frames_per_block == 0:
-        sample_bidirectional(call, conditioning, noise, settings.frames, RolloutSettings(schedule))
-        return
-    geometry = student.memory_geometry(conditioning.text.shape[0], settings.height, settings.width)
-    memory = KVMemory(settings.policy, geometry, dtype, conditioning.text.device, settings.frames)
-    rollout_settings = RolloutSettings(schedule, "sde", settings.frames_per_block, settings.independent_first_frame)
-    for _ in rollout(call, conditioning, memory, noise, settings.frames, rollout_settings):
-        pass
 
 
 def defect_rows(defects: Defects) -> list[dict[str, Any]]:

@@ -127,8 +127,8 @@ def policies():
     return found
 
 
-def euler_mean(engine, meter) -> float:
-    values = [v for (_, operator), v in engine.mean_defects([meter]).items() if operator == "euler"]
+def euler_mean(defects) -> float:
+    values = [v for (_, operator), v in defects.items() if operator == "euler"]
     return sum(values) / len(values)
 
 
@@ -142,22 +142,21 @@ def defect():
     student = PACK.checkpoints.load_student(TINY, dtype=torch.float32)
     engine = part("salt.semigroup_defect")
     noise = PACK.noise.SeededNoise(4, 1, 16, 8, 8)
-    steps, triples = (1000, 750, 500, 250), [(1000, 875, 750), (500, 375, 250)]
+    triples = [(1000, 875, 750), (500, 375, 250)]
     shift = STUDENT_SPEC.spec_of(tiny()).shift
-    meter = engine.DefectMeter(PACK.transformer_salt.CausalModel(student), noise, steps, shift, triples)
     settings = PACK.rollout.RolloutSettings(PACK.schedule.Schedule.of(4, shift))
     memory = student.new_memory(PACK.memory.MemoryPolicy(), 1, 8, 8)
     words = PACK.conditioning.Conditioning(text(PROMPT)[0][0])
-    list(PACK.rollout.rollout(meter, words, memory, noise, 9, settings))
+    causal = PACK.transformer_salt.CausalModel(student)
+    blocks = engine.semigroup_defect(causal, words, memory, noise, 9, settings, triples=triples)
     spec = part("salt.spec").StudentSpec(frames_per_block=0, shift=shift)
     bidirectional = STUDENT_SPEC.with_spec(tiny(), spec)
-    sampling = part("salt.sampling")
-    clip = engine.DefectMeter(sampling.BidirectionalModel(student), noise, steps, shift, triples)
-    sampling.sample_bidirectional(clip, words, noise, 7, settings)
+    bidirectional_model = part("salt.sampling").BidirectionalModel(student)
+    clip = engine.semigroup_defect(bidirectional_model, words, None, noise, 7, settings, triples=triples)
     whole = node.execute(bidirectional, text(PROMPT), "1000,875,750; 500,375,250", **asked).args[1]
     return {
-        "mean": mean, "engine": euler_mean(engine, meter),
-        "whole": [whole, engine.defect_table({"student": engine.mean_defects([clip])})],
+        "mean": mean, "engine": euler_mean(blocks),
+        "whole": [whole, engine.defect_table({"student": clip})],
         "blocks of a clip": refusal(
             node.execute, bidirectional, text(PROMPT), "1000,875,750", **asked | {"frames_per_block": 3}
         ),
