@@ -15,9 +15,9 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .method_patch import replaced_method
+from .method_patch import WanAttention, replaced_method
 
 if TYPE_CHECKING:
     from comfy.conds import CONDRegular
@@ -77,17 +77,12 @@ class TextEmbedding(Protocol):
 
     salt_caches: CrossAttentionCaches
 
+    def forward(self, text: Tensor) -> Tensor: ...
 
-class CrossAttention(Protocol):
+
+class CrossAttention(WanAttention, Protocol):
     """WanT2VCrossAttention, and the attribute that it has while its forward is replaced: its layer and the caches."""
 
-    num_heads: int
-    q: nn.Module
-    k: nn.Module
-    v: nn.Module
-    o: nn.Module
-    norm_q: nn.Module
-    norm_k: nn.Module
     salt_caches: tuple[int, CrossAttentionCaches]
 
 

@@ -10,8 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import MethodType
+from typing import Protocol
 
 from torch import nn
+
+
+class WanAttention(Protocol):
+    """What ComfyUI's self- and cross-attention of Wan have in common, as replaced methods see it."""
+
+    num_heads: int
+    q: nn.Module
+    k: nn.Module
+    v: nn.Module
+    o: nn.Module
+    norm_q: nn.Module
+    norm_k: nn.Module
 
 
 @contextmanager

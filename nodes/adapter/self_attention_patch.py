@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...salt.errors import InputError
 from ...salt.memory import MemoryPass
-from .method_patch import replaced_method
+from .method_patch import WanAttention, replaced_method
 
 if TYPE_CHECKING:
     from comfy.ldm.wan.model import WanModel
@@ -24,16 +24,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class SelfAttention(Protocol):
+class SelfAttention(WanAttention, Protocol):
     """WanSelfAttention, and the attribute that it has while its forward is replaced: its layer and the current call."""
 
-    num_heads: int
-    q: nn.Module
-    k: nn.Module
-    v: nn.Module
-    o: nn.Module
-    norm_q: nn.Module
-    norm_k: nn.Module
     salt_memory: tuple[int, MemoryAttention]
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # For up to four latent frames ComfyUI's estimate is a still's, which has no cache: 2200 values a pixel. A frame of a
 # stream was measured at 5600 (0.27) to 6500 (0.8), cache included; a clip's estimate, 7000, covers it.
 ESTIMATED_FRAMES = 5
+# ComfyUI's causal cache: for every module of the decoder None, "Rep", or the latest frames [B, C, T, H, W].
+FrameCache = list[Tensor | str | None]
 
 
 class ComfyStreamDecoder:
@@ -34,7 +36,7 @@ class ComfyStreamDecoder:
         if not is_wan_vae(vae):
             raise wrong_vae(vae)
         self.vae = vae
-        self.cache: list[Tensor | str | None] | None = None
+        self.cache: FrameCache | None = None
 
     def reset(self) -> None:
         self.cache = None
@@ -58,18 +60,17 @@ class ComfyStreamDecoder:
         batch, channels, _, height, width = latents.shape
         needed = vae.memory_used_decode((1, channels, ESTIMATED_FRAMES, height, width), vae.vae_dtype)
         management.load_models_gpu([vae.patcher], memory_required=batch * needed, force_full_load=vae.disable_offload)
-        if self.cache is None:
-            self.cache = [None] * sum(1 for _ in model.decoder.modules())
-        before = list(self.cache)
+        cache: FrameCache = self.cache or [None for _ in model.decoder.modules()]
+        self.cache, before = cache, list(cache)
         with torch.inference_mode():
             z = model.conv2(latents.to(vae.device, vae.vae_dtype))
-            out = model.decoder(z, feat_cache=self.cache, feat_idx=[0])
+            out = model.decoder(z, feat_cache=cache, feat_idx=[0])
             pixels = torch.cat(out, dim=2) if isinstance(out, list) else out
-            self._keep_two_frames(self.cache, before)
+            self._keep_two_frames(cache, before)
             return vae.process_output(pixels.to(vae.output_device).float())
 
     @staticmethod
-    def _keep_two_frames(cache: list[Tensor | str | None], before: list[Tensor | str | None]) -> None:
+    def _keep_two_frames(cache: FrameCache, before: FrameCache) -> None:
         """A causal convolution looks back two frames; ComfyUI, which decodes two at once, caches only its input."""
         for i, (old, new) in enumerate(zip(before, cache, strict=True)):
             if isinstance(old, Tensor) and isinstance(new, Tensor) and new.shape[2] < 2:

@@ -1,0 +1,8 @@
+from argparse import Namespace
+from enum import Enum
+
+class LatentPreviewMethod(Enum):
+    NoPreviews = ...
+    Latent2RGB = ...
+
+args: Namespace

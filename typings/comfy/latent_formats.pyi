@@ -1,0 +1,9 @@
+from torch import Tensor
+
+class LatentFormat:
+    latent_rgb_factors: list[list[float]]
+    latent_rgb_factors_bias: list[float] | None
+    def process_in(self, latent: Tensor) -> Tensor: ...
+    def process_out(self, latent: Tensor) -> Tensor: ...
+
+class Wan21(LatentFormat): ...

@@ -1,0 +1,19 @@
+from collections.abc import Sequence
+
+import torch
+
+from .model_patcher import ModelPatcher
+
+class InterruptProcessingException(Exception): ...
+
+class LoadedModel:
+    model: ModelPatcher | None
+
+current_loaded_models: list[LoadedModel]
+
+def throw_exception_if_processing_interrupted() -> None: ...
+def get_total_memory(dev: torch.device) -> int: ...
+def free_memory(memory_required: float, device: torch.device, keep_loaded: Sequence[LoadedModel] = ...) -> object: ...
+def load_models_gpu(
+    models: Sequence[ModelPatcher], memory_required: float = ..., *, force_full_load: bool = ...
+) -> None: ...

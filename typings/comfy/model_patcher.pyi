@@ -1,0 +1,25 @@
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import torch
+from torch import Tensor
+
+from .model_base import BaseModel
+
+class Backup(NamedTuple):
+    weight: Tensor
+    inplace_update: bool
+
+class ModelPatcher:
+    model: BaseModel
+    model_options: dict[str, Any]
+    patches: dict[Any, list[Any]]
+    patches_uuid: UUID
+    object_patches: dict[str, Any]
+    backup: dict[str, Backup]
+    load_device: torch.device
+    cached_patcher_init: tuple[Callable[..., ModelPatcher], tuple[object, ...]] | None
+    def clone(self) -> ModelPatcher: ...
+    def add_wrapper_with_key(self, wrapper_type: str, key: str, wrapper: Callable[..., object]) -> None: ...
+    def remove_wrappers_with_key(self, wrapper_type: str, key: str) -> None: ...

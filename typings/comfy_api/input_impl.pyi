@@ -1,0 +1,3 @@
+from .latest import InputImpl
+
+VideoFromComponents = InputImpl.VideoFromComponents

@@ -1,0 +1,17 @@
+from fractions import Fraction
+
+from torch import Tensor
+
+from . import io as io
+from . import ui as ui
+
+class ComfyExtension:
+    async def get_node_list(self) -> list[type[io.ComfyNode]]: ...
+
+class InputImpl:
+    class VideoFromComponents:
+        def __init__(self, components: Types.VideoComponents) -> None: ...
+
+class Types:
+    class VideoComponents:
+        def __init__(self, *, images: Tensor, audio: object, frame_rate: Fraction) -> None: ...

@@ -1,0 +1,3 @@
+from .latest import Types
+
+VideoComponents = Types.VideoComponents
