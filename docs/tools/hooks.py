@@ -145,7 +145,11 @@ def public_modules() -> dict[str, str]:
     """Every public name of `salt` and the module that defines it."""
     import salt
 
-    return {name: getattr(salt, name).__module__ for name in salt.__all__ if not name.startswith("_")}
+    return {
+        name: getattr(getattr(salt, name), "__module__", f"salt.{name}")
+        for name in salt.__all__
+        if not name.startswith("_")
+    }
 
 
 def home_of(name: str) -> str:
