@@ -1,6 +1,6 @@
 """A griffe extension: docstring lines such as `window: latent frames kept` become a list in the API reference.
 
-The project's docstrings say `name: what it is` line by line, without markup; Markdown alone would run them together into
+The project's docstrings say `name: what it is` line by line, without markup; Markdown alone would run them into
 one paragraph.
 """
 
