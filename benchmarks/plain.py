@@ -8,7 +8,7 @@ Schedule, noise, random choices, losses and optimizers are our own, so that both
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,10 +22,12 @@ from salt.noise import NoiseSource, SeededNoise
 from salt.rollout import RolloutSettings, block_lengths
 from salt.schedule import NUM_TRAIN_TIMESTEPS, add_noise, flow_to_x0
 from train.config.recipe import Recipe
+from train.data.batch import Batch
+from train.methods.base import Learner
 from train.methods.sc_dmd import SCDMDTrainer
-from train.methods.sc_dmd_losses import Batch, Models, critic_loss, dmd_term
-from train.rollout.gradient_rollout import settings_of
+from train.methods.sc_dmd_losses import critic_term, dmd_term
 from train.rollout.random_draws import UpdateDraws, draw_update
+from train.rollout.recipe_rollout import rollout_settings
 
 
 def plain_memory(
@@ -96,47 +98,43 @@ def plain_clip(
     noise = SeededNoise(seeds, len(seeds), channels, r.height, r.width, text.device, text.dtype)
     dtype = torch.bfloat16 if recipe.optimisation.precision == "bf16" else student.dtype
     memory = plain_memory(student, recipe.policy, len(seeds), r.height, r.width, r.frames, dtype)
-    settings = settings_of(recipe, choices.to_exit)
+    settings = rollout_settings(recipe, choices.schedule_to_exit)
     return torch.cat(list(plain_rollout(student, batch.conditioning, memory, noise, r.frames, settings, gradient)), 2)
 
 
-def plain_critic(trainer: SCDMDTrainer, choices: UpdateDraws, step: int) -> Any:
-    """The critic's loss of a micro-batch, on what the student makes now."""
+def plain_critic_loss(
+    trainer: SCDMDTrainer, batch: Batch, draws: UpdateDraws, step: int
+) -> tuple[Tensor, dict[str, float]]:
+    """`SCDMDTrainer.critic_loss`, the plain way."""
+    seeds = batch.seeds(trainer.recipe, step, "critic")
+    with torch.no_grad():
+        x0 = trainer.student.model(plain_clip, batch, trainer.recipe, draws, seeds, False)
+    loss = trainer.critic.model(_plain_critic_term, x0, batch, trainer.recipe, step)
+    return loss, {"critic": loss.item()}
+
+
+def _plain_critic_term(critic: SaltTransformer3DModel, x0: Tensor, batch: Batch, recipe: Recipe, step: int) -> Tensor:
+    return critic_term(Plainly(critic, critic), x0, batch, recipe, step)
+
+
+def plain_generator_loss(
+    trainer: SCDMDTrainer, batch: Batch, draws: UpdateDraws, update: int
+) -> tuple[Tensor, dict[str, float]]:
+    """`SCDMDTrainer.generator_loss`, the plain way: DMD alone."""
+    loss = trainer.recipe.loss
+    if loss.semigroup or loss.align != "none" or loss.score != "bidirectional":
+        raise ValueError(f"loss: found {loss}, expected DMD alone, which is what the plain loop does")
+    dmd = trainer.student.model(_plain_dmd, trainer, batch, draws, update)
+    return dmd, {"dmd": dmd.item()}
+
+
+def _plain_dmd(
+    student: SaltTransformer3DModel, trainer: SCDMDTrainer, batch: Batch, draws: UpdateDraws, update: int
+) -> Tensor:
     recipe = trainer.recipe
-
-    def loss_of(batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        seeds = batch.seeds(recipe, step, "critic")
-        with torch.no_grad():
-            x0 = trainer.student.model(plain_clip, batch, recipe, choices, seeds, False)
-
-        def term(critic: Any) -> Tensor:
-            return critic_loss(Plainly(critic, critic), x0, batch, recipe, step)
-
-        loss = trainer.critic.model(term)
-        return loss, {"critic": loss.item()}
-
-    return loss_of
-
-
-def plain_generator(trainer: SCDMDTrainer, choices: UpdateDraws, update: int) -> Any:
-    """The student's loss of a micro-batch: DMD alone."""
-    recipe, critic, teacher = trainer.recipe, trainer.critic.model, trainer.teacher
-    if recipe.loss.semigroup or recipe.loss.align != "none" or recipe.loss.score != "bidirectional":
-        raise ValueError(f"loss: found {recipe.loss}, expected DMD alone, which is what the plain loop does")
-
-    def loss_of(batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        seeds = batch.seeds(recipe, update, "generator")
-
-        def term(student: Any) -> Tensor:
-            x0 = plain_clip(student, batch, recipe, choices, seeds, True)
-            fake = Plainly(lambda *a, **o: critic(lambda model: model(*a, **o)), critic.model)
-            models = Models(student, fake, Plainly(teacher, teacher.wrapped.model))
-            return dmd_term(models, x0, batch, recipe, choices, update)
-
-        loss = trainer.student.model(term)
-        return loss, {"dmd": loss.item()}
-
-    return loss_of
+    x0 = plain_clip(student, batch, recipe, draws, batch.seeds(recipe, update, "generator"), True)
+    critic, teacher = (Plainly(s, s.wrapped.model) for s in (trainer.critic_score, trainer.teacher))
+    return dmd_term(critic, teacher, x0, batch, recipe, draws, update)
 
 
 def plain_update(trainer: SCDMDTrainer, update: int) -> dict[str, float]:
@@ -144,9 +142,19 @@ def plain_update(trainer: SCDMDTrainer, update: int) -> dict[str, float]:
     opt, values = trainer.recipe.optimisation, {}
     for i in range(opt.critic_per_generator):
         step = update * opt.critic_per_generator + i
-        choices = draw_update(trainer.recipe, step, "critic")
-        values |= trainer.accumulate(trainer.critic, plain_critic(trainer, choices, step), step, "critic")
+        values |= _plain_gradient(trainer, trainer.critic, plain_critic_loss, step, "critic")
         trainer.critic.step(opt.clip, trainer.warmup(update))
-    choices = draw_update(trainer.recipe, update, "generator")
-    values |= trainer.accumulate(trainer.student, plain_generator(trainer, choices, update), update, "generator")
+    values |= _plain_gradient(trainer, trainer.student, plain_generator_loss, update, "generator")
     return values | {"norm": trainer.step_student(update)}
+
+
+def _plain_gradient(
+    trainer: SCDMDTrainer, learner: Learner, plain_loss: Callable[..., Any], update: int, role: str
+) -> dict[str, float]:
+    draws = draw_update(trainer.recipe, update, role)
+    values = []
+    for batch in trainer.micro_batches(learner, update, role):
+        loss, parts = plain_loss(trainer, batch, draws, update)
+        (loss / trainer.accumulation_steps).backward()
+        values.append(parts)
+    return trainer.mean_values(values)

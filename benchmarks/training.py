@@ -31,14 +31,15 @@ from salt.checkpoints import save_diffusers
 from salt.models.text_encoder import TOKENS
 from salt.models.transformer_salt import SaltTransformer3DModel
 from train.config.model_configs import WAN_1_3B
-from train.config.recipe import Data, Keep, Losses, Models, Optimisation, Recipe, Rollouts, RunSettings
+from train.config.recipe import Data, Losses, Models, Optimisation, Recipe, Rollouts, RunSettings, SavedActivations
 from train.distributed.activation_checkpointing import recompute
-from train.distributed.parallel import DistributedModel, own_device
+from train.distributed.launch import process_device
+from train.distributed.parallel import DistributedModel
 from train.methods.sc_dmd import SCDMDTrainer
-from train.rollout.random_draws import draw_update, generator
+from train.rollout.random_draws import draw_update, generator_for
 
 ALL = "everything"
-GRAINS = (ALL, *get_args(Keep))
+GRAINS = (ALL, *get_args(SavedActivations))
 UPDATES = 100
 
 
@@ -71,7 +72,7 @@ class RandomText:
         self.max_length = max_length
 
     def encode(self, prompts: list[str]) -> Tensor:
-        return torch.stack([torch.randn(self.max_length, self.dim, generator=generator(p)) for p in prompts])
+        return torch.stack([torch.randn(self.max_length, self.dim, generator=generator_for(p)) for p in prompts])
 
 
 def make_trainer(size: Size, folder: Path, device: torch.device) -> SCDMDTrainer:
@@ -194,7 +195,7 @@ def measure_training(
     `speedup`: the plain loop, checkpointed block by block as it is published, over ours as recipes have it;
     `speedup_best`: over our quickest. Both are missing where one of their cases had no room.
     """
-    where = own_device()
+    where = process_device()
     if device is not None and torch.device(device).type != where.type:
         raise ValueError(f"device: found {device}, expected {where.type}, where the trainer computes on this machine")
     chosen = SIZES[size]
@@ -203,7 +204,7 @@ def measure_training(
     update, cases = typical_update(trainer.recipe), {}
     warm = where.type == "cuda"  # on a CPU the first case, the most memory's, warms the allocator for all
     published = (ALL, "input")  # the finer grains are our own
-    default = trainer.recipe.keep
+    default = trainer.recipe.saved_activations
     chosen_cases = [("plain", "input"), ("ours", default)]
     if every_grain:
         chosen_cases = [("plain", g) for g in published] + [("ours", g) for g in GRAINS]

@@ -1,4 +1,4 @@
-"""`python -m train`: the training room's front desk. Each command is a few lines here and a module elsewhere."""
+"""`python -m train`: train and evaluate few-step causal video students."""
 
 import argparse
 import os
@@ -8,20 +8,16 @@ from pathlib import Path
 
 import torch
 
-from salt.acceleration.device import usable_device
-from salt.errors import InputError
-from train.config.recipe import RecipeError
+from train.command_line import run_command
 from train.data.precompute import add_precompute
-from train.distill import add_distill, is_main
+from train.distill import add_distill
 from train.evaluation.command import add_evaluate
 from train.experiments.ablation.runner import add_reproduce
 from train.memory_estimate.report import add_estimate
 
-FAILED, INTERRUPTED = 2, 130
-
 
 def tiny(args: argparse.Namespace) -> None:
-    """Make salt-tiny, or one stage of it."""
+    """Train salt-tiny, or one stage of it."""
     from train.experiments.tiny import build
 
     out: Path = args.out
@@ -60,25 +56,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 when it worked, 2 after an error (one line on stderr), 130 after Ctrl-C."""
-    arguments = parser().parse_args(argv)
-    try:
-        if hasattr(arguments, "device"):
-            usable_device(arguments.device)
-        arguments.run(arguments)
-    except KeyboardInterrupt:
-        print("interrupted; give the command again to go on", file=sys.stderr)
-        return INTERRUPTED
-    except (ValueError, OSError, RuntimeError) as error:
-        if arguments.debug:
-            raise
-        # What is wrong with a recipe every process finds; anything else may have met only this one.
-        if is_main() or not isinstance(error, RecipeError):
-            option = isinstance(error, InputError) and hasattr(arguments, error.field)
-            text = error.phrased(f"--{error.field}") if option else str(error)
-            print("error:", " ".join(text.splitlines()) or type(error).__name__, file=sys.stderr)
-        return FAILED
-    return 0
+    """Run a command; returns the exit code (see `run_command`)."""
+    return run_command(parser(), argv)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""The finished student, ready for others: one safetensors file with a model card, and by request a hub repository."""
+"""Export of the trained student: one safetensors file with a model card, optionally uploaded to the hub."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import yaml
@@ -21,14 +22,14 @@ STAGES = {
 }
 
 
-class PublishError(RuntimeError):
-    """A student that could not be put on the hub; the message names the repository and what happened."""
+class UploadError(RuntimeError):
+    """A student that could not be uploaded to the hub; the message names the repository and the hub's answer."""
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """12 hex digits of everything that shapes the result (not where it is written)."""
+    """12 hex digits of all settings that affect the result (not of where it is written)."""
     settings = {k: v for k, v in recipe.to_dict().items() if k not in ("run", "name")}
-    del settings["models"]["keep"]  # of which gradients are the same to the bit
+    settings["models"] = {k: v for k, v in asdict(recipe.models).items() if k != "keep"}  # same gradients to the bit
     settings["seed"] = recipe.run.seed
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
@@ -44,7 +45,7 @@ def export(trainer: Trainer, done: int) -> Path:
 
 
 def last_values(curve: Path) -> dict[str, float]:
-    """The newest value of every quantity in a losses.csv; empty where there is none."""
+    """The newest value of every quantity in a losses.csv; empty without the file."""
     if not curve.exists():
         return {}
     with curve.open() as file:
@@ -52,20 +53,20 @@ def last_values(curve: Path) -> dict[str, float]:
 
 
 def model_card(recipe: Recipe, done: int, values: dict[str, float]) -> str:
-    """Markdown with the hub's front matter: what the file is, how it was made, what was measured, how to use it."""
+    """Markdown with the hub's front matter: what the file is, how it was trained, last losses, how to use it."""
     spec = student_spec(recipe)
     tags = ["text-to-video", "wan2.1", "comfyui", "salt"] + (["lora-merged"] if recipe.models.lora_rank else [])
     front = yaml.safe_dump({"library_name": "comfyui-salt", "pipeline_tag": "text-to-video", "tags": tags})
     blocks = f"blocks of {spec.frames_per_block} latent frames, memory `{spec.policy}`"
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in values.items())
     settings = yaml.safe_dump(json.loads(json.dumps(recipe.to_dict())), sort_keys=False, allow_unicode=True)
-    weighs = "averaged (EMA)" if done >= recipe.optimisation.ema_start else "latest"
+    weights = "averaged (EMA)" if done >= recipe.optimisation.ema_start else "latest"
     return f"""---
 {front}---
 
 # {recipe.name}
 
-A Wan 2.1 student for few-step video, made with the training room of ComfyUI-Salt by {STAGES[recipe.stage]}.
+A Wan 2.1 student for few-step video, trained with ComfyUI-Salt by {STAGES[recipe.stage]}.
 
 | | |
 |---|---|
@@ -73,12 +74,12 @@ A Wan 2.1 student for few-step video, made with the training room of ComfyUI-Sal
 | steps (NFE) | {spec.schedule.nfe}: {", ".join(f"{s:g}" for s in spec.steps)}, shift {spec.shift:g} |
 | guidance | none needed |
 | trained | {done} updates of {recipe.optimisation.batch} clips, {recipe.rollout.frames} latent frames each |
-| weights | {weighs}, bfloat16 |
+| weights | {weights}, bfloat16 |
 | started from | `{recipe.models.student}` |
 | teacher | `{recipe.models.teacher if recipe.stage == "distill" else "the clips of " + recipe.data.clips}` |
 | recipe | `{recipe_hash(recipe)}`, below |
 
-The licences of the model it started from and of its teacher hold for it.
+The licences of its initial checkpoint and of its teacher apply to it.
 
 ## Use
 
@@ -87,7 +88,7 @@ Without ComfyUI: `salt generate "a prompt" --model {recipe.name}.safetensors` (`
 
 ## Last values of the run
 
-These are losses, not a score of the videos; `python -m train evaluate` makes one.
+These are losses, not scores of the videos, which `python -m train evaluate` computes.
 
 | quantity | last |
 |---|---|
@@ -101,9 +102,9 @@ These are losses, not a score of the videos; `python -m train evaluate` makes on
 
 
 def push(folder: Path, repository: str, revision_note: str) -> str:
-    """Upload an export to the hub (the token is the hub library's own business); returns the address.
+    """Upload an export to the hub, with huggingface-hub's own token; returns the address.
 
-    Raises PublishError naming the repository and what the hub said.
+    Raises UploadError naming the repository and the hub's answer.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -114,5 +115,5 @@ def push(folder: Path, repository: str, revision_note: str) -> str:
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message=revision_note)
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise PublishError(f"{repository}: not uploaded ({reason}); the export is in {folder}") from error
+        raise UploadError(f"{repository}: not uploaded ({reason}); the export is in {folder}") from error
     return str(url)

@@ -1,4 +1,4 @@
-"""From a recipe's paths to models that learn: students, critics, LoRA adapters, optimizers, and the exported file."""
+"""Models of a run from a recipe: student, critic, teacher, LoRA adapters, optimizers, and the exported file."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2
 
 
 def build_student(recipe: Recipe, device: torch.device) -> SaltTransformer3DModel:
-    """The student in float32, on the device; with a LoRA adapter as its only trainable part if the recipe says so."""
+    """The student in float32, on the device; with `lora_rank`, a LoRA adapter is its only trainable part."""
     model = _trainable(recipe, recipe.models.student, device)
     if recipe.models.lora_rank:
-        adapt(model, recipe.models.lora_rank)
+        add_lora(model, recipe.models.lora_rank)
         nn.Module.to(model, device)
     return model
 
 
-def adapt(model: SaltTransformer3DModel, rank: int) -> None:
-    """Make a LoRA adapter the only part that learns."""
+def add_lora(model: SaltTransformer3DModel, rank: int) -> None:
+    """Add a LoRA adapter and freeze everything else."""
     from peft import LoraConfig
 
     model.requires_grad_(False)
@@ -36,7 +36,7 @@ def adapt(model: SaltTransformer3DModel, rank: int) -> None:
 
 
 def build_critic(recipe: Recipe, device: torch.device) -> SaltTransformer3DModel:
-    """The critic: the recipe's, else the teacher where it is of the student's size, else the student's start."""
+    """The critic: the recipe's, else the teacher where it has the student's size, else the student's checkpoint."""
     models = recipe.models
     path = models.critic
     if not path:
@@ -51,11 +51,11 @@ def build_teacher(recipe: Recipe) -> SaltTransformer3DModel:
     teacher = load_student(recipe.models.teacher, dtype=dtype).requires_grad_(False).eval()
     if recipe.loss.align != "none" and recipe.loss.align_block >= len(teacher.blocks):
         raise RecipeError(
-            f"loss.align_block: found {recipe.loss.align_block}, expected 0 to {len(teacher.blocks) - 1} "
-            "(the teacher's transformer blocks)"
+            "loss.align_block",
+            f"found {recipe.loss.align_block}, expected 0 to {len(teacher.blocks) - 1} (the teacher's blocks)",
         )
-    if recipe.models.checkpointing:  # the alignment's gradient goes through it
-        recompute(teacher, recipe.keep)
+    if recipe.models.checkpointing:  # the alignment's gradient flows through it
+        recompute(teacher, recipe.saved_activations)
     return teacher
 
 
@@ -63,32 +63,32 @@ def _trainable(recipe: Recipe, path: str, device: torch.device) -> SaltTransform
     weights = recipe.models.weights if path == recipe.models.student else "auto"
     model = load_student(path, weights=weights, dtype=torch.float32)
     if recipe.models.checkpointing:
-        recompute(model, recipe.keep)
+        recompute(model, recipe.saved_activations)
     nn.Module.to(model, device)
     model.train()
     return model
 
 
-def _size(path: str) -> tuple[Any, ...]:
+def _size(path: str) -> tuple[object, ...]:
     config = read_checkpoint(path).config
     return tuple(config.get(k) for k in ("num_attention_heads", "num_layers", "ffn_dim", "in_channels"))
 
 
 def make_optimizer(parameters: list[nn.Parameter], recipe: Recipe, lr: float) -> torch.optim.Optimizer:
-    """AdamW as the recipe says: plain, fused, or with 8-bit states (bitsandbytes)."""
+    """AdamW: plain, fused, or with 8-bit states (bitsandbytes)."""
     opt = recipe.optimisation
     options: dict[str, Any] = {"lr": lr, "betas": opt.betas, "weight_decay": opt.weight_decay}
     if opt.optimizer == "8bit":
         try:
             from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise RecipeError("optimisation.optimizer: found 8bit without bitsandbytes, pip install it") from error
+            raise RecipeError("optimisation.optimizer", "needs bitsandbytes, pip install it", "8bit") from error
         return AdamW8bit(parameters, **options)
     return torch.optim.AdamW(parameters, **options, fused=opt.optimizer == "fused")
 
 
 def student_spec(recipe: Recipe) -> StudentSpec:
-    """What the exported student says of itself; its default is the densest list of the recipe up to 4 steps."""
+    """The exported student's spec; its step list is the densest of the recipe with at most 4 steps, else 8."""
     r = recipe.rollout
     nfe = max((n for n in r.share if n <= 4), default=8)
     blocks = 0 if r.kind == "bidirectional" else r.frames_per_block
@@ -96,17 +96,21 @@ def student_spec(recipe: Recipe) -> StudentSpec:
 
 
 def export_student(
-    model: Any, state: Mapping[str, Tensor], recipe: Recipe, path: Path, dtype: torch.dtype = torch.bfloat16
+    model: SaltTransformer3DModel,
+    state: Mapping[str, Tensor],
+    recipe: Recipe,
+    path: Path,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> Path:
-    """Write a student's whole weights in Wan's names, as the loaders and ComfyUI read it, LoRA adapters merged in.
+    """Write a student's unsharded weights in Wan's names, LoRA adapters merged in, as the loaders and ComfyUI read it.
 
-    Of the model, which may be sharded, only its configuration is read. `state` is used up by the merging.
+    model: read for its configuration only, so it may be sharded. state: the merge changes its tensors in place.
     """
     config = {k: v for k, v in model.config.items() if not k.startswith("_")}
     with torch.device("meta"):
         whole = SaltTransformer3DModel(**config)
         if recipe.models.lora_rank:
-            adapt(whole, recipe.models.lora_rank)
+            add_lora(whole, recipe.models.lora_rank)
     whole.load_state_dict(state, assign=True)
     if recipe.models.lora_rank:
         whole.fuse_lora()

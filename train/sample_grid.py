@@ -1,11 +1,10 @@
-"""What the student makes as it learns: a grid of clips at fixed prompts and noise as an mp4 one can watch, and the
-semigroup defect on the way to them."""
+"""Samples of the student during training: a grid of clips at fixed prompts and noise, and the semigroup defect."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -13,20 +12,18 @@ from torch import Tensor, nn
 
 from salt.io.video import VideoWriter
 from salt.models.streaming_vae import WanStreamDecoder
-from salt.models.transformer_salt import CausalModel
-from salt.noise import SeededNoise
-from salt.sampling import BidirectionalModel
+from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.schedule import Schedule
-from salt.semigroup_defect import OPERATORS, Defects
+from salt.semigroup_defect import OPERATORS
 from train.evaluation.semigroup_defect import DefectSettings, conditioning_rows, measure_defect
 from train.methods.base import Trainer
-from train.rollout.gradient_rollout import play, settings_of
-from train.rollout.random_draws import number
+from train.rollout.random_draws import seed_for
+from train.rollout.recipe_rollout import clip_noise, flow_model, rollout_settings, run_rollout
 
 GAP = 2  # pixels between clips
 
 
-class Samples:
+class SampleGrid:
     """Writes `samples/NNNNNN.mp4` in the run's folder: a row per prompt, a column per step count."""
 
     def __init__(self, trainer: Trainer) -> None:
@@ -38,17 +35,17 @@ class Samples:
         self.prompts, lines = trainer.prompts.first(recipe.run.sample_prompts)
         self.conditioning, _ = trainer.prompts.conditioning(self.prompts, lines)
         self.batch = recipe.optimisation.micro_batch
-        self.seeds = [number(recipe.run.seed, "samples", i) for i in range(len(self.prompts))]
+        self.seeds = [seed_for(recipe.run.seed, "samples", i) for i in range(len(self.prompts))]
 
     def write(self, trainer: Trainer, done: int) -> Path | None:
         """One grid by the averaged student; every process takes part, the main one decodes and writes."""
-        with trainer.ema.swapped():
-            columns = [self._clips(trainer, nfe) for nfe in self.recipe.run.sample_steps]
+        with trainer.ema.applied():
+            columns = [trainer.student.model(self.clips, nfe) for nfe in self.recipe.run.sample_steps]
         if not trainer.accelerator.is_main_process:
             return None
         path = self.folder / f"{done:06d}.mp4"
         self.folder.mkdir(parents=True, exist_ok=True)
-        # One clip at a time: a grid of full-size clips need not fit the device at once.
+        # One clip at a time: a grid of full-size clips may not fit the device.
         decoded = [[self._pixels(column[i : i + 1]) for column in columns] for i in range(len(self.prompts))]
         with VideoWriter(path) as video:
             video.write(grid(decoded))
@@ -62,36 +59,25 @@ class Samples:
             r.frames, r.height, r.width, r.frames_per_block if r.kind == "autoregressive" else 0, self.recipe.policy,
             r.shift, r.independent_first_frame,
         )  # fmt: skip
-
-        def measured(student: Any) -> Defects:
-            return measure_defect(student, self.conditioning, settings, batch=self.batch)
-
-        with trainer.ema.swapped():
-            found = trainer.student.model(measured)
+        measure = partial(measure_defect, conditioning=self.conditioning, settings=settings, batch=self.batch)
+        with trainer.ema.applied():
+            defects = trainer.student.model(measure)
         return {
-            f"defect, {operator}": fmean(value for (_, by), value in found.items() if by == operator)
+            f"defect, {operator}": fmean(value for (_, by), value in defects.items() if by == operator)
             for operator in OPERATORS
         }
 
     @torch.no_grad()
-    def _clips(self, trainer: Trainer, nfe: int) -> Tensor:
-        r, like = self.recipe.rollout, self.conditioning.text
-        settings = settings_of(self.recipe, Schedule.of(nfe, r.shift))
-
-        # As many at a time as an update has room for. Noise is each row's own, so the clips are the same.
-        groups = [slice(i, i + self.batch) for i in range(0, len(self.seeds), self.batch)]
-
-        def made(student: Any) -> Tensor:
-            clips = []
-            for rows in groups:
-                call = BidirectionalModel(student) if r.kind == "bidirectional" else CausalModel(student)
-                part, seeds = conditioning_rows(self.conditioning, rows), self.seeds[rows]
-                channels = student.config.out_channels
-                noise = SeededNoise(seeds, len(seeds), channels, r.height, r.width, like.device, like.dtype)
-                clips.append(play(call, student, part, self.recipe, settings, noise))
-            return torch.cat(clips)
-
-        return trainer.student.model(made)
+    def clips(self, student: SaltTransformer3DModel, nfe: int) -> Tensor:
+        """Clips [B, C, F, H, W] of all prompts, a micro-batch at a time, as noise is each row's own."""
+        text, clips = self.conditioning.text, []
+        settings = rollout_settings(self.recipe, Schedule.of(nfe, self.recipe.rollout.shift))
+        for i in range(0, len(self.seeds), self.batch):
+            rows = slice(i, i + self.batch)
+            noise = clip_noise(student, self.recipe, self.seeds[rows], text.device, text.dtype)
+            model, conditioning = flow_model(student, self.recipe), conditioning_rows(self.conditioning, rows)
+            clips.append(run_rollout(model, student, conditioning, self.recipe, settings, noise))
+        return torch.cat(clips)
 
     def _pixels(self, latents: Tensor) -> Tensor:
         self.decoder.reset()

@@ -5,7 +5,7 @@ import torch
 from diffusers.models.normalization import FP32LayerNorm
 
 from benchmarks.cloning import CloningMemory, PlainBidirectional, PlainRotary
-from benchmarks.plain import plain_critic, plain_generator, plain_memory, plain_rollout, plain_update
+from benchmarks.plain import plain_critic_loss, plain_generator_loss, plain_memory, plain_rollout, plain_update
 from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
 from salt.models.attention import Bidirectional
@@ -15,9 +15,9 @@ from salt.rollout import RolloutSettings, rollout
 from salt.rope import rotary_table
 from salt.schedule import Schedule
 from tests.helpers import tiny_recipes
+from train.data.batch import Batch
 from train.distributed.activation_checkpointing import recompute
 from train.methods.sc_dmd import SCDMDTrainer
-from train.methods.sc_dmd_losses import Batch
 from train.rollout.random_draws import UpdateDraws
 
 TEXT = Conditioning(torch.randn(1, 5, 4096, generator=torch.Generator().manual_seed(1)))
@@ -84,12 +84,12 @@ def test_the_plain_loop_has_our_gradients(tmp_path, keep, monkeypatch):
             recompute(model, keep)
     batch = trainer.prompts.batch(0, range(2), "generator")
     batch = Batch(batch.samples, *(c.to(torch.float64) for c in (batch.conditioning, batch.negative)))
-    choices = UpdateDraws(trainer.recipe.schedule(4), 1, None, 3.0)
+    draws = UpdateDraws(trainer.recipe.schedule(4), 1, None, 3.0)
     for learner, ours, plain in (
-        (trainer.student, trainer._generator(choices, 0), plain_generator(trainer, choices, 0)),
-        (trainer.critic, trainer._critic(choices, 0), plain_critic(trainer, choices, 0)),
+        (trainer.student, trainer.generator_loss, plain_generator_loss),
+        (trainer.critic, trainer.critic_loss, plain_critic_loss),
     ):
-        (expected_loss, logged), (found_loss, plainly_logged) = ours(batch), plain(batch)
+        (expected_loss, logged), (found_loss, plainly_logged) = ours(batch, draws, 0), plain(trainer, batch, draws, 0)
         assert plainly_logged == pytest.approx(logged, rel=1e-6)
         expected, found = gradients(learner, expected_loss), gradients(learner, found_loss)
         assert found.keys() == expected.keys() and len(found) > 30
@@ -107,9 +107,9 @@ def test_a_plain_update_is_an_update(tmp_path):
 
 def test_the_plain_loop_trains_by_dmd_on_a_full_memory_alone(tmp_path):
     trainer = SCDMDTrainer(tiny_recipes.recipe(tmp_path, loss=DMD, rollout=dict(memory="sink:1,window:5", frames=9)))
-    choices = UpdateDraws(trainer.recipe.schedule(2), 1, None, 3.0)
+    draws = UpdateDraws(trainer.recipe.schedule(2), 1, None, 3.0)
     with pytest.raises(ValueError, match="keeps everything"):
-        trainer.accumulate(trainer.student, plain_generator(trainer, choices, 0), 0, "generator")
+        plain_generator_loss(trainer, trainer.prompts.batch(0, range(2), "generator"), draws, 0)
     salt = SCDMDTrainer(tiny_recipes.recipe(tmp_path))
     with pytest.raises(ValueError, match="DMD alone"):
-        plain_generator(salt, choices, 0)
+        plain_generator_loss(salt, salt.prompts.batch(0, range(2), "generator"), draws, 0)

@@ -1,4 +1,4 @@
-"""The one command: from a recipe to a student that loads, on stand-ins and on files laid out as Wan's are."""
+"""`python -m train distill`: from a recipe to a student that loads, on tiny models and on files laid out as Wan's."""
 
 import os
 import subprocess
@@ -19,10 +19,11 @@ from salt.pipeline import SaltPipeline
 from tests.helpers import tiny_recipes, tiny_system
 from train import export
 from train.__main__ import main
-from train.config.recipe import RECIPES, RecipeError, load_recipe
+from train.config.loader import RECIPES, load_recipe
+from train.config.recipe import RecipeError
 from train.config.validation import check_settings
-from train.distill import dry_run, mode_of
-from train.dry_run import meeting_every_loss, rehearsal
+from train.distill import dry_run, resolve_mode
+from train.dry_run import dry_run_recipe, with_every_loss
 
 ROOT = Path(__file__).parents[2]
 # One of each kind; the others are variations of these, and run under the slow marker.
@@ -30,7 +31,7 @@ KINDS = ("self_forcing_salt", "i2v_sc", "relative_salt", "longlive_streaming", "
 NAMES = sorted(p.stem for p in RECIPES.glob("*.yaml"))
 
 
-def rehearsed(name):
+def run_dry(name):
     line, *missing = dry_run(load_recipe(name, ["optimisation.critic_per_generator=1"]), "single")
     recipe = load_recipe(name)
     assert line.startswith(f"dry run of {name} ({recipe.stage}, single): 2 updates")
@@ -44,15 +45,15 @@ def rehearsed(name):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_dry_run_plays_everything_through(name):
-    missing = rehearsed(name)
+def test_dry_run_covers_everything(name):
+    missing = run_dry(name)
     assert any("models.student: found no such file" in line for line in missing) == (name != "tiny_tf")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(NAMES) - set(KINDS)))
 def test_dry_run_of_every_other_recipe(name):
-    rehearsed(name)
+    run_dry(name)
 
 
 @pytest.mark.slow
@@ -67,31 +68,31 @@ def test_dry_run_in_two_processes(mode):
     assert run.stdout.count("dry run of tiny_salt") == 1 and f"(distill, {mode})" in run.stdout
 
 
-def test_a_rehearsal_without_the_losses_would_be_noticed():
+def test_a_dry_run_without_all_losses_is_an_error():
     recipe = load_recipe("self_forcing_salt", ["rollout.share={4: 1.0}"])
-    with pytest.raises(RuntimeError, match="no seed meets every loss"):
-        meeting_every_loss(recipe)
+    with pytest.raises(RuntimeError, match="no seed covers every loss"):
+        with_every_loss(recipe)
 
 
-def test_a_rehearsal_of_several_processes_lies_where_all_nodes_see_it(tmp_path, monkeypatch):
+def test_a_dry_run_of_several_processes_is_in_a_folder_that_all_nodes_share(tmp_path, monkeypatch):
     def stop(recipe, folder, processes):
         raise RuntimeError(str(folder))
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("process_state", "broadcast_object_list"):
         monkeypatch.setattr(f"train.distill.{name}", lambda *_: None)
-    monkeypatch.setattr("train.distill.rehearsal", stop)
-    with pytest.raises(RuntimeError) as told:
+    monkeypatch.setattr("train.distill.dry_run_recipe", stop)
+    with pytest.raises(RuntimeError) as error:
         dry_run(tiny_recipes.recipe(tmp_path, run=dict(out=str(tmp_path / "shared" / "run"))), "ddp")
-    assert Path(str(told.value)).parent == tmp_path / "shared"
+    assert Path(str(error.value)).parent == tmp_path / "shared"
 
 
 @pytest.mark.parametrize("frames, block, window", [(61, 3, 0), (61, 3, 33), (61, 3, 61), (31, 3, 0), (81, 40, 0)])
-def test_a_clip_with_a_frame_of_its_own_is_rehearsed_shorter(tmp_path, frames, block, window):
+def test_a_dry_run_shortens_clips_with_an_independent_first_frame(tmp_path, frames, block, window):
     rollout = dict(frames=frames, frames_per_block=block, window=window, independent_first_frame=True)
     recipe = tiny_recipes.recipe(tmp_path, rollout=rollout)
     check_settings(recipe)
-    made = rehearsal(recipe, tmp_path / "stand-ins")
+    made = dry_run_recipe(recipe, tmp_path / "models")
     check_settings(made)
     assert window <= made.rollout.frames <= frames
 
@@ -164,7 +165,7 @@ def test_from_prompts_and_pictures_to_an_image_to_video_student(tmp_path, capsys
     assert "library_name: comfyui-salt" in card and "semigroup: 0.2" in card and "| dmd |" in card
 
 
-def test_videos_with_captions_are_footage_for_teacher_forcing(tmp_path, capsys):
+def test_videos_with_captions_are_clips_for_teacher_forcing(tmp_path, capsys):
     recipe = tiny_recipes.recipe(tmp_path)
     tiny_system.vae().save_pretrained(tmp_path / "vae")
     videos = tmp_path / "videos"
@@ -179,7 +180,7 @@ def test_videos_with_captions_are_footage_for_teacher_forcing(tmp_path, capsys):
         rollout=dict(frames=6, height=4, width=4, share={4: 1.0}),
     )
     command = ["precompute", str(path), "--videos", str(videos)]
-    assert main(command) == 2 and "found no caption, expected one in" in capsys.readouterr().err
+    assert main(command) == 2 and "found no caption of" in capsys.readouterr().err
     (videos / "one.txt").write_text("a red circle\n")
     assert main(command) == 0
     clip = load_file(tmp_path / "clips" / "000000.safetensors")["latents"]
@@ -188,7 +189,7 @@ def test_videos_with_captions_are_footage_for_teacher_forcing(tmp_path, capsys):
     assert load_student(tmp_path / "run" / "export" / "mine.safetensors").config.num_layers == 2
 
 
-def test_a_run_goes_on_only_as_what_it_was(tmp_path, capsys, monkeypatch):
+def test_a_run_resumes_only_with_its_own_settings(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("train.distill.check_memory", lambda *_: None)  # some seconds that are another test's
     recipe = tiny_recipes.recipe(tmp_path)
     path = recipe_file(
@@ -199,10 +200,10 @@ def test_a_run_goes_on_only_as_what_it_was(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     assert main(["distill", str(path), "rollout.share={8: 1.0}"]) == 2
     error = capsys.readouterr().err
-    assert "holds a run with rollout.share {4: 1.0}, found {8: 1.0}" in error and error.count("\n") == 1
+    assert "rollout.share: found {8: 1.0}, expected {4: 1.0}: " in error and error.count("\n") == 1
     for override in ("run.seed=1", "optimisation.optimizer=fused"):
         assert main(["distill", str(path), override]) == 2
-        assert f"holds a run with {override.split('=')[0]} " in capsys.readouterr().err
+        assert f"error: {override.split('=')[0]}: found " in capsys.readouterr().err
     lighter = ("models.checkpointing=false", "models.keep=input", "models.offload=true")
     assert main(["distill", str(path), "optimisation.lr=1e-5", *lighter, "--keep", "1"]) == 0
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
@@ -215,7 +216,7 @@ def test_a_run_goes_on_only_as_what_it_was(tmp_path, capsys, monkeypatch):
         (["distill", "nowhere"], "expected a YAML file or one of"),
         (["distill", "tiny_salt", "loss.gudance=2"], "did you mean guidance"),
         (["distill", "self_forcing"], "models.student: found no such file 'checkpoints/ode_init.pt'"),
-        (["precompute", "none.txt"], "data.prompts: none.txt: found no such file"),
+        (["precompute", "none.txt"], "data.prompts cannot be used (none.txt: found no such file"),
         (["precompute", "tiny_salt"], "found nothing to precompute"),
         (["precompute", "i2v", "data.embeddings="], "--images: found none"),
     ],
@@ -226,7 +227,7 @@ def test_errors_are_one_line(arguments, complaint, capsys):
     assert error.startswith("error: ") and complaint in error and error.count("\n") == 1
 
 
-def test_not_enough_memory_is_said_before_anything_loads(tmp_path, monkeypatch, capsys):
+def test_too_little_memory_is_an_error_before_anything_loads(tmp_path, monkeypatch, capsys):
     recipe = tiny_recipes.recipe(tmp_path)
     path = recipe_file(tmp_path, models=dict(student=recipe.models.student, teacher=recipe.models.teacher),
                        rollout=dict(frames=3, height=4, width=4, share={4: 1.0}), run=dict(sample_every=0))  # fmt: skip
@@ -236,13 +237,13 @@ def test_not_enough_memory_is_said_before_anything_loads(tmp_path, monkeypatch, 
 
 
 def test_mode_follows_the_launcher(monkeypatch):
-    assert mode_of("auto") == mode_of("single") == "single"
+    assert resolve_mode("auto") == resolve_mode("single") == "single"
     with pytest.raises(RecipeError, match="--mode: found fsdp with 1 process.*, expected auto or single"):
-        mode_of("fsdp")
+        resolve_mode("fsdp")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert mode_of("auto") == "ddp" and mode_of("fsdp") == "fsdp"
+    assert resolve_mode("auto") == "ddp" and resolve_mode("fsdp") == "fsdp"
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert mode_of("auto") == "fsdp"
+    assert resolve_mode("auto") == "fsdp"
 
 
 def test_push_uploads_the_export_folder_or_says_why_not(tmp_path, monkeypatch):
@@ -263,5 +264,5 @@ def test_push_uploads_the_export_folder_or_says_why_not(tmp_path, monkeypatch):
         raise OSError("no\nconnection")
 
     monkeypatch.setattr(Hub, "upload_folder", refuse)
-    with pytest.raises(export.PublishError, match="me/student: not uploaded .no connection.; the export is in"):
+    with pytest.raises(export.UploadError, match="me/student: not uploaded .no connection.; the export is in"):
         export.push(tmp_path, "me/student", "2 updates")

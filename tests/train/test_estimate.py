@@ -13,8 +13,9 @@ from salt.memory import attention
 from salt.rope import rotary_table
 from tests.helpers import tiny_recipes
 from train.__main__ import main
+from train.config.loader import load_recipe
 from train.config.model_configs import backbones, meta_model
-from train.config.recipe import RecipeError, load_recipe
+from train.config.recipe import RecipeError
 from train.memory_estimate.allocations import AllocationCounter, without_storage
 from train.memory_estimate.estimate import add_up, estimate, estimates
 from train.memory_estimate.model_bytes import kv_memory_bytes
@@ -74,11 +75,11 @@ def test_weights_are_those_of_a_built_trainer(tmp_path, rank):
         states = learner.optimizer.state.values()
         assert found.always[f"{name}, float32"] == nbytes(learner.model.model.parameters())
         assert found.always[f"{name}'s optimizer"] == nbytes(t for state in states for t in state.values())
-    assert found.always["average (EMA)"] == nbytes(trainer.ema.shadow.values())
+    assert found.always["average (EMA)"] == nbytes(trainer.ema.average.values())
     assert found.always["teacher"] == nbytes(trainer.teacher.wrapped.model.parameters())
-    trainer.accumulate(
-        trainer.student, trainer._generator(UpdateDraws(recipe.schedule(2), 1, None, 3.0), 0), 0, "generator"
-    )
+    for batch in trainer.micro_batches(trainer.student, 0, "generator"):
+        loss, _ = trainer.generator_loss(batch, UpdateDraws(recipe.schedule(2), 1, None, 3.0), 0)
+        loss.backward()
     grads = [p.grad for p in trainer.student.model.model.parameters() if p.grad is not None]
     assert found.moments["backward"]["gradients"] == nbytes(grads)
 
@@ -116,8 +117,8 @@ def test_activations_of_the_generator(tmp_path, settings, checkpointing):
 
         schedule = recipe.schedule(8)
         triple = grid_triples(schedule, 1)[0][1][0]
-    choices = UpdateDraws(schedule, 1, triple, 3.0)
-    taken = saved_bytes(trainer, lambda: trainer._generator(choices, 0)(batch)[0])
+    draws = UpdateDraws(schedule, 1, triple, 3.0)
+    taken = saved_bytes(trainer, lambda: trainer.generator_loss(batch, draws, 0)[0])
     found = Tracer(recipe, backbones(recipe), False).activations()
     assert found.exits.kept + found.alignment.kept == pytest.approx(taken, rel=0.3)
 
@@ -131,7 +132,9 @@ def test_activations_of_the_critic(tmp_path, score, checkpointing):
     )
     trainer = SCDMDTrainer(recipe)
     batch = embed(trainer)
-    taken = saved_bytes(trainer, lambda: trainer._critic(UpdateDraws(recipe.schedule(2), 1, None, 3.0), 0)(batch)[0])
+    taken = saved_bytes(
+        trainer, lambda: trainer.critic_loss(batch, UpdateDraws(recipe.schedule(2), 1, None, 3.0), 0)[0]
+    )
     assert Tracer(recipe, backbones(recipe), False).activations().critic.kept == pytest.approx(taken, rel=0.3)
 
 
@@ -143,7 +146,7 @@ def test_a_checkpointed_rollout_holds_its_memory(tmp_path, policy):
     trainer = SCDMDTrainer(recipe)
     batch, configs = embed(trainer), backbones(recipe)
     with AllocationCounter() as live:
-        loss, _ = trainer._generator(UpdateDraws(recipe.schedule(2), 1, None, 3.0), 0)(batch)
+        loss, _ = trainer.generator_loss(batch, UpdateDraws(recipe.schedule(2), 1, None, 3.0), 0)
         live.sweep()
     assert loss.requires_grad
     found = add_up(recipe, 1, "single", configs, Tracer(recipe, configs, False).activations())
@@ -215,14 +218,17 @@ def test_every_stage_has_an_estimate(tmp_path):
         assert found.moments["backward"]["activations until backward"] > 0
 
 
-def test_too_little_is_told_in_one_line(tmp_path):
+def test_too_little_memory_is_an_error_of_one_line(tmp_path):
     recipe = tiny_recipes.recipe(tmp_path)
     need = estimate(recipe).total
     check_memory(recipe, 1, "single", need)
-    with pytest.raises(RecipeError) as told:
+    with pytest.raises(RecipeError) as error:
         check_memory(recipe, 1, "single", 2**30)
-    line = str(told.value)
-    assert line.startswith(f"memory: small needs {need / 2**30:.2f} GiB per GPU (") and "found 1.00 GiB" in line
+    line = str(error.value)
+    assert (
+        line.startswith(f"GPU memory is too small for small: it needs {need / 2**30:.2f} GiB per GPU (")
+        and "found 1.00 GiB" in line
+    )
     assert "models.offload=true" in line and "fsdp" in line and "\n" not in line
     assert 2**20 < available_memory(torch.device("cpu")) < 2**50
 

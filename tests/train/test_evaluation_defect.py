@@ -12,7 +12,7 @@ from salt.schedule import Schedule, add_noise, warp
 from salt.semigroup_defect import TRIPLES, defect_table, steps_for
 from tests.helpers import tiny_recipes
 from train.evaluation.semigroup_defect import DefectSettings, measure_defect
-from train.rollout.random_draws import number
+from train.rollout.random_draws import seed_for
 
 TEXT = Conditioning(torch.randn(2, 5, 4096, generator=torch.Generator().manual_seed(5)))
 SMALL = dict(frames=6, height=4, width=4)
@@ -56,7 +56,7 @@ def test_constant_velocity_is_straight_but_re_noising_leaves_it(per_block):
     settings = DefectSettings(frames_per_block=per_block, **SMALL)
     found = measure_defect(toy(lambda x, _: torch.full_like(x, v)), TEXT, settings, [4], [(1000, 500, 0)])
     assert found[(1000, 500, 0), "euler"] < 1e-10
-    noise = SeededNoise([number("defect", 4, row) for row in range(2)], 2, 16, 4, 4)
+    noise = SeededNoise([seed_for("defect", 4, row) for row in range(2)], 2, 16, 4, 4)
     sigma_m = float(warp(500))
     expected = []
     for start, frames in [(0, 6)] if per_block == 0 else [(0, 3), (3, 3)]:
@@ -79,7 +79,7 @@ def test_blocks_are_measured_against_the_students_own_memory():
     """By hand: two blocks, the clean first one before the second under the block-causal mask, no memory anywhere."""
     student, text = tiny_recipes.model(3), Conditioning(TEXT.text[:1])
     found = measure_defect(student, text, DefectSettings(**SMALL), [8], [TRIPLE])
-    noise = SeededNoise([number("defect", 8, 0)], 1, 16, 4, 4)
+    noise = SeededNoise([seed_for("defect", 8, 0)], 1, 16, 4, 4)
     s, m, e = (float(warp(step)) for step in TRIPLE)
     sigmas, past, ratios = Schedule().sigmas, [], {"euler": [], "sampler": []}
 

@@ -28,7 +28,7 @@ from train.experiments.tiny.compiled_forward import hidden
 from train.experiments.tiny.discriminator import Discriminator
 from train.experiments.tiny.latent_dataset import Latents
 from train.experiments.tiny.rollout_modes import OPENINGS, roll_late, roll_opening, whole_recipe
-from train.losses import fooling_loss, judge_loss, smoothness_loss
+from train.losses import discriminator_loss, generator_adversarial_loss, gradient_penalty
 from train.rollout.random_draws import UpdateDraws
 from train.shapes.world import SCENES
 
@@ -74,14 +74,14 @@ def a_step(models, learners, kind, count, waiting=True):
 
 def test_a_judge_that_sees_nothing_loses_ln_2_and_the_two_pull_apart():
     same = torch.zeros(4, FRAMES, requires_grad=True)
-    loss = judge_loss(torch.zeros(4, FRAMES), same, EVEN)
+    loss = discriminator_loss(torch.zeros(4, FRAMES), same, EVEN)
     assert loss.item() == pytest.approx(math.log(2))
     loss.backward()
     assert (same.grad > 0).all()  # the judge lowers the logits of what was made
     same.grad = None
-    fooling_loss(torch.zeros(4, FRAMES), same, EVEN, WORST).backward()
+    generator_adversarial_loss(torch.zeros(4, FRAMES), same, EVEN, WORST).backward()
     assert (same.grad < 0).all()  # the student raises them
-    assert judge_loss(torch.full((1, FRAMES), 5.0), torch.zeros(1, FRAMES), EVEN) < 0.01
+    assert discriminator_loss(torch.full((1, FRAMES), 5.0), torch.zeros(1, FRAMES), EVEN) < 0.01
 
 
 def test_the_clips_a_judge_sees_through_most_count_most():
@@ -89,7 +89,7 @@ def test_the_clips_a_judge_sees_through_most_count_most():
     made = torch.tensor([[0.0], [-2.0], [-4.0], [-8.0]]).expand(4, FRAMES).clone().requires_grad_(True)
 
     def pulls(temperature):
-        (gradient,) = torch.autograd.grad(fooling_loss(real, made, EVEN, temperature), made)
+        (gradient,) = torch.autograd.grad(generator_adversarial_loss(real, made, EVEN, temperature), made)
         return -gradient.sum(1) / torch.sigmoid(-made[:, 0].detach())
 
     torch.testing.assert_close(pulls(2.0), torch.softmax(torch.tensor([0.0, 1.0, 2.0, 4.0]), 0))
@@ -113,7 +113,7 @@ def test_smoothness_is_the_squared_slope():
     slope = torch.tensor([3.0, 4.0])
     x = torch.randn(20000, FRAMES, 2, generator=generator)
     nudged = x + 0.05 * torch.randn(x.shape, generator=generator)
-    assert smoothness_loss(x @ slope, nudged @ slope, 0.05, EVEN).item() == pytest.approx(25, rel=0.05)
+    assert gradient_penalty(x @ slope, nudged @ slope, 0.05, EVEN).item() == pytest.approx(25, rel=0.05)
 
 
 def test_hidden_tokens_are_the_models_own():
@@ -166,7 +166,7 @@ def test_the_adversarial_gradient_makes_clips_more_real(models, learners):
     clips, made, sigma = noised(pairs, torch.Generator().manual_seed(0))
     text = learners.text_SLD[pairs.scenes]
     logits = learners.judge(made, sigma, text)
-    loss = fooling_loss(learners.judge(clips, sigma, text), logits, kind.weight_F, WORST)
+    loss = generator_adversarial_loss(learners.judge(clips, sigma, text), logits, kind.weight_F, WORST)
     (gradient,) = torch.autograd.grad(loss, made)
     moved = learners.judge(made - 0.5 * gradient / gradient.abs().amax(), sigma, text)
     assert moved.mean() > logits.mean()
@@ -183,7 +183,7 @@ def test_an_opening_is_the_engines_first_block_and_every_evaluation_learns(learn
         said[-1].retain_grad()
         return (said[-1],)
 
-    x0 = roll_opening(flow, Conditioning(text), recipe, choices, [5, 6], True).x0
+    x0 = roll_opening(flow, Conditioning(text), recipe, choices, [5, 6], gradient=True).x0
     expected = student_clips(student, text, steps, FRAMES, 5, SPEC)
     torch.testing.assert_close(x0.detach(), expected, atol=1e-4, rtol=0)
     x0.sum().backward()
@@ -199,7 +199,7 @@ def test_a_late_window_is_the_end_of_a_long_clip_whose_past_took_all_its_steps(l
 
     def window(exit_index):
         choices = UpdateDraws(recipe.schedule(4), exit_index, None, 1.0)
-        return roll_late(student, text, recipe, choices, [5, 6], True)
+        return roll_late(student, text, recipe, choices, [5, 6], gradient=True)
 
     last = window(3)
     assert last.x0.shape[2] == FRAMES and last.x0.requires_grad

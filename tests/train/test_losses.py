@@ -11,7 +11,7 @@ from salt.models.transformer_salt import CausalModel
 from salt.schedule import Schedule, add_noise, flow_to_x0
 from tests.helpers import golden
 from train import losses
-from train.losses.semigroup import draw_triple, log_weights, middle_point
+from train.losses.semigroup import draw_triple, middle_point
 
 
 def clip(tensor):
@@ -57,7 +57,7 @@ def test_dmd_equals_the_reference():
     assert loss.item() == pytest.approx(data["loss"].item(), rel=1e-5)
     loss.backward()
     close(x0.grad, clip(data["dloss_dx0"]), 1e-4)
-    critic_loss = losses.critic_flow_loss(fake_flow, x0.detach(), noise)
+    critic_loss = losses.flow_matching_loss(fake_flow, x0.detach(), noise)
     assert critic_loss.item() == pytest.approx(data["critic_flow_loss"].item(), rel=1e-5)
 
 
@@ -130,14 +130,6 @@ def test_alignment_is_zero_for_equal_features_and_moves_the_student_only():
         losses.token_relation_distance(student, reference, 5)
 
 
-def test_dmd_loss_on_a_window_of_frames():
-    x0, gradient = torch.randn(1, 2, 4, 2, 2, requires_grad=True), torch.randn(1, 2, 4, 2, 2)
-    mask = torch.tensor([False, True, True, False]).view(1, 1, 4, 1, 1)
-    losses.dmd_loss(x0, gradient, mask).backward()
-    assert x0.grad[:, :, [0, 3]].abs().max() == 0
-    assert torch.allclose(x0.grad[:, :, 1:3], gradient[:, :, 1:3] / 16)
-
-
 def test_dmd_gradient_of_a_perfect_clip_is_not_nan():
     x0 = torch.randn(1, 2, 3, 2, 2)
     assert torch.equal(losses.dmd_gradient(x0, x0, x0), torch.zeros_like(x0))
@@ -163,16 +155,6 @@ def test_grid_rule():
         losses.grid_triples(Schedule.of(2), 0)
 
 
-def test_weights_per_exit_index():
-    weights = log_weights(Schedule.of(8), 0.2)
-    assert weights[0] == 0 and weights[-1] == 0 and max(weights) == pytest.approx(0.2 * 0.375, rel=1e-6)
-
-
-def test_an_exact_flow_has_no_defect():
-    x0, eps = torch.randn(2, 3, 2, 2, 2), torch.randn(2, 3, 2, 2, 2)
-    triple = losses.TimestepTriple(937.5, 833.3, 0.0)
-    x_s = add_noise(x0, eps, 0.9375)
-    exact = losses.semigroup_defect(lambda x, t: eps - x0, x_s, triple)
-    assert exact["relative"] < 1e-6
-    bent = losses.semigroup_defect(lambda x, t: (eps - x0) * t / 1000, x_s, triple)
-    assert bent["relative"] > 0.01 and bent["absolute"] > 0.01
+def test_time_weight_of_the_training_list():
+    weights = [losses.time_weight(t) for t in Schedule.of(8).timesteps[:-1]]  # the last step has no triple
+    assert weights[0] == 0 and max(weights) == pytest.approx(0.375, rel=1e-6)

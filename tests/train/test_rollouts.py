@@ -10,8 +10,9 @@ from salt.schedule import Schedule, add_noise, flow_to_x0
 from tests.helpers import tiny_recipes
 from train.losses import TimestepTriple, composed_endpoint, direct_endpoint, dmd_loss, semigroup_loss
 from train.losses.semigroup import middle_point
-from train.rollout.gradient_rollout import AlignedNoise, reference_steps, rollout_reference, rollout_with_grad
+from train.rollout.gradient_rollout import rollout_with_grad
 from train.rollout.random_draws import UpdateDraws, draw_update
+from train.rollout.reference_rollout import AlignedNoise, reference_steps, rollout_reference
 
 
 class DetachedContext(BlockCausal):
@@ -23,10 +24,10 @@ class DetachedContext(BlockCausal):
         return super().attend(layer, q, k, v, attention)
 
 
-def plain_rollout(student, text, recipe, choices, noise):
+def plain_rollout(student, text, recipe, draws, noise):
     """The slow reference: no memory; every step of every block is one forward over the whole clip so far, with the
     clean blocks before it under the block-causal mask. Returns the clip and both semigroup endpoints, with gradient."""
-    n, t_exit = recipe.rollout.frames_per_block, choices.to_exit.timesteps[-1]
+    n, t_exit = recipe.rollout.frames_per_block, draws.schedule_to_exit.timesteps[-1]
     past, x0s, directs, composeds = [], [], [], []
 
     def flow_of(block, x, t):
@@ -42,18 +43,20 @@ def plain_rollout(student, text, recipe, choices, noise):
 
     for block in range(recipe.rollout.frames // n):
         start, x = block * n, noise(block * n, n, 0)
-        for i, (t, sigma) in enumerate(zip(choices.to_exit.timesteps, choices.to_exit.sigmas, strict=True)):
+        for i, (t, sigma) in enumerate(
+            zip(draws.schedule_to_exit.timesteps, draws.schedule_to_exit.sigmas, strict=True)
+        ):
             with torch.set_grad_enabled(t == t_exit):
                 flow = flow_of(block, x, t)
             x0 = flow_to_x0(x, flow, sigma)
             if t == t_exit:
                 break
-            x = add_noise(x0, noise(start, n, i + 1), choices.to_exit.sigmas[i + 1])
-        if choices.triple is not None:
-            directs.append(direct_endpoint(x, flow, choices.triple))
+            x = add_noise(x0, noise(start, n, i + 1), draws.schedule_to_exit.sigmas[i + 1])
+        if draws.triple is not None:
+            directs.append(direct_endpoint(x, flow, draws.triple))
             with torch.no_grad():
-                x_m = middle_point(x, flow, choices.triple)
-                composeds.append(composed_endpoint(x_m, flow_of(block, x_m, choices.triple.middle), choices.triple))
+                x_m = middle_point(x, flow, draws.triple)
+                composeds.append(composed_endpoint(x_m, flow_of(block, x_m, draws.triple.middle), draws.triple))
         x0s.append(x0)
         past.append(x0.detach())
     return torch.cat(x0s, 2), torch.cat(directs, 2), torch.cat(composeds, 2)
@@ -68,7 +71,7 @@ def test_gradient_through_the_memory_equals_the_plain_reference(tmp_path, memory
     student = tiny_recipes.model(3).double()
     schedule = Schedule.of(8)
     t = schedule.timesteps
-    choices = UpdateDraws(schedule, 2, TimestepTriple(t[2], t[3], t[4]), 3.0)
+    draws = UpdateDraws(schedule, 2, TimestepTriple(t[2], t[3], t[4]), 3.0)
     text = torch.randn(1, 5, 4096, dtype=torch.float64)
 
     def gradients(x0, direct, composed):
@@ -80,10 +83,10 @@ def test_gradient_through_the_memory_equals_the_plain_reference(tmp_path, memory
 
     if checkpointing:
         student.enable_gradient_checkpointing()
-    rolled = rollout_with_grad(student, Conditioning(text), recipe, choices, [11], gradient=True)
-    ours = gradients(rolled.x0, *rolled.exits.endpoints())
-    reference = plain_rollout(student, text, recipe, choices, rolled.noise)
-    assert torch.allclose(rolled.x0, reference[0], atol=1e-6)
+    result = rollout_with_grad(student, Conditioning(text), recipe, draws, [11], gradient=True)
+    ours = gradients(result.x0, *result.exits.endpoints())
+    reference = plain_rollout(student, text, recipe, draws, result.noise)
+    assert torch.allclose(result.x0, reference[0], atol=1e-6)
     theirs = gradients(*reference)
     assert ours.keys() == theirs.keys() and len(ours) > 30
     for name, gradient in theirs.items():
@@ -93,19 +96,19 @@ def test_gradient_through_the_memory_equals_the_plain_reference(tmp_path, memory
 def test_gradient_only_on_the_window(tmp_path):
     recipe = tiny_recipes.recipe(tmp_path, rollout=dict(frames=12, window=6))
     student = tiny_recipes.model(3)
-    choices = UpdateDraws(Schedule.of(4), 1, None, 3.0)
-    rolled = rollout_with_grad(student, Conditioning(torch.randn(1, 5, 4096)), recipe, choices, [1], gradient=True)
-    assert rolled.x0.shape[2] == 6 and rolled.x0.requires_grad
-    assert [f.requires_grad for f in rolled.exits.flows] == [False, False, True, True]
+    draws = UpdateDraws(Schedule.of(4), 1, None, 3.0)
+    result = rollout_with_grad(student, Conditioning(torch.randn(1, 5, 4096)), recipe, draws, [1], gradient=True)
+    assert result.x0.shape[2] == 6 and result.x0.requires_grad
+    assert [f.requires_grad for f in result.exits.flows] == [False, False, True, True]
 
 
 def test_evicting_memory_really_evicts(tmp_path):
     text, student = Conditioning(torch.randn(1, 5, 4096)), tiny_recipes.model(3)
-    choices = UpdateDraws(Schedule.of(2), 1, None, 3.0)
+    draws = UpdateDraws(Schedule.of(2), 1, None, 3.0)
 
     def clip(memory):
         recipe = tiny_recipes.recipe(tmp_path, rollout=dict(frames=12, memory=memory))
-        return rollout_with_grad(student, text, recipe, choices, [1], gradient=False).x0
+        return rollout_with_grad(student, text, recipe, draws, [1], gradient=False).x0
 
     full, window = clip("full"), clip("sink:1,window:7")
     assert torch.allclose(full[:, :, :6], window[:, :, :6], atol=1e-5)
@@ -135,12 +138,12 @@ def test_a_reference_on_the_same_list_as_the_student_is_the_student(tmp_path, al
     """With the list not made denser the reference is the student's own clip: same noise, same exit, its own memory."""
     recipe = tiny_recipes.recipe(tmp_path, loss=dict(noise_aligned=aligned))
     student, text = tiny_recipes.model(3), Conditioning(torch.randn(1, 5, 4096))
-    choices = UpdateDraws(Schedule.of(2), 1, None, 3.0)
-    rolled = rollout_with_grad(student, text, recipe, choices, [1], gradient=False)
-    dense = rollout_reference(student, text, recipe, choices, rolled, [2])
-    assert not torch.allclose(dense, rolled.x0, atol=1e-3) and not dense.requires_grad
+    draws = UpdateDraws(Schedule.of(2), 1, None, 3.0)
+    result = rollout_with_grad(student, text, recipe, draws, [1], gradient=False)
+    dense = rollout_reference(student, text, recipe, draws, result, [2])
+    assert not torch.allclose(dense, result.x0, atol=1e-3) and not dense.requires_grad
     monkeypatch.setattr(type(recipe), "schedule", lambda self, nfe: Schedule.of(2))
-    same = torch.equal(rollout_reference(student, text, recipe, choices, rolled, [2]), rolled.x0)
+    same = torch.equal(rollout_reference(student, text, recipe, draws, result, [2]), result.x0)
     assert same == aligned, "only a noise-aligned reference re-noises with the student's noise"
 
 

@@ -13,9 +13,10 @@ from train.distributed.activation_checkpointing import recompute
 from train.losses import linear_mmd, rbf_mmd, token_relation_distance
 from train.methods import sc_dmd_losses
 from train.methods.sc_dmd import SCDMDTrainer
-from train.rollout import gradient_rollout
-from train.rollout.gradient_rollout import rollout_reference, rollout_with_grad
+from train.rollout import reference_rollout
+from train.rollout.gradient_rollout import rollout_with_grad
 from train.rollout.random_draws import UpdateDraws
+from train.rollout.reference_rollout import rollout_reference
 
 TEXT = Conditioning(torch.randn(1, 5, 4096, generator=torch.Generator().manual_seed(1)))
 
@@ -28,7 +29,7 @@ def gradients(model, loss):
 
 def alone(monkeypatch):
     """References from here on take nothing from the student's rollout."""
-    monkeypatch.setattr(gradient_rollout, "Begun", lambda call, first: CausalModel(call.student))
+    monkeypatch.setattr(reference_rollout, "FirstFlowKnown", lambda model, first: CausalModel(model.student))
 
 
 def counted(model):
@@ -41,24 +42,24 @@ def counted(model):
 @pytest.mark.parametrize(("nfe", "exit_index"), [(2, 1), (4, 1), (4, 3)])
 def test_a_reference_that_shares_is_the_one_that_does_not(tmp_path, aligned, nfe, exit_index, monkeypatch):
     recipe = tiny_recipes.recipe(tmp_path, loss=dict(noise_aligned=aligned), rollout=dict(frames=9))
-    student, choices = tiny_recipes.model(3), UpdateDraws(Schedule.of(nfe), exit_index, None, 3.0)
-    rolled = rollout_with_grad(student, TEXT, recipe, choices, [1], gradient=True)
+    student, draws = tiny_recipes.model(3), UpdateDraws(Schedule.of(nfe), exit_index, None, 3.0)
+    result = rollout_with_grad(student, TEXT, recipe, draws, [1], gradient=True)
     calls = counted(student)
-    shared = rollout_reference(student, TEXT, recipe, choices, rolled, [2])
+    shared = rollout_reference(student, TEXT, recipe, draws, result, [2])
     steps = 2 * exit_index + 1
     # Three blocks, two context passes (nobody reads the last one's), and one evaluation taken from the student.
     assert calls == [False] * (3 * steps + 2 - 1)
     alone(monkeypatch)
-    assert torch.equal(rollout_reference(student, TEXT, recipe, choices, rolled, [2]), shared)
+    assert torch.equal(rollout_reference(student, TEXT, recipe, draws, result, [2]), shared)
     assert len(calls) == 2 * (3 * steps + 2) - 1
 
 
 def test_the_loss_and_its_gradient_do_not_know_what_was_shared(tmp_path, monkeypatch):
     trainer = SCDMDTrainer(tiny_recipes.recipe(tmp_path, loss=dict(align_distance="mmd")))
-    batch, choices = trainer.prompts.batch(0, range(2), "generator"), UpdateDraws(Schedule.of(4), 2, None, 3.0)
+    batch, draws = trainer.prompts.batch(0, range(2), "generator"), UpdateDraws(Schedule.of(4), 2, None, 3.0)
 
     def made():
-        loss, parts = trainer._generator(choices, 0)(batch)
+        loss, parts = trainer.generator_loss(batch, draws, 0)
         assert parts["align"] > 0
         return parts, gradients(trainer.student.model.model, loss)
 
@@ -79,26 +80,26 @@ def test_a_clip_is_at_no_distance_from_itself(distance):
 def test_an_exit_at_the_first_step_has_nothing_to_align_with(tmp_path, monkeypatch):
     """The reference exits at the same noise, so it is the clip: it is neither made nor looked at."""
     recipe = tiny_recipes.recipe(tmp_path, loss=dict(noise_aligned=False))
-    student, choices = tiny_recipes.model(3), UpdateDraws(Schedule.of(4), 0, None, 3.0)
-    rolled = rollout_with_grad(student, TEXT, recipe, choices, [1], gradient=True)
-    assert torch.equal(rollout_reference(student, TEXT, recipe, choices, rolled, [2]), rolled.x0)
+    student, draws = tiny_recipes.model(3), UpdateDraws(Schedule.of(4), 0, None, 3.0)
+    result = rollout_with_grad(student, TEXT, recipe, draws, [1], gradient=True)
+    assert torch.equal(rollout_reference(student, TEXT, recipe, draws, result, [2]), result.x0)
     monkeypatch.setattr(sc_dmd_losses, "rollout_reference", None)
     trainer = SCDMDTrainer(recipe)
     batch = trainer.prompts.batch(0, range(2), "generator")
-    loss, parts = trainer._generator(choices, 0)(batch)
+    loss, parts = trainer.generator_loss(batch, draws, 0)
     without = replace(recipe, loss=replace(recipe.loss, align="none"))
     trainer.recipe = without
-    assert parts["align"] == 0.0 and torch.equal(trainer._generator(choices, 0)(batch)[0], loss)
+    assert parts["align"] == 0.0 and torch.equal(trainer.generator_loss(batch, draws, 0)[0], loss)
 
 
 @pytest.mark.parametrize("keep", ["input", "attention", "products"])
 def test_what_is_kept_changes_no_gradient(tmp_path, keep):
     recipe = tiny_recipes.recipe(tmp_path, loss=dict(align="none"), rollout=dict(memory="sink:1,window:5", frames=9))
-    student, choices = tiny_recipes.model(3), UpdateDraws(Schedule.of(4), 1, None, 3.0)
+    student, draws = tiny_recipes.model(3), UpdateDraws(Schedule.of(4), 1, None, 3.0)
 
     def made():
         return gradients(
-            student, rollout_with_grad(student, TEXT, recipe, choices, [1], gradient=True).x0.square().mean()
+            student, rollout_with_grad(student, TEXT, recipe, draws, [1], gradient=True).x0.square().mean()
         )
 
     expected = made()
@@ -108,5 +109,8 @@ def test_what_is_kept_changes_no_gradient(tmp_path, keep):
 
 
 def test_compiled_blocks_keep_their_input_alone(tmp_path):
-    assert tiny_recipes.recipe(tmp_path).keep == "attention"
-    assert tiny_recipes.recipe(tmp_path, optimisation=dict(compile=True), models=dict(keep="products")).keep == "input"
+    assert tiny_recipes.recipe(tmp_path).saved_activations == "attention"
+    assert (
+        tiny_recipes.recipe(tmp_path, optimisation=dict(compile=True), models=dict(keep="products")).saved_activations
+        == "input"
+    )

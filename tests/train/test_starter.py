@@ -12,8 +12,9 @@ from salt.checkpoints import load_student
 from salt.schedule import euler
 from tests.helpers import tiny_recipes
 from train.config.recipe import RecipeError
-from train.data.clip_dataset import Clips, make_clips
-from train.methods.ode_regression import Starter
+from train.data.clip_dataset import ClipDataset, generate_clips
+from train.methods.ode_regression import ODERegressionTrainer
+from train.methods.teacher_forcing import TeacherForcingTrainer
 
 CPU = torch.device("cpu")
 
@@ -39,19 +40,19 @@ def losses(recipe):
 def test_no_folder_is_made_for_a_teacher_that_is_not_there(tmp_path):
     recipe = starting(tmp_path)
     with pytest.raises(ValueError, match="nowhere does not exist"):
-        make_clips(replace(recipe, models=replace(recipe.models, teacher="nowhere")), CPU)
+        generate_clips(replace(recipe, models=replace(recipe.models, teacher="nowhere")), CPU)
     assert not Path(recipe.data.clips).exists()
 
 
 @pytest.mark.parametrize("teacher", ["bidirectional", "causal"])
 def test_states_lie_on_the_teachers_guided_ode(tmp_path, teacher):
     recipe = starting(tmp_path, teacher=teacher)
-    assert make_clips(recipe, CPU) == 2 and make_clips(recipe, CPU) == 0
-    clips = Clips(recipe)
+    assert generate_clips(recipe, CPU) == 2 and generate_clips(recipe, CPU) == 0
+    clips = ClipDataset(recipe)
     latents, trajectory = clips(0, 16)
     assert trajectory.shape == (4, 16, 6, 4, 4) and not torch.equal(trajectory[0], clips(1, 16)[1][0])
     model = load_student(recipe.models.teacher, dtype=torch.float32).eval()
-    prompts = Starter(recipe).prompts
+    prompts = ODERegressionTrainer(recipe).prompts
     text, negative = (c.text for c in prompts.conditioning(clips.prompts[:1]))
     sigmas = recipe.schedule(8).sigmas
     block = 3 if teacher == "causal" else 6  # the first block of a causal teacher has no past: a clip of its own
@@ -68,14 +69,14 @@ def test_states_lie_on_the_teachers_guided_ode(tmp_path, teacher):
 
 def test_a_student_learns_its_teachers_trajectories_and_goes_on_where_it_was(tmp_path):
     recipe = starting(tmp_path)
-    make_clips(recipe, CPU)
-    trainer = Starter(recipe)
+    generate_clips(recipe, CPU)
+    trainer = ODERegressionTrainer(recipe)
     trainer.run()
     curve = losses(recipe)
     assert sum(curve[-5:]) < 0.8 * sum(curve[:5])
     again = replace(recipe, run=replace(recipe.run, out=str(tmp_path / "again")))
     for updates in (10, 30):
-        Starter(replace(again, optimisation=replace(again.optimisation, updates=updates))).run()
+        ODERegressionTrainer(replace(again, optimisation=replace(again.optimisation, updates=updates))).run()
     assert losses(again) == curve
     path = trainer.export(tmp_path / "start.safetensors")
     assert torch.equal(
@@ -93,32 +94,32 @@ def test_teacher_forcing_needs_no_trajectory(tmp_path):
             {"latents": torch.randn(16, 6, 4, 4) * 0.1}, Path(recipe.data.clips) / f"{i:06d}.safetensors",
             {"prompt": "a red circle"},
         )  # fmt: skip
-    Starter(recipe).run()
+    TeacherForcingTrainer(recipe).run()
     curve = losses(recipe)
     assert sum(curve[-5:]) < 0.9 * sum(curve[:5])
-    with pytest.raises(RecipeError, match=r"0000..safetensors: found trajectory None, expected \(4, 16, 6, 4, 4\)"):
-        Starter(replace(recipe, stage="ode", run=replace(recipe.run, out=str(tmp_path / "o")))).run()
+    with pytest.raises(RecipeError, match=r"found trajectory None in .*0000..safetensors, expected \(4, 16, 6, 4, 4\)"):
+        ODERegressionTrainer(replace(recipe, stage="ode", run=replace(recipe.run, out=str(tmp_path / "o")))).run()
 
 
 def test_clips_that_do_not_fit_are_named(tmp_path):
     recipe = starting(tmp_path, "tf")
     folder = Path(recipe.data.clips)
     folder.mkdir()
-    with pytest.raises(RecipeError, match="is empty, expected NNNNNN.safetensors"):
-        Starter(recipe)
+    with pytest.raises(RecipeError, match="found nothing in .*, expected NNNNNN.safetensors"):
+        TeacherForcingTrainer(recipe)
     save_file({"latents": torch.zeros(16, 3, 4, 4)}, folder / "000000.safetensors", {"prompt": "a red circle"})
-    with pytest.raises(RecipeError, match=r"found latents \(16, 3, 4, 4\), expected \(16, 6, 4, 4\)"):
-        Starter(recipe).run()
+    with pytest.raises(RecipeError, match=r"found latents \(16, 3, 4, 4\) in .*, expected \(16, 6, 4, 4\)"):
+        TeacherForcingTrainer(recipe).run()
     save_file({"latents": torch.zeros(16, 6, 4, 4)}, folder / "000001.safetensors")
-    with pytest.raises(RecipeError, match="000001.safetensors: found no prompt"):
-        Starter(recipe)
+    with pytest.raises(RecipeError, match="found no prompt in the metadata of .*000001.safetensors"):
+        TeacherForcingTrainer(recipe)
 
 
 def test_an_interrupted_making_goes_on_with_the_same_clips(tmp_path):
     recipe = starting(tmp_path)
-    make_clips(recipe, CPU)
+    generate_clips(recipe, CPU)
     second = Path(recipe.data.clips) / "000001.safetensors"
     before = load_file(second)["latents"]
     second.unlink()
-    assert make_clips(recipe, CPU) == 1
+    assert generate_clips(recipe, CPU) == 1
     torch.testing.assert_close(load_file(second)["latents"], before, atol=1e-4, rtol=1e-4)

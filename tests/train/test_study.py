@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from train.config.loader import load_recipe
 from train.config.model_configs import check_backbones
-from train.config.recipe import load_recipe
 from train.config.validation import check_recipe
 from train.experiments.ablation import report, runner, scores
 from train.experiments.ablation.arms import ARMS, FORCED, arms_named

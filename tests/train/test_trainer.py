@@ -17,18 +17,21 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from salt.checkpoints import load_student, read_checkpoint
+from salt.memory import MemoryPolicy
 from salt.models.transformer_salt import SaltTransformer3DModel
 from tests.helpers import tiny_recipes
 from train import models
 from train.distributed.checkpointing import CheckpointFolder
-from train.distributed.parallel import DistributedModel, process_state
+from train.distributed.launch import process_state
+from train.distributed.offloading import OffloadedModel
+from train.distributed.parallel import DistributedModel
 from train.dry_run import TINY_VAE
 from train.evaluation import vbench
-from train.methods.sc_dmd import OffloadedModel, SCDMDTrainer
+from train.methods.sc_dmd import SCDMDTrainer
 from train.models import build_student, export_student
 from train.monitoring.divergence_guard import Diverged, DivergenceGuard
 from train.rollout.random_draws import UpdateDraws
-from train.sample_grid import Samples
+from train.sample_grid import SampleGrid
 
 ROOT = Path(__file__).parents[2]
 MAPS = Path("/proc/self/maps")
@@ -60,9 +63,9 @@ def test_every_term_of_the_loss_reaches_the_student(tmp_path):
     recipe = tiny_recipes.recipe(tmp_path)
     trainer = SCDMDTrainer(recipe)
 
-    def parts(choices):
+    def parts(draws):
         batch = trainer.prompts.batch(0, range(2), "generator")
-        loss, parts = trainer._generator(choices, 0)(batch)
+        loss, parts = trainer.generator_loss(batch, draws, 0)
         loss.backward()
         return parts
 
@@ -154,18 +157,14 @@ def test_bidirectional_and_causal_score_settings_run(tmp_path):
     assert SCDMDTrainer(causal).run() == 1
 
 
-def test_a_waiting_teacher_makes_its_scopes_where_it_will_run():
-    class Model:
-        device = "cpu"
+def test_an_offloaded_teacher_creates_masks_on_the_device():
+    class Model(torch.nn.Linear):
+        def block_causal(self, *_, **__):
+            return self.weight.device.type
 
-        def to(self, device):
-            self.device = device
-
-        def block_causal(self):
-            return self.device
-
-    for offload, where in ((True, "cuda"), (False, "cpu")):
-        assert OffloadedModel(SimpleNamespace(model=Model()), "cuda", offload).block_causal() == where
+    for offload, where in ((True, "meta"), (False, "cpu")):
+        model = OffloadedModel(SimpleNamespace(model=Model(1, 1)), "meta", offload)
+        assert model.block_causal([3], 4, 4, clean_context=True, policy=MemoryPolicy()) == where
 
 
 @pytest.mark.parametrize("kind", ["autoregressive", "bidirectional"])
@@ -180,9 +179,9 @@ def test_samples_are_made_a_micro_batch_at_a_time_and_are_the_same(tmp_path, mon
             optimisation=dict(micro_batch=micro_batch), run=dict(sample_prompts=3),
         )  # fmt: skip
         trainer = SCDMDTrainer(recipe)
-        samples = Samples(trainer)
+        samples = SampleGrid(trainer)
         seen.clear()
-        found.append((samples._clips(trainer, 2), samples.defects(trainer)))
+        found.append((trainer.student.model(samples.clips, 2), samples.defects(trainer)))
         assert max(seen) == min(micro_batch, 3)
     (whole, defects), (parts, again) = found
     assert len(whole) == 3
@@ -234,7 +233,7 @@ def test_a_checkpoint_is_read_from_its_file_only_where_it_is_needed(tmp_path):
 
 def test_processes_wait_as_long_as_one_of_them_writes(monkeypatch):
     asked = {}
-    monkeypatch.setattr("train.distributed.parallel.PartialState", lambda **options: asked.update(options))
+    monkeypatch.setattr("train.distributed.launch.PartialState", lambda **options: asked.update(options))
     process_state()
     assert asked["timeout"] > timedelta(hours=1) and vbench.process_state is process_state
 

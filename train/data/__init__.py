@@ -1,1 +1,1 @@
-"""Training data: prompts and batches, clip datasets, video encoding, and what is computed beforehand."""
+"""Data of a run: micro-batches, prompts, clip datasets, and what is precomputed for them."""

@@ -1,111 +1,22 @@
-"""What the student is told: prompts by sample index, their embeddings, and start images for image-to-video."""
+"""Micro-batch of a training update: indices in the global batch, conditioning, and per-clip seeds."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass
 
 from salt.conditioning import Conditioning
-from salt.io.prompt_files import read_prompts
-from salt.models.text_encoder import CachedTextEncoder, TextEncoder, UMT5TextEncoder
-from salt.models.word_embedder import WordEmbedder
-from train.config.recipe import Recipe, RecipeError
-from train.methods.sc_dmd_losses import Batch
-from train.rollout.random_draws import generator
-from train.shapes.world import random_scenes
-
-CACHE_KEY = "umt5-bfloat16"
+from train.config.recipe import Recipe
+from train.rollout.random_draws import seed_for
 
 
-def text_encoder(recipe: Recipe) -> TextEncoder:
-    """The encoder a recipe asks for; with `data.embeddings`, UMT5 is loaded only for prompts that are not there."""
-    if recipe.models.text == "words":
-        return WordEmbedder()
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch. samples: its clips' indices in the global batch. negative: the teacher's negative prompt."""
 
-    def umt5() -> TextEncoder:
-        if not Path(recipe.models.text).is_dir():
-            raise RecipeError(
-                f"models.text: found no such folder {recipe.models.text!r}, and a prompt is not precomputed"
-            )
-        return UMT5TextEncoder.from_pretrained(recipe.models.text)
+    samples: range
+    conditioning: Conditioning
+    negative: Conditioning
 
-    if recipe.data.embeddings:
-        return CachedTextEncoder(umt5, recipe.data.embeddings, CACHE_KEY)
-    return umt5()
-
-
-class Prompts:
-    """Prompt and conditioning of every sample of every update: a shuffled pass over the list, then the next.
-
-    The order is a function of the seed alone, so the data's position is the update's number and nothing else.
-    channels: of the condition beside the latents, 0 for text-to-video. lines: another list than the recipe's.
-    """
-
-    def __init__(self, recipe: Recipe, device: torch.device, channels: int = 0, lines: list[str] | None = None) -> None:
-        self.recipe, self.device = recipe, device
-        self.encoder = text_encoder(recipe)
-        shapes = recipe.data.prompts == "shapes"
-        self.lines = lines if lines is not None else [] if shapes else read_prompts(Path(recipe.data.prompts))
-        self.starts = ImageStarts(recipe, device) if channels else None
-        self.negative = self.encoder.encode([recipe.data.negative])
-        self._orders: dict[tuple[str, int], list[int]] = {}
-
-    def prompt(self, update: int, sample: int, role: str) -> str:
-        if not self.lines:
-            return random_scenes(1, generator(self.recipe.run.seed, role, update, sample, "prompt"))[0].caption
-        return self.lines[self.line(update, sample, role)]
-
-    def line(self, update: int, sample: int, role: str) -> int:
-        """Index into the list."""
-        position = update * self.recipe.optimisation.batch + sample
-        epoch, place = divmod(position, len(self.lines))
-        if (role, epoch) not in self._orders:
-            order = torch.randperm(len(self.lines), generator=generator(self.recipe.run.seed, role, epoch, "order"))
-            self._orders[role, epoch] = order.tolist()
-            self._orders.pop((role, epoch - 2), None)
-        return self._orders[role, epoch][place]
-
-    def first(self, count: int) -> tuple[list[str], list[int]]:
-        """The first prompts of the list and their lines; of the Shapes world, scenes that are always the same."""
-        if not self.lines:
-            return [self.prompt(0, i, "samples") for i in range(count)], []
-        lines = list(range(min(count, len(self.lines))))
-        return [self.lines[i] for i in lines], lines
-
-    def batch(self, update: int, samples: range, role: str) -> Batch:
-        prompts = [self.prompt(update, i, role) for i in samples]
-        lines = [self.line(update, i, role) for i in samples] if self.starts else []
-        return Batch(samples, *self.conditioning(prompts, lines))
-
-    def conditioning(self, prompts: list[str], lines: list[int] | None = None) -> tuple[Conditioning, Conditioning]:
-        """Conditionings of prompts, and of the negative prompt beside the same start images (of the list's `lines`)."""
-        text = self.encoder.encode(prompts).to(self.device)
-        negative = self.negative.expand(len(prompts), -1, -1).to(self.device)
-        image = channels = None
-        if self.starts is not None:
-            image, channels = self.starts(lines or [])
-        return Conditioning(text.float(), image, channels), Conditioning(negative.float(), image, channels)
-
-
-class ImageStarts:
-    """Precomputed start images of image-to-video prompts: `NNNNNN.safetensors` with `image` [N, D] and `channels`
-    [4 + C, F, H, W] per prompt line, as `python -m train precompute --images` writes them."""
-
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
-        if not recipe.data.images or recipe.data.prompts == "shapes":
-            raise RecipeError("data.images: found none, expected precomputed start images (the student is I2V)")
-        self.folder, self.device = Path(recipe.data.images), device
-
-    def __call__(self, lines: list[int]) -> tuple[Tensor, Tensor]:
-        from safetensors.torch import load_file
-
-        rows = []
-        for line in lines:
-            path = self.folder / f"{line:06d}.safetensors"
-            if not path.is_file():
-                raise RecipeError(f"data.images: found no {path}, expected the start of prompt line {line}")
-            rows.append(load_file(path, device=str(self.device)))
-        image, channels = (torch.stack([r[k].float() for r in rows]) for k in ("image", "channels"))
-        return image, channels
+    def seeds(self, recipe: Recipe, update: int, role: str) -> list[int]:
+        """A seed of the rollout's noise for every clip."""
+        return [seed_for(recipe.run.seed, role, update, i, "rollout") for i in self.samples]

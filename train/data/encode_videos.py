@@ -1,4 +1,4 @@
-"""Real footage for the stage `tf`: videos with captions, or scenes of the Shapes world, encoded into `data.clips`."""
+"""Encodes videos into `data.clips` for the stage `tf`: captioned files, or scenes of the Shapes world."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from salt.io.atomic import write_tensors
 from salt.io.video import read_video
 from salt.models.streaming_vae import encode_video
 from train.config.recipe import Recipe, RecipeError
-from train.rollout.random_draws import generator
+from train.rollout.random_draws import generator_for
 from train.shapes.world import random_scenes, render
 
+PIXELS_PER_LATENT = 8  # rows and columns, of Wan's autoencoder
+Source = tuple[str, Callable[[], Tensor]]  # caption, pixels [1, 3, T, H, W]
 
-def encode_footage(
+
+def encode_videos(
     recipe: Recipe, videos: Path | None, device: torch.device, on_clip: Callable[[int], None] | None = None
 ) -> int:
     """Write the clips that `data.clips` still lacks; returns how many.
@@ -27,7 +30,7 @@ def encode_footage(
     Raises RecipeError for a video without a caption; ValueError, naming the file, for one too short or unreadable.
     """
     if not Path(recipe.models.vae or "/nonexistent").is_dir():
-        raise RecipeError(f"models.vae: found no such folder {recipe.models.vae!r}, expected the autoencoder")
+        raise RecipeError("models.vae", f"found no such folder {recipe.models.vae!r}, expected the autoencoder")
     sources = _scenes(recipe) if videos is None else _videos(recipe, videos)
     folder = Path(recipe.data.clips)
     missing = [i for i in range(len(sources)) if not (folder / f"{i:06d}.safetensors").exists()]
@@ -45,37 +48,33 @@ def encode_footage(
     return len(missing)
 
 
-Source = tuple[str, Callable[[], Tensor]]  # caption, pixels [1, 3, T, H, W]
-
-
-def _frames(recipe: Recipe) -> int:
+def _pixel_frames(recipe: Recipe) -> int:
     return 4 * (recipe.rollout.frames - 1) + 1
 
 
 def _scenes(recipe: Recipe) -> list[Source]:
     if recipe.data.prompts != "shapes":
-        raise RecipeError("--videos: found none, expected a folder of NAME.mp4 with captions in NAME.txt")
+        raise RecipeError("--videos", "found none, expected a folder of NAME.mp4 with captions in NAME.txt")
+    return [_scene(recipe, i) for i in range(recipe.start.clips)]
 
-    def source(i: int) -> Source:
-        drawn = generator(recipe.run.seed, "scene", i)
-        (scene,) = random_scenes(1, drawn)
-        return scene.caption, lambda: render([scene], _frames(recipe), drawn).pixels
 
-    return [source(i) for i in range(recipe.start.clips)]
+def _scene(recipe: Recipe, i: int) -> Source:
+    generator = generator_for(recipe.run.seed, "scene", i)
+    (scene,) = random_scenes(1, generator)
+    return scene.caption, lambda: render([scene], _pixel_frames(recipe), generator).pixels
 
 
 def _videos(recipe: Recipe, folder: Path) -> list[Source]:
     paths = sorted(folder.glob("*.mp4"))
     if not paths:
-        raise RecipeError(f"--videos: {folder}: found no mp4 in it")
-    scale = 8  # pixels per latent row and column of Wan's autoencoder
-    size = (recipe.rollout.height * scale, recipe.rollout.width * scale)
+        raise RecipeError("--videos", f"found no mp4 in {folder}")
+    return [_video(recipe, path) for path in paths]
 
-    def source(path: Path) -> Source:
-        caption = path.with_suffix(".txt")
-        text = caption.read_text(encoding="utf-8").strip() if caption.is_file() else ""
-        if not text:
-            raise RecipeError(f"--videos: {path}: found no caption, expected one in {caption}")
-        return " ".join(text.split()), lambda: read_video(path, size, _frames(recipe))
 
-    return [source(path) for path in paths]
+def _video(recipe: Recipe, path: Path) -> Source:
+    caption = path.with_suffix(".txt")
+    text = caption.read_text(encoding="utf-8").strip() if caption.is_file() else ""
+    if not text:
+        raise RecipeError("--videos", f"found no caption of {path}, expected one in {caption}")
+    size = (recipe.rollout.height * PIXELS_PER_LATENT, recipe.rollout.width * PIXELS_PER_LATENT)
+    return " ".join(text.split()), lambda: read_video(path, size, _pixel_frames(recipe))

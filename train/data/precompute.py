@@ -1,11 +1,12 @@
-"""What a run would otherwise compute again and again, made once: prompt embeddings, start images, clips.
+"""`python -m train precompute`: prompt embeddings, start images and clips, computed once before a run.
 
-Everything is resumable: what is there already is kept.
+Resumable: files that exist are kept.
 """
 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,31 +18,32 @@ from salt.io.prompt_files import read_prompts
 from salt.models.text_encoder import CachedTextEncoder, UMT5TextEncoder
 from salt.pipeline.components import load_components
 from salt.pipeline.start_image import IMAGE_SUFFIXES, image_channels, image_embeddings, start_pixels
-from train.config.recipe import Recipe, RecipeError, load_recipe
-from train.config.validation import check_settings, prompt_complaints
-from train.data.batch import CACHE_KEY
-from train.data.clip_dataset import make_clips
-from train.data.encode_videos import encode_footage
+from train.config.loader import load_recipe
+from train.config.recipe import Recipe, RecipeError
+from train.config.validation import check_prompt_file, check_settings
+from train.data.clip_dataset import generate_clips
+from train.data.encode_videos import encode_videos
+from train.data.prompts import EMBEDDINGS_KEY
 
-BATCH = 8
+PROMPTS_AT_A_TIME = 8
 
 
-def embeddings(prompts: list[str], text: str, out: str, device: str) -> int:
-    """Embed prompts that `out` does not hold yet; returns how many those were."""
+def precompute_embeddings(prompts: list[str], text: str, out: str, device: str) -> int:
+    """Embed the prompts that the folder `out` lacks; returns how many. text: folder of the text encoder."""
     if not Path(text or "/nonexistent").is_dir():
-        raise RecipeError(f"--text: found no such folder {text!r}, expected text_encoder/ and tokenizer/ in it")
-    encoder = CachedTextEncoder(lambda: UMT5TextEncoder.from_pretrained(text, device=device), out, CACHE_KEY)
+        raise RecipeError("--text", f"found no such folder {text!r}, expected text_encoder/ and tokenizer/ in it")
+    encoder = CachedTextEncoder(lambda: UMT5TextEncoder.from_pretrained(text, device=device), out, EMBEDDINGS_KEY)
     new = [p for p in dict.fromkeys(prompts) if not encoder.path(p).exists()]
-    for at in track(range(0, len(new), BATCH), "embeddings", disable=not new):
-        encoder.encode(new[at : at + BATCH])
+    for at in track(range(0, len(new), PROMPTS_AT_A_TIME), "embeddings", disable=not new):
+        encoder.encode(new[at : at + PROMPTS_AT_A_TIME])
     return len(new)
 
 
-def starts(recipe: Recipe, pictures: Path, device: str) -> int:
-    """Write the start of every prompt line that `data.images` lacks, from a folder of pictures; returns how many.
+def precompute_start_images(recipe: Recipe, pictures: Path, device: str) -> int:
+    """Encode the start image of every prompt line that `data.images` lacks; returns how many.
 
-    The picture of line N is named N (with or without leading zeros), with any suffix that the engine reads.
-    Raises RecipeError naming the line that has none, before anything is computed.
+    pictures: a folder; the picture of line N is named N (with or without leading zeros), with any suffix that the
+    engine reads. Raises RecipeError, before anything is computed, for a line that has none.
     """
     lines = read_prompts(Path(recipe.data.prompts))
     named = {
@@ -49,14 +51,18 @@ def starts(recipe: Recipe, pictures: Path, device: str) -> int:
     }
     without = [i for i in range(len(lines)) if i not in named]
     if without:
-        raise RecipeError(f"--images: {pictures}: found no picture for prompt line {without[0]}, expected one a line")
+        raise RecipeError(
+            "--images", f"found no picture of prompt line {without[0]} in {pictures}, expected one a line"
+        )
     out, r = Path(recipe.data.images), recipe.rollout
     new = [i for i in range(len(lines)) if not (out / f"{i:06d}.safetensors").exists()]
     if not new:
         return 0
     parts = load_components(recipe.models.text)
     if parts.image_encoder is None:
-        raise RecipeError(f"models.text: found no image_encoder/ in {recipe.models.text!r}, expected Wan I2V's folder")
+        raise RecipeError(
+            "models.text", f"found no image_encoder/ in {recipe.models.text!r}, expected Wan I2V's folder"
+        )
     for model in (parts.vae, parts.image_encoder):
         nn.Module.to(model, torch.device(device))
     scale = int(parts.vae.config["scale_factor_spatial"])
@@ -71,56 +77,58 @@ def starts(recipe: Recipe, pictures: Path, device: str) -> int:
     return len(new)
 
 
-def from_recipe(recipe: Recipe, pictures: Path | None, videos: Path | None, device: str) -> list[str]:
-    """Everything that the recipe names and that can be made: a line for each, saying what was new."""
+def precompute_recipe(recipe: Recipe, pictures: Path | None, videos: Path | None, device: str) -> list[str]:
+    """Compute everything that the recipe's `data` names; returns a line for each, saying how many were new."""
     done, data = [], recipe.data
     if data.embeddings:
-        for line in prompt_complaints(Path(data.prompts)):
-            raise RecipeError(line)
+        check_prompt_file(Path(data.prompts))
         prompts = [*read_prompts(Path(data.prompts)), data.negative]
-        done.append(f"{data.embeddings}: {embeddings(prompts, recipe.models.text, data.embeddings, device)} embedded")
+        new = precompute_embeddings(prompts, recipe.models.text, data.embeddings, device)
+        done.append(f"{data.embeddings}: {new} embedded")
     if data.images:
         if pictures is None:
-            raise RecipeError(f"--images: found none, expected a folder of pictures to make {data.images} from")
-        done.append(f"{data.images}: {starts(recipe, pictures, device)} start images")
+            raise RecipeError("--images", f"found none, expected a folder of pictures for {data.images}")
+        done.append(f"{data.images}: {precompute_start_images(recipe, pictures, device)} start images")
     if recipe.stage != "distill":
         check_settings(recipe)
-
-        def tell(count: int) -> None:
-            print(f"{data.clips}: clip {count}", flush=True)
-
-        there = torch.device(device)
-        made = make_clips(recipe, there, tell) if recipe.stage == "ode" else encode_footage(recipe, videos, there, tell)
-        done.append(f"{data.clips}: {made} clips")
+        progress, target = partial(_print_clip, data.clips), torch.device(device)
+        if recipe.stage == "ode":
+            new = generate_clips(recipe, target, progress)
+        else:
+            new = encode_videos(recipe, videos, target, progress)
+        done.append(f"{data.clips}: {new} clips")
     if not done:
         raise RecipeError(
-            f"{recipe.name}: found nothing to precompute, expected data.embeddings, data.images or data.clips"
+            "data", f"found nothing to precompute for {recipe.name}, expected embeddings, images or clips"
         )
     return done
 
 
+def _print_clip(folder: str, count: int) -> None:
+    print(f"{folder}: clip {count}", flush=True)
+
+
 def run(arguments: argparse.Namespace) -> None:
-    """Make prompt embeddings, start images, a teacher's trajectories or encoded videos before a run."""
+    """Precompute prompt embeddings, start images, a teacher's trajectories or encoded videos for a run."""
     source: Path = arguments.source
     if source.suffix == ".txt":
-        for line in prompt_complaints(source):
-            raise RecipeError(line)
+        check_prompt_file(source)
         prompts = read_prompts(source)
-        new = embeddings(prompts, arguments.text, arguments.out, arguments.device)
-        print(f"{arguments.out}: {new} of {len(prompts)} prompts embedded, the others were there")
+        new = precompute_embeddings(prompts, arguments.text, arguments.out, arguments.device)
+        print(f"{arguments.out}: {new} of {len(prompts)} prompts embedded, the others exist")
         return
     recipe = load_recipe(source, arguments.overrides)
-    for line in from_recipe(recipe, arguments.images, arguments.videos, arguments.device):
+    for line in precompute_recipe(recipe, arguments.images, arguments.videos, arguments.device):
         print(line)
 
 
 def add_precompute(commands: argparse._SubParsersAction) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     command = commands.add_parser("precompute", help=run.__doc__, description=__doc__)
-    command.add_argument("source", type=Path, help="a prompt file (.txt), or a recipe whose data is to be made")
+    command.add_argument("source", type=Path, help="a prompt file (.txt), or a recipe whose data is computed")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="for a recipe, as distill takes them")
     command.add_argument("--text", default="", help="folder with text_encoder/ and tokenizer/, for a prompt file")
-    command.add_argument("--out", default="data/embeddings", help="where a prompt file's embeddings go")
+    command.add_argument("--out", default="data/embeddings", help="folder of a prompt file's embeddings")
     command.add_argument("--images", type=Path, help="folder of pictures named by prompt line, for an I2V recipe")
     command.add_argument("--videos", type=Path, help="folder of NAME.mp4 and NAME.txt (caption), for the stage tf")
     command.add_argument("--device", default=device)

@@ -1,1 +1,1 @@
-"""Training over processes: replicated and sharded models, averages, checkpoints, recomputation."""
+"""Several processes: launch modes, replicated and sharded models, weight averages, checkpoints, recomputation."""

@@ -204,7 +204,7 @@ def _drift(args: argparse.Namespace, out: Path) -> None:
 
 
 def _vbench(args: argparse.Namespace, out: Path, long: bool = False) -> None:
-    from train.distill import is_main
+    from train.distributed.launch import is_main_process
     from train.evaluation.vbench import plan, read_list, sample_all
 
     prompts = read_list(args.prompts, args.extended)[: args.limit]
@@ -220,7 +220,7 @@ def _vbench(args: argparse.Namespace, out: Path, long: bool = False) -> None:
     table = sample_all(
         load, str(args.student), samples, out, frames, num_inference_steps=steps, memory_policy=args.memory
     )
-    if is_main():
+    if is_main_process():
         print(table)
         tool = "python vbench2_beta_long/eval_long.py --mode long_vbench_standard" if long else "vbench evaluate"
         print(f"score with: {tool} --videos_path {out / 'videos'} --dimension ...")

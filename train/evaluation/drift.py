@@ -24,7 +24,7 @@ from torch import Tensor
 
 from salt.errors import InputError
 from salt.pipeline import SaltPipeline
-from train.rollout.random_draws import number
+from train.rollout.random_draws import seed_for
 from train.shapes.bench import VERDICTS, ClipScore, as_rows, score_clip, summarize
 from train.shapes.world import SIZE, parse_caption
 
@@ -102,7 +102,7 @@ def measure_drift(
     """
     if frames < 2:
         raise InputError("frames", f"found {frames}, expected 2 or more latent frames")
-    seeds = [number("drift", seed, prompt) for prompt in prompts]
+    seeds = [seed_for("drift", seed, prompt) for prompt in prompts]
     scale = pipe.temporal_scale
     pixels = frames * scale - (scale - 1)
     options = {"num_inference_steps": num_inference_steps, "memory_policy": memory_policy}

@@ -21,7 +21,7 @@ from salt.sampling import BidirectionalModel
 from salt.schedule import STEP_LISTS, Schedule
 from salt.semigroup_defect import OPERATORS, TRIPLES, Defects, Operator, Triple, defect_ratios, mean_defects
 from salt.spec import StudentSpec
-from train.rollout.random_draws import number
+from train.rollout.random_draws import seed_for
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def measure_defect(
     for seed, first in product(seeds, range(0, count, batch)):
         rows = range(count)[first : first + batch]
         part = conditioning_rows(conditioning, slice(first, first + batch))
-        own = [number("defect", seed, row) for row in rows]
+        own = [seed_for("defect", seed, row) for row in rows]
         noise = SeededNoise(own, len(own), student.config.out_channels, settings.height, settings.width, device)
         memory = None
         if not bidirectional:

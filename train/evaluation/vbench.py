@@ -29,8 +29,8 @@ from salt.io.prompt_files import read_prompts
 from salt.models.transformer_salt import fingerprint
 from salt.pipeline import SaltPipeline
 from salt.pipeline.write_clip import write_clip
-from train.distributed.parallel import process_state
-from train.rollout.random_draws import number
+from train.distributed.launch import process_state
+from train.rollout.random_draws import seed_for
 
 SAMPLES_PER_PROMPT = 5
 # VBench filters the videos of this dimension, so it wants more of them.
@@ -113,7 +113,7 @@ def plan(prompts: Sequence[Prompt], seed: int = 0, samples: int | None = None, l
         for index in range(count):
             file = f"{prompt.text}-{index}.mp4"
             _check_name(file, prompt.text, long)
-            planned.append(Sample(file, prompt, index, number("vbench", seed, prompt.text, index)))
+            planned.append(Sample(file, prompt, index, seed_for("vbench", seed, prompt.text, index)))
     return planned
 
 

@@ -1,14 +1,14 @@
-"""The losses of Salt, each a small pure function; the trainer composes them and owns every random choice."""
+"""The losses of Salt as small pure functions; `train.methods` composes them, `train.rollout.random_draws` draws."""
 
-from .adversarial import fooling_loss, judge_loss, smoothness_loss
+from .adversarial import discriminator_loss, generator_adversarial_loss, gradient_penalty
 from .alignment import linear_mmd, rbf_mmd, token_relation_distance
-from .dmd import critic_flow_loss, dmd_gradient, dmd_loss, guided_x0
+from .dmd import dmd_gradient, dmd_loss, guided_x0
+from .flow_matching import flow_matching_error, flow_matching_loss
 from .semigroup import (
     TimestepTriple,
     composed_endpoint,
     direct_endpoint,
     grid_triples,
-    semigroup_defect,
     semigroup_loss,
     time_weight,
 )
@@ -16,19 +16,19 @@ from .semigroup import (
 __all__ = [
     "TimestepTriple",
     "composed_endpoint",
-    "critic_flow_loss",
     "direct_endpoint",
+    "discriminator_loss",
     "dmd_gradient",
     "dmd_loss",
-    "fooling_loss",
+    "flow_matching_error",
+    "flow_matching_loss",
+    "generator_adversarial_loss",
+    "gradient_penalty",
     "grid_triples",
     "guided_x0",
-    "judge_loss",
     "linear_mmd",
     "rbf_mmd",
-    "semigroup_defect",
     "semigroup_loss",
-    "smoothness_loss",
     "time_weight",
     "token_relation_distance",
 ]

@@ -1,4 +1,4 @@
-"""Cache-conditioned feature alignment: pull few-step clips toward clips of the next denser step list.
+"""Cache-conditioned feature alignment: distances between features of few-step clips and of denser references.
 
 Source: Salt (arXiv 2604.03118, section 3.3). Features are hidden states of the teacher, [B, F * tokens, D].
 """

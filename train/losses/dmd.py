@@ -1,4 +1,4 @@
-"""Distribution matching distillation: the generator's gradient and the critic's regression.
+"""Distribution matching distillation (DMD): the generator's gradient and loss.
 
 Sources: DMD2 (arXiv 2405.14867) as Self Forcing and Salt (arXiv 2604.03118, section 3.1) use it on whole clips.
 Latents are [B, C, F, H, W].
@@ -24,19 +24,8 @@ def dmd_gradient(x0: Tensor, real_x0: Tensor, fake_x0: Tensor) -> Tensor:
     return ((fake_x0 - real_x0) / scale).detach().nan_to_num()
 
 
-def dmd_loss(x0: Tensor, gradient: Tensor, mask: Tensor | None = None) -> Tensor:
-    """0.5 mse(x0, stopgrad(x0 - gradient)) in float64: its derivative with respect to x0 is gradient / numel.
-
-    mask: boolean, broadcastable to x0; only these entries count (a loss on a sliding window of frames).
-    """
+def dmd_loss(x0: Tensor, gradient: Tensor) -> Tensor:
+    """0.5 mse(x0, stopgrad(x0 - gradient)) in float64: its derivative with respect to x0 is gradient / numel."""
     x0_64 = x0.double()
     target = (x0_64 - gradient.double()).detach()
-    if mask is not None:
-        mask = mask.expand_as(x0)
-        x0_64, target = x0_64[mask], target[mask]
     return 0.5 * mse_loss(x0_64, target)
-
-
-def critic_flow_loss(fake_flow: Tensor, x0: Tensor, noise: Tensor) -> Tensor:
-    """mean((v_fake - (eps - x0))^2): the critic learns the flow of the student's own clips."""
-    return (fake_flow - (noise - x0)).square().mean()

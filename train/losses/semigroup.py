@@ -1,21 +1,18 @@
-"""The semigroup defect: one long Euler step of the student against two shorter ones (SC-DMD).
+"""Semigroup-defect loss of SC-DMD: one long Euler step of the student against two shorter ones.
 
-For the exact flow, Phi^{s->e} = Phi^{m->e} o Phi^{s->m}; the student's departure from it is the loss, and the metric.
+For the exact flow, Phi^{s->e} = Phi^{m->e} o Phi^{s->m}; the loss is the student's departure from it.
 Source: Salt (arXiv 2604.03118, section 3.2) and its released recipe. Latents are [B, C, F, H, W]; t_s > t_m > t_e.
+The defect as a metric: `salt.semigroup_defect`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from salt.schedule import NUM_TRAIN_TIMESTEPS, Schedule, euler, timestep_to_sigma
-
-FlowAt = Callable[[Tensor, float], Tensor]
-"""Flow of latents [B, C, F, H, W] at a timestep, with conditioning and memory already bound."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +25,13 @@ class TimestepTriple:
 
 
 def grid_triples(schedule: Schedule, exit_index: int, segments: int = 4) -> list[tuple[float, list[TimestepTriple]]]:
-    """What the grid rule may draw for an exit step: (probability, triples drawn evenly) for each candidate end.
+    """Candidates of the grid rule for an exit step: for each candidate end, (its probability, its triples).
 
     Boundaries are the inference grid within the training list (every len/segments-th step) and 0. With t_s the exit
-    step and `next` the one after it, t_e is drawn evenly from the two largest boundaries below `next`, t_m evenly from
-    the list's steps strictly between t_e and t_s. Empty for the last step. Anchoring the grid matters: composing
-    through timesteps that DMD never supervised gives targets nobody vouches for.
+    step and `next` the one after it, t_e is drawn uniformly from the two largest boundaries below `next`, and t_m from
+    the list's steps strictly between t_e and t_s. Empty for the last step. The grid matters: composing through
+    timesteps that DMD never supervised gives unreliable targets.
+    Raises ValueError for a list that the segments do not divide, or an exit index outside of it.
     """
     times = schedule.timesteps
     if len(times) % segments:
@@ -81,33 +79,10 @@ def time_weight(timestep: float) -> float:
 
 
 def semigroup_loss(direct: Tensor, composed: Tensor, weight: float = 1.0, stop_gradient: bool = True) -> Tensor:
-    """L_SC = weight * mean((direct - stopgrad(composed))^2); `stop_gradient` False lets both branches learn."""
+    """L_SC = weight * mean((direct - stopgrad(composed))^2); without `stop_gradient`, both branches get gradient."""
     target = composed.detach() if stop_gradient else composed
     return weight * (direct - target).square().mean()
 
 
-@torch.no_grad()
-def semigroup_defect(flow_at: FlowAt, x_s: Tensor, triple: TimestepTriple) -> dict[str, float]:
-    """The defect as a metric, our protocol (the paper's is unpublished).
-
-    `absolute`: mean |direct - composed|. `relative`: ||direct - composed|| / ||direct - x_s||, normalised by the
-    displacement. Both branches use the Euler operator.
-    """
-    v_s = flow_at(x_s, triple.start)
-    direct = direct_endpoint(x_s, v_s, triple)
-    x_m = middle_point(x_s, v_s, triple)
-    composed = composed_endpoint(x_m, flow_at(x_m, triple.middle), triple)
-    gap, moved = direct - composed, direct - x_s
-    return {"absolute": gap.abs().mean().item(), "relative": (gap.norm() / moved.norm()).item()}
-
-
 def _sigma(timestep: float) -> Tensor:
     return timestep_to_sigma(torch.tensor(timestep, dtype=torch.float64))
-
-
-def log_weights(schedule: Schedule, scale: float, weighted: bool = True) -> Sequence[float]:
-    """lambda * weight per exit index (0 where no triple exists), for the run's log."""
-    last = schedule.nfe - 1
-    return [
-        0.0 if i == last else scale * (time_weight(t) if weighted else 1.0) for i, t in enumerate(schedule.timesteps)
-    ]

@@ -14,7 +14,7 @@ from typing import Any
 
 from train.config.model_configs import backbones, config_of
 from train.config.recipe import Recipe
-from train.distributed.parallel import Mode
+from train.distributed.launch import Mode
 from train.memory_estimate.allocations import MemoryUse
 from train.memory_estimate.model_bytes import (
     BF16,

@@ -11,8 +11,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from train.config.recipe import Recipe, RecipeError, load_recipe
-from train.distributed.parallel import Mode
+from train.config.loader import load_recipe
+from train.config.recipe import Recipe, RecipeError
+from train.distributed.launch import Mode
 from train.memory_estimate.estimate import GIB, estimate, estimates
 
 
@@ -48,8 +49,9 @@ def check_memory(recipe: Recipe, processes: int, mode: Mode, available_bytes: in
     parts = sorted(one.parts.items(), key=lambda part: -part[1])
     biggest = ", ".join(f"{name} {gib(size)}" for name, size in parts[:5])
     raise RecipeError(
-        f"memory: {recipe.name} needs {gib(one.total)} GiB per GPU ({biggest}), found {gib(available_bytes)} GiB; "
-        f"what would help: {', '.join(remedies(recipe, mode))}"
+        "GPU memory",
+        f"is too small for {recipe.name}: it needs {gib(one.total)} GiB per GPU ({biggest}), "
+        f"found {gib(available_bytes)} GiB; what would help: {', '.join(remedies(recipe, mode))}",
     )
 
 
@@ -58,7 +60,7 @@ def remedies(recipe: Recipe, mode: Mode) -> list[str]:
     settings, opt = recipe.models, recipe.optimisation
     possible = {
         "models.checkpointing=true": not settings.checkpointing,
-        "models.keep=input": settings.checkpointing and recipe.keep != "input",
+        "models.keep=input": settings.checkpointing and recipe.saved_activations != "input",
         "models.offload=true": recipe.stage == "distill" and not settings.offload and mode != "fsdp",
         "optimisation.optimizer=8bit": opt.optimizer != "8bit" and mode != "fsdp",
         "models.lora_rank=64": not settings.lora_rank,
@@ -93,6 +95,6 @@ def add_estimate(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> None:
     if min(args.gpus) < 1:
-        raise RecipeError(f"--gpus: found {min(args.gpus)}, expected 1 or more")
+        raise RecipeError("--gpus", f"found {min(args.gpus)}, expected 1 or more")
     recipe = load_recipe(args.recipe, args.overrides)
     Console().print(table(recipe, args.gpus))

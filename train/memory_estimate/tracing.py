@@ -25,12 +25,11 @@ from salt.sampling import BidirectionalModel
 from train.config.model_configs import meta_model
 from train.config.recipe import Recipe
 from train.distributed.activation_checkpointing import recompute
-from train.losses import linear_mmd, rbf_mmd, token_relation_distance
 from train.memory_estimate.allocations import MemoryUse, measure, without_storage, without_weights
-from train.methods.sc_dmd_losses import score
-from train.models import adapt
-from train.rollout.block_causal import blocks_of, causal_flow
-from train.rollout.gradient_rollout import settings_of
+from train.methods.sc_dmd_losses import alignment_distance, score_flow
+from train.models import add_lora
+from train.rollout.block_causal import add_channels, causal_flow, clip_blocks
+from train.rollout.recipe_rollout import rollout_settings
 
 IMAGE_TOKENS = 257  # of Wan 2.1's CLIP, per start image
 SHALLOW_DEPTH, DEEP_DEPTH = 2, 3  # transformer blocks of the two models that are measured
@@ -114,9 +113,9 @@ class Tracer:
             model = meta_model({**self.configs[name], "num_layers": layers})
             if name == "student" and settings.lora_rank:
                 with torch.device("meta"):
-                    adapt(model, settings.lora_rank)
+                    add_lora(model, settings.lora_rank)
         if settings.checkpointing:
-            recompute(model, self.recipe.keep)
+            recompute(model, self.recipe.saved_activations)
         if name == "teacher":
             return without_weights(model.requires_grad_(False), self.dtype)
         without_weights(model, self.dtype if self.gathered else torch.float32)
@@ -141,11 +140,11 @@ class Tracer:
     def _score(self, model: SaltTransformer3DModel) -> Callable[[], Tensor]:
         x, conditioning = self.latents(model, self.counted), self.conditioning(model)
         sigma = torch.ones(x.shape[0])
-        return lambda: score(model, x, sigma, conditioning, self.recipe, x)
+        return lambda: score_flow(model, x, sigma, conditioning, self.recipe, x)
 
     def _whole(self, model: SaltTransformer3DModel) -> Callable[[], Tensor]:
         recipe, x = self.recipe, self.latents(model, self.recipe.rollout.frames)
-        conditioning, blocks = self.conditioning(model), blocks_of(recipe.rollout, recipe.rollout.frames)
+        conditioning, blocks = self.conditioning(model), clip_blocks(recipe.rollout, recipe.rollout.frames)
         clean = x if recipe.stage == "tf" or recipe.start.teacher == "causal" else None
         sigma_BF = torch.ones(x.shape[0], x.shape[2])
         return lambda: causal_flow(model, x, sigma_BF, conditioning, blocks, recipe.policy, clean)
@@ -155,8 +154,7 @@ class Tracer:
         clip = self.latents(model, self.counted).requires_grad_()
 
         def features(x: Tensor) -> Tensor:
-            if conditioning.channels is not None:
-                x = torch.cat([x, conditioning.channels[:, :, : x.shape[2]]], dim=1)
+            x = add_channels(x, conditioning)
             t = torch.ones(x.shape[0])
             image = conditioning.image
             tokens = model.features(x, t, conditioning.text, len(model.blocks) - 1, encoder_hidden_states_image=image)
@@ -165,9 +163,7 @@ class Tracer:
         def distance() -> Tensor:
             with torch.no_grad():
                 reference = features(clip)
-            if loss.align_distance == "trd":
-                return token_relation_distance(features(clip), reference, clip.shape[2], loss.align_margin)
-            return (linear_mmd if loss.align_distance == "mmd" else rbf_mmd)(features(clip), reference)
+            return alignment_distance(features(clip), reference, clip.shape[2], loss)
 
         return distance
 
@@ -193,7 +189,7 @@ class Tracer:
         What an exit keeps grows linearly with the frames in memory, so only the first and the last one are run.
         """
         recipe, r = self.recipe, self.recipe.rollout
-        lengths = block_lengths(0, r.frames, settings_of(recipe, recipe.schedule(2)))
+        lengths = block_lengths(0, r.frames, rollout_settings(recipe, recipe.schedule(2)))
         starts = [sum(lengths[:i]) for i in range(len(lengths))]
         seen = [start if recipe.policy.window is None else min(start, recipe.policy.window - n)
                 for start, n in zip(starts, lengths, strict=True)]  # fmt: skip

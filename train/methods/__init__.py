@@ -1,1 +1,1 @@
-"""Training methods: the loop they share, SC-DMD, and the stages that make its initial student."""
+"""Training methods: SC-DMD, the stages that train its initial student, and the loop that they share."""

@@ -1,13 +1,13 @@
-"""The training loop that every stage shares: gradients accumulated to the recipe's global batch, clipped, applied,
-averaged, logged, checkpointed, resumed, exported.
+"""The training loop that all methods share: micro-batches, gradient step, weight average, logs, checkpoints, export.
 
-What an update consists of is a stage's own: `distiller.py` (SC-DMD) and `starter.py` (the students it begins with).
+What an update computes is the method's own: `sc_dmd` (distillation), `ode_regression` and `teacher_forcing` (the stages
+that train the initial student). Counterpart in Self Forcing: `Trainer.__init__`, `train` and `save` of `trainer/*.py`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from torch import Tensor
 
 from salt.models.transformer_salt import SaltTransformer3DModel
 from train.config.recipe import Recipe
-from train.data.batch import Prompts
+from train.data.batch import Batch
+from train.data.prompts import Prompts
 from train.distributed.checkpointing import CheckpointFolder
-from train.distributed.parallel import DistributedModel, Ema, Mode, mean_over_processes, process_state
-from train.methods.sc_dmd_losses import Batch
+from train.distributed.ema import Ema
+from train.distributed.launch import Mode, mean_over_processes, process_state
+from train.distributed.parallel import DistributedModel
 from train.models import build_student, export_student, make_optimizer
 from train.monitoring.divergence_guard import Diverged, DivergenceGuard
 from train.monitoring.metrics_logger import MetricsLogger
@@ -30,15 +32,15 @@ from train.monitoring.metrics_logger import MetricsLogger
 
 @dataclass
 class Learner:
-    """A model that learns, with what makes it learn."""
+    """A model in training with its optimizer. lr: the rate after warmup."""
 
     model: DistributedModel
     optimizer: torch.optim.Optimizer
     lr: float
 
-    def step(self, limit: float, warmup: float) -> float:
-        """Clip, apply, clear; returns the gradient's norm before clipping."""
-        norm = self.model.clip(limit)
+    def step(self, max_norm: float, warmup: float) -> float:
+        """Clip, step and clear the gradient; returns its norm before clipping. warmup: factor on the rate."""
+        norm = self.model.clip(max_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * warmup
         self.optimizer.step()
@@ -47,18 +49,18 @@ class Learner:
 
 
 class Trainer(ABC):
-    """One run. `run()` goes on from the newest complete checkpoint to the recipe's last update.
+    """One run. `run()` resumes from the newest complete checkpoint and trains to the recipe's last update.
 
-    A stage adds its own learners to `learners` and says what an update is.
+    A method adds its own models to `learners` and implements `update`. prompts: a list in place of the recipe's.
     """
 
     def __init__(self, recipe: Recipe, mode: Mode = "single", prompts: list[str] | None = None) -> None:
         self.recipe = recipe
         out, opt = Path(recipe.run.out), recipe.optimisation
         tracker = None if recipe.run.tracker == "none" else recipe.run.tracker
-        places = ProjectConfiguration(str(out), str(out / "logs"))
+        folders = ProjectConfiguration(str(out), str(out / "logs"))
         process_state()
-        self.accelerator = Accelerator(log_with=tracker, project_config=places)
+        self.accelerator = Accelerator(log_with=tracker, project_config=folders)
         self.device = self.accelerator.device
         student = build_student(recipe, self.device)
         self.student = self.learner(student, mode, opt.lr)
@@ -71,7 +73,7 @@ class Trainer(ABC):
 
     @abstractmethod
     def update(self, update: int) -> dict[str, float]:
-        """One update of the student, `update` counted from 0; mean losses over the global batch."""
+        """One update of the student, `update` counted from 0; returns mean losses over the global batch."""
 
     @property
     def bf16(self) -> bool:
@@ -84,59 +86,68 @@ class Trainer(ABC):
     def run(self, on_update: Callable[[int], dict[str, float]] | None = None) -> int:
         """Train; returns the number of finished updates. on_update: called after each, returns what else to log.
 
-        Raises Diverged when the numbers go bad; the last good checkpoint stays.
+        Raises Diverged when a loss is not finite or the gradient norm jumps; the last complete checkpoint is kept.
         """
         done = self.resume()
         run, opt = self.recipe.run, self.recipe.optimisation
-        with MetricsLogger(self.recipe, self.accelerator, done) as watch:
+        with MetricsLogger(self.recipe, self.accelerator, done) as logger:
             while done < opt.updates:
                 values = self.update(done)
                 try:
                     self.guard.check(done + 1, values)
                 except Diverged as error:
-                    kept = [p.name for p in self.folder.complete()[-1:]] or ["none yet"]
-                    raise Diverged(f"{error}; stopped, last good checkpoint: {kept[0]}") from None
+                    newest = [p.name for p in self.folder.complete()[-1:]] or ["none yet"]
+                    raise Diverged(f"{error}; stopped, last good checkpoint: {newest[0]}") from None
                 done += 1
-                watch.update(done, values)
+                logger.update(done, values)
                 if (run.save_every and done % run.save_every == 0) or done == opt.updates:
                     self.save(done)
                 if on_update is not None and (more := on_update(done)):
-                    watch.update(done, more)
+                    logger.update(done, more)
         return done
 
+    @property
+    def accumulation_steps(self) -> int:
+        """Micro-batches per update in one process."""
+        opt = self.recipe.optimisation
+        return opt.batch // self.accelerator.num_processes // opt.micro_batch
+
+    def micro_batches(self, learner: Learner, update: int, role: str) -> Iterator[Batch]:
+        """This process's share of the global batch. The loop's body computes a loss of `learner` and calls backward.
+
+        Gradients are reduced over the processes as `DistributedModel.accumulating` says, so run the loop to its end.
+        """
+        micro_batch, count = self.recipe.optimisation.micro_batch, self.accumulation_steps
+        first = self.accelerator.process_index * count * micro_batch
+        for i in range(count):
+            start = first + i * micro_batch
+            batch = self.prompts.batch(update, range(start, start + micro_batch), role)
+            with learner.model.accumulating(last=i + 1 == count):
+                yield batch
+
+    def mean_values(self, values: list[dict[str, float]]) -> dict[str, float]:
+        """Means of logged values over micro-batches and processes; every process has to call it."""
+        sums: dict[str, float] = {}
+        for parts in values:
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0.0) + value / len(values)
+        return {name: mean_over_processes(value, self.device) for name, value in sums.items()}
+
     def warmup(self, update: int) -> float:
-        """Share of the learning rate that holds at this update."""
+        """Factor on the learning rate at this update."""
         steps = self.recipe.optimisation.warmup
         return min((update + 1) / steps, 1.0) if steps else 1.0
 
     def step_student(self, update: int) -> float:
-        """Apply the student's gradient and average its weights; returns the gradient's norm."""
+        """Step the student's optimizer and average its weights; returns the gradient's norm."""
         opt = self.recipe.optimisation
         norm = self.student.step(opt.clip, self.warmup(update))
         if update + 1 >= opt.ema_start:
             self.ema.update()
         return norm
 
-    def accumulate(
-        self, learner: Learner, loss_of: Callable[[Batch], tuple[Tensor, dict[str, float]]], update: int, role: str
-    ) -> dict[str, float]:
-        """Backward over this process's share of the global batch, in micro-batches."""
-        opt = self.recipe.optimisation
-        share = opt.batch // self.accelerator.num_processes
-        first = self.accelerator.process_index * share
-        starts = range(first, first + share, opt.micro_batch)
-        sums: dict[str, float] = {}
-        for start in starts:
-            batch = self.prompts.batch(update, range(start, start + opt.micro_batch), role)
-            with learner.model.accumulating(last=start == starts[-1]):
-                loss, parts = loss_of(batch)
-                (loss / len(starts)).backward()
-            for name, value in parts.items():
-                sums[name] = sums.get(name, 0.0) + value / len(starts)
-        return {name: mean_over_processes(value, self.device) for name, value in sums.items()}
-
     def resume(self) -> int:
-        """Load the newest complete checkpoint; returns the finished generator updates (0 without one)."""
+        """Load the newest complete checkpoint; returns the number of finished updates (0 without one)."""
         parts = self.folder.latest()
         if parts is None:
             return 0
@@ -152,9 +163,9 @@ class Trainer(ABC):
         return int(parts["run"]["updates"])
 
     def save(self, done: int) -> None:
-        """A complete checkpoint after `done` generator updates. Every process takes part, one writes."""
+        """Write a checkpoint after `done` updates. Every process takes part, the main one writes."""
         states: Any = self.accelerator.gather(torch.get_rng_state()[None].to(self.device))
-        parts: dict[str, Any] = {"ema": self.averaged_state() if self.ema.shadow else {}}
+        parts: dict[str, Any] = {"ema": self.averaged_state() if self.ema.average else {}}
         for name, learner in self.learners.items():
             parts[name] = learner.model.state()
             parts[f"{name}_optimizer"] = learner.model.optimizer_state(learner.optimizer)
@@ -164,8 +175,8 @@ class Trainer(ABC):
         self.accelerator.wait_for_everyone()
 
     def averaged_state(self) -> dict[str, Tensor]:
-        """The student's whole weights on the CPU, averaged where an average has begun."""
-        with self.ema.swapped():
+        """The student's unsharded weights on the CPU, averaged where the average has begun."""
+        with self.ema.applied():
             return {name: value.clone() for name, value in self.student.model.state().items()}
 
     def export(self, path: Path) -> Path:

@@ -1,98 +1,109 @@
-"""The distillation stage: critic, critic, critic, critic, critic, generator, and again.
+"""SC-DMD with cache-distribution-aware training (Salt, arXiv 2604.03118); plain DMD where the recipe says so.
 
-Everything random is drawn in `choices.py`, everything to minimise lies in `objectives.py`; here is only their order.
+One update, in order: draw the step list K and the exit step, roll the student out, score the clip, add up the losses,
+step the optimizer. Counterparts in Self Forcing:
+
+    update                      trainer/distillation.py  `train` (the loop's body)
+    update_critic / _generator  trainer/distillation.py  `fwdbwd_one_step`
+    generator_loss              model/dmd.py             `DMD.generator_loss`
+    rollout_with_grad           pipeline/self_forcing_training.py  `inference_with_trajectory`
+    dmd_term                    model/dmd.py             `compute_distribution_matching_loss`, `_compute_kl_grad`
+    critic_loss                 model/dmd.py             `DMD.critic_loss`
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from salt.models.transformer_salt import SaltTransformer3DModel
 from train.config.recipe import Recipe
-from train.distributed.parallel import DistributedModel, Mode
+from train.data.batch import Batch
+from train.distributed.launch import Mode
+from train.distributed.offloading import OffloadedModel
+from train.distributed.parallel import DistributedModel
 from train.methods.base import Trainer
-from train.methods.sc_dmd_losses import Batch, Models, critic_clip, critic_loss, generator_loss
+from train.methods.sc_dmd_losses import alignment_term, critic_term, dmd_term, semigroup_term
 from train.models import build_critic, build_teacher
+from train.rollout.gradient_rollout import rollout_with_grad
 from train.rollout.random_draws import UpdateDraws, draw_update
 
 
-class OffloadedModel:
-    """A wrapped model as the objectives call one, brought to the device for the call if it waits on the CPU."""
-
-    def __init__(self, wrapped: DistributedModel, device: torch.device, offload: bool = False) -> None:
-        self.wrapped, self.device, self.offload = wrapped, device, offload
-
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        return self._run(lambda model: model(*arguments, **options))
-
-    def features(self, *arguments: Any, **options: Any) -> Any:
-        return self._run(lambda model: model.features(*arguments, **options))
-
-    def block_causal(self, *arguments: Any, **options: Any) -> Any:
-        self._bring()  # a scope's tables are made where the model is
-        return self.wrapped.model.block_causal(*arguments, **options)
-
-    def _bring(self) -> None:
-        if self.offload:
-            self.wrapped.model.to(self.device)
-
-    def _run(self, function: Callable[[Any], Any]) -> Any:
-        self._bring()
-        try:
-            return self.wrapped(function)
-        finally:
-            # Where gradient flows through it (alignment) its weights are needed until backward.
-            if self.offload and not torch.is_grad_enabled():
-                self.wrapped.model.to("cpu")
-
-
 class SCDMDTrainer(Trainer):
-    """SC-DMD with cache-distribution-aware training (Salt, arXiv 2604.03118), or plain DMD, as the recipe says."""
+    """Distils a student from a teacher (the real score), with a critic (the fake score), from prompts alone."""
 
     def __init__(self, recipe: Recipe, mode: Mode = "single") -> None:
         super().__init__(recipe, mode)
-        self.critic = self.learner(build_critic(recipe, self.device), mode, recipe.optimisation.critic_lr)
+        opt, offload = recipe.optimisation, recipe.models.offload
+        self.critic = self.learner(build_critic(recipe, self.device), mode, opt.critic_lr)
         self.learners["critic"] = self.critic
-        teacher, offload = build_teacher(recipe), recipe.models.offload
+        self.critic_score = OffloadedModel(self.critic.model, self.device)
+        teacher = build_teacher(recipe)
         if not offload:
-            torch.nn.Module.to(teacher, self.device)
-        wrapped = DistributedModel(
-            teacher, "single" if offload else mode, self.bf16, compiled=recipe.optimisation.compile
-        )
+            nn.Module.to(teacher, self.device)
+        wrapped = DistributedModel(teacher, "single" if offload else mode, self.bf16, compiled=opt.compile)
         self.teacher = OffloadedModel(wrapped, self.device, offload)
 
     def update(self, update: int) -> dict[str, float]:
-        """One generator update after its critic updates; mean losses over the global batch."""
-        opt = self.recipe.optimisation
+        """`critic_per_generator` critic updates, then one generator update; mean losses over the global batch."""
+        per_generator = self.recipe.optimisation.critic_per_generator  # 5 (Salt, section 4)
         values: dict[str, float] = {}
-        for i in range(opt.critic_per_generator):
-            step = update * opt.critic_per_generator + i
-            choices = draw_update(self.recipe, step, "critic")
-            values |= self.accumulate(self.critic, self._critic(choices, step), step, "critic")
-            self.critic.step(opt.clip, self.warmup(update))
-        choices = draw_update(self.recipe, update, "generator")
-        values |= self.accumulate(self.student, self._generator(choices, update), update, "generator")
-        return values | {"norm": self.step_student(update)}
+        for i in range(per_generator):
+            values |= self.update_critic(update * per_generator + i, self.warmup(update))
+        return values | self.update_generator(update)
 
-    def _critic(self, choices: UpdateDraws, update: int) -> Callable[[Batch], tuple[Tensor, dict[str, float]]]:
-        def loss_of(batch: Batch) -> tuple[Tensor, dict[str, float]]:
-            x0 = self.student.model(critic_clip, batch, self.recipe, choices, update)
-            loss = self.critic.model(critic_loss, x0, batch, self.recipe, update)
-            return loss, {"critic": loss.item()}
+    def update_critic(self, step: int, warmup: float) -> dict[str, float]:
+        """One update of the critic. step: counts critic updates."""
+        draws = draw_update(self.recipe, step, "critic")  # K and exit step, as the generator draws them (section 3.3)
+        values = []
+        for batch in self.micro_batches(self.critic, step, "critic"):
+            loss, parts = self.critic_loss(batch, draws, step)
+            (loss / self.accumulation_steps).backward()
+            values.append(parts)
+        means = self.mean_values(values)
+        self.critic.step(self.recipe.optimisation.clip, warmup)
+        return means
 
-        return loss_of
+    def update_generator(self, update: int) -> dict[str, float]:
+        """One update of the student."""
+        draws = draw_update(self.recipe, update, "generator")  # K, exit step, (t_s, t_m, t_e), guidance; for all clips
+        values = []
+        for batch in self.micro_batches(self.student, update, "generator"):
+            loss, parts = self.generator_loss(batch, draws, update)
+            (loss / self.accumulation_steps).backward()
+            values.append(parts)
+        means = self.mean_values(values)
+        return means | {"norm": self.step_student(update)}  # clip, AdamW step, EMA
 
-    def _generator(self, choices: UpdateDraws, update: int) -> Callable[[Batch], tuple[Tensor, dict[str, float]]]:
-        critic = OffloadedModel(self.critic.model, self.device)
+    def critic_loss(self, batch: Batch, draws: UpdateDraws, step: int) -> tuple[Tensor, dict[str, float]]:
+        """Flow matching of the critic on clips that the student generates now, without gradient (section 3.1)."""
+        x0 = self.student.model(self.student_clip, batch, draws, step)
+        loss = self.critic.model(critic_term, x0, batch, self.recipe, step)
+        return loss, {"critic": loss.item()}
 
-        def loss_of(batch: Batch) -> tuple[Tensor, dict[str, float]]:
-            def term(student: Any) -> tuple[Tensor, dict[str, float]]:
-                models = Models(student, critic, self.teacher)
-                return generator_loss(models, batch, self.recipe, choices, update)
+    def generator_loss(self, batch: Batch, draws: UpdateDraws, update: int) -> tuple[Tensor, dict[str, float]]:
+        """The loss to minimise and its parts for the log, as one forward of the student (see `DistributedModel`)."""
+        return self.student.model(self.generator_terms, batch, draws, update)
 
-            return self.student.model(term)
+    def generator_terms(
+        self, student: SaltTransformer3DModel, batch: Batch, draws: UpdateDraws, update: int
+    ) -> tuple[Tensor, dict[str, float]]:
+        """L_DMD + w L_SC 1[K = 8] + w L_align 1[K low] (section 3.3)."""
+        recipe = self.recipe
+        # Self-Forcing rollout: every block exits at the drawn step, with gradient through that step alone.
+        seeds = batch.seeds(recipe, update, "generator")
+        result = rollout_with_grad(student, batch.conditioning, recipe, draws, seeds, gradient=True)
+        # Scores of the noised clip: the guided teacher's and the critic's (section 3.1).
+        dmd = dmd_term(self.critic_score, self.teacher, result.x0, batch, recipe, draws, update)
+        parts = {"dmd": dmd.item()}
+        # Semigroup defect at the exit step (section 3.2), on 8-step rollouts only.
+        semigroup, semigroup_parts = semigroup_term(result, recipe, draws)
+        # Feature distance to a reference on the next denser list (section 3.3), on rollouts of few steps only.
+        alignment, alignment_parts = alignment_term(student, self.teacher, result, batch, recipe, draws, update)
+        return dmd + semigroup + alignment, parts | semigroup_parts | alignment_parts
 
-        return loss_of
+    @torch.no_grad()
+    def student_clip(self, student: SaltTransformer3DModel, batch: Batch, draws: UpdateDraws, step: int) -> Tensor:
+        """Clips [B, C, F, H, W] of the student's current weights, for the critic."""
+        seeds = batch.seeds(self.recipe, step, "critic")
+        return rollout_with_grad(student, batch.conditioning, self.recipe, draws, seeds, gradient=False).x0

@@ -1,25 +1,23 @@
-"""What the generator and the critic minimise, put together from the pure losses.
+"""Loss terms of SC-DMD on rollouts and clips, composed of the pure losses in `train.losses`.
 
-Both take models as callables with the student's signature, so that a wrapped (FSDP) model serves as well as a bare one.
-Latents are [B, C, F, H, W]; every loss is a mean over the micro-batch.
+Latents are [B, C, F, H, W]; every term is a mean over the micro-batch. Counterpart in Self Forcing: `model/dmd.py`.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
+from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.schedule import NUM_TRAIN_TIMESTEPS, add_noise, flow_to_x0
-from train.config.recipe import Recipe
+from train.config.recipe import Losses, Recipe
+from train.data.batch import Batch
 from train.losses import (
-    critic_flow_loss,
     dmd_gradient,
     dmd_loss,
+    flow_matching_loss,
     guided_x0,
     linear_mmd,
     rbf_mmd,
@@ -27,155 +25,138 @@ from train.losses import (
     time_weight,
     token_relation_distance,
 )
-from train.rollout.block_causal import blocks_of, causal_features, causal_flow
-from train.rollout.gradient_rollout import RolloutResult, rollout_reference, rollout_with_grad
-from train.rollout.random_draws import ALIGN_STEPS, UpdateDraws, noise_like, number, score_sigmas
+from train.rollout.block_causal import (
+    ClipModel,
+    FeatureModel,
+    add_channels,
+    causal_features,
+    causal_flow,
+    clip_blocks,
+)
+from train.rollout.gradient_rollout import RolloutResult
+from train.rollout.random_draws import ALIGNMENT_STEPS, UpdateDraws, clip_noises, score_sigmas
+from train.rollout.reference_rollout import rollout_reference
 
 
-@dataclass(frozen=True)
-class Batch:
-    """A micro-batch: which clips of the global batch these are, and what they are conditioned on."""
-
-    samples: range
-    conditioning: Conditioning
-    negative: Conditioning
-
-    def seeds(self, recipe: Recipe, update: int, role: str) -> list[int]:
-        return [number(recipe.run.seed, role, update, i, "rollout") for i in self.samples]
-
-
-@dataclass
-class Models:
-    """The four callables of a run. features(x, t, text, after_block, ...) is the teacher's."""
-
-    student: Any
-    critic: Any
-    teacher: Any
-
-
-def seen_by_scores(policy: MemoryPolicy) -> MemoryPolicy:
-    """What a causal score sees of a clip's past: what the student's memory keeps, or where positions are re-assigned,
-    which one forward over a whole clip cannot, all of it."""
-    return MemoryPolicy() if policy.relative or policy.kind == "cyclic" else policy
-
-
-def score(model: Any, x: Tensor, sigma: Tensor, conditioning: Conditioning, recipe: Recipe, clean: Tensor) -> Tensor:
-    """Flow of a real or fake score at sigma [B], bidirectional, or under the student's block-causal mask.
-
-    clean: the clip itself, which the causal score sees as the past of every block (Salt++, "AR-AR").
-    """
-    if recipe.loss.score == "causal":
-        blocks, sigma_BF = blocks_of(recipe.rollout, x.shape[2]), sigma[:, None].expand(-1, x.shape[2])
-        return causal_flow(model, x, sigma_BF, conditioning, blocks, seen_by_scores(recipe.policy), clean)
-    if conditioning.channels is not None:
-        x = torch.cat([x, conditioning.channels[:, :, : x.shape[2]]], dim=1)
-    t = sigma * NUM_TRAIN_TIMESTEPS
-    return model(x, t, conditioning.text, conditioning.image, return_dict=False)[0]
-
-
-def generator_loss(
-    models: Models, batch: Batch, recipe: Recipe, choices: UpdateDraws, update: int
-) -> tuple[Tensor, dict[str, float]]:
-    """L_DMD + weight L_SC 1[K = 8] + weight L_align 1[K low]: the loss to minimise, and its parts for the log."""
-    seeds = batch.seeds(recipe, update, "generator")
-    rolled = rollout_with_grad(models.student, batch.conditioning, recipe, choices, seeds, gradient=True)
-    loss = dmd_term(models, rolled.x0, batch, recipe, choices, update)
-    parts = {"dmd": loss.item()}
-    beside, more = consistency_loss(models, rolled, batch, recipe, choices, update)
-    return loss + beside, parts | more
-
-
-def consistency_loss(
-    models: Models, rolled: RolloutResult, batch: Batch, recipe: Recipe, choices: UpdateDraws, update: int
-) -> tuple[Tensor, dict[str, float]]:
-    """What Salt sets beside DMD, of a rollout that carries gradient: weight L_SC 1[K = 8] + weight L_align 1[K low]."""
-    loss, parts = rolled.x0.new_zeros(()), {}
-    if rolled.exits.direct:
-        weight = time_weight(choices.triple.start) if choices.triple and recipe.loss.semigroup_time_weight else 1.0
-        defect = semigroup_loss(*rolled.exits.endpoints(), weight, recipe.loss.semigroup_stop_gradient)
-        loss = loss + recipe.loss.semigroup * defect
-        parts |= {"semigroup": defect.item(), "semigroup_weight": recipe.loss.semigroup * weight}
-    if aligns(recipe, choices, update):
-        alignment = align_term(models, rolled, batch, recipe, choices, update)
-        loss = loss + recipe.loss.align_weight * alignment
-        parts["align"] = alignment.item()
-    return loss, parts
-
-
-def dmd_term(models: Models, x0: Tensor, batch: Batch, recipe: Recipe, choices: UpdateDraws, update: int) -> Tensor:
-    """L_DMD of a clip x0 with gradient: real score from the guided teacher, fake score from the critic."""
+def dmd_term(
+    critic: ClipModel, teacher: ClipModel, x0: Tensor, batch: Batch, recipe: Recipe, draws: UpdateDraws, update: int
+) -> Tensor:
+    """L_DMD of a clip x0 with gradient (Self Forcing: `compute_distribution_matching_loss`, `_compute_kl_grad`)."""
     sigma = score_sigmas(recipe, update, batch.samples, "generator").to(x0.device)
-    noise = noise_like(tuple(x0.shape[1:]), recipe, update, batch.samples, "generator").to(x0.device)
+    noise = clip_noises(tuple(x0.shape[1:]), recipe, update, batch.samples, "generator").to(x0.device)
     with torch.no_grad():
         clean = x0.detach()
         x_t = add_noise(clean, noise, sigma)
-
-        def estimate(model: Any, conditioning: Conditioning) -> Tensor:
-            return flow_to_x0(x_t, score(model, x_t, sigma, conditioning, recipe, clean).float(), sigma)
-
-        fake = estimate(models.critic, batch.conditioning)
-        real = estimate(models.teacher, batch.conditioning)
-        if choices.guidance:
-            real = guided_x0(real, estimate(models.teacher, batch.negative), choices.guidance)
+        fake = score_x0(critic, x_t, sigma, batch.conditioning, recipe, clean)
+        real = score_x0(teacher, x_t, sigma, batch.conditioning, recipe, clean)
+        if draws.guidance:
+            real = guided_x0(real, score_x0(teacher, x_t, sigma, batch.negative, recipe, clean), draws.guidance)
         gradient = dmd_gradient(clean, real, fake)
     return dmd_loss(x0, gradient).to(x0.dtype)
 
 
-def aligns(recipe: Recipe, choices: UpdateDraws, update: int) -> bool:
-    """Whether this update carries the alignment loss: by recipe, step count, exit and start."""
-    loss, nfe = recipe.loss, choices.schedule.nfe
+def score_x0(
+    model: ClipModel, x_t: Tensor, sigma: Tensor, conditioning: Conditioning, recipe: Recipe, clean: Tensor
+) -> Tensor:
+    """A score model's estimate of x0 from the noised clip x_t at sigma [B]."""
+    return flow_to_x0(x_t, score_flow(model, x_t, sigma, conditioning, recipe, clean).float(), sigma)
+
+
+def score_flow(
+    model: ClipModel, x: Tensor, sigma: Tensor, conditioning: Conditioning, recipe: Recipe, clean: Tensor
+) -> Tensor:
+    """Flow of a real or fake score at sigma [B], bidirectional or under the student's block-causal mask (Salt++).
+
+    clean: the clip without noise, which a causal score sees as every block's past.
+    """
+    if recipe.loss.score == "causal":
+        blocks, sigma_BF = clip_blocks(recipe.rollout, x.shape[2]), sigma[:, None].expand(-1, x.shape[2])
+        return causal_flow(model, x, sigma_BF, conditioning, blocks, score_policy(recipe.policy), clean)
+    x, t = add_channels(x, conditioning), sigma * NUM_TRAIN_TIMESTEPS
+    return model(x, t, conditioning.text, conditioning.image, return_dict=False)[0]
+
+
+def score_policy(policy: MemoryPolicy) -> MemoryPolicy:
+    """What a causal score sees of the past: what the student's memory keeps; all of it for relative positions.
+
+    One forward over a whole clip has absolute positions only.
+    """
+    return MemoryPolicy() if policy.relative or policy.kind == "cyclic" else policy
+
+
+def semigroup_term(result: RolloutResult, recipe: Recipe, draws: UpdateDraws) -> tuple[Tensor, dict[str, float]]:
+    """Weighted L_SC (Salt, section 3.2) of a rollout with gradient, and its values for the log; 0 without a triple."""
+    if not result.exits.direct:
+        return result.x0.new_zeros(()), {}
+    loss = recipe.loss
+    weight = time_weight(draws.triple.start) if draws.triple and loss.semigroup_time_weight else 1.0
+    defect = semigroup_loss(*result.exits.endpoints(), weight, loss.semigroup_stop_gradient)
+    return loss.semigroup * defect, {"semigroup": defect.item(), "semigroup_weight": loss.semigroup * weight}
+
+
+def alignment_term(
+    student: SaltTransformer3DModel,
+    teacher: FeatureModel,
+    result: RolloutResult,
+    batch: Batch,
+    recipe: Recipe,
+    draws: UpdateDraws,
+    update: int,
+) -> tuple[Tensor, dict[str, float]]:
+    """Weighted L_align (Salt, section 3.3), and its value for the log; 0 in updates that do not align.
+
+    The distance of teacher features between the student's clip and a reference on the next denser list, noised alike.
+    Gradient flows through the teacher to the student's clip; the reference has none.
+    """
+    if not has_alignment(recipe, draws, update):
+        return result.x0.new_zeros(()), {}
+    if draws.exit_index == 0:
+        # One step from the same noise on either list: the reference is the clip itself, at no distance, no gradient.
+        return result.x0.new_zeros(()), {"align": 0.0}
+    seeds = batch.seeds(recipe, update, "reference")
+    reference = rollout_reference(student, batch.conditioning, recipe, draws, result, seeds)
+    sigma = score_sigmas(recipe, update, batch.samples, "align", ALIGNMENT_STEPS).to(reference.device)
+    noise = clip_noises(tuple(reference.shape[1:]), recipe, update, batch.samples, "align").to(reference.device)
+    with torch.no_grad():
+        target = clip_features(teacher, reference, noise, sigma, batch.conditioning, recipe)
+    features = clip_features(teacher, result.x0, noise, sigma, batch.conditioning, recipe)
+    distance = alignment_distance(features, target, reference.shape[2], recipe.loss)
+    return recipe.loss.align_weight * distance, {"align": distance.item()}
+
+
+def has_alignment(recipe: Recipe, draws: UpdateDraws, update: int) -> bool:
+    """Whether this update carries the alignment loss: by recipe, step count, exit step and start."""
+    loss, nfe = recipe.loss, draws.schedule.nfe
     if loss.align == "none" or update < loss.align_start:
         return False
     if loss.align == "release":
-        return nfe == 2 and choices.exit_index != 0
+        return nfe == 2 and draws.exit_index != 0
     return nfe in (2, 4)
 
 
-def align_term(
-    models: Models, rolled: RolloutResult, batch: Batch, recipe: Recipe, choices: UpdateDraws, update: int
+def clip_features(
+    teacher: FeatureModel, clip: Tensor, noise: Tensor, sigma: Tensor, conditioning: Conditioning, recipe: Recipe
 ) -> Tensor:
-    """Distance of teacher features between the student's clip and a denser reference, noised alike.
-
-    The gradient flows through the teacher to the student's clip; the reference has none.
-    """
-    if choices.exit_index == 0:
-        # One step from the same noise on either list: the reference is the clip itself, at no distance, no gradient.
-        return rolled.x0.new_zeros(())
-    seeds = batch.seeds(recipe, update, "reference")
-    reference = rollout_reference(models.student, batch.conditioning, recipe, choices, rolled, seeds)
-    sigma = score_sigmas(recipe, update, batch.samples, "align", ALIGN_STEPS).to(reference.device)
-    noise = noise_like(tuple(reference.shape[1:]), recipe, update, batch.samples, "align").to(reference.device)
-
-    def features(clip: Tensor) -> Tensor:
-        x = add_noise(clip, noise, sigma)
-        c, block = batch.conditioning, recipe.loss.align_block
-        if recipe.loss.score == "causal":
-            blocks, sigma_BF = blocks_of(recipe.rollout, x.shape[2]), sigma[:, None].expand(-1, x.shape[2])
-            policy = seen_by_scores(recipe.policy)
-            return causal_features(models.teacher, x, sigma_BF, c, blocks, policy, clip, block).float()
-        if c.channels is not None:
-            x = torch.cat([x, c.channels[:, :, : x.shape[2]]], dim=1)
-        t = sigma * NUM_TRAIN_TIMESTEPS
-        return models.teacher.features(x, t, c.text, block, encoder_hidden_states_image=c.image).float()
-
-    with torch.no_grad():
-        wanted = features(reference)
-    made = features(rolled.x0)
-    if recipe.loss.align_distance == "trd":
-        return token_relation_distance(made, wanted, reference.shape[2], recipe.loss.align_margin)
-    return (linear_mmd if recipe.loss.align_distance == "mmd" else rbf_mmd)(made, wanted)
+    """Teacher tokens [B, S, dim] after block `align_block` of a clip noised to sigma [B], in float32."""
+    x, block = add_noise(clip, noise, sigma), recipe.loss.align_block
+    if recipe.loss.score == "causal":
+        blocks, sigma_BF = clip_blocks(recipe.rollout, x.shape[2]), sigma[:, None].expand(-1, x.shape[2])
+        policy = score_policy(recipe.policy)
+        return causal_features(teacher, x, sigma_BF, conditioning, blocks, policy, clip, block).float()
+    x, t, image = add_channels(x, conditioning), sigma * NUM_TRAIN_TIMESTEPS, conditioning.image
+    return teacher.features(x, t, conditioning.text, block, encoder_hidden_states_image=image).float()
 
 
-@torch.no_grad()
-def critic_clip(student: Any, batch: Batch, recipe: Recipe, choices: UpdateDraws, update: int) -> Tensor:
-    """The clips the critic learns from: what the student makes now. `update` counts critic updates."""
-    seeds = batch.seeds(recipe, update, "critic")
-    return rollout_with_grad(student, batch.conditioning, recipe, choices, seeds, gradient=False).x0
+def alignment_distance(features: Tensor, target: Tensor, frames: int, loss: Losses) -> Tensor:
+    """The recipe's distance between tokens [B, frames * tokens, dim]."""
+    if loss.align_distance == "trd":
+        return token_relation_distance(features, target, frames, loss.align_margin)
+    return (linear_mmd if loss.align_distance == "mmd" else rbf_mmd)(features, target)
 
 
-def critic_loss(critic: Any, x0: Tensor, batch: Batch, recipe: Recipe, update: int) -> Tensor:
-    """Flow matching of the critic on student clips x0."""
-    sigma = score_sigmas(recipe, update, batch.samples, "critic").to(x0.device)
-    noise = noise_like(tuple(x0.shape[1:]), recipe, update, batch.samples, "critic").to(x0.device)
-    flow = score(critic, add_noise(x0, noise, sigma), sigma, batch.conditioning, recipe, x0)
-    return critic_flow_loss(flow.float(), x0, noise)
+def critic_term(critic: ClipModel, x0: Tensor, batch: Batch, recipe: Recipe, step: int) -> Tensor:
+    """Flow matching of the critic on student clips x0. step: counts critic updates."""
+    sigma = score_sigmas(recipe, step, batch.samples, "critic").to(x0.device)
+    noise = clip_noises(tuple(x0.shape[1:]), recipe, step, batch.samples, "critic").to(x0.device)
+    flow = score_flow(critic, add_noise(x0, noise, sigma), sigma, batch.conditioning, recipe, x0)
+    return flow_matching_loss(flow.float(), x0, noise)

@@ -1,46 +1,43 @@
-"""Rollouts that carry gradient: the engine's own loop and memory, with the model call wrapped.
+"""Self-Forcing rollouts with gradient: the engine's loop and memory, with a wrapped model call.
 
-The loop runs without gradient. At the exit step of each block the wrapped call switches gradient on, notes what went
-in and what came out, and evaluates the semigroup branch against the very memory of that block. x0 of the clip is then
-built from these notes. Nothing of the loop exists twice.
+The loop runs without gradient. At the exit step of each block the wrapper enables gradient, records the call's input
+and output, and evaluates the semigroup branch against the memory of that block. The clip's x0 is computed from the
+records, so the loop itself exists once, in `salt.rollout`.
+Counterpart in Self Forcing: `SelfForcingTrainingPipeline.inference_with_trajectory`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from salt.conditioning import Conditioning
-from salt.memory import KVMemory
 from salt.model_input import FlowModel, ModelInput
-from salt.models.transformer_salt import CausalModel
-from salt.noise import NoiseSource, SeededNoise
-from salt.rollout import RolloutSettings, Step, Stepping, rollout
-from salt.sampling import BidirectionalModel, sample_bidirectional
-from salt.schedule import NUM_TRAIN_TIMESTEPS, Schedule, add_noise, flow_to_x0
+from salt.models.transformer_salt import SaltTransformer3DModel
+from salt.noise import NoiseSource
+from salt.rollout import Step
+from salt.schedule import NUM_TRAIN_TIMESTEPS, add_noise, flow_to_x0
 from train.config.recipe import Recipe
 from train.losses.semigroup import TimestepTriple, composed_endpoint, direct_endpoint, middle_point
 from train.rollout.random_draws import UpdateDraws
+from train.rollout.recipe_rollout import autocast_cache, clip_noise, flow_model, rollout_settings, run_rollout
 
 
 @dataclass
-class Exits:
-    """Notes of one rollout, block by block; latents [B, C, F, H, W]."""
+class ExitRecord:
+    """What the exit steps of one rollout computed, block by block; latents [B, C, F, H, W]."""
 
     inputs: list[Tensor] = field(default_factory=list)
     flows: list[Tensor] = field(default_factory=list)
     direct: list[Tensor] = field(default_factory=list)
     composed: list[Tensor] = field(default_factory=list)
-    opening: Tensor | None = None
-    """What the clip's very first evaluation said, exit or not."""
+    first_flow: Tensor | None = None
+    """Flow of the clip's very first evaluation, exit or not."""
 
     def x0(self, sigma: float) -> Tensor:
-        """The clip as it left the exit step, with gradient where it was on."""
+        """The clip at the exit step, with gradient where it was enabled."""
         return flow_to_x0(torch.cat(self.inputs, 2), torch.cat(self.flows, 2), sigma)
 
     def endpoints(self) -> tuple[Tensor, Tensor]:
@@ -48,54 +45,43 @@ class Exits:
         return torch.cat(self.direct, 2), torch.cat(self.composed, 2)
 
 
-@contextmanager
-def cast_weights_kept(kept: bool) -> Iterator[None]:
-    """Whether autocast keeps the weights it casts from one forward to the next, until the run's wrapper is left.
-
-    Without gradient it may; what it kept then would cut the gradient of a forward that wants one.
-    """
-    before = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(kept)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(before)
-
-
 class ExitRecorder:
-    """The student's call, noting exits. `first` is the latent frame from which gradient is wanted; None: nowhere."""
+    """A model callable that records exits.
+
+    first_frame: latent frame from which the exits carry gradient; None: no exit does.
+    """
 
     def __init__(
         self,
-        call: FlowModel[Conditioning],
-        choices: UpdateDraws,
+        model: FlowModel[Conditioning],
+        draws: UpdateDraws,
         recipe: Recipe,
-        first: int | None,
-        renoise: NoiseSource,
+        first_frame: int | None,
+        noise: NoiseSource,
     ) -> None:
-        self.call, self.choices, self.recipe, self.first = call, choices, recipe, first
-        self.renoise = renoise
-        self.exits = Exits()
+        self.model, self.draws, self.recipe, self.first_frame = model, draws, recipe, first_frame
+        self.noise = noise
+        self.exits = ExitRecord()
         self.at_exit = False
 
     def on_step(self, step: Step) -> None:
-        """Told by the loop which call comes next: asking the timesteps would wait for the device."""
+        """Called by the loop before each model call: reading the timestep itself would synchronise with the device."""
         self.at_exit = step.kind == "denoise" and step.step + 1 == step.steps
 
     def __call__(self, inputs: ModelInput[Conditioning], /) -> Tensor:
-        flow = self._exit(inputs) if self.at_exit else self.call(inputs)
-        if self.exits.opening is None:
-            self.exits.opening = flow
+        flow = self._exit(inputs) if self.at_exit else self.model(inputs)
+        if self.exits.first_flow is None:
+            self.exits.first_flow = flow
         return flow
 
     def _exit(self, inputs: ModelInput[Conditioning]) -> Tensor:
-        with_gradient = self.first is not None and inputs.start_frame >= self.first
-        with torch.set_grad_enabled(with_gradient), cast_weights_kept(not with_gradient):
-            flow = self.call(inputs)
+        with_gradient = self.first_frame is not None and inputs.start_frame >= self.first_frame
+        with torch.set_grad_enabled(with_gradient), autocast_cache(not with_gradient):
+            flow = self.model(inputs)
         self.exits.inputs.append(inputs.x)
         self.exits.flows.append(flow)
-        if with_gradient and self.choices.triple is not None:
-            self._semigroup(self.choices.triple, inputs, flow)
+        if with_gradient and self.draws.triple is not None:
+            self._semigroup(self.draws.triple, inputs, flow)
         return flow.detach()
 
     def _semigroup(self, triple: TimestepTriple, inputs: ModelInput[Conditioning], flow: Tensor) -> None:
@@ -103,15 +89,16 @@ class ExitRecorder:
         loss, x = self.recipe.loss, inputs.x
         by_sampler = loss.semigroup_operator == "sampler"
         sigma_s, sigma_m = triple.start / NUM_TRAIN_TIMESTEPS, triple.middle / NUM_TRAIN_TIMESTEPS
-        graded = not loss.semigroup_stop_gradient
-        with torch.set_grad_enabled(graded), cast_weights_kept(not graded):
-            v_s = flow.detach() if loss.semigroup_stop_gradient else flow
+        composed_learns = not loss.semigroup_stop_gradient
+        with torch.set_grad_enabled(composed_learns), autocast_cache(not composed_learns):
+            v_s = flow if composed_learns else flow.detach()
             if by_sampler:
-                x_m = add_noise(flow_to_x0(x, v_s, sigma_s), self.renoise(inputs.start_frame, x.shape[2], -1), sigma_m)
+                fresh = self.noise(inputs.start_frame, x.shape[2], -1)  # a draw that the rollout never makes
+                x_m = add_noise(flow_to_x0(x, v_s, sigma_s), fresh, sigma_m)
             else:
                 x_m = middle_point(x, v_s, triple)
-            v_m = self.call(replace(inputs, x=x_m, timestep=torch.full_like(inputs.timestep, triple.middle)))
-            # The sampler re-noises x0, so what two of its paths must share is x0 itself.
+            v_m = self.model(replace(inputs, x=x_m, timestep=torch.full_like(inputs.timestep, triple.middle)))
+            # The sampler re-noises x0, so x0 is what its two paths are compared by.
             composed = flow_to_x0(x_m, v_m, sigma_m) if by_sampler else composed_endpoint(x_m, v_m, triple)
         with torch.enable_grad():
             direct = flow_to_x0(x, flow, sigma_s) if by_sampler else direct_endpoint(x, flow, triple)
@@ -121,152 +108,32 @@ class ExitRecorder:
 
 @dataclass
 class RolloutResult:
-    """A finished rollout. x0 [B, C, F, H, W] covers the frames that count; with gradient if it was asked for.
+    """A finished rollout. x0 [B, C, F, H, W] covers the frames that carry loss, with gradient if it was requested.
 
-    call: the student's, with what it has made of the prompt.
+    model: the student's callable, with its cached cross-attention of the prompt.
     """
 
     x0: Tensor
-    exits: Exits
+    exits: ExitRecord
     noise: NoiseSource
-    call: FlowModel[Conditioning]
+    model: FlowModel[Conditioning]
 
 
 def rollout_with_grad(
-    student: Any, conditioning: Conditioning, recipe: Recipe, choices: UpdateDraws, seeds: list[int], gradient: bool
-) -> RolloutResult:
-    """One clip per seed, exiting every block at the drawn step; a bidirectional student makes it in one piece."""
-    r, device = recipe.rollout, conditioning.text.device
-    channels = student.config.out_channels
-    noise = SeededNoise(seeds, len(seeds), channels, r.height, r.width, device, conditioning.text.dtype)
-    first = r.frames - (r.window or r.frames)
-    call = BidirectionalModel(student) if r.kind == "bidirectional" else CausalModel(student)
-    noted = ExitRecorder(call, choices, recipe, first if gradient else None, noise)
-    play(noted, student, conditioning, recipe, settings_of(recipe, choices.to_exit), noise, on_step=noted.on_step)
-    return RolloutResult(noted.exits.x0(choices.exit_sigma)[:, :, first:], noted.exits, noise, call)
-
-
-def settings_of(
-    recipe: Recipe, schedule: Schedule, stepping: Stepping | tuple[Stepping, ...] = "sde"
-) -> RolloutSettings:
-    """The engine's settings of a recipe's rollout."""
-    r = recipe.rollout
-    return RolloutSettings(schedule, stepping, r.frames_per_block, r.independent_first_frame)
-
-
-@torch.no_grad()
-@cast_weights_kept(True)
-def play(
-    call: FlowModel[Conditioning],
-    student: Any,
+    student: SaltTransformer3DModel,
     conditioning: Conditioning,
     recipe: Recipe,
-    settings: RolloutSettings,
-    noise: NoiseSource,
-    negative: Conditioning | None = None,
-    on_step: Callable[[Step], None] | None = None,
-) -> Tensor:
-    """A clip [B, C, F, H, W] of the recipe's length, kind and memory; `call` is the student as the engine calls it."""
-    r = recipe.rollout
-    if r.kind == "bidirectional":
-        return sample_bidirectional(call, conditioning, noise, r.frames, settings, negative=negative, on_step=on_step)
-    memory = new_memory(student, conditioning, recipe)
-    return play_on(call, conditioning, memory, noise, r.frames, settings, negative=negative, on_step=on_step)
-
-
-def play_on(
-    call: FlowModel[Conditioning],
-    conditioning: Conditioning,
-    memory: KVMemory,
-    noise: NoiseSource,
-    frames: int,
-    settings: RolloutSettings,
-    **options: Any,
-) -> Tensor:
-    """The last `frames` latent frames [B, C, frames, H, W] of a clip, past what `memory` has; options: `rollout`'s."""
-    clip = []
-    for block in rollout(call, conditioning, memory, noise, frames, settings, **options):
-        clip.append(block.latents)
-        if block.index + 1 == block.count:
-            break  # the last block's context pass would write a memory that nobody reads
-    return torch.cat(clip, dim=2)
-
-
-def new_memory(student: Any, conditioning: Conditioning, recipe: Recipe) -> KVMemory:
-    """An empty memory for a clip of the recipe's length."""
-    r = recipe.rollout
-    geometry = student.memory_geometry(conditioning.text.shape[0], r.height, r.width)
-    # The model computes in the precision's dtype whatever its weights are kept in.
-    dtype = torch.bfloat16 if recipe.optimisation.precision == "bf16" else next(student.parameters()).dtype
-    return KVMemory(recipe.policy, geometry, dtype, conditioning.text.device, r.frames)
-
-
-class AlignedNoise:
-    """Noise of a denser reference list in terms of the student's: the same at steps that both lists have.
-
-    Source: Salt's noise-aligned references. own: for steps that only the reference has, where it re-noises at all.
-    """
-
-    def __init__(
-        self, student: NoiseSource, own: NoiseSource, steps: tuple[float, ...], dense: tuple[float, ...]
-    ) -> None:
-        self.student, self.own = student, own
-        self.shared = {dense.index(s): steps.index(s) for s in steps if s in dense}
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        return self.student.seeds
-
-    def __call__(self, start: int, frames: int, draw: int) -> Tensor:
-        if draw in self.shared:
-            return self.student(start, frames, self.shared[draw])
-        return self.own(start, frames, draw)
-
-
-class Begun:
-    """A model call whose first answer is known."""
-
-    def __init__(self, call: FlowModel[Conditioning], first: Tensor | None) -> None:
-        self.call, self.first = call, first
-
-    def __call__(self, inputs: ModelInput[Conditioning], /) -> Tensor:
-        if self.first is None:
-            return self.call(inputs)
-        flow, self.first = self.first, None
-        return flow
-
-
-def reference_steps(steps: tuple[float, ...], dense: tuple[float, ...], exit_step: float) -> tuple[tuple, tuple]:
-    """The denser steps up to the student's exit, and how to step: SDE into steps both lists have, Euler between."""
-    reached = tuple(s for s in dense if s >= exit_step)
-    into = tuple("sde" if s in steps else "ode" for s in reached[1:])
-    return reached, into
-
-
-def rollout_reference(
-    student: Any,
-    conditioning: Conditioning,
-    recipe: Recipe,
-    choices: UpdateDraws,
-    rolled: RolloutResult,
+    draws: UpdateDraws,
     seeds: list[int],
-) -> Tensor:
-    """The alignment's reference clip [B, C, F, H, W]: the next denser list, its own memory, the student's first noise.
-
-    It exits at the student's exit timestep. Without `noise_aligned` it re-noises with noise of its own throughout.
-    What it has in common with the student's rollout it takes from there: the prompt's keys and values, and the first
-    evaluation, of the same noise under an empty memory. From then on its memory holds a past of its own.
-    """
-    r = recipe.rollout
-    dense = recipe.schedule(2 * choices.schedule.nfe)
-    channels, like = student.config.out_channels, conditioning.text
-    own = SeededNoise(seeds, len(seeds), channels, r.height, r.width, like.device, like.dtype)
-    exit_step = choices.schedule.steps[choices.exit_index]
-    steps, stepping = reference_steps(choices.schedule.steps, dense.steps, exit_step)
-    shared = choices.schedule.steps
-    if not recipe.loss.noise_aligned:
-        shared, stepping = shared[:1], "sde"
-    noise = AlignedNoise(rolled.noise, own, shared, dense.steps)
-    settings = settings_of(recipe, Schedule(steps, r.shift), stepping)
-    clip = play(Begun(rolled.call, rolled.exits.opening), student, conditioning, recipe, settings, noise)
-    return clip[:, :, r.frames - (r.window or r.frames) :]
+    *,
+    gradient: bool,
+) -> RolloutResult:
+    """One clip per seed, every block leaving at the drawn exit step; a bidirectional student's clip is one block."""
+    r, text = recipe.rollout, conditioning.text
+    noise = clip_noise(student, recipe, seeds, text.device, text.dtype)
+    first_frame = r.frames - (r.window or r.frames)
+    model = flow_model(student, recipe)
+    recorder = ExitRecorder(model, draws, recipe, first_frame if gradient else None, noise)
+    settings = rollout_settings(recipe, draws.schedule_to_exit)
+    run_rollout(recorder, student, conditioning, recipe, settings, noise, on_step=recorder.on_step)
+    return RolloutResult(recorder.exits.x0(draws.exit_sigma)[:, :, first_frame:], recorder.exits, noise, model)

@@ -1,8 +1,8 @@
-"""Every random choice of a run as a function of (seed, update, sample): no state, so nothing to lose or disagree on.
+"""Random draws of a run as functions of (seed, update, sample): no generator state to save, or to differ by process.
 
-What all processes must agree on (step list, exit, semigroup triple, guidance) depends on the update alone; what belongs
-to a clip (prompt, noise, score timestep) on the update and the clip's index in the global batch, whichever process
-holds it. A resumed run, and a run on another number of processes, draws the same.
+What all processes must agree on (step list, exit step, semigroup triple, guidance) depends on the update alone; what
+belongs to a clip (prompt, noise, score timestep) on the update and the clip's index in the global batch. So a resumed
+run, and a run on another number of processes, draws the same.
 """
 
 from __future__ import annotations
@@ -17,28 +17,29 @@ from salt.schedule import NUM_TRAIN_TIMESTEPS, Schedule, warp
 from train.config.recipe import Recipe
 from train.losses.semigroup import TimestepTriple, draw_triple
 
-SCORE_RANGE = (20.0, 980.0)
-ALIGN_STEPS = 200.0
+SCORE_TIMESTEPS = (20.0, 980.0)  # DMD's score timesteps are clamped to these (0.02 and 0.98 of 1000)
+ALIGNMENT_STEPS = 200.0  # alignment noises with steps below this, before the shift
 
 
-def generator(*key: object) -> torch.Generator:
-    """A CPU generator of its own for a key, such as (seed, "score", update, sample)."""
+def generator_for(*key: object) -> torch.Generator:
+    """A CPU generator for a key, such as (seed, "score", update, sample)."""
     digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def number(*key: object) -> int:
+def seed_for(*key: object) -> int:
     """A seed in [0, 2^31) for a key."""
-    return int(torch.randint(2**31, (), generator=generator(*key)))
+    return int(torch.randint(2**31, (), generator=generator_for(*key)))
 
 
-def uniform(*key: object) -> float:
-    return float(torch.rand((), generator=generator(*key)))
+def uniform_for(*key: object) -> float:
+    """A uniform number in [0, 1) for a key."""
+    return float(torch.rand((), generator=generator_for(*key)))
 
 
 @dataclass(frozen=True)
 class UpdateDraws:
-    """What one update does: the step list, where every block exits, the semigroup triple, the teacher's guidance."""
+    """The draws that one update shares over all clips: step list, exit step, semigroup triple, teacher guidance."""
 
     schedule: Schedule
     exit_index: int
@@ -50,33 +51,35 @@ class UpdateDraws:
         return self.schedule.sigmas[self.exit_index]
 
     @property
-    def to_exit(self) -> Schedule:
-        """The list up to and including the exit."""
+    def schedule_to_exit(self) -> Schedule:
+        """The step list up to and including the exit."""
         return Schedule(self.schedule.steps[: self.exit_index + 1], self.schedule.shift)
 
 
 def draw_update(recipe: Recipe, update: int, role: str) -> UpdateDraws:
-    """role: `generator` or `critic`, which draw independently."""
+    """Draw K, the exit step and the rest (Salt, section 3.3). role: `generator` or `critic`, drawn independently."""
     key = (recipe.run.seed, role, update)
     counts, weights = zip(*sorted(recipe.rollout.share.items(), reverse=True), strict=True)
-    picked = torch.multinomial(torch.tensor(weights), 1, generator=generator(*key, "K")).item()
+    picked = torch.multinomial(torch.tensor(weights), 1, generator=generator_for(*key, "K")).item()
     schedule = recipe.schedule(counts[int(picked)])
-    exit_index = number(*key, "exit") % schedule.nfe
+    exit_index = seed_for(*key, "exit") % schedule.nfe
     triple = None
     if role == "generator" and recipe.loss.semigroup and schedule.nfe == 8:
-        triple = draw_triple(schedule, exit_index, generator(*key, "triple"))
+        triple = draw_triple(schedule, exit_index, generator_for(*key, "triple"))
     low, high = recipe.loss.guidance, recipe.loss.guidance_max or recipe.loss.guidance
-    return UpdateDraws(schedule, exit_index, triple, low + (high - low) * uniform(*key, "guidance"))
+    return UpdateDraws(schedule, exit_index, triple, low + (high - low) * uniform_for(*key, "guidance"))
 
 
-def score_sigmas(recipe: Recipe, update: int, samples: range, role: str, span: float = NUM_TRAIN_TIMESTEPS) -> Tensor:
-    """Score noise levels [B]: uniform in [0, span), one for the whole clip, shifted, timesteps clamped to [20, 980]."""
-    steps = torch.tensor([span * uniform(recipe.run.seed, role, update, i, "score") for i in samples])
-    low, high = (t / NUM_TRAIN_TIMESTEPS for t in SCORE_RANGE)
+def score_sigmas(
+    recipe: Recipe, update: int, samples: range, role: str, max_step: float = NUM_TRAIN_TIMESTEPS
+) -> Tensor:
+    """Noise levels [B] of the scores, one per clip: step uniform in [0, max_step), shifted, clamped to [20, 980]."""
+    steps = torch.tensor([max_step * uniform_for(recipe.run.seed, role, update, i, "score") for i in samples])
+    low, high = (t / NUM_TRAIN_TIMESTEPS for t in SCORE_TIMESTEPS)
     return warp(steps, recipe.rollout.shift).clamp(low, high).float()
 
 
-def noise_like(shape: tuple[int, ...], recipe: Recipe, update: int, samples: range, role: str) -> Tensor:
-    """Standard normal noise [B, *shape], each row from its own clip's generator."""
-    rows = [torch.randn(shape, generator=generator(recipe.run.seed, role, update, i, "noise")) for i in samples]
+def clip_noises(shape: tuple[int, ...], recipe: Recipe, update: int, samples: range, role: str) -> Tensor:
+    """Standard normal noise [B, *shape] on the CPU, each row from its own clip's generator."""
+    rows = [torch.randn(shape, generator=generator_for(recipe.run.seed, role, update, i, "noise")) for i in samples]
     return torch.stack(rows)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from salt.io.atomic import write_text
-from train.config.recipe import Recipe, load_recipe
+from train.config.loader import load_recipe
+from train.config.recipe import Recipe
 from train.config.validation import check_recipe
 from train.distill import distill
 from train.experiments.ablation.arms import FORCED, START, Arm, arms_named

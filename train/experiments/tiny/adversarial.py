@@ -21,14 +21,15 @@ from salt.conditioning import Conditioning
 from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.schedule import add_noise
 from train.config.recipe import Recipe
+from train.data.batch import Batch
 from train.distributed.parallel import DistributedModel
 from train.experiments.tiny.compiled_forward import CompiledForward
 from train.experiments.tiny.discriminator import Discriminator
 from train.experiments.tiny.latent_dataset import Latents
 from train.experiments.tiny.rollout_modes import Kind, Pairs, kinds, whole_recipe
 from train.experiments.tiny.run_state import Run, placed, seeded, update_ema
-from train.losses import fooling_loss, judge_loss, smoothness_loss
-from train.methods.sc_dmd_losses import Batch, Models, consistency_loss, critic_loss, dmd_term
+from train.losses import discriminator_loss, generator_adversarial_loss, gradient_penalty
+from train.methods.sc_dmd_losses import alignment_term, critic_term, dmd_term, semigroup_term
 from train.rollout.gradient_rollout import RolloutResult
 from train.rollout.random_draws import UpdateDraws, draw_update
 
@@ -137,7 +138,7 @@ class Finisher:
         batch = Batch(range(len(real)), Conditioning(text), Conditioning(torch.zeros_like(text)))
         seeds = batch.seeds(recipe, step, "generator")
         rolled = self.wrapped(
-            lambda student: kind.roll(student, batch.conditioning, recipe, choices, seeds, not waiting)
+            lambda student: kind.roll(student, batch.conditioning, recipe, choices, seeds, gradient=not waiting)
         )
         fresh = Pairs(rolled.x0.detach().float(), real, scenes)
         seen = fresh + (kind.again(REPLAYED, generator) or fresh)
@@ -173,15 +174,15 @@ class Finisher:
         clips = torch.cat([real, made, nudged])
         sigmas, scenes = (torch.cat([all_, all_, all_[half], all_[half]]) for all_ in (sigma, pairs.scenes))
         real_BF, made_BF, nudged_BF = self._judged(clips, sigmas, scenes).split(len(real))
-        told = judge_loss(real_BF, made_BF, weight_F)
-        slope = smoothness_loss(torch.cat([real_BF[half], made_BF[half]]), nudged_BF, SPREAD, weight_F)
+        told = discriminator_loss(real_BF, made_BF, weight_F)
+        slope = gradient_penalty(torch.cat([real_BF[half], made_BF[half]]), nudged_BF, SPREAD, weight_F)
         self._update("judge", told + 2 * SMOOTHNESS * slope, JUDGE_CLIP)  # two: of the real and of the made
         return told.item()
 
     def _learn_critic(self, pairs: Pairs, batch: Batch, recipe: Recipe, update: int) -> float:
         shown = Batch(batch.samples, Conditioning(self.text_SLD[pairs.scenes]), batch.negative)
         with self._autocast():
-            loss = critic_loss(self.critic_flow, pairs.made, shown, recipe, update)
+            loss = critic_term(self.critic_flow, pairs.made, shown, recipe, update)
         self._update("critic", loss, CLIP)
         return loss.item()
 
@@ -193,9 +194,10 @@ class Finisher:
         fooling = self._fooling(replace(fresh, made=made), kind.weight_F, generator)
 
         def losses(student: SaltTransformer3DModel) -> tuple[Tensor, Tensor, dict]:
-            models = Models(student, self.critic_flow, self.teacher)
-            dmd = dmd_term(models, made, batch, kind.recipe, choices, step)
-            return dmd, *consistency_loss(models, rolled, batch, kind.recipe, choices, step)
+            dmd = dmd_term(self.critic_flow, self.teacher, made, batch, kind.recipe, choices, step)
+            semigroup, parts = semigroup_term(rolled, kind.recipe, choices)
+            alignment, more = alignment_term(student, self.teacher, rolled, batch, kind.recipe, choices, step)
+            return dmd, semigroup + alignment, parts | more
 
         dmd, consistency, parts = self.wrapped(losses)
         loss = (rolled.x0.float() * pulled(made, fooling, dmd, kind.scored_F)).sum() + consistency
@@ -206,7 +208,7 @@ class Finisher:
         real, made, sigma = noised(pairs, generator)
         with torch.no_grad():
             real_BF = self._judged(real, sigma, pairs.scenes)
-        return fooling_loss(real_BF, self._judged(made, sigma, pairs.scenes), weight_F, WORST)
+        return generator_adversarial_loss(real_BF, self._judged(made, sigma, pairs.scenes), weight_F, WORST)
 
 
 def train_finish(

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from salt.checkpoints import load_student
 from salt.conditioning import Conditioning
 from salt.models.word_embedder import WordEmbedder
-from train.config.recipe import Recipe, load_recipe
-from train.data.clip_dataset import Clips, make_clips
+from train.config.loader import load_recipe
+from train.config.recipe import Recipe
+from train.data.clip_dataset import ClipDataset, generate_clips
 from train.experiments.tiny.compiled_forward import CompiledForward
 from train.experiments.tiny.run_state import Run, placed, seeded, update_ema, warmup_cosine
 from train.experiments.tiny.teacher import matrix_optimizer
@@ -43,8 +44,8 @@ def train_start(
 ) -> None:  # fmt: skip
     """Make the clips that are missing, then train or go on training; leaves averaged weights in `final/`."""
     recipe = start_recipe(forced, folder / "clips", clips)
-    make_clips(recipe, torch.device(device))
-    library = Clips(recipe)
+    generate_clips(recipe, torch.device(device))
+    library = ClipDataset(recipe)
     words = WordEmbedder()
     texts = {prompt: words.encode([prompt])[0] for prompt in set(library.prompts)}
     run = Run(folder)
@@ -82,7 +83,7 @@ def train_start(
     model.save_pretrained(folder / "final")
 
 
-def _stacked(library: Clips, picked: list[int], device: str) -> tuple[Tensor, Tensor]:
+def _stacked(library: ClipDataset, picked: list[int], device: str) -> tuple[Tensor, Tensor]:
     found = [library(i, 16) for i in picked]
     latents = torch.stack([x for x, _ in found])
     trajectory = torch.stack([s for _, s in found if s is not None])

@@ -22,24 +22,17 @@ from salt.models.transformer_salt import CausalModel
 from salt.noise import SeededNoise
 from salt.rollout import rollout
 from salt.sampling import sample_bidirectional
-from train.config.recipe import Recipe, load_recipe
-from train.rollout.gradient_rollout import (
-    ExitRecorder,
-    Exits,
-    RolloutResult,
-    cast_weights_kept,
-    new_memory,
-    play_on,
-    rollout_with_grad,
-    settings_of,
-)
+from train.config.loader import load_recipe
+from train.config.recipe import Recipe
+from train.rollout.gradient_rollout import ExitRecord, ExitRecorder, RolloutResult, rollout_with_grad
 from train.rollout.random_draws import UpdateDraws
+from train.rollout.recipe_rollout import autocast_cache, continue_rollout, new_memory, rollout_settings
 
 OPENINGS = 32  # first blocks at a time, about the cost of 8 clips of 12 latent frames
 LONG = 3  # times as long as the window is a clip whose end is looked at
 FIRST_BLOCK = 2.0  # times as much as a frame of a later block: most clips that fail, fail there
 
-Roll = Callable[[Any, Conditioning, Recipe, UpdateDraws, list[int], bool], RolloutResult]
+Roll = Callable[..., RolloutResult]  # arguments: as `rollout_with_grad`'s
 
 
 @dataclass
@@ -113,8 +106,8 @@ def kinds(whole: Recipe, opening_flow: Any, device: str) -> tuple[Kind, Kind, Ki
     # The memory of the shipped student's spec.
     late = _beside(whole, 2000, frames=LONG * frames, window=frames, memory="relative:3,window:12")
 
-    def roll_of_flow(_student: Any, *rest: Any) -> RolloutResult:
-        return roll_opening(opening_flow, *rest)
+    def roll_of_flow(_student: Any, *rest: Any, gradient: bool) -> RolloutResult:
+        return roll_opening(opening_flow, *rest, gradient=gradient)
 
     return (
         Kind(whole, rollout_with_grad, weight_F / weight_F.sum(), even_F),
@@ -124,7 +117,7 @@ def kinds(whole: Recipe, opening_flow: Any, device: str) -> tuple[Kind, Kind, Ki
 
 
 def roll_opening(
-    flow: Any, conditioning: Conditioning, recipe: Recipe, choices: UpdateDraws, seeds: list[int], gradient: bool
+    flow: Any, conditioning: Conditioning, recipe: Recipe, choices: UpdateDraws, seeds: list[int], *, gradient: bool
 ) -> RolloutResult:
     """First blocks, with gradient through all evaluations of the schedule.
 
@@ -137,12 +130,12 @@ def roll_opening(
         return flow(inputs.x, inputs.timestep, inputs.conditioning.text, return_dict=False)[0].float()
 
     with torch.set_grad_enabled(gradient):
-        x0 = sample_bidirectional(model, conditioning, noise, r.frames, settings_of(recipe, choices.schedule))
-    return RolloutResult(x0, Exits(), noise, model)
+        x0 = sample_bidirectional(model, conditioning, noise, r.frames, rollout_settings(recipe, choices.schedule))
+    return RolloutResult(x0, ExitRecord(), noise, model)
 
 
 def roll_late(
-    student: Any, conditioning: Conditioning, recipe: Recipe, choices: UpdateDraws, seeds: list[int], gradient: bool
+    student: Any, conditioning: Conditioning, recipe: Recipe, choices: UpdateDraws, seeds: list[int], *, gradient: bool
 ) -> RolloutResult:
     """The last `window` frames of a clip, exiting as in any rollout, past frames that took all their steps.
 
@@ -154,11 +147,11 @@ def roll_late(
     first = r.frames - r.window
     call = CausalModel(student)
     noted = ExitRecorder(call, choices, recipe, first if gradient else None, noise)
-    with torch.no_grad(), cast_weights_kept(True):
+    with torch.no_grad(), autocast_cache(True):
         memory = new_memory(student, conditioning, recipe)
-        past = replace(settings_of(recipe, choices.schedule), fuse=True)
+        past = replace(rollout_settings(recipe, choices.schedule), fuse=True)
         for _ in rollout(call, conditioning, memory, noise, first, past):
             pass
-        settings = settings_of(recipe, choices.to_exit)
-        play_on(noted, conditioning, memory, noise, r.window, settings, on_step=noted.on_step)
+        settings = rollout_settings(recipe, choices.schedule_to_exit)
+        continue_rollout(noted, conditioning, memory, noise, r.window, settings, on_step=noted.on_step)
     return RolloutResult(noted.exits.x0(choices.exit_sigma), noted.exits, noise, call)

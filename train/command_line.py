@@ -1,0 +1,39 @@
+"""Runs a parsed command of `python -m train` or of an experiment: exit codes, and errors as one line."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from salt.acceleration.device import usable_device
+from salt.errors import InputError
+from train.config.recipe import RecipeError
+from train.distributed.launch import is_main_process
+
+EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+
+
+def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
+    """Parse and run; 0 if it worked, 2 after an error (one line on stderr), 130 after Ctrl-C.
+
+    The parsed arguments have `run`, the command's function, and may have `device` and `debug` (errors are raised).
+    """
+    arguments = parser.parse_args(argv)
+    try:
+        if hasattr(arguments, "device"):
+            usable_device(arguments.device)
+        arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("interrupted; run the command again to resume", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except (ValueError, OSError, RuntimeError) as error:
+        if getattr(arguments, "debug", False):
+            raise
+        # Every process finds an input error; any other error may be this process's alone.
+        if is_main_process() or not isinstance(error, InputError):
+            option = (
+                isinstance(error, InputError) and not isinstance(error, RecipeError) and hasattr(arguments, error.field)
+            )
+            text = error.phrased(f"--{error.field.replace('_', '-')}") if option else str(error)
+            print("error:", " ".join(text.splitlines()) or type(error).__name__, file=sys.stderr)
+        return EXIT_ERROR
+    return 0

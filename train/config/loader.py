@@ -1,0 +1,147 @@
+"""Recipe files: YAML, base recipes and `key=value` overrides, checked against the dataclasses of `recipe`."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+
+import yaml
+
+from train.config.recipe import Recipe, RecipeError
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+class Dataclass(Protocol):
+    """Any dataclass (typeshed's `DataclassInstance`, which does not exist at run time)."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+Settings = TypeVar("Settings", bound=Dataclass)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, or one of train/recipes by name, and apply `key=value` overrides (`optimisation.lr=1e-5`).
+
+    A file may name a `base`, a recipe beside it or one of train/recipes, whose values hold for the keys that the file
+    leaves out. `name` is the file's by default, and `run.out` is runs/NAME.
+    Raises RecipeError for an unknown key (with the nearest known one), a value of the wrong type, or invalid YAML.
+    """
+    path = find_recipe(Path(path))
+    values = _read(path)
+    values.setdefault("name", path.stem)
+    for override in overrides:
+        key, sign, text = override.partition("=")
+        if not sign:
+            raise RecipeError(repr(override), "is not of the form key=value, for example optimisation.lr=1e-5")
+        section, dot, last = key.partition(".")
+        if not dot:
+            values[key] = _override_value(text, override)
+        elif isinstance(values.setdefault(section, {}), dict):
+            values[section][last] = _override_value(text, override)
+    recipe = _build(Recipe, values, "", path)
+    return recipe if recipe.run.out else replace(recipe, run=replace(recipe.run, out=f"runs/{recipe.name}"))
+
+
+def find_recipe(path: Path) -> Path:
+    """A recipe's file, by path or by the name of one in train/recipes. Raises RecipeError where there is none."""
+    if not path.exists() and (RECIPES / f"{path.name.removesuffix('.yaml')}.yaml").exists():
+        path = RECIPES / f"{path.name.removesuffix('.yaml')}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        raise RecipeError("recipe", f"found no file {str(path)!r}, expected a YAML file or one of: {known}")
+    return path
+
+
+def _read(path: Path, derived: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Values of a file over those of its base; lists and mappings within a section are replaced as a whole.
+
+    derived: the files that name this one as their base, which it may not name in turn.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError("recipe", f"is not valid YAML ({' '.join(str(error).split())})", file=path) from error
+    if not isinstance(values, dict):
+        raise RecipeError("recipe", f"found {type(values).__name__}, expected keys and values", file=path)
+    named = values.pop("base", None)
+    if named is None:
+        return values
+    read = {p.resolve() for p in (path, *derived)}
+    candidates = (folder / f"{named}.yaml" for folder in (path.parent, RECIPES))
+    base = next((p for p in candidates if p.is_file() and p.resolve() not in read), None)
+    if base is None:
+        raise RecipeError("base", f"found {named!r}, expected another recipe, beside it or in train/recipes", file=path)
+    merged = _read(base, (path, *derived))
+    for key, value in values.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = {**merged[key], **value} if both else value
+    return merged
+
+
+def _override_value(text: str, override: str) -> object:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(repr(override), f"is not valid YAML ({' '.join(str(error).split())})") from error
+
+
+def _build(kind: type[Settings], values: Mapping[str, object], section: str, file: Path) -> Settings:
+    """A settings dataclass from a mapping, every key and type checked. section: the keys' prefix in errors."""
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in fields(kind)}
+    arguments = {}
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(sorted(known))}"
+            raise RecipeError(f"{section}{key}", f"is no known key, {hint}", file=file)
+        arguments[key] = _convert(hints[key], value, f"{section}{key}", file)
+    return kind(**arguments)
+
+
+def _convert(hint: Any, value: object, key: str, file: Path) -> object:
+    """A value of YAML as the type that the settings declare."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(hint, type) and is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise RecipeError(key, f"found {value!r}, expected a section of keys and values", file=file)
+        return _build(hint, value, f"{key}.", file)
+    if origin is Literal:
+        value = "no" if value is False and "no" in parts else value  # which is what YAML reads a bare no as
+        if value not in parts:
+            raise RecipeError(key, f"found {value!r}, expected one of {', '.join(map(str, parts))}", file=file)
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)) or len(value) != len(parts):
+            raise RecipeError(key, f"found {value!r}, expected {len(parts)} values", file=file)
+        return tuple(_convert(p, v, key, file) for p, v in zip(parts, value, strict=True))
+    if origin is not None and issubclass(origin, Mapping):
+        return _step_shares(value, key, file)
+    return _convert_scalar(hint, value, key, file)
+
+
+def _convert_scalar(hint: type, value: object, key: str, file: Path) -> object:
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-5 as text
+        except ValueError:
+            raise RecipeError(key, f"found {value!r}, expected a number", file=file) from None
+    if hint is str and value is None:
+        return ""  # key= on the command line, an empty value in a file
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise RecipeError(key, f"found {value!r}, expected {hint.__name__}", file=file)
+    return value
+
+
+def _step_shares(value: object, key: str, file: Path) -> dict[object, object]:
+    if not isinstance(value, Mapping) or not value:
+        raise RecipeError(
+            key, f"found {value!r}, expected step counts with their probabilities, as {{8: 0.5, 4: 0.5}}", file=file
+        )
+    return {_convert_scalar(int, k, key, file): _convert_scalar(float, v, key, file) for k, v in value.items()}

@@ -1,0 +1,77 @@
+"""Processes of a run: how they are used (one, DDP, FSDP), this process's device, and means over all of them."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+
+from train.config.recipe import Recipe, RecipeError
+
+Mode = Literal["single", "ddp", "fsdp"]
+# Processes wait while one of them writes a checkpoint or the last video. NCCL's default is 10 minutes.
+COLLECTIVE_TIMEOUT = timedelta(hours=4)
+
+
+def process_count() -> int:
+    """Processes that the launcher (torchrun, accelerate) has started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that prints, known before the processes have joined."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def process_state() -> PartialState:
+    """This process's rank and device, joined to the other processes if there are any; the CPU where there is no GPU."""
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=COLLECTIVE_TIMEOUT)
+
+
+def process_device() -> torch.device:
+    """The device that this process computes on."""
+    return torch.device(process_state().device or "cpu")
+
+
+def resolve_mode(requested: Literal["auto", "single", "ddp", "fsdp"]) -> Mode:
+    """How several processes are used: as requested, or as accelerate's configuration says.
+
+    Raises RecipeError for a mode that does not fit the number of processes.
+    """
+    several = process_count() > 1
+    if requested != "auto" and several == (requested == "single"):
+        expected = "ddp or fsdp" if several else "auto or single (accelerate launch or torchrun starts more)"
+        raise RecipeError("--mode", f"found {requested} with {process_count()} process(es), expected {expected}")
+    if requested != "auto":
+        return requested
+    if not several:
+        return "single"
+    return "fsdp" if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" else "ddp"
+
+
+def check_mode(recipe: Recipe, mode: Mode) -> None:
+    """Raise RecipeError for what cannot work on sharded models."""
+    if mode != "fsdp":
+        return
+    if torch.__version__ < "2.8":  # compared as versions are
+        # Weights of one block may be of two dtypes, which FSDP2 accepts only since then: a teacher's norms are float32.
+        raise RecipeError("--mode", f"found fsdp with torch {torch.__version__}, expected torch 2.8 or newer, or ddp")
+    if recipe.optimisation.optimizer == "8bit":
+        raise RecipeError(
+            "optimisation.optimizer",
+            "is not supported by --mode fsdp (bitsandbytes has no sharded weights): use adamw or fused, or --mode ddp",
+            recipe.optimisation.optimizer,
+        )
+
+
+def mean_over_processes(value: float, device: torch.device) -> float:
+    """The mean of a number over all processes; every process has to call it."""
+    if not dist.is_initialized():
+        return value
+    total = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return float(total) / dist.get_world_size()

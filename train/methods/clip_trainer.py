@@ -1,0 +1,62 @@
+"""Trainer on a dataset of clips: what the stages `ode` and `tf` share.
+
+In both, a model that was trained on whole clips learns to generate block by block, by one block-causal forward: there
+is no critic and no rollout.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from salt.conditioning import Conditioning
+from salt.models.transformer_salt import SaltTransformer3DModel
+from train.config.recipe import Recipe
+from train.data.batch import Batch
+from train.data.clip_dataset import ClipDataset
+from train.distributed.launch import Mode
+from train.methods.base import Trainer
+from train.rollout.random_draws import uniform_for
+
+
+class ClipTrainer(Trainer):
+    """Trains the student on the clips of `data.clips`."""
+
+    def __init__(self, recipe: Recipe, mode: Mode = "single") -> None:
+        self.clips = ClipDataset(recipe)
+        super().__init__(recipe, mode, self.clips.prompts)
+
+    def update(self, update: int) -> dict[str, float]:
+        values = []
+        for batch in self.micro_batches(self.student, update, "start"):
+            loss = self.student.model(self.loss, batch, update)
+            (loss / self.accumulation_steps).backward()
+            values.append({self.recipe.stage: loss.item()})
+        return self.mean_values(values) | {"norm": self.step_student(update)}
+
+    @abstractmethod
+    def loss(self, student: SaltTransformer3DModel, batch: Batch, update: int) -> Tensor:
+        """The stage's loss of a micro-batch."""
+
+    def read_clips(self, batch: Batch, update: int) -> tuple[Tensor, Tensor | None]:
+        """Clean latents [B, C, F, H, W] and, for the stage `ode`, trajectories [B, S, C, F, H, W]."""
+        channels = self.student.model.model.config.out_channels
+        clips = [self.clips(self.prompts.line(update, i, "start"), channels) for i in batch.samples]
+        latents = torch.stack([x for x, _ in clips]).to(self.device)
+        states = [s for _, s in clips if s is not None]
+        return latents, torch.stack(states).to(self.device) if states else None
+
+
+def drop_prompts(batch: Batch, recipe: Recipe, update: int) -> Conditioning:
+    """The conditioning, with the negative prompt for a share `start.prompt_dropout` of the clips."""
+    share, seed = recipe.start.prompt_dropout, recipe.run.seed
+    dropped = torch.tensor([uniform_for(seed, "dropout", update, i) < share for i in batch.samples])
+    text = batch.conditioning.text
+    return Conditioning(torch.where(dropped.to(text.device)[:, None, None], batch.negative.text, text))
+
+
+def expand_blocks(values: list[list[float]], blocks: list[int]) -> Tensor:
+    """Values [B][blocks] -> [B, F], each repeated over its block's latent frames."""
+    return torch.tensor(values).repeat_interleave(torch.tensor(blocks), dim=1)
