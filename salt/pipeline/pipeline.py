@@ -44,11 +44,14 @@ class SaltPipelineOutput(BaseOutput):
 class SaltPipeline(SaltPipelineBase):
     """Text (and image) to video with a Salt student.
 
-    transformer: a student, or diffusers' Wan transformer, which is made one. text_encoder and tokenizer: Wan's UMT5; or
-    words: the settings of a `WordEmbedder`, as a dict. image_encoder and image_processor: CLIP, for
-    image-to-video students. student: the settings, a `StudentSpec` or its dict; a Wan transformer without them is
-    taken as bidirectional. default_size: pixels (H, W) where a call names none.
-    transformer and vae may be None in a pipeline that only encodes prompts.
+    transformer: a student, or diffusers' Wan transformer, which is converted to one.
+    vae: Wan's autoencoder. transformer and vae may be None in a pipeline that only encodes prompts.
+    text_encoder, tokenizer: Wan's UMT5.
+    image_encoder, image_processor: CLIP, for image-to-video students.
+    student: the settings that it was trained with, a `StudentSpec` or its dict; a Wan transformer without them is taken
+        as bidirectional.
+    words: instead of UMT5, the settings of a `WordEmbedder` as a dict.
+    default_size: pixels (H, W) where a call names none.
     """
 
     @torch.no_grad()
