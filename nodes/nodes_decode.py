@@ -25,8 +25,9 @@ class SaltDecode(io.ComfyNode):
             node_id="SaltDecode",
             display_name="Salt Decode (streaming)",
             category="Salt/decode",
-            description="Decodes a video latent frame by frame: the same pictures as VAE Decode, but what the VAE "
-            "needs does not grow with the clip's length. For other video VAEs (TAEHV) core's own decode is used.",
+            description="Decodes a video latent frame by frame: the same pictures as VAE Decode, but the memory that "
+            "the VAE needs does not grow with the clip's length. For other video VAEs (TAEHV) core's own decode is "
+            "used.",
             search_aliases=["vae decode", "video decode", "long video", "wan vae", "streaming decode"],
             inputs=[
                 io.Latent.Input("latents", tooltip="A Wan 2.1 video latent."),

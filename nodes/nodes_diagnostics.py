@@ -29,10 +29,9 @@ class SaltSemigroupDefect(io.ComfyNode):
             node_id="SaltSemigroupDefect",
             display_name="Semigroup Defect",
             category="Salt/diagnostics",
-            description="How far one long step of a student lands from two shorter ones, measured on a clip of its "
-            "own, "
-            "block by block against its own memory; squared and relative to the step. Salt trains it down: compare two "
-            "students at the same seed.",
+            description="How far the result of one long step of a student is from that of two shorter ones, measured "
+            "on a clip it generates, block by block with its own memory; squared and relative to the step. Salt's "
+            "training reduces it: compare two students with the same seed.",
             search_aliases=["consistency", "self-consistency", "diagnose student", "semigroup"],
             is_output_node=True,
             inputs=[
@@ -41,7 +40,8 @@ class SaltSemigroupDefect(io.ComfyNode):
                 io.String.Input(
                     "triples",
                     default=DEFAULT_TRIPLES,
-                    tooltip="Steps t_s, t_m, t_e before the shift, parted by semicolons; t_s of the 4- or 8-step list.",
+                    tooltip="Steps t_s, t_m, t_e before the shift, separated by semicolons; t_s from the 4- or 8-step "
+                    "list.",
                 ),
                 seconds_widget("Length of the clip.", default=2.0, min=0.5, max=60.0, step=0.25),
                 *size_widgets("Pixels.", "Pixels."),

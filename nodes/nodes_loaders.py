@@ -27,8 +27,8 @@ class SaltLoadStudent(io.ComfyNode):
             description=(
                 "Loads a few-step student of Wan 2.1 from models/diffusion_models: the released .pt files of Salt, "
                 "Self Forcing, Causal Forcing and LongLive, safetensors, or a diffusers folder in models/diffusers. "
-                "The MODEL remembers block size, memory and steps it was trained for. LoRAs, compile and attention "
-                "nodes go on behind it as ever."
+                "The MODEL keeps the block size, memory policy and steps it was trained with. LoRA, compile and "
+                "attention nodes work on it as usual."
             ),
             search_aliases=[
                 "wan",

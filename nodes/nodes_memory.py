@@ -26,9 +26,8 @@ class SaltSaveMemory(io.ComfyNode):
             node_id="SaltSaveMemory",
             display_name="Save Memory",
             category="Salt/memory",
-            description="Writes a memory to output/salt_memories, to go on from it another day. Save the clip's "
-            "latents "
-            "beside it (Save Latent): Extend Video wants both.",
+            description="Writes a memory to output/salt_memories, to continue from it later. Save the clip's latents "
+            "as well (Save Latent): Extend Video needs both.",
             search_aliases=["save kv cache", "checkpoint clip", "keep memory"],
             is_output_node=True,
             inputs=[
@@ -65,8 +64,7 @@ class SaltLoadMemory(io.ComfyNode):
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="The MODEL it is meant for: a memory of another model, or of another LoRA, is refused at "
-                    "once.",
+                    tooltip="The MODEL it is meant for: a memory of another model or LoRA is rejected at once.",
                 ),
             ],
             outputs=[Memory.Output(display_name="memory", tooltip="For Salt Rollout or Extend Video.")],
@@ -105,15 +103,14 @@ class SaltInspectMemory(io.ComfyNode):
             node_id="SaltInspectMemory",
             display_name="Inspect Memory",
             category="Salt/memory",
-            description="What a memory holds: which latent frame lies in which slot, and how large keys and values "
-            "are in "
-            "every layer. In the picture: sink orange, recent blue, empty dark; below, keys and values, a row per "
+            description="What a memory holds: which latent frame lies in which slot, and how large keys and values are "
+            "in every layer. In the picture: sink orange, recent blue, empty dark; below, keys and values, a row per "
             "layer.",
             search_aliases=["show kv cache", "debug memory", "kv norms"],
             is_output_node=True,
-            inputs=[Memory.Input("memory", tooltip="Any memory; it is only looked at.")],
+            inputs=[Memory.Input("memory", tooltip="Any memory; it is only read.")],
             outputs=[
-                io.String.Output(display_name="table", tooltip="What it holds, in words and figures."),
+                io.String.Output(display_name="table", tooltip="Its content, in words and numbers."),
                 io.Image.Output(display_name="picture", tooltip="The same as a picture."),
             ],
         )
@@ -138,9 +135,8 @@ class SaltRewindMemory(io.ComfyNode):
             node_id="SaltRewindMemory",
             display_name="Rewind Memory",
             category="Salt/memory",
-            description="Takes a memory back to an earlier moment of its clip, to go on differently from there. "
-            "Frames that "
-            "a window has already forgotten do not come back; the node says which.",
+            description="Takes a memory back to an earlier moment of its clip, to continue differently from there. "
+            "Frames that a window has already dropped do not come back; the node reports which.",
             search_aliases=["undo", "trim memory", "go back", "retake"],
             inputs=[
                 Memory.Input("memory", tooltip="It is copied, never changed."),
@@ -154,7 +150,7 @@ class SaltRewindMemory(io.ComfyNode):
             ],
             outputs=[
                 Memory.Output(display_name="memory", tooltip="The memory at that moment."),
-                io.String.Output(display_name="report", tooltip="Where it stands now, and what did not come back."),
+                io.String.Output(display_name="report", tooltip="Its new position, and what did not come back."),
             ],
         )
 
@@ -189,11 +185,10 @@ class SaltForkMemory(io.ComfyNode):
             node_id="SaltForkMemory",
             display_name="Fork Memory",
             category="Salt/memory",
-            description="Two branches of one memory, for two continuations of the same clip. (Any node may go on from "
-            "a "
-            "memory as often as it likes, as it copies it; this makes the branching seen.)",
+            description="Two branches of one memory, for two continuations of the same clip. (Nodes copy the memory "
+            "they continue from, so one memory may be used any number of times; this makes the branching visible.)",
             search_aliases=["branch", "split memory", "two endings"],
-            inputs=[Memory.Input("memory", tooltip="Where both branches begin.")],
+            inputs=[Memory.Input("memory", tooltip="The memory to copy.")],
             outputs=[
                 Memory.Output(display_name="a", tooltip="One branch."),
                 Memory.Output(display_name="b", tooltip="The other."),

@@ -26,7 +26,7 @@ class SaltMemoryPolicy(io.ComfyNode):
             display_name="Memory Policy",
             category="Salt/memory",
             description="What the KV-cache memory keeps of the clip so far. A latent frame is 4 frames, a quarter of a "
-            "second at 16 frames a second. With a MODEL connected it says how much room the memory takes.",
+            "second at 16 frames a second. With a MODEL connected it predicts how much memory that takes.",
             search_aliases=["kv cache", "window", "sink", "attention sink", "longlive", "infinity rope", "vram"],
             inputs=[
                 io.Combo.Input(
@@ -34,17 +34,16 @@ class SaltMemoryPolicy(io.ComfyNode):
                     options=list(POLICY_KINDS),
                     default="sink + window",
                     tooltip="full keeps everything (up to about 20 s). window keeps the newest frames. sink + window "
-                    "also "
-                    "keeps the first ones (LongLive), relative re-counts positions at every read, so that no clip is "
-                    "too "
-                    "long (Infinity-RoPE). cyclic and blended sink are Salt's experiments.",
+                    "also keeps the first ones (LongLive), relative assigns positions anew at every read, for clips of "
+                    "any length (Infinity-RoPE). cyclic and blended sink are experiments of Salt's authors.",
                 ),
                 io.Int.Input(
                     "window",
                     default=12,
                     min=1,
                     max=4096,
-                    tooltip="Latent frames kept in all, sink and current block counted: 12 is 3 seconds. Not for full.",
+                    tooltip="Latent frames kept in all, sink and current block included: 12 is 3 seconds. Not for "
+                    "full.",
                 ),
                 io.Int.Input(
                     "sink",
@@ -66,22 +65,22 @@ class SaltMemoryPolicy(io.ComfyNode):
                     "precision",
                     options=list(PRECISIONS),
                     default="model",
-                    tooltip="model: as the MODEL computes. int8 and fp8 take about half of bf16, int4 28 %, at a small "
-                    "loss that grows with it.",
+                    tooltip="model: the MODEL's own dtype. int8 and fp8 take about half of bf16, int4 28 %; the fewer "
+                    "bits, the larger the loss.",
                 ),
                 io.Combo.Input(
                     "residence",
                     options=list(RESIDENCES),
                     default="device",
-                    tooltip="cpu keeps the memory in main memory and fetches it layer by layer: slower, little VRAM.",
+                    tooltip="cpu keeps it in main memory and fetches it layer by layer: slower, little VRAM.",
                 ),
-                io.Model.Input("model", optional=True, tooltip="To say how much room the memory takes."),
+                io.Model.Input("model", optional=True, tooltip="To predict how much memory it takes."),
                 *size_widgets("For the prediction: pixels.", "For the prediction: pixels."),
                 seconds_widget("For the prediction: length (full)."),
             ],
             outputs=[
                 Policy.Output(display_name="policy", tooltip="For Salt Rollout and Salt Sampler."),
-                io.String.Output(display_name="prediction", tooltip="What it takes, in words."),
+                io.String.Output(display_name="prediction", tooltip="The predicted size, in words."),
             ],
         )
 

@@ -1,4 +1,4 @@
-"""*Salt Rollout*, a whole rollout in one node, and *Extend Video*, which goes on from a memory."""
+"""*Salt Rollout*, a whole rollout in one node, and *Extend Video*, which continues a clip from its memory."""
 
 from __future__ import annotations
 
@@ -38,28 +38,29 @@ class SaltRollout(io.ComfyNode):
             node_id="SaltRollout",
             display_name="Salt Rollout",
             category="Salt/sampling",
-            description="Makes a video block by block against a KV-cache memory, with live previews: model and prompt "
-            "in, latents and memory out. With a memory connected it goes on where that one stands and gives the new "
-            "frames only (Extend Video joins them).",
+            description="Generates a video block by block with a KV-cache memory and live previews: model and prompt "
+            "in, latents and memory out. With a memory connected it continues that clip and outputs the new frames "
+            "only (Extend Video appends them to the clip).",
             search_aliases=["autoregressive", "text to video", "self forcing", "longlive", "streaming", "kv cache"],
             inputs=[
                 *model_sockets(),
                 policy_socket(),
-                Memory.Input("memory", optional=True, tooltip="Go on from here. It is copied, never changed."),
-                io.Image.Input("start_image", optional=True, tooltip="Picture or frames the clip begins with."),
+                Memory.Input("memory", optional=True, tooltip="The clip to continue. It is copied, never changed."),
+                io.Image.Input("start_image", optional=True, tooltip="Picture or frames that the clip starts with."),
                 io.Latent.Input(
                     "latents",
                     optional=True,
-                    tooltip="Latents the clip begins with; with a memory: the clip so far, for prompts that recache.",
+                    tooltip="Latents that the clip starts with; with a memory: the clip so far, for prompts that "
+                    "recache.",
                 ),
                 seconds_widget("Length at 16 frames a second, rounded up to whole blocks (0.75 s for blocks of 3)."),
-                *size_widgets("Pixels; a memory has its own.", "Pixels."),
+                *size_widgets("Pixels; a memory has its own size.", "Pixels."),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Clips at once, seed by seed."),
                 *sampling_widgets(),
             ],
             outputs=[
                 io.Latent.Output(tooltip="For Salt Decode (streaming) or VAE Decode."),
-                Memory.Output(display_name="memory", tooltip="To save, inspect, fork, or go on from."),
+                Memory.Output(display_name="memory", tooltip="To save, inspect, fork, or continue from."),
                 io.String.Output(display_name="report", tooltip="Frames, time to the first block, frames per second."),
             ],
         )
@@ -105,19 +106,19 @@ class SaltExtendVideo(io.ComfyNode):
             node_id="SaltExtendVideo",
             display_name="Extend Video",
             category="Salt/memory",
-            description="Goes on from a memory and joins the new frames to the clip so far. The result equals a clip "
-            "made in one go. After Rewind Memory the clip is cut back to where the memory stands.",
+            description="Continues a clip from its memory and appends the new frames. The result equals a clip that "
+            "was generated in one run. After Rewind Memory the clip is cut back to the memory's position.",
             search_aliases=["continue video", "longer", "salt extend", "video continuation"],
             inputs=[
                 *model_sockets(),
-                Memory.Input("memory", tooltip="Where the clip stands. It is copied, never changed."),
-                io.Latent.Input("latents", tooltip="The clip so far, from its beginning."),
-                seconds_widget("How much to add."),
+                Memory.Input("memory", tooltip="The clip's memory. It is copied, never changed."),
+                io.Latent.Input("latents", tooltip="The whole clip so far."),
+                seconds_widget("Length of the part to add."),
                 *sampling_widgets(),
             ],
             outputs=[
                 io.Latent.Output(tooltip="The whole clip."),
-                Memory.Output(display_name="memory", tooltip="The memory after it."),
+                Memory.Output(display_name="memory", tooltip="The memory after the last frame."),
                 io.String.Output(display_name="report", tooltip="Frames, time to the first block, frames per second."),
             ],
         )

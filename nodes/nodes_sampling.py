@@ -41,7 +41,7 @@ class SaltSigmas(io.ComfyNode):
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="The MODEL whose own steps (nfe student's) and shift (0) are taken.",
+                    tooltip="The MODEL whose own steps (nfe student's) and shift (0) are used.",
                 ),
                 *step_widgets(),
             ],
@@ -64,13 +64,13 @@ class SaltSampler(io.ComfyNode):
             node_id="SaltSampler",
             display_name="Salt Sampler",
             category="Salt/sampling",
-            description="Block-by-block sampling against a KV-cache memory, as a SAMPLER for SamplerCustomAdvanced. "
-            "The length is the LATENT's, noise and seed are the NOISE's, guidance is the GUIDER's.",
+            description="Block-by-block sampling with a KV-cache memory, as a SAMPLER for SamplerCustomAdvanced. "
+            "The LATENT sets the length, the NOISE the noise and seed, the GUIDER the guidance.",
             search_aliases=["autoregressive", "ar video", "self forcing", "causal", "kv cache"],
             inputs=[
                 frames_per_block_widget(
-                    "Latent frames per block. 0 takes what the MODEL was trained for; set it for students "
-                    "whose loader does not say (GGUF)."
+                    "Latent frames per block. 0 uses what the MODEL was trained for; set it for students "
+                    "whose loader does not know it (GGUF)."
                 ),
                 stepping_widget(),
                 policy_socket(),
@@ -95,7 +95,7 @@ class SaltPromptSchedule(io.ComfyNode):
             node_id="SaltPromptSchedule",
             display_name="Salt Prompt Schedule",
             category="Salt/sampling",
-            description="Prompts that change as the clip is made, a line each: SECONDS [keep|recache|cut]: PROMPT.",
+            description="Prompts that change during the clip, one per line: SECONDS [keep|recache|cut]: PROMPT.",
             search_aliases=["prompt travel", "interactive prompts", "timeline", "longlive", "scene change"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The MODEL's text encoder: umt5-xxl for Wan, or Salt Tiny's."),
@@ -103,9 +103,9 @@ class SaltPromptSchedule(io.ComfyNode):
                     "timeline",
                     multiline=True,
                     default="0: a red circle moving right\n2.5 recache: a blue circle moving right",
-                    tooltip="One prompt a line: SECONDS [keep|recache|cut]: PROMPT. keep changes the words only; "
-                    "recache lets the memory of the last seconds be read under the new words (LongLive), so that they "
-                    "take hold at once; cut forgets the scene.",
+                    tooltip="One prompt a line: SECONDS [keep|recache|cut]: PROMPT. keep changes the prompt only; "
+                    "recache encodes the last seconds again under the new prompt (LongLive), so that it takes effect "
+                    "at once; cut clears the memory for a new scene.",
                 ),
             ],
             outputs=[

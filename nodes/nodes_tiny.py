@@ -19,14 +19,14 @@ class SaltLoadTiny(io.ComfyNode):
             display_name="Load Salt Tiny",
             category="Salt/loaders",
             description="The small model inside the pack: coloured shapes that move, 64x64, on any CPU, nothing to "
-            "download. Prompts have the form: a [fast|slow] COLOUR SHAPE moving DIRECTION. To try workflows and memory "
-            "nodes before the large weights are here.",
+            "download. Prompts have the form: a [fast|slow] COLOUR SHAPE moving DIRECTION. For trying out workflows "
+            "and memory nodes before downloading large weights.",
             search_aliases=["demo model", "test model", "salt-tiny", "embedded"],
             inputs=[],
             outputs=[
-                io.Model.Output(tooltip="A student of 4.3 million weights with Wan 2.1's architecture."),
-                io.Clip.Output(tooltip="Its words: core's CLIP Text Encode works on it."),
-                io.Vae.Output(tooltip="Its autoencoder: core's VAE Decode and Salt Decode work on it."),
+                io.Model.Output(tooltip="A student with 4.3 million weights and Wan 2.1's architecture."),
+                io.Clip.Output(tooltip="Its text encoder: core's CLIP Text Encode works with it."),
+                io.Vae.Output(tooltip="Its autoencoder: core's VAE Decode and Salt Decode work with it."),
             ],
         )
 

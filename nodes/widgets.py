@@ -18,8 +18,8 @@ def model_sockets() -> list[io.Input]:
         io.Vae.Input(
             "vae",
             optional=True,
-            tooltip="Wan 2.1's VAE, for a start image and full-quality live previews. Without it previews are made by "
-            "TAEHV (taew2_1 in models/vae_approx) or as latent colours.",
+            tooltip="Wan 2.1's VAE, for a start image and full-quality live previews. Without it previews use "
+            "TAEHV (taew2_1 in models/vae_approx) or show latent colours.",
         ),
     ]
 
@@ -49,7 +49,7 @@ def stepping_widget(**folded: bool) -> io.Input:
         "stepping",
         options=STEPPING,
         default="sde",
-        tooltip="sde mixes fresh noise in between steps, as students are trained; ode takes Euler steps.",
+        tooltip="sde adds fresh noise between steps, as in training; ode takes Euler steps.",
         **folded,
     )
 
@@ -61,8 +61,8 @@ def step_widgets() -> list[io.Input]:
             "nfe",
             options=NFE,
             default=STUDENT_STEPS,
-            tooltip="Model evaluations per block: fewer is faster. student's takes what the MODEL was trained for (4 "
-            "where it does not say); custom takes the list in steps.",
+            tooltip="Model evaluations per block: fewer is faster. student's uses what the MODEL was trained for (4 "
+            "if unknown); custom uses the list in steps.",
         ),
         io.String.Input(
             "steps",
@@ -76,8 +76,8 @@ def step_widgets() -> list[io.Input]:
             min=0.0,
             max=100.0,
             step=0.1,
-            tooltip="Flow shift. 0 takes what the MODEL was trained for (5 where it does not say, as every "
-            "published Wan student was).",
+            tooltip="Flow shift. 0 uses what the MODEL was trained for (5 if unknown, as for every published Wan "
+            "student).",
             **ADVANCED,
         ),
     ]
@@ -92,7 +92,7 @@ def sampling_widgets() -> list[io.Input]:
             min=0,
             max=2**64 - 1,
             control_after_generate=True,
-            tooltip="The same seed gives the same blocks, whatever the length: a longer clip begins like the shorter.",
+            tooltip="The same seed gives the same blocks at any length: a longer clip starts like the shorter one.",
         ),
         *step_widgets(),
         stepping_widget(**ADVANCED),
@@ -102,8 +102,8 @@ def sampling_widgets() -> list[io.Input]:
             min=0.0,
             max=30.0,
             step=0.1,
-            tooltip="Guidance. Few-step students need none: 1 is off. Above, every step is evaluated twice.",
+            tooltip="Guidance. Few-step students need none: 1 is off. Otherwise every step is evaluated twice.",
             **ADVANCED,
         ),
-        frames_per_block_widget("Latent frames per block; 0 takes what the MODEL was trained for.", **ADVANCED),
+        frames_per_block_widget("Latent frames per block; 0 uses what the MODEL was trained for.", **ADVANCED),
     ]

@@ -36,7 +36,7 @@ export function segments({ held, sink, next_frame: next }) {
   return found;
 }
 
-/** The bar of one memory, `{policy, held, sink, window, next_frame, bytes, layers}` as nodes/memory_bar.py sends it. */
+/** The bar of one memory, `{policy, held, sink, window, next_frame, bytes, layers}` as nodes/memory_ui.py sends it. */
 export function memoryBar(memory, word) {
   const names = { sink: "sink: kept for ever", window: "window: kept for now", gone: "forgotten", next: "next" };
   const span = ({ first, last }) => (first === last ? `${first}` : `${first}–${last}`);

@@ -1,4 +1,4 @@
-/** What the pack adds to ComfyUI's page: a timeline on Salt Prompt Schedule, a memory bar and the report on nodes. */
+/** The front-end extension: a timeline on Salt Prompt Schedule, a memory bar and the report on nodes. */
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
@@ -10,14 +10,14 @@ const PREVIEW_HEIGHT = 220;
 let words = {};
 const word = (english) => words[english] ?? english;
 
-/** locales/LANGUAGE/main.json says under "salt" how each English word of this extension reads. */
-async function learnWords() {
+/** Translations of this extension's texts, from "salt" in locales/LANGUAGE/main.json. */
+async function loadTranslations() {
   const language = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
   const answer = await api.fetchApi("/i18n");
   if (answer.ok) words = (await answer.json())[language]?.salt ?? {};
 }
 
-/** Seconds of the clip that this node's prompts go to; 0 where nothing says it, as when a memory is extended. */
+/** Seconds of the clip that this node's prompts go to; 0 where that is unknown, as when a memory is extended. */
 function clipSeconds(node) {
   if (!node.graph) return 0; // a copy on its way into a subgraph
   const goals = (node.getOutputNodes?.(0) ?? []).filter((n) => !n.inputs?.find((i) => i.name === "memory")?.link);
@@ -46,7 +46,7 @@ function addTimeline(node) {
     locked: () => Boolean(node.inputs?.find((i) => i.widget?.name === "timeline")?.link),
     word,
   });
-  // The frontend looks for changes before a click, a key or a choice has done its work here.
+  // The frontend looks for changes before a click, a key or a choice has taken effect here.
   const captured = () => {
     app.canvas?.emitBeforeChange?.();
     app.canvas?.emitAfterChange?.();
@@ -86,7 +86,7 @@ function showKept(node, { salt_memory: memories = [], text = [] }) {
   grow(node);
 }
 
-/** Room for what was added, and none taken away that the user gave. */
+/** Enlarge the node to fit what was added; never shrink it. */
 function grow(node) {
   const [width, height] = node.computeSize();
   node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
@@ -94,8 +94,8 @@ function grow(node) {
 }
 
 /**
- * Live previews are animations, and the canvas draws only the first picture of one. The frontend has a way to show
- * animations, for saved files; a node that has a preview is sent that way.
+ * Live previews are animations, and the canvas draws only the first frame of one. The frontend has a widget that plays
+ * animations, for saved files; nodes with a preview use it as well.
  */
 function animatePreviews(node) {
   const core = node.onDrawBackground;
@@ -116,9 +116,9 @@ app.registerExtension({
   async init() {
     const style = make("link", "", { rel: "stylesheet", href: new URL("./salt.css", import.meta.url).href });
     document.head.append(style);
-    await learnWords();
+    await loadTranslations();
   },
-  /** Undo and a switch of tabs make nodes anew; what they have shown is kept by the frontend. */
+  /** Undo and a switch of tabs create nodes anew; the frontend keeps their outputs. */
   afterConfigureGraph() {
     requestAnimationFrame(() => {
       const ours = (app.graph?.nodes ?? app.graph?._nodes ?? []).filter((n) => n.comfyClass?.startsWith("Salt"));

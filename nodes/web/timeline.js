@@ -1,20 +1,20 @@
 /**
- * The timeline as a picture: prompts as blocks along seconds, and a row of plain fields for the selected one.
+ * The timeline editor: prompts as blocks along seconds, and a row of input fields for the selected one.
  *
- * It knows elements only, neither ComfyUI nor where the text lives. Mouse: drag an edge to change when a prompt begins,
+ * It uses DOM elements only, and neither ComfyUI nor the place where the text is stored. Mouse: drag an edge to change when a prompt begins,
  * drag a block to move it, click it to edit. Keys on a block: arrows, Enter, Delete.
  */
 
 import * as timeline from "./timeline_text.js";
 
-const CLICK = 4; // pixels that a hand may tremble
+const CLICK_TOLERANCE = 4; // pixels between press and release that still count as a click
 const MARKS = { keep: "", recache: "↻", cut: "✂" };
 const TICKS = [0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800];
 
 /**
  * read(): the text. write(text): the user changed it. clip(): the clip's seconds, 0 where they are not known.
- * locked(): whether the text comes from elsewhere. word(english): what the user reads.
- * Gives {element, refresh}; call refresh when any of these would answer otherwise.
+ * locked(): whether the text comes from a link. word(english): the text in the user's language.
+ * Returns {element, refresh}; call refresh when the result of any of these has changed.
  */
 export function timelineView({ read, write, clip, locked, word }) {
   const parts = build(word);
@@ -27,7 +27,7 @@ export function timelineView({ read, write, clip, locked, word }) {
     const found = timeline.parse(read());
     element.classList.toggle("salt-locked", locked());
     element.classList.toggle("salt-unread", Boolean(found.error));
-    said.textContent = locked() ? word("the text comes from a link") : found.error ? complaint(found.error, word) : "";
+    said.textContent = locked() ? word("the text comes from a link") : found.error ? errorText(found.error, word) : "";
     if (!found.error) changes = found.changes;
     selected = Math.min(selected, changes.length - 1);
     const usable = !found.error && !locked();
@@ -60,7 +60,7 @@ export function timelineView({ read, write, clip, locked, word }) {
   track.addEventListener("pointermove", (event) => {
     if (!drag) return;
     const far = event.clientX - drag.at;
-    drag.moved ||= Math.abs(far) > CLICK;
+    drag.moved ||= Math.abs(far) > CLICK_TOLERANCE;
     if (!drag.moved) return;
     const seconds = drag.from[drag.index].seconds + (far / track.getBoundingClientRect().width) * drag.end;
     const snapped = timeline.snapped(Math.min(seconds, drag.end));
@@ -211,6 +211,6 @@ function fill(fields, changes, selected, usable) {
   if (changes.length < 2) fields.remove.disabled = true;
 }
 
-function complaint({ line, found, expected }, word) {
+function errorText({ line, found, expected }, word) {
   return `${word("line")} ${line}: ${word("found")} "${found}", ${word("expected")} ${expected}`;
 }

@@ -1,8 +1,8 @@
 /**
- * The timeline as text and as changes: what salt/timeline.py reads, read and written here, with no page and no ComfyUI.
+ * The timeline's text format, as salt/timeline.py reads it: parsing, formatting, and edits. Needs no page and no ComfyUI.
  *
- * A line is SECONDS [keep|recache|cut]: PROMPT. The text is the truth; a list of changes [{seconds, text, mode}] is what
- * the picture works on, and every operation gives a new list.
+ * A line is SECONDS [keep|recache|cut]: PROMPT. The text is what is stored; the editor works on a list of changes
+ * [{seconds, text, mode}], and every operation returns a new list.
  */
 
 export const MODES = ["keep", "recache", "cut"];
