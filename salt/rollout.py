@@ -78,6 +78,9 @@ class Step:
     kind: Literal["denoise", "context", "recache"]
 
 
+OnStepEnd = Callable[[Step, Tensor], Tensor]
+
+
 @dataclass(frozen=True)
 class Block:
     """A finished block. latents [B, C, F, H, W] cover latent frames start (inclusive) to stop (exclusive)."""
@@ -146,6 +149,7 @@ def rollout(
     initial_latents: Tensor | None = None,
     history_latents: Tensor | None = None,
     on_step: Callable[[Step], None] | None = None,
+    on_step_end: OnStepEnd | None = None,
 ) -> Iterator[Block]:
     """Sample `frames` new latent frames block by block and yield each finished block.
 
@@ -161,6 +165,8 @@ def rollout(
     history_latents: [B, C, F', H, W] the clean latents before this clip, up to `memory.next_frame` (those before
         `memory.origin` are ignored); an extension needs them only for a prompt change that recaches.
     on_step: called before every model call; an exception from it ends the rollout, and the memory stays usable.
+    on_step_end: called after every denoising step with the block's latents [B, C, F, H, W], which after a block's last
+        step are clean; the rollout goes on with the latents that it returns.
     Raises InputError for a length that blocks do not fill, a block that does not fit into the policy's window, guidance
     without a negative conditioning, and a recache without the latents for it.
     """
@@ -173,7 +179,7 @@ def rollout(
     given = 0 if initial_latents is None else initial_latents.shape[2]
     lengths = block_lengths(memory.next_frame + given, frames, settings)
     memory.policy.check_block(max(lengths))
-    run = _Run(model, branches, noise, settings, len(lengths), on_step)
+    run = _Run(model, branches, noise, settings, len(lengths), on_step, on_step_end)
     if history_latents is not None:
         forgotten = max(history_latents.shape[2] - (memory.next_frame - memory.origin), 0)  # before a cut
         known = history_latents[:, :, forgotten:]
@@ -197,9 +203,10 @@ class _Run(Generic[Condition]):
         settings: RolloutSettings,
         count: int,
         on_step: Callable[[Step], None] | None,
+        on_step_end: OnStepEnd | None,
     ) -> None:
         self.model, self.branches, self.noise, self.settings = model, branches, noise, settings
-        self.count, self.on_step = count, on_step
+        self.count, self.on_step, self.on_step_end = count, on_step, on_step_end
         self.recent: list[Tensor] = []
         self.nfe = 0
 
@@ -210,25 +217,27 @@ class _Run(Generic[Condition]):
             began = time.perf_counter()
             start = self.branches[0].memory.next_frame
             self.switch(start, index)
-            x = x0 = self.noise(start, length, 0)
+            x = self.noise(start, length, 0)
             for i, sigma in enumerate(sigmas):
                 if i == 0 and first_flow is not None:
                     flow = first_flow
                 else:
                     flow = self.call(x, sigma, "denoise", index, i)
                 x0 = flow_to_x0(x, flow, sigma)
-                if i + 1 < len(sigmas):
-                    x = self.renoise(x, x0, flow, (sigma, sigmas[i + 1]), start, i + 1)
+                last = i + 1 == len(sigmas)
+                x = x0 if last else self.renoise(x, x0, flow, (sigma, sigmas[i + 1]), start, i + 1)
+                if self.on_step_end is not None:
+                    x = self.on_step_end(Step(index, self.count, i, len(sigmas), "denoise"), x)
             nfe, self.nfe = self.nfe, 0
-            self.remember(x0)
+            self.remember(x)
             seconds = time.perf_counter() - began
-            yield Block(index, self.count, start, start + length, x0, nfe, seconds, self.noise.seeds)
+            yield Block(index, self.count, start, start + length, x, nfe, seconds, self.noise.seeds)
             following = lengths[index + 1] if index + 1 < len(lengths) else 0
             if following and self.fusable(start + length):
-                first_flow = self.fused_pass(x0, following, index)
+                first_flow = self.fused_pass(x, following, index)
             else:
                 first_flow = None
-                self.context_pass(x0, index)
+                self.context_pass(x, index)
 
     def renoise(
         self, x: Tensor, x0: Tensor, flow: Tensor, sigmas: tuple[float, float], start: int, draw: int

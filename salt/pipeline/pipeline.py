@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from functools import partial
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError
 from ..memory import KVMemory, MemoryPolicy
-from ..rollout import Step, Stepping
+from ..rollout import OnStepEnd, Stepping
 from .base import SaltPipelineBase
+from .components import PipelineComponents
 from .inputs import PipelineInputs, PromptAt
-from .prepare import prepare
-from .progress import Bar, OnStep, StepProgress
+from .prepare import PreparedRun, prepare
+from .progress import Bar, CallbackTensors, OnStep, StepEnd, StepProgress
 from .prompts import encode_prompts
 from .run import Chunk, run_blocks, run_chunks
 from .start_image import StartImage
 
 OutputType = Literal["pil", "np", "pt", "latent"]
+Callback = Callable[["SaltPipeline", int, float, CallbackTensors], Mapping[str, Tensor | None] | None]
 
 
 @dataclass
@@ -53,6 +57,25 @@ class SaltPipeline(SaltPipelineBase):
     words: instead of UMT5, the settings of a `WordEmbedder` as a dict.
     default_size: pixels (H, W) where a call names none.
     """
+
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+    _guidance_scale = 1.0
+    _num_timesteps = 0
+
+    @property
+    def guidance_scale(self) -> float:
+        """Of the latest call."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the latest call is guided."""
+        return self._guidance_scale != 1.0
+
+    @property
+    def num_timesteps(self) -> int:
+        """Denoising steps of the latest call, over all its blocks."""
+        return self._num_timesteps
 
     @torch.no_grad()
     def encode_prompt(
@@ -113,14 +136,19 @@ class SaltPipeline(SaltPipelineBase):
         fuse: bool = False,
         prompt_embeds: Tensor | None = None,
         negative_prompt_embeds: Tensor | None = None,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ["latents"],  # noqa: B006 - as in diffusers, never changed
         on_step: OnStep | None = None,
     ) -> Iterator[Chunk]:
-        """Decoded blocks, each as soon as it is finished. Arguments as in `__call__`.
+        """Decoded blocks, each as soon as it is finished. Arguments as in `__call__`, which are checked at once.
 
         on_step: called before every model call; what it raises ends the stream and leaves the memory usable.
         """
         components, inputs = self._components(), PipelineInputs.from_arguments(locals())
-        return run_chunks(components, prepare(components, inputs), self.new_decoder(), on_step)
+        prepared, on_step_end = self._prepare(
+            components, inputs, callback_on_step_end, callback_on_step_end_tensor_inputs
+        )
+        return run_chunks(components, prepared, self.new_decoder(), on_step, on_step_end)
 
     def __call__(
         self,
@@ -151,30 +179,34 @@ class SaltPipeline(SaltPipelineBase):
         negative_prompt_embeds: Tensor | None = None,
         output_type: OutputType = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[[SaltPipeline, int, float, dict[str, Step]], object] | None = None,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ["latents"],  # noqa: B006 - as in diffusers, never changed
     ) -> SaltPipelineOutput | tuple:
-        """A whole clip, or one per prompt. The inputs are documented in `PipelineInputs`.
+        """A whole clip, or one per prompt. The other arguments are documented in `PipelineInputs`.
 
         output_type: `pil` lists of images, `np` [B, T, H, W, 3] in [0, 1], `pt` [B, T, 3, H, W] in [0, 1], or `latent`.
-        callback_on_step_end(pipeline, index, timestep, {"step": Step}): after every model call.
         return_dict False: (frames, latents, memory).
+        callback_on_step_end(pipeline, index, timestep, tensors): after every denoising step, counted over all blocks.
+            tensors: those named in callback_on_step_end_tensor_inputs, of `latents` (the block's [B, C, F, H, W], clean
+            after its last step), `prompt_embeds` and `negative_prompt_embeds`. It may return a dict; its `latents`
+            replace the block's.
+        Raises InputError for an argument that does not fit the model, the memory or another argument.
         """
         components, inputs = self._components(), PipelineInputs.from_arguments(locals())
-        if output_type not in ("pil", "np", "pt", "latent"):
+        if output_type not in get_args(OutputType):
             raise InputError("output_type", f"found {output_type!r}, expected pil, np, pt or latent")
-        prepared = prepare(components, inputs)
-        callback: Callable[[int, float, Step], object] | None = None
-        if callback_on_step_end is not None:
-            callback = lambda index, timestep, step: callback_on_step_end(self, index, timestep, {"step": step})  # noqa: E731
+        prepared, on_step_end = self._prepare(
+            components, inputs, callback_on_step_end, callback_on_step_end_tensor_inputs
+        )
         bar: Bar = cast(Any, self).progress_bar(total=prepared.model_calls)
         parts: list[Tensor] = []
         pixels: list[Tensor] = []
-        with StepProgress(bar, prepared.settings.schedule.timesteps, callback) as on_step:
+        with StepProgress(bar) as progress:
             if output_type == "latent":
-                start = [] if prepared.initial_latents is None else [prepared.initial_latents]
-                parts = [*start, *(block.latents for block in run_blocks(components, prepared, on_step))]
+                parts += [] if prepared.initial_latents is None else [prepared.initial_latents]
+                parts += [block.latents for block in run_blocks(components, prepared, progress.step, on_step_end)]
             else:
-                for chunk in run_chunks(components, prepared, self.new_decoder(), on_step):
+                for chunk in run_chunks(components, prepared, self.new_decoder(), progress.step, on_step_end):
                     parts.append(chunk.latents)
                     pixels.append(chunk.pixels.cpu())
         clip = torch.cat(parts, dim=2)
@@ -185,3 +217,18 @@ class SaltPipeline(SaltPipelineBase):
         if not return_dict:
             return frames, clip, prepared.memory
         return SaltPipelineOutput(frames, clip, prepared.noise.seeds, prepared.memory, prepared.negative_memory)
+
+    def _prepare(
+        self, components: PipelineComponents, inputs: PipelineInputs, callback: Callback | None, tensors: Sequence[str]
+    ) -> tuple[PreparedRun, OnStepEnd | None]:
+        """The run of a call, and what the rollout calls after every denoising step."""
+        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+            tensors = callback.tensor_inputs
+        if unknown := [name for name in tensors if name not in self._callback_tensor_inputs]:
+            names = ", ".join(self._callback_tensor_inputs)
+            raise InputError(
+                "callback_on_step_end_tensor_inputs", f"found {', '.join(unknown)}, expected some of {names}"
+            )
+        prepared = prepare(components, inputs)
+        self._guidance_scale, self._num_timesteps = inputs.guidance_scale, prepared.denoising_steps
+        return prepared, StepEnd(partial(callback, self), tensors, prepared) if callback is not None else None

@@ -14,7 +14,7 @@ from ..memory import KVMemory
 from ..model_input import FlowModel, ModelInput
 from ..models.streaming_vae import FrameDecoder
 from ..models.transformer_salt import CausalModel
-from ..rollout import Block, rollout
+from ..rollout import Block, OnStepEnd, rollout
 from ..sampling import BidirectionalModel, sample_bidirectional
 from .async_decoder import DECODER_WARM_UP, AsyncDecoder, decode_ahead, decode_in_turn
 from .components import PipelineComponents
@@ -43,7 +43,11 @@ class Chunk:
 
 @torch.no_grad()
 def run_chunks(
-    components: PipelineComponents, prepared: PreparedRun, decoder: FrameDecoder, on_step: OnStep | None
+    components: PipelineComponents,
+    prepared: PreparedRun,
+    decoder: FrameDecoder,
+    on_step: OnStep | None = None,
+    on_step_end: OnStepEnd | None = None,
 ) -> Iterator[Chunk]:
     """Yield every block as soon as its frames are decoded."""
     decoding, first_frame = AsyncDecoder(decoder, components.device), 0
@@ -57,7 +61,7 @@ def run_chunks(
     # Weights that accelerate offloads would be fetched and sent away by turns.
     ordered = decode_ahead if decoding.overlaps and not components.offloaded else decode_in_turn
     began = time.perf_counter()
-    blocks = run_blocks(components, prepared, on_step)
+    blocks = run_blocks(components, prepared, on_step, on_step_end)
     for block, pending in ordered(blocks, lambda block: decoding.begin(latents_of(block))):
         ready = pending.wait()
         seconds = time.perf_counter() - began
@@ -68,7 +72,12 @@ def run_chunks(
 
 
 @torch.no_grad()
-def run_blocks(components: PipelineComponents, prepared: PreparedRun, on_step: OnStep | None) -> Iterator[Block]:
+def run_blocks(
+    components: PipelineComponents,
+    prepared: PreparedRun,
+    on_step: OnStep | None = None,
+    on_step_end: OnStepEnd | None = None,
+) -> Iterator[Block]:
     """Yield the blocks of latents; a bidirectional model's whole clip is one block."""
     frames = prepared.length.frames
     if prepared.memory is None:
@@ -81,6 +90,7 @@ def run_blocks(components: PipelineComponents, prepared: PreparedRun, on_step: O
             prepared.settings,
             negative=prepared.negative,
             on_step=on_step,
+            on_step_end=on_step_end,
         )
         seconds = time.perf_counter() - began
         yield Block(0, 1, 0, frames, latents, prepared.settings.schedule.nfe, seconds, prepared.noise.seeds)
@@ -101,6 +111,7 @@ def run_blocks(components: PipelineComponents, prepared: PreparedRun, on_step: O
         initial_latents=prepared.initial_latents,
         history_latents=prepared.history_latents,
         on_step=on_step,
+        on_step_end=on_step_end,
     )
 
 

@@ -43,8 +43,8 @@ def folder(path: Path, seed: int = 0) -> Path:
     return path
 
 
-def umt5(path: Path) -> Path:
-    """A diffusers-like folder with a random UMT5 of width 32 and a tokenizer of a few words, `</s>` at every end."""
+def umt5_models() -> tuple[PreTrainedTokenizerFast, UMT5EncoderModel]:
+    """A random UMT5 of width 32 and its tokenizer of a few words, `</s>` at every end."""
     words = ["<pad>", "</s>", "<unk>", "a", "red", "circle", "moving", "right"]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -52,8 +52,14 @@ def umt5(path: Path) -> Path:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", padding_side="right"
     )
-    fast.save_pretrained(path / "tokenizer")
     torch.manual_seed(0)
     config = UMT5Config(vocab_size=len(words), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
-    UMT5EncoderModel(config).save_pretrained(path / "text_encoder")
+    return fast, UMT5EncoderModel(config)
+
+
+def umt5(path: Path) -> Path:
+    """A diffusers-like folder with `umt5_models` in it."""
+    tokenizer, encoder = umt5_models()
+    tokenizer.save_pretrained(path / "tokenizer")
+    encoder.save_pretrained(path / "text_encoder")
     return path

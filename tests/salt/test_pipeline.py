@@ -117,11 +117,13 @@ def test_seconds_are_rounded_up_to_blocks(pipe):
         call(pipe, frames=20)
 
 
-def test_callback_counts_model_calls(pipe):
-    seen = []
-    call(pipe, callback_on_step_end=lambda p, i, t, info: seen.append((i, t, info["step"].kind)))
-    assert [i for i, _, _ in seen] == list(range(6)) and seen[0][1] == 1000.0
-    assert [k for _, _, k in seen] == ["denoise", "denoise", "context"] * 2
+def test_callback_counts_the_denoising_steps_of_all_blocks(pipe):
+    seen, calls = [], []
+    out = call(pipe, callback_on_step_end=lambda p, i, t, tensors: seen.append((i, t, tensors["latents"])))
+    assert [i for i, _, _ in seen] == list(range(4)) and seen[0][1] == 1000.0 and pipe.num_timesteps == 4
+    assert torch.equal(torch.cat([seen[1][2], seen[3][2]], 2), out.latents), "clean after a block's last step"
+    list(pipe.stream(PROMPT, num_frames=21, num_inference_steps=2, on_step=lambda step: calls.append(step.kind)))
+    assert calls == ["denoise", "denoise", "context"] * 2
 
 
 def test_save_and_load_again(tmp_path, pipe):
