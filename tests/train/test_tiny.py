@@ -20,7 +20,6 @@ from train.experiments.tiny.latent_dataset import Latents
 from train.experiments.tiny.muon import orthogonalize
 from train.experiments.tiny.run_state import Run
 from train.experiments.tiny.teacher import (
-    ClipPhase,
     draw_sigmas,
     flow_matching_loss,
     new_transformer,

@@ -26,9 +26,9 @@ from train.experiments.ablation.runner import recipe_of
 from train.experiments.tiny import teacher, teacher_forcing, vae
 from train.experiments.tiny.adversarial import Finish, train_finish
 from train.experiments.tiny.cpu_workers import run_workers
-from train.experiments.tiny.latent_dataset import SHARD, make_latents
+from train.experiments.tiny.latent_dataset import CLIPS_PER_SHARD, encode_clips
 from train.experiments.tiny.ode_regression import train_start
-from train.experiments.tiny.teacher import ClipPhase
+from train.experiments.tiny.training_loop import ClipPhase
 from train.monitoring.plots import plot_curve
 
 STAGES = ("vae", "teacher", "student")
@@ -72,13 +72,19 @@ class Budget:
 
 BUDGETS = {
     "full": Budget(
-        vae.FULL, 9120, teacher.FULL, teacher_forcing.FORCING, {"clips": 1024, "steps": 1000}, LONGER, Finish()
+        vae.FULL_PHASES,
+        9120,
+        teacher.FULL_PHASES,
+        teacher_forcing.FORCING_PHASES,
+        {"clips": 1024, "steps": 1000},
+        LONGER,
+        Finish(),
     ),
     "quick": Budget(
-        vae.QUICK,
-        SHARD,
-        teacher.QUICK,
-        tuple(replace(phase, steps=100, batch=4) for phase in teacher_forcing.FORCING[:2]),
+        vae.QUICK_PHASES,
+        CLIPS_PER_SHARD,
+        teacher.QUICK_PHASES,
+        tuple(replace(phase, steps=100, batch=4) for phase in teacher_forcing.FORCING_PHASES[:2]),
         {"clips": 4, "steps": 10},
         ("optimisation.updates=2", "optimisation.compile=false"),
         Finish(waits=3, steps=3, compiled=False),
@@ -99,7 +105,7 @@ def run_stage(stage: str, out: Path, budget: Budget, device: str = "cpu", worker
         return
     _require(vae_folder / "frozen", "vae")
     if stage == "teacher":
-        run_workers(workers, make_latents, vae_folder / "frozen", latents, budget.clips, 7, device)
+        run_workers(workers, encode_clips, vae_folder / "frozen", latents, budget.clips, 7, device)
         _unless(
             out / "teacher/final", workers, teacher.train_teacher, out / "teacher", latents, budget.teacher, 2, device
         )

@@ -1,12 +1,11 @@
-"""Several single-threaded workers on one CPU: where operations are tiny, that beats many threads in one process.
+"""Data parallelism over single-threaded CPU processes, which beats many threads in one process for tiny operations.
 
-Each worker draws its own share of the batch; gradients are averaged, so that all of them take the same step.
+Each worker draws its own share of the batch; gradients are averaged, so that all workers take the same step.
 """
 
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,7 +22,7 @@ def world() -> int:
 
 
 def average_gradients(model: nn.Module) -> None:
-    """Mean of every gradient over the workers, in one message. Does nothing with one worker."""
+    """Average every gradient over the workers, in one all-reduce. Does nothing with one worker."""
     if world() == 1:
         return
     grads = [p.grad for p in model.parameters() if p.grad is not None]
@@ -34,15 +33,15 @@ def average_gradients(model: nn.Module) -> None:
         grad.copy_(piece.view_as(grad))
 
 
-def _worker(index: int, workers: int, store: str, stage: Callable[..., Any], arguments: tuple) -> None:
+def _worker(index: int, workers: int, store: str, stage: Callable[..., object], arguments: tuple) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=index, world_size=workers)
     stage(*arguments)
     dist.destroy_process_group()
 
 
-def run_workers(workers: int, stage: Callable[..., Any], *arguments: Any) -> None:
-    """Call `stage(*arguments)` in `workers` processes, or here when there is but one."""
+def run_workers(workers: int, stage: Callable[..., object], *arguments: object) -> None:
+    """Call `stage(*arguments)` in `workers` processes, or in this one if `workers` is 1."""
     if workers == 1:
         stage(*arguments)
         return

@@ -1,4 +1,6 @@
-"""Clips as latents, made once: the frozen VAE's encodings of shapes-world clips, in shards that a trainer maps."""
+"""Latents of Shapes-world clips, encoded once with the frozen VAE and stored in shards."""
+
+from __future__ import annotations
 
 from pathlib import Path
 
@@ -13,24 +15,24 @@ from train.experiments.tiny.cpu_workers import rank, world
 from train.experiments.tiny.run_state import seeded
 from train.shapes.world import SCENES, TRAIN_SCENES, random_scenes, render
 
-SHARD = 96  # clips
-FRAMES = 81  # pixel frames, 21 latent
+CLIPS_PER_SHARD = 96
+PIXEL_FRAMES = 81  # 21 latent frames
 
 
 @torch.no_grad()
-def make_latents(vae_folder: Path, folder: Path, clips: int, seed: int = 7, device: str = "cpu") -> None:
-    """Write shards of SHARD clips, normalised latents [SHARD, 16, 21, 8, 8] fp16 and scene numbers, until `clips`."""
+def encode_clips(vae_folder: Path, folder: Path, clips: int, seed: int = 7, device: str = "cpu") -> None:
+    """Write shards of CLIPS_PER_SHARD clips, normalised latents [CLIPS_PER_SHARD, 16, 21, 8, 8] fp16 and scene numbers, until `clips`."""
     folder.mkdir(parents=True, exist_ok=True)
     vae = load_vae(vae_folder, device)
-    for shard in range(rank(), (clips + SHARD - 1) // SHARD, world()):
+    for shard in range(rank(), (clips + CLIPS_PER_SHARD - 1) // CLIPS_PER_SHARD, world()):
         path = folder / f"{shard:04d}.pt"
         if path.exists():
             continue
         generator = seeded(seed, shard)
-        scenes = random_scenes(SHARD, generator, TRAIN_SCENES)
+        scenes = random_scenes(CLIPS_PER_SHARD, generator, TRAIN_SCENES)
         parts = []
-        for i in range(0, SHARD, 8):
-            pixels = render(scenes[i : i + 8], FRAMES, generator).pixels.to(device)
+        for i in range(0, CLIPS_PER_SHARD, 8):
+            pixels = render(scenes[i : i + 8], PIXEL_FRAMES, generator).pixels.to(device)
             parts.append(encode_video(vae, pixels))
         numbers = torch.tensor([SCENES.index(scene) for scene in scenes])
         with atomic_write(path) as partial:
@@ -38,12 +40,15 @@ def make_latents(vae_folder: Path, folder: Path, clips: int, seed: int = 7, devi
 
 
 class Latents:
-    """All shards in a folder: `batch` draws clips with their embedded captions."""
+    """All clips in a folder of shards, with their captions' embeddings.
 
-    def __init__(self, folder: Path):
+    text_SLD: embedding of every scene's caption, by scene number.
+    """
+
+    def __init__(self, folder: Path) -> None:
         paths = sorted(folder.glob("*.pt"))
         if not paths:
-            raise FileNotFoundError(f"no latent shards in {folder}; expected some from the VAE stage's make_latents")
+            raise FileNotFoundError(f"{folder}: found no latent shards; run the teacher stage, which encodes them")
         shards = [torch.load(path, weights_only=True) for path in paths]
         self.latents_NCFHW = torch.cat([shard["latents"] for shard in shards])
         self.scenes_N = torch.cat([shard["scenes"] for shard in shards])
@@ -55,7 +60,7 @@ class Latents:
     def draw(self, size: int, frames: int, generator: torch.Generator, late: bool = False) -> tuple[Tensor, Tensor]:
         """`size` clips, their first `frames` latent frames [B, 16, F, 8, 8], and their scene numbers [B].
 
-        late: not the first frames, which the VAE makes otherwise, but any that follow each other after them.
+        late: consecutive frames after the first one, which the VAE encodes differently, from a random start.
         """
         index = torch.randint(len(self), (size,), generator=generator)
         start_B = torch.zeros(size, dtype=torch.long)
@@ -64,14 +69,14 @@ class Latents:
         return self._cut(index, start_B, frames), self.scenes_N[index]
 
     def _cut(self, index: Tensor, start_B: Tensor, frames: int) -> Tensor:
-        """`frames` latent frames of each clip from its start on, [B, 16, F, 8, 8]."""
+        """`frames` latent frames of each clip from its start frame, [B, 16, F, 8, 8]."""
         clips_BFCHW = self.latents_NCFHW.transpose(1, 2)[index[:, None], start_B[:, None] + torch.arange(frames)]
         return clips_BFCHW.transpose(1, 2).float()
 
     def batch(self, size: int, frames: int, generator: torch.Generator, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Clips as `draw` draws them, and their text [B, L, D], some of it emptied.
+        """Clips [B, 16, F, 8, 8] and their text embeddings [B, L, D], zeroed for a share `dropout` of them.
 
-        With `frames` 1 any one frame of each clip, not only the first.
+        `frames` 1 takes a random frame of each clip; otherwise clips start at their first frame.
         """
         index = torch.randint(len(self), (size,), generator=generator)
         keep = torch.rand(size, 1, 1, generator=generator) >= dropout

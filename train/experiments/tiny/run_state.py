@@ -1,9 +1,9 @@
-"""What the three stages share: a run folder that can be killed and taken up again, a curve and seeds."""
+"""A stage's run folder (resumable state, loss curve), its random streams, learning rate and weight average."""
 
 import csv
 import time
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,9 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class Run:
-    """A stage's folder: `state.pt` (written whole or not at all), `curve.csv`, and the time since the last save."""
+    """A stage's folder: `state.pt`, written atomically, and `curve.csv`; saving is due every `save_every_s` seconds."""
 
-    def __init__(self, folder: Path, save_every_s: float = 60.0):
+    def __init__(self, folder: Path, save_every_s: float = 60.0) -> None:
         self.folder = folder
         self.save_every_s = save_every_s
         folder.mkdir(parents=True, exist_ok=True)
@@ -26,11 +26,11 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Wall seconds spent in this stage, over all its runs."""
+        """Wall-clock seconds spent in this stage, summed over resumed runs."""
         return self.seconds_before + time.monotonic() - self._began
 
-    def load(self) -> dict[str, Any] | None:
-        """The last saved state, or None where the stage has not begun."""
+    def load(self) -> dict | None:
+        """The last saved state, or None before the first save."""
         path = self.folder / "state.pt"
         if not path.exists():
             return None
@@ -39,10 +39,11 @@ class Run:
         return state
 
     def due(self) -> bool:
+        """Whether it is time to save."""
         return time.monotonic() - self._saved_at > self.save_every_s
 
-    def save(self, **state: Any) -> None:
-        """Save atomically, so that a kill in the middle leaves the older state."""
+    def save(self, **state: object) -> None:
+        """Write `state` (tensors and plain values by name) atomically: an interruption leaves the previous state."""
         with atomic_write(self.folder / "state.pt") as partial:
             torch.save({**state, "seconds": self.seconds}, partial)
         self._saved_at = time.monotonic()
@@ -62,13 +63,13 @@ class Run:
 
 
 def placed(model: Model, device: str) -> Model:
-    """`model` on `device`; torch's own `to`, whose type diffusers hides."""
+    """`model`, moved to `device` (by `nn.Module.to`: diffusers' own `to` hides its type)."""
     nn.Module.to(model, device)
     return model
 
 
 def seeded(seed: int, step: int) -> torch.Generator:
-    """The random stream of one step: a resumed run draws what the unbroken run would have drawn."""
+    """The generator of one step, so that a resumed run draws what an uninterrupted one would have drawn."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 

@@ -1,13 +1,13 @@
-"""The VAE stage: a small AutoencoderKLWan whose latents wear Wan 2.1's published mean and standard deviation.
+"""The VAE stage: a small AutoencoderKLWan whose latents have Wan 2.1's published mean and standard deviation.
 
-Four habits make it train in minutes on a CPU. Early taps of every temporal kernel start at zero and the temporal
-resamplers start as copies, so what was learned on single frames holds unchanged when clips begin. The object's pixels
-weigh more than the background's, without which everything collapses to the background, and training begins on crops
-around it, which a convolutional net carries over to the whole picture at a quarter of the cost. And latents get a
-little noise, in proportion to their spread, so that neighbours decode alike and a diffusion model finds smooth space.
+Four measures make it train in minutes on a CPU. Past taps of every temporal kernel start at zero and the temporal
+resamplers start as copies, so what was learned on single frames still holds when clips begin. The object's pixels
+weigh more than the background's, without which reconstructions collapse to the background. Training starts on crops
+around the object, which a convolutional net generalises to the whole frame at a quarter of the cost. Latents get noise
+in proportion to their spread, so that the latent space is smooth for a diffusion model.
 
-After the joint phases the encoder is frozen and an affine is folded into the 1x1x1 quantisation convolutions
-(`fold_wan_statistics`); the decoder alone goes on, while the teacher may already train on the frozen latents.
+After the joint phases the encoder is frozen and an affine map is folded into the 1x1x1 quantisation convolutions
+(`fold_wan_statistics`); then only the decoder trains, while the teacher can already use the frozen latents.
 """
 
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from train.shapes.world import HELD_OUT_SCENES, SIZE, Clips, random_scenes, rend
 
 @dataclass(frozen=True)
 class Phase:
-    """Some steps on clips of one length. `decoder_only` phases come last, after the encoder is frozen."""
+    """Steps on clips of one length (pixel frames) and crop. `decoder_only` phases come last, with the encoder frozen."""
 
     frames: int
     crop: int
@@ -36,14 +36,14 @@ class Phase:
     decoder_only: bool = False
 
 
-FULL = (
+FULL_PHASES = (
     Phase(frames=1, crop=32, batch=16, steps=1000, lr=3e-3),
     Phase(frames=5, crop=32, batch=6, steps=800, lr=2.5e-3),
     Phase(frames=9, crop=32, batch=6, steps=900, lr=2e-3),
     Phase(frames=9, crop=64, batch=3, steps=300, lr=1.2e-3),
     Phase(frames=17, crop=64, batch=2, steps=600, lr=1e-3, decoder_only=True),
 )
-QUICK = tuple(replace(phase, steps=phase.steps // 15) for phase in FULL)
+QUICK_PHASES = tuple(replace(phase, steps=phase.steps // 15) for phase in FULL_PHASES)
 
 OBJECT_WEIGHT = 4.0  # added to 1 where the object is
 LATENT_NOISE = 0.1  # standard deviations of the channel
@@ -51,7 +51,7 @@ LATENT_PULL = 1e-4  # weight of mean(z^2), which keeps the scale from drifting
 
 
 def new_vae() -> AutoencoderKLWan:
-    """A fresh VAE (0.9 M parameters) whose temporal taps start as copies of the newest frame."""
+    """A new VAE (0.9 M parameters) whose temporal kernels start with only the newest frame's tap."""
     vae = AutoencoderKLWan(base_dim=8, dim_mult=[1, 2, 4, 4], num_res_blocks=2, z_dim=16)
     with torch.no_grad():
         for name, module in vae.named_modules():
@@ -60,20 +60,21 @@ def new_vae() -> AutoencoderKLWan:
                 if name.endswith("time_conv"):
                     copies = module.out_channels // module.in_channels
                     module.weight[:, :, -1, 0, 0] = torch.eye(module.in_channels).repeat(copies, 1)
-                    nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+                    assert module.bias is not None
+                    nn.init.zeros_(module.bias)
     return vae
 
 
-def _chunks(x_BCTHW: Tensor) -> list[Tensor]:
-    """The first frame, then all the rest at once: the two kinds of chunk a causal Wan VAE tells apart."""
+def _split_first_frame(x_BCTHW: Tensor) -> list[Tensor]:
+    """The first frame, then all others at once: the causal Wan VAE treats the first frame differently."""
     return [x_BCTHW[:, :, :1]] + ([x_BCTHW[:, :, 1:]] if x_BCTHW.shape[2] > 1 else [])
 
 
 def encode(vae: AutoencoderKLWan, pixels_B3THW: Tensor) -> Tensor:
-    """Latent mode [B, 16, F, H/8, W/8], not normalised. As `vae.encode`, in two calls, not one per 4 frames."""
+    """Latent mode [B, 16, F, H/8, W/8], not normalised, with gradient. Equals `vae.encode`, in two encoder calls."""
     vae.clear_cache()
     parts = []
-    for chunk in _chunks(pixels_B3THW.contiguous(memory_format=torch.channels_last_3d)):
+    for chunk in _split_first_frame(pixels_B3THW.contiguous(memory_format=torch.channels_last_3d)):
         vae._enc_conv_idx = [0]
         parts.append(vae.encoder(chunk, feat_cache=vae._enc_feat_map, feat_idx=vae._enc_conv_idx))
     vae_out = vae.quant_conv(torch.cat(parts, dim=2))
@@ -82,10 +83,10 @@ def encode(vae: AutoencoderKLWan, pixels_B3THW: Tensor) -> Tensor:
 
 
 def decode(vae: AutoencoderKLWan, z_BCFHW: Tensor) -> Tensor:
-    """Pixels [B, 3, 4F-3, 8H, 8W], not clamped. Equals `vae.decode`, in two calls instead of one per latent frame."""
+    """Pixels [B, 3, 4F-3, 8H, 8W], not clamped, with gradient. Equals `vae.decode`, in two decoder calls."""
     vae.clear_cache()
     parts = []
-    for i, chunk in enumerate(_chunks(vae.post_quant_conv(z_BCFHW))):
+    for i, chunk in enumerate(_split_first_frame(vae.post_quant_conv(z_BCFHW))):
         vae._conv_idx = [0]
         parts.append(vae.decoder(chunk, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=i == 0))
     vae.clear_cache()
@@ -94,7 +95,7 @@ def decode(vae: AutoencoderKLWan, z_BCFHW: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fold_wan_statistics(vae: AutoencoderKLWan, mean_C: Tensor, std_C: Tensor) -> None:
-    """Fold z' = a z + b into the 1x1x1 convolutions, so that measured mean and std become Wan's; decoding as before."""
+    """Fold z' = a z + b into the 1x1x1 convolutions, so that the measured mean and std become Wan's; decoded pixels stay the same."""
     want_mean, want_std = (s.flatten() for s in latent_statistics(vae, torch.device("cpu")))
     a = want_std / std_C
     b = want_mean - a * mean_C
@@ -103,7 +104,7 @@ def fold_wan_statistics(vae: AutoencoderKLWan, mean_C: Tensor, std_C: Tensor) ->
     assert quant.bias is not None and post.bias is not None
     quant.weight[:channels].mul_(a.view(-1, 1, 1, 1, 1))
     quant.bias[:channels].mul_(a).add_(b)
-    quant.weight[channels:] = 0  # the variance was never trained: make sampling as good as the mode
+    quant.weight[channels:] = 0  # the variance was not trained: let samples equal the mode
     quant.bias[channels:] = -16.0
     post.bias.sub_(post.weight[:, :, 0, 0, 0] @ (b / a))
     post.weight.div_(a.view(1, -1, 1, 1, 1))
@@ -111,7 +112,7 @@ def fold_wan_statistics(vae: AutoencoderKLWan, mean_C: Tensor, std_C: Tensor) ->
 
 @torch.no_grad()
 def measured_statistics(vae: AutoencoderKLWan, clips: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Per-channel mean and std of unfolded latents over `clips` clips of 33 frames."""
+    """Per-channel mean and std of the latents, not normalised, over `clips` clips of 33 frames."""
     parts = []
     for i in range(0, clips, 4):
         generator = seeded(seed, i)
@@ -127,14 +128,14 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 @torch.no_grad()
 def held_out_psnr(vae: AutoencoderKLWan, frames: int, clips: int = 8) -> float:
-    """PSNR on clips of held-out captions, always the same ones."""
+    """PSNR in dB on a fixed set of clips with held-out captions."""
     generator = torch.Generator().manual_seed(4321)
     pixels = render(random_scenes(clips, generator, HELD_OUT_SCENES), frames, generator).pixels
     return psnr(decode(vae, encode(vae, pixels)).clamp(-1, 1), pixels)
 
 
 def crop_near_object(clips: Clips, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Cut a `size` x `size` window, up to 20 pixels off the object, out of each clip: (pixels, mask)."""
+    """Crop `size` x `size` windows at most 20 pixels from the object: (pixels, mask) of each clip."""
     if size == SIZE:
         return clips.pixels, clips.mask
     count = clips.pixels.shape[0]
@@ -154,8 +155,10 @@ def reconstruction_loss(out: Tensor, pixels: Tensor, mask_B1THW: Tensor) -> Tens
     return (weight * (delta + delta.square())).mean() / weight.float().mean()
 
 
-def train_vae(folder: Path, phases: tuple[Phase, ...] = FULL, seed: int = 1, device: str = "cpu") -> AutoencoderKLWan:
-    """Train or go on training; leaves `frozen/` (after the joint phases) and `final/` in `folder`."""
+def train_vae(
+    folder: Path, phases: tuple[Phase, ...] = FULL_PHASES, seed: int = 1, device: str = "cpu"
+) -> AutoencoderKLWan:
+    """Train or resume; writes `frozen/` (after the joint phases) and `final/` in `folder`."""
     run = Run(folder)
     torch.manual_seed(seed)
     vae = placed(channels_last(new_vae()), device)
@@ -199,7 +202,7 @@ def train_vae(folder: Path, phases: tuple[Phase, ...] = FULL, seed: int = 1, dev
 
 
 def _optimizer(vae: AutoencoderKLWan) -> Muon:
-    """Muon for the convolutions' kernels, Adam for biases and norms; nothing for what is frozen."""
+    """Muon for convolution kernels, Adam for biases and norms; frozen parameters are left out."""
     params = [p for p in vae.parameters() if p.requires_grad]
     kernels = [p for p in params if p.ndim >= 3 and p.numel() > max(p.shape)]
     chosen = {id(p) for p in kernels}
@@ -225,7 +228,3 @@ def _vae_step(
     nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
     optimizer.step()
     return loss.item()
-
-
-if __name__ == "__main__":
-    train_vae(Path("runs/tiny/vae"))
