@@ -26,6 +26,7 @@ from train.experiments.tiny.teacher import (
     train_teacher,
 )
 from train.experiments.tiny.teacher_forcing import forcing_loss
+from train.experiments.tiny.training_loop import ClipPhase
 from train.experiments.tiny.vae import decode, encode, fold_wan_statistics, measured_statistics, new_vae
 from train.monitoring.plots import plot_curve
 from train.rollout.block_causal import causal_flow

@@ -21,7 +21,10 @@ PIXEL_FRAMES = 81  # 21 latent frames
 
 @torch.no_grad()
 def encode_clips(vae_folder: Path, folder: Path, clips: int, seed: int = 7, device: str = "cpu") -> None:
-    """Write shards of CLIPS_PER_SHARD clips, normalised latents [CLIPS_PER_SHARD, 16, 21, 8, 8] fp16 and scene numbers, until `clips`."""
+    """Write missing shards of CLIPS_PER_SHARD clips until there are `clips`.
+
+    A shard: normalised latents [CLIPS_PER_SHARD, 16, 21, 8, 8], fp16, and their scene numbers.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     vae = load_vae(vae_folder, device)
     for shard in range(rank(), (clips + CLIPS_PER_SHARD - 1) // CLIPS_PER_SHARD, world()):

@@ -1,7 +1,8 @@
-"""The student that distillation begins with: regression on the guided trajectories of the teacher-forced stage.
+"""The ODE-regression stage: the student that distillation starts from.
 
-Causal Forcing's ODE stage: from any state on a trajectory, past clean blocks, predict where the trajectory ends. Its
-clips come from `python -m train precompute tiny_ode`'s own code; only the loop is this room's, compiled and with Muon.
+Causal Forcing's ODE stage: from any state on a guided trajectory of the causal teacher, behind clean blocks, predict
+the end of the trajectory. Clips and loss are those of `python -m train distill tiny_ode`; the loop is this experiment's
+(compiled, with Muon).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from salt.checkpoints import load_student
 from salt.conditioning import Conditioning
@@ -18,11 +19,11 @@ from train.config.loader import load_recipe
 from train.config.recipe import Recipe
 from train.data.clip_dataset import ClipDataset, generate_clips
 from train.experiments.tiny.compiled_forward import CompiledForward
-from train.experiments.tiny.run_state import Run, placed, seeded, update_ema, warmup_cosine
-from train.experiments.tiny.teacher import matrix_optimizer
+from train.experiments.tiny.run_state import placed
+from train.experiments.tiny.training_loop import ClipPhase, LoopSettings, LoopStep, train_phases
 from train.methods.ode_regression import trajectory_loss
 
-FRAMES = 12  # latent; four blocks, which is what the longest window holds
+CLIP_FRAMES = 12  # latent; four blocks, as many as the longest window holds
 BATCH = 16
 
 
@@ -32,7 +33,7 @@ def start_recipe(forced: Path, clips: Path, count: int) -> Recipe:
         "tiny_ode",
         [
             f"models.student={forced}", f"models.teacher={forced}", f"data.clips={clips}", f"start.clips={count}",
-            f"rollout.frames={FRAMES}", "rollout.share={4: 1.0}", "start.teacher_steps=24",
+            f"rollout.frames={CLIP_FRAMES}", "rollout.share={4: 1.0}", "start.teacher_steps=24",
             "optimisation.micro_batch=32", "optimisation.precision=bf16",
         ],
     )  # fmt: skip
@@ -42,49 +43,29 @@ def train_start(
     folder: Path, forced: Path, clips: int = 704, steps: int = 800, lr: float = 1e-3, seed: int = 5,
     device: str = "cpu", compiled: bool = False,
 ) -> None:  # fmt: skip
-    """Make the clips that are missing, then train or go on training; leaves averaged weights in `final/`."""
+    """Generate the missing clips, then train or resume; writes averaged weights to `folder`/final."""
     recipe = start_recipe(forced, folder / "clips", clips)
     generate_clips(recipe, torch.device(device))
-    library = ClipDataset(recipe)
+    dataset = ClipDataset(recipe)
     words = WordEmbedder()
-    texts = {prompt: words.encode([prompt])[0] for prompt in set(library.prompts)}
-    run = Run(folder)
+    texts = {prompt: words.encode([prompt])[0] for prompt in set(dataset.prompts)}
     model = placed(load_student(forced, dtype=torch.float32), device)
     net = CompiledForward(model) if compiled else model
-    optimizer = matrix_optimizer(model)
-    ema = {name: value.detach().clone().float() for name, value in model.state_dict().items()}
-    state, step = run.load(), 0
-    if state is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema, step = state["ema"], state["step"]
-    losses: list[float] = []
-    while step < steps:
-        for group in optimizer.param_groups:
-            group["lr"] = lr * warmup_cosine(step, steps, 50, 0.02)
-        picked = torch.randint(len(library.paths), (BATCH,), generator=seeded(seed, step)).tolist()
-        latents, trajectory = _stacked(library, picked, device)
-        text = torch.stack([texts[library.prompts[i]] for i in picked]).to(device)
-        with torch.autocast(device, torch.bfloat16):
-            loss = trajectory_loss(net, latents, trajectory, Conditioning(text), range(BATCH), recipe, step)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        update_ema(ema, model, min(0.99, step / (step + 10)))
-        losses.append(loss.item())
-        if step % 25 == 0 or step == steps:
-            run.log(step, loss=sum(losses) / len(losses))
-            losses = []
-        if run.due() or step == steps:
-            run.save(model=model.state_dict(), optimizer=optimizer.state_dict(), ema=ema, step=step)
-    model.load_state_dict(ema)
-    model.save_pretrained(folder / "final")
+
+    def loss_of(step: LoopStep) -> Tensor:
+        picked = torch.randint(len(dataset.paths), (step.clips,), generator=step.generator).tolist()
+        latents, trajectory = _read_clips(dataset, picked, device)
+        text = torch.stack([texts[dataset.prompts[i]] for i in picked]).to(device)
+        samples = range(step.clips)
+        return trajectory_loss(net, latents, trajectory, Conditioning(text), samples, recipe, step.step)
+
+    phases = (ClipPhase(CLIP_FRAMES, BATCH, steps, lr, lr_end=0.02),)
+    train_phases(folder, model, phases, loss_of, LoopSettings(seed, warmup=50, ema=0.99, log_every=25), device)
 
 
-def _stacked(library: ClipDataset, picked: list[int], device: str) -> tuple[Tensor, Tensor]:
-    found = [library(i, 16) for i in picked]
-    latents = torch.stack([x for x, _ in found])
-    trajectory = torch.stack([s for _, s in found if s is not None])
+def _read_clips(dataset: ClipDataset, picked: list[int], device: str) -> tuple[Tensor, Tensor]:
+    """Latents [B, 16, F, 8, 8] and trajectories [B, S, 16, F, 8, 8]."""
+    clips = [dataset(i, 16) for i in picked]
+    latents = torch.stack([x for x, _ in clips])
+    trajectory = torch.stack([s for _, s in clips if s is not None])
     return latents.to(device), trajectory.to(device)

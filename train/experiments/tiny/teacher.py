@@ -43,8 +43,8 @@ def new_transformer(seed: int) -> SaltTransformer3DModel:
     with torch.no_grad():
         # Word vectors have values of 1/8: scale this layer so that its output has unit variance.
         model.condition_embedder.text_embedder.linear_1.weight.normal_(std=0.125)
-        # Start as v(x) = x, which is nearly right at high noise: an isometry in, its transpose out. The last norm scales
-        # a token of 64 unit normals by 2.
+        # Start as v(x) = x, which is nearly right at high noise: an isometry in, its transpose out. The last norm
+        # scales a token of 64 unit normals by 2.
         embed = nn.init.orthogonal_(torch.empty(256, 64))
         model.patch_embedding.weight.copy_(embed.view_as(model.patch_embedding.weight))
         channel_last = embed.view(256, 16, 4).transpose(1, 2).reshape(256, 64)  # the head writes pixels, then channels
@@ -71,7 +71,7 @@ def flow_matching_loss(
     generator: torch.Generator,
     uneven: float = 0.0,
 ) -> Tensor:
-    """mean((v(x_t, sigma) - (eps - x0))^2) at one sigma per clip, or for a share `uneven` of clips one per three frames.
+    """mean((v(x_t, sigma) - (eps - x0))^2) at one sigma per clip, or one per three frames for a share `uneven`.
 
     Where all frames are equally noisy, they show the motion themselves or not at all, so words of direction matter in a
     narrow range of noise only. Beside cleaner frames they matter at every level.

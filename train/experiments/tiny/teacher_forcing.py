@@ -43,7 +43,7 @@ FORCING_PHASES = (
 
 
 def forcing_loss(model: ClipModel, x0: Tensor, text: Tensor, generator: torch.Generator) -> Tensor:
-    """Flow matching of clips x0 [B, 16, F, 8, 8], one noise level per block, behind a past with noise in half the clips.
+    """Flow matching of clips x0 [B, 16, F, 8, 8], one noise level per block; the past of half the clips is noisy, too.
 
     The first block counts FIRST_BLOCK_WEIGHT times: it has no past to copy from, and what it misses stays missing.
     """

@@ -26,7 +26,7 @@ from train.shapes.world import HELD_OUT_SCENES, SIZE, Clips, random_scenes, rend
 
 @dataclass(frozen=True)
 class Phase:
-    """Steps on clips of one length (pixel frames) and crop. `decoder_only` phases come last, with the encoder frozen."""
+    """Steps on clips of one length (pixel frames) and crop. `decoder_only` phases come last: the encoder is frozen."""
 
     frames: int
     crop: int
@@ -95,7 +95,7 @@ def decode(vae: AutoencoderKLWan, z_BCFHW: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fold_wan_statistics(vae: AutoencoderKLWan, mean_C: Tensor, std_C: Tensor) -> None:
-    """Fold z' = a z + b into the 1x1x1 convolutions, so that the measured mean and std become Wan's; decoded pixels stay the same."""
+    """Fold z' = a z + b into the 1x1x1 convolutions, so that mean and std become Wan's; decoded pixels stay."""
     want_mean, want_std = (s.flatten() for s in latent_statistics(vae, torch.device("cpu")))
     a = want_std / std_C
     b = want_mean - a * mean_C
