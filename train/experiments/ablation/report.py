@@ -79,7 +79,7 @@ def overview(out: Path, baseline: str = "fixed") -> str:
         about = next(a.about for a in ARMS if a.name == name)
         cells = []
         for setting in short_settings(rows[0]):
-            more = [] if name == baseline else differences(rows, base, setting)
+            more = {} if name == baseline else differences(rows, base, setting)
             difference = f" ({round(fmean(more.values())):+d})" if more else ""
             cells.append(f"{100 * fmean(column(rows, setting, 'passed')):.0f} %{difference}")
         defect = fmean(row["defect"]["euler"] for row in rows)

@@ -1,21 +1,23 @@
-"""A tiny transformer's forward over whole clips, written to be compiled as one graph for training on a CPU.
+"""A transformer's forward over whole clips that compiles to one graph, for training on a CPU.
 
-The same function of the same weights as `SaltTransformer3DModel.forward`. What makes it fast there: attention written
-out under one mask (torch's fused CPU kernel takes up to five times as long backward where there are few keys), and
-rotation of the two halves of a head instead of neighbouring pairs, which vectorises. Swapping the channels of queries
-and keys alike changes no product of the two.
+Computes what `SaltTransformer3DModel.forward` computes, from the same weights. It is faster there by explicit attention
+under one mask (the backward of torch's fused CPU kernel takes up to five times as long with few keys), and by rotating
+the two halves of a head instead of neighbouring pairs, which vectorises. Permuting the channels of queries and keys
+alike changes no product of the two.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from diffusers.models.transformers.transformer_wan import WanAttention
+from torch import Tensor, nn
 
 from salt.memory import MemoryPolicy
-from salt.models.attention import BlockCausal
+from salt.models.attention import AttentionContext, BlockCausal
 from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.rope import Rotary, rotary_table, wide
 
@@ -41,24 +43,24 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias_SS: Tensor | None) -> Tensor:
 
 
 def mask_of(scope: BlockCausal) -> Tensor:
-    """What each token of a `BlockCausal` clip sees, as 0 and -inf [S, S]."""
+    """Attention bias [S, S] of a `BlockCausal` scope: 0 where a token attends, -inf elsewhere."""
     frames = sum(scope.blocks)
     copies = 2 if scope.clean_context else 1
-    sees = torch.zeros(copies * frames, copies * frames, dtype=torch.bool)
+    attends = torch.zeros(copies * frames, copies * frames, dtype=torch.bool)
     for copy in range(copies):
         start = 0
         for length in scope.blocks:
             rows = slice(copy * frames + start, copy * frames + start + length)
-            sees[rows, rows] = True
+            attends[rows, rows] = True
             for context in scope._context(start, length):
-                sees[rows, context.start // scope.tokens : context.stop // scope.tokens] = True
+                attends[rows, context.start // scope.tokens : context.stop // scope.tokens] = True
             start += length
-    by_token = sees.repeat_interleave(scope.tokens, 0).repeat_interleave(scope.tokens, 1)
+    by_token = attends.repeat_interleave(scope.tokens, 0).repeat_interleave(scope.tokens, 1)
     return torch.zeros(by_token.shape).masked_fill_(~by_token, -torch.inf)
 
 
-def _self_attention(attn: Any, x: Tensor, rotary: Rotary, bias: Tensor | None) -> Tensor:
-    def rotated(linear: Any, norm: Any) -> Tensor:
+def _self_attention(attn: WanAttention, x: Tensor, rotary: Rotary, bias: Tensor | None) -> Tensor:
+    def rotated(linear: nn.Linear, norm: nn.RMSNorm) -> Tensor:
         projected = F.linear(x, halves(linear.weight, attn.heads), halves(linear.bias, attn.heads))
         normed = F.rms_norm(wide(projected), projected.shape[-1:], halves(norm.weight, attn.heads), norm.eps)
         return rotate_halves(normed.to(projected.dtype).unflatten(2, (attn.heads, -1)), rotary)
@@ -67,8 +69,8 @@ def _self_attention(attn: Any, x: Tensor, rotary: Rotary, bias: Tensor | None) -
     return attn.to_out[0](attend(rotated(attn.to_q, attn.norm_q), rotated(attn.to_k, attn.norm_k), v, bias))
 
 
-def _cross_attention(attn: Any, x: Tensor, text: Tensor) -> Tensor:
-    def normed(linear: Any, norm: Any, source: Tensor) -> Tensor:
+def _cross_attention(attn: WanAttention, x: Tensor, text: Tensor) -> Tensor:
+    def normed(linear: nn.Linear, norm: nn.RMSNorm, source: Tensor) -> Tensor:
         projected = linear(source)
         return F.rms_norm(wide(projected), projected.shape[-1:], norm.weight, norm.eps).to(projected.dtype)
 
@@ -78,7 +80,7 @@ def _cross_attention(attn: Any, x: Tensor, text: Tensor) -> Tensor:
 
 
 def hidden(
-    model: Any, x: Tensor, t_BF: Tensor, text: Tensor, rotary: Rotary, bias: Tensor | None
+    model: SaltTransformer3DModel, x: Tensor, t_BF: Tensor, text: Tensor, rotary: Rotary, bias: Tensor | None
 ) -> tuple[list[Tensor], Tensor]:
     """Tokens [B, S, dim] after every block, and the time embedding; t [B, F], or [B, 1] for one per clip."""
     frames = t_BF.shape[1]
@@ -90,7 +92,7 @@ def hidden(
         modulation = block.scale_shift_table.unsqueeze(0) + wide(temb_6)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation.unsqueeze(3).unbind(2)
 
-        def modulated(norm: Any, scale: Tensor, shift: Tensor, tokens: Tensor) -> Tensor:
+        def modulated(norm: nn.Module, scale: Tensor, shift: Tensor, tokens: Tensor) -> Tensor:
             return (norm(wide(tokens)).unflatten(1, (frames, -1)) * (1 + scale) + shift).flatten(1, 2).type_as(tokens)
 
         def gated(tokens: Tensor, change: Tensor, gate: Tensor) -> Tensor:
@@ -105,42 +107,66 @@ def hidden(
     return after, temb
 
 
-def _flow(model: Any, x: Tensor, t_BF: Tensor, text: Tensor, rotary: Rotary, bias: Tensor | None) -> Tensor:
+def _flow(
+    model: SaltTransformer3DModel, x: Tensor, t_BF: Tensor, text: Tensor, rotary: Rotary, bias: Tensor | None
+) -> Tensor:
     tokens, temb = hidden(model, x, t_BF, text, rotary, bias)
     return model._head(tokens[-1], temb, x)
 
 
 class CompiledForward:
-    """`model` as whole-clip losses call it, `flow = quick(x, t, text, scope=..., return_dict=False)[0]`, compiled.
+    """A compiled forward of `model` for whole-clip losses, without (bidirectional) or with a `BlockCausal` scope.
 
-    For bidirectional clips (no scope) and `BlockCausal` ones. Not for I2V. Needs a C++ compiler on a CPU.
+    A `FeatureModel`; not for image-to-video. Needs a C++ compiler on a CPU.
     """
 
     def __init__(self, model: SaltTransformer3DModel) -> None:
         self.model = model
         self._compiled = torch.compile(_flow, dynamic=False)
-        self._tables: dict[Any, tuple[Rotary, Tensor | None]] = {}
+        self._tables: dict[tuple, tuple[Rotary, Tensor | None]] = {}
 
     def block_causal(
-        self, blocks: list[int], height: int, width: int, *, clean_context: bool, policy: MemoryPolicy
+        self, blocks: Sequence[int], height: int, width: int, *, clean_context: bool, policy: MemoryPolicy
     ) -> BlockCausal:
         return self.model.block_causal(blocks, height, width, clean_context=clean_context, policy=policy)
 
-    def features(self, *arguments: Any, **options: Any) -> Tensor:
-        """The model's own, not compiled: alignment asks for them once in a while."""
-        return self.model.features(*arguments, **options)
+    def features(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        after_block: int,
+        /,
+        *,
+        encoder_hidden_states_image: Tensor | None = None,
+        scope: AttentionContext | None = None,
+    ) -> Tensor:
+        """The model's own, not compiled: the alignment loss needs features in few updates."""
+        image = encoder_hidden_states_image
+        return self.model.features(x, timestep, text, after_block, encoder_hidden_states_image=image, scope=scope)
 
     def __call__(
-        self, x: Tensor, t: Tensor, text: Tensor, *unused: None, scope: BlockCausal | None = None, return_dict: bool
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        image: Tensor | None = None,
+        /,
+        *,
+        return_dict: Literal[False],
+        scope: AttentionContext | None = None,
     ) -> tuple[Tensor]:
+        if image is not None or not (scope is None or isinstance(scope, BlockCausal)):
+            raise ValueError("the compiled forward supports neither images nor a KV memory")
         frames, height, width = x.shape[2:]
-        per_frame = t if t.ndim == 2 else t[:, None]
+        t_BF = timestep if timestep.ndim == 2 else timestep[:, None]
         rotary, bias = self._table(scope, frames, height, width, x.device)
-        return (self._compiled(self.model, x, per_frame, text, rotary, bias),)
+        return (self._compiled(self.model, x, t_BF, text, rotary, bias),)
 
     def _table(
         self, scope: BlockCausal | None, frames: int, height: int, width: int, device: torch.device
     ) -> tuple[Rotary, Tensor | None]:
+        """Rotary table and attention bias of a clip's shape and scope, cached."""
         key = (frames, height, width)
         if scope is not None:
             key = (*key, scope.blocks, scope.clean_context, scope.sink, scope.window)
