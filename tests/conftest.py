@@ -1,6 +1,11 @@
-"""What every test room shares: seeds, skipping what this machine cannot run, and a root that is only a folder."""
+"""Settings of the whole test suite: seeds, threads, skipped GPU tests, and how pytest collects the repository root."""
 
+import os
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before torch is imported, and for processes that tests start: workers that each use all cores slow one another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -11,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 class RootIsAFolder:
     """Stops pytest from importing the repository's own `__init__.py` as a package that holds the tests.
 
-    That file is the door ComfyUI knocks on. pytest would import it before the first test under the checkout's folder
-    name, which is often no Python name at all ("ComfyUI-Salt"), so that its relative imports fail.
+    That file is the entry point that ComfyUI loads. pytest would import it before the first test, under the name of the
+    checkout's folder ("ComfyUI-Salt", which is no Python name), and its relative imports would fail.
     """
 
     def pytest_collect_directory(self, path: Path, parent: pytest.Collector) -> pytest.Collector | None:
@@ -20,7 +25,7 @@ class RootIsAFolder:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Registered by hand: a conftest's own hooks are not asked about folders above it.
+    # Registered by hand: the hooks of a conftest file are not called for folders above it.
     config.pluginmanager.register(RootIsAFolder())
 
 
@@ -36,5 +41,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Tests draw the same numbers alone and in company."""
+    """A test draws the same random numbers whether it runs alone or after others."""
     torch.manual_seed(0)

@@ -138,6 +138,7 @@ def test_what_cannot_be_sharded_is_refused(monkeypatch):
     recipe, eight = load_recipe("tiny"), load_recipe("tiny", ["optimisation.optimizer=8bit"])
     for mode in ("single", "ddp"):
         check_mode(eight, mode)
+    monkeypatch.setattr("torch.__version__", TorchVersion("2.8.0+cpu"))
     check_mode(recipe, "fsdp")
     with pytest.raises(RecipeError, match="optimizer='8bit' is not supported by --mode fsdp .*: use adamw or fused"):
         check_mode(eight, "fsdp")
