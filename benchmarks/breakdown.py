@@ -19,7 +19,7 @@ from salt.acceleration.presets import Preference
 from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
 from salt.model_input import ModelInput
-from salt.models.transformer_salt import CausalModel
+from salt.models.causal_model import CausalModel
 from train.config.model_configs import WAN_1_3B
 
 KINDS = {
@@ -51,9 +51,9 @@ def shares(layers: int, prefer: Preference, policy: str = "sink:3,window:12") ->
     x = torch.randn(1, 16, 3, 60, 104, device=device, dtype=torch.bfloat16)
     t = torch.full((1, 3), 500.0, device=device)
     for _ in range(4):
-        passing = memory.open(write=3)
-        model(ModelInput(x, t, text, passing))
-        passing.commit()
+        memory_pass = memory.open(write=3)
+        model(ModelInput(x, t, text, memory_pass))
+        memory.commit(memory_pass)
 
     def forward() -> None:
         model(ModelInput(x, t, text, memory.open(read=3)))

@@ -54,7 +54,7 @@ class PlainRotary:
 
 @dataclass(frozen=True)
 class PlainBidirectional:
-    """The scope of a teacher or critic: every token sees every token, turned as the published code turns them."""
+    """The attention context of a teacher or critic: every token sees every token, rotated as by the published code."""
 
     rotary: PlainRotary
     frames: int

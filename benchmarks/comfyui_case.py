@@ -171,7 +171,7 @@ def by_library(clock: Clock) -> Play:
 
     device = CASE["device"]
     student = PACK.checkpoints.load_student(student_file(), dtype=DTYPE, device=device)
-    model = PACK.transformer_salt.CausalModel(student)
+    model = PACK.causal_model.CausalModel(student)
     prompt = PACK.conditioning.Conditioning(words().to(device, DTYPE))
     policy = PACK.memory.MemoryPolicy.parse(CASE["policy"])
     settings = PACK.rollout.RolloutSettings(

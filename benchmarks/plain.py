@@ -54,10 +54,10 @@ def plain_rollout(
 
     def evaluate(x: Tensor, sigma: float, writes: bool, graded: bool) -> Tensor:
         t = x.new_full((x.shape[0], x.shape[2]), sigma * NUM_TRAIN_TIMESTEPS)
-        scope = memory.open(write=x.shape[2]) if writes else memory.open(read=x.shape[2])
+        context = memory.open(write=x.shape[2]) if writes else memory.open(read=x.shape[2])
         with torch.set_grad_enabled(graded):
-            flow = student(x, t, conditioning.text, return_dict=False, scope=scope)[0]
-        scope.commit()
+            flow = student(x, t, conditioning.text, return_dict=False, attention_context=context)[0]
+        memory.commit(context)
         return flow
 
     for length in block_lengths(0, frames, settings):
@@ -83,8 +83,8 @@ class Plainly:
 
     def __call__(self, x: Tensor, *arguments: Any, **options: Any) -> Any:
         geometry = self.model.memory_geometry(x.shape[0], *x.shape[3:])
-        scope = PlainBidirectional(self.rotary, x.shape[2], geometry.height, geometry.width)
-        return self.call(x, *arguments, scope=scope, **options)
+        context = PlainBidirectional(self.rotary, x.shape[2], geometry.height, geometry.width)
+        return self.call(x, *arguments, attention_context=context, **options)
 
 
 def plain_clip(

@@ -20,7 +20,8 @@ from benchmarks.measure import environment, median, resident_mib, write_json
 from salt.checkpoints import load_student
 from salt.conditioning import Conditioning
 from salt.memory import KVMemory, MemoryPolicy, estimate_bytes
-from salt.models.transformer_salt import CausalModel, SaltTransformer3DModel
+from salt.models.causal_model import CausalModel
+from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.models.word_embedder import WordEmbedder
 from salt.noise import SeededNoise
 from salt.rollout import RolloutSettings, rollout

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from .conditioning import Conditioning, PromptChange, PromptSchedule
     from .io.video import VideoWriter
     from .memory import KVMemory, MemoryPolicy, load_memory, save_memory
+    from .models.causal_model import CausalModel
     from .models.streaming_vae import WanStreamDecoder, encode_video
     from .models.taehv import TinyStreamDecoder
-    from .models.transformer_salt import CausalModel
     from .noise import SeededNoise
     from .pipeline import SaltPipeline
     from .rollout import RolloutSettings, rollout
@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "CausalModel": ".models.transformer_salt",
+    "CausalModel": ".models.causal_model",
     "Conditioning": ".conditioning",
     "KVMemory": ".memory",
     "MemoryPolicy": ".memory",

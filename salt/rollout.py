@@ -254,7 +254,7 @@ class _Run(Generic[Condition]):
         self,
         x: Tensor,
         t: Tensor,
-        opened: Callable[[KVMemory], MemoryPass],
+        open_pass: Callable[[KVMemory], MemoryPass],
         kind: Literal["denoise", "context", "recache"],
         block: int,
         step: int,
@@ -264,10 +264,10 @@ class _Run(Generic[Condition]):
             self.on_step(Step(block, self.count, step, self.settings.schedule.nfe, kind))
         flows = []
         for branch in self.branches:
-            passing = opened(branch.memory)
-            conditioning = branch.prompts.at(passing.start_frame).conditioning
-            flows.append(self.model(ModelInput(x, t, conditioning, passing)))
-            passing.commit(self.settings.context_timestep / NUM_TRAIN_TIMESTEPS)
+            memory_pass = open_pass(branch.memory)
+            conditioning = branch.prompts.at(memory_pass.start_frame).conditioning
+            flows.append(self.model(ModelInput(x, t, conditioning, memory_pass)))
+            branch.memory.commit(memory_pass, self.settings.context_timestep / NUM_TRAIN_TIMESTEPS)
         self.nfe += 1
         if len(flows) == 1:
             return flows[0]
@@ -353,7 +353,7 @@ class _Run(Generic[Condition]):
         together = [blocks] if memory.policy.kind != "blended" else [[b] for b in blocks]
         for group in together:
             x = torch.cat(group, dim=2)
-            passing = memory.open(write=[b.shape[2] for b in group])
+            memory_pass = memory.open(write=[b.shape[2] for b in group])
             t = x.new_full((x.shape[0], x.shape[2]), self.settings.context_timestep)
-            self.model(ModelInput(x, t, change.conditioning, passing))
-            passing.commit(self.settings.context_timestep / NUM_TRAIN_TIMESTEPS)
+            self.model(ModelInput(x, t, change.conditioning, memory_pass))
+            memory.commit(memory_pass, self.settings.context_timestep / NUM_TRAIN_TIMESTEPS)

@@ -1,7 +1,8 @@
 """Rotary position tables of Wan 2.1, for any frame position.
 
-Same numbers as diffusers' `WanRotaryPosEmbed` (three axes: time, height, width; theta 10000), but built from positions
-instead of sliced from a table of 1024, so that long rollouts and re-assigned positions (Infinity-RoPE) need no limit.
+The numbers of diffusers' `WanRotaryPosEmbed` (three axes: time, height, width; theta 10000), but computed from
+positions instead of sliced from a table of 1024, so that long rollouts and re-assigned positions (Infinity-RoPE) have
+no limit.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ def axis_dims(head_dim: int) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # what is kept must serve training as well
-def _turns(positions: tuple[int, ...], dim: int, theta: float, device: torch.device | str | None) -> Rotary:
+@torch.inference_mode(False)  # cached tables serve training too
+def _axis_table(positions: tuple[int, ...], dim: int, theta: float, device: torch.device | str | None) -> Rotary:
     """cos and sin [N, dim // 2] of one axis.
 
     Angles are in float64: positions in the hundred thousands keep their precision.
@@ -49,23 +50,27 @@ def rotary_table(
 ) -> Rotary:
     """Tables for frames at the given temporal positions, each of height x width patch tokens, in float32.
 
-    Every axis's own few numbers are worked out on the host and kept; laying them side by side is the device's.
+    The few numbers of each axis are computed on the host and cached; the device expands them to all tokens.
     """
     frames = len(frame_positions)
     t_dim, h_dim, w_dim = axis_dims(head_dim)
-    t = _turns(tuple(frame_positions), t_dim, theta, device)
-    h = _turns(tuple(range(height)), h_dim, theta, device)
-    w = _turns(tuple(range(width)), w_dim, theta, device)
+    t = _axis_table(tuple(frame_positions), t_dim, theta, device)
+    h = _axis_table(tuple(range(height)), h_dim, theta, device)
+    w = _axis_table(tuple(range(width)), w_dim, theta, device)
 
-    def side_by_side(t: Tensor, h: Tensor, w: Tensor) -> Tensor:
+    def expanded(t: Tensor, h: Tensor, w: Tensor) -> Tensor:
         axes = (t.view(frames, 1, 1, -1), h.view(1, height, 1, -1), w.view(1, 1, width, -1))
         return torch.cat([x.expand(frames, height, width, -1) for x in axes], dim=-1).flatten(0, 2)
 
-    return Rotary(side_by_side(t.cos, h.cos, w.cos), side_by_side(t.sin, h.sin, w.sin))
+    return Rotary(expanded(t.cos, h.cos, w.cos), expanded(t.sin, h.sin, w.sin))
+
+
+# Every step of a block needs the same tables; few geometries are in use at a time. Cached tables serve training too.
+cached_rotary_table = lru_cache(maxsize=32)(torch.inference_mode(False)(rotary_table))
 
 
 def wide(x: Tensor) -> Tensor:
-    """x in at least float32: what norms, modulation and rotation are computed in."""
+    """x in float32 or wider: the dtype that norms, modulation and rotation are computed in."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

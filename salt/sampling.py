@@ -1,37 +1,16 @@
-"""Bidirectional students and teachers: the whole clip at once, in as many steps as the schedule says. No memory."""
+"""Sampling with bidirectional students and teachers: the whole clip at once on the steps of a schedule, no memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
-from .conditioning import Conditioning
 from .errors import InputError
 from .model_input import Condition, FlowModel, ModelInput
-from .models.cross_attention_cache import CrossAttentionCaches
 from .noise import NoiseSource
 from .rollout import OnStepEnd, RolloutSettings, Step
 from .schedule import NUM_TRAIN_TIMESTEPS, add_noise, euler, flow_to_x0
-
-
-class BidirectionalModel:
-    """A student without a memory as a `FlowModel`; channels of the condition (I2V) are concatenated to the latents."""
-
-    def __init__(self, student: torch.nn.Module) -> None:
-        self.student = student
-        self.contexts = CrossAttentionCaches()
-
-    def __call__(self, inputs: ModelInput[Conditioning], /) -> Tensor:
-        x, conditioning = inputs.x, inputs.conditioning
-        if conditioning.channels is not None:
-            x = torch.cat([x, conditioning.channels.to(x)], dim=1)
-        context = self.contexts.of(conditioning)
-        (flow,) = self.student(
-            x, inputs.timestep, conditioning.text, conditioning.image, return_dict=False, context=context
-        )
-        return flow
 
 
 def sample_bidirectional(

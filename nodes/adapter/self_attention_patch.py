@@ -35,13 +35,13 @@ class MemoryAttention:
 
     def __init__(self, memory: MemoryPass) -> None:
         self.memory = memory
-        self.tokens = memory.frames * memory.memory.geometry.tokens
+        self.tokens = memory.frames * memory.geometry.tokens
         self.layers_seen: list[int] = []
 
     def attend(self, layer: int, module: SelfAttention, x: Tensor, options: dict[str, Any]) -> Tensor:
         """Self-attention of `module` for normed tokens x [B, S, dim]; options: ComfyUI's transformer_options."""
         batch, tokens = x.shape[:2]
-        expected = (self.memory.memory.geometry.batch, self.tokens)
+        expected = (self.memory.geometry.batch, self.tokens)
         if (batch, tokens) != expected:
             raise ValueError(
                 f"self-attention with a memory: found (batch, tokens) = {(batch, tokens)}, expected {expected}; "

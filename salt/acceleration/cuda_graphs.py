@@ -1,39 +1,51 @@
-"""A student's forward, recorded once as a CUDA graph and played again: no kernel is launched from Python after that.
+"""CUDA graphs of a student's forward: recorded once per shape and replayed, with no kernel launched from Python.
 
 A recording has fixed shapes and addresses. A windowed memory has them once its window is full: buffers never move, the
 same number of frames is read, and only the contents of a few small tensors (slots, rotary tables) change from block to
-block. Until then, and for memories without a window, the student is called as ever.
+block. Until then, and for memories without a window, the student is called as usual.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from ..memory import MemoryPass
+from ..memory.attention import Segment
+from ..models.causal_model import StudentTransformer
 from ..models.cross_attention_cache import CrossAttentionCache
 from ..rope import Rotary
 
-Play = Callable[[], None]
-Record = Callable[[Play], Play]
-KEPT = 6  # recordings, which keep their memories' buffers alive; a clip needs three, with guidance six
+Replay = Callable[[], None]
+Record = Callable[[Replay], Replay]
+MAX_RECORDINGS = 6  # each keeps its memory's buffers alive; a clip needs three, with guidance six
+
+
+class DeviceTransformer(StudentTransformer, Protocol):
+    """A student's transformer that knows its device and dtype, as diffusers' models do."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
 
 def cuda_graphs(device: torch.device) -> Record:
-    """Functions as CUDA graphs. A function must have run before, so that nothing in it is made for the first time.
+    """Records functions as CUDA graphs. A function must have run before, so that lazy initialisation is done.
 
-    They share one pool of memory: they are played one at a time, and what a play leaves is copied before the next.
+    The graphs share one memory pool: they are replayed one at a time, and results are copied before the next replay.
     """
-    pool, aside = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+    pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
-    def record(function: Play) -> Play:
+    def record(function: Replay) -> Replay:
         graph = torch.cuda.CUDAGraph()
-        # On the model's own device: what runs on another than the current one is not recorded, and nobody says so.
-        with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, stream=aside):
+        # On the model's own device: work on another device than the current one is silently not recorded.
+        with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, stream=stream):
             function()
         return graph.replay
 
@@ -42,115 +54,131 @@ def cuda_graphs(device: torch.device) -> Record:
 
 @dataclass
 class _Recording:
-    """One shape of forward. inputs are copied into, then `play` leaves the flow in `result`.
+    """One recorded forward. Its inputs are copied into `inputs`; `replay` leaves the flow in `result`.
 
-    forward: what was recorded. A graph knows addresses only: whose tensors lie there must live as long as it does, the
-    store among them, which the key names by number.
+    cache: the cross-attention cache that the recording reads; source: the one whose contents were copied there last.
+    forward: the recorded function. A graph knows only addresses: the tensors at them must live as long as it does, the
+    store among them, whose id is part of the recording's key.
     """
 
     inputs: list[Tensor]
-    context: CrossAttentionCache
-    shown: CrossAttentionCache
+    cache: CrossAttentionCache
+    source: CrossAttentionCache
     result: dict[str, Tensor]
-    forward: Play
-    play: Play
+    forward: Replay
+    replay: Replay
 
-    def show(self, context: CrossAttentionCache) -> None:
-        """Make `context` the one that is read; kept alive, so that no other is taken for it."""
-        if context is not self.shown:
-            for kept, new in zip(self.context.tensors(), context.tensors(), strict=True):
-                kept.copy_(new)
-            self.shown = context
+    def load(self, cache: CrossAttentionCache) -> None:
+        """Make the recording read the contents of `cache`, which is kept alive so that its identity stays unique."""
+        if cache is not self.source:
+            for own, new in zip(self.cache.tensors(), cache.tensors(), strict=True):
+                own.copy_(new)
+            self.source = cache
 
 
 class CUDAGraphTransformer:
-    """A student, called as `CausalModel` calls it, that plays recordings where shapes no longer change.
+    """A student's transformer, called as `CausalModel` calls it, that replays recordings where shapes are fixed.
 
-    record: what makes a recording of a function; a test on the CPU gives one that returns the function.
+    record: makes a recording of a function; tests on the CPU pass one that returns the function itself.
     """
 
-    def __init__(self, student: Any, record: Record | None = None) -> None:
+    def __init__(self, student: DeviceTransformer, record: Record | None = None) -> None:
         self.student, self.record = student, record or cuda_graphs(student.device)
-        self.dtype: torch.dtype = student.dtype
-        self._known: dict[tuple, _Recording | None] = {}
+        self.dtype = student.dtype
+        self._recordings: dict[tuple[object, ...], _Recording | None] = {}
 
     def __call__(
-        self, x: Tensor, t: Tensor, text: Tensor, image: Tensor | None, *, scope: MemoryPass,
-        context: CrossAttentionCache | None, return_dict: bool = False,
-    ) -> tuple[Tensor]:  # fmt: skip
-        """Flow [B, C, F, H, W] of latents x at timesteps t [B, F]; see `SaltTransformer3DModel.forward`."""
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        image: Tensor | None,
+        /,
+        *,
+        return_dict: Literal[False] = False,
+        attention_context: MemoryPass | None = None,
+        cross_attention_cache: CrossAttentionCache | None = None,
+    ) -> tuple[Tensor]:
+        """(flow [B, C, F, H, W],) of latents x at timesteps [B, F]; see `SaltTransformer3DModel.forward`."""
+        memory, cache = attention_context, cross_attention_cache
 
-        def call(x: Tensor, t: Tensor, scope: MemoryPass, context: CrossAttentionCache | None) -> Tensor:
-            (flow,) = self.student(x, t, text, image, return_dict=False, scope=scope, context=context)
+        def forward(x: Tensor, t: Tensor, memory: MemoryPass | None, cache: CrossAttentionCache | None) -> Tensor:
+            (flow,) = self.student(
+                x, t, text, image, return_dict=False, attention_context=memory, cross_attention_cache=cache
+            )
             return flow
 
-        shapes = () if context is None else tuple(made.shape for made in context.tensors())
-        if context is None or not shapes or not settled(scope):
-            return (call(x, t, scope, context),)
-        key = (id(scope.store), x.shape, x.dtype, shapes, *(_shape(s) for s in scope.segments))
-        if key not in self._known:  # the first of a shape warms up whatever is made once
-            while len(self._known) >= KEPT:
-                del self._known[next(iter(self._known))]
-            self._known[key] = None
-            return (call(x, t, scope, context),)
-        recording = self._known.pop(key) or self._recorded(call, x, t, scope, context)
-        self._known[key] = recording  # behind the others: those that are used longest ago go first
-        recording.show(context)
-        for kept, new in zip(recording.inputs, _inputs(x, t, scope), strict=True):
-            kept.copy_(new)
-        recording.play()
+        shapes = () if cache is None else tuple(tensor.shape for tensor in cache.tensors())
+        if memory is None or cache is None or not shapes or not has_fixed_shapes(memory):
+            return (forward(x, timestep, memory, cache),)
+        key = (id(memory.store), x.shape, x.dtype, shapes, *(_shape_of(segment) for segment in memory.segments))
+        if key not in self._recordings:  # the first forward of a shape runs as usual: it initialises what is lazy
+            while len(self._recordings) >= MAX_RECORDINGS:
+                del self._recordings[next(iter(self._recordings))]
+            self._recordings[key] = None
+            return (forward(x, timestep, memory, cache),)
+        recording = self._recordings.pop(key) or self._recorded(forward, x, timestep, memory, cache)
+        self._recordings[key] = recording  # last in order: the least recently used is dropped first
+        recording.load(cache)
+        for own, new in zip(recording.inputs, _input_tensors(x, timestep, memory), strict=True):
+            own.copy_(new)
+        recording.replay()
         return (recording.result["flow"].clone(),)
 
     def _recorded(
-        self, call: Callable[[Tensor, Tensor, MemoryPass, CrossAttentionCache | None], Tensor], x: Tensor, t: Tensor,
-        scope: MemoryPass, context: CrossAttentionCache,
-    ) -> _Recording:  # fmt: skip
-        x, t, scope, own = x.clone(), t.clone(), _still(scope), context.copied()
+        self,
+        forward: Callable[[Tensor, Tensor, MemoryPass, CrossAttentionCache], Tensor],
+        x: Tensor,
+        timestep: Tensor,
+        memory: MemoryPass,
+        cache: CrossAttentionCache,
+    ) -> _Recording:
+        x, timestep, memory, own_cache = x.clone(), timestep.clone(), _copied_pass(memory), cache.copied()
         result: dict[str, Tensor] = {}
 
         def function() -> None:
-            result["flow"] = call(x, t, scope, own)
+            result["flow"] = forward(x, timestep, memory, own_cache)
 
-        return _Recording(_inputs(x, t, scope), own, context, result, function, self.record(function))
+        inputs = _input_tensors(x, timestep, memory)
+        return _Recording(inputs, own_cache, cache, result, function, self.record(function))
 
 
-def settled(scope: MemoryPass) -> bool:
-    """Whether the shapes of this pass will come again, block after block: the window is full."""
-    policy = scope.memory.policy
+def has_fixed_shapes(memory: MemoryPass) -> bool:
+    """Whether the shapes of this pass recur block after block: the window is full."""
+    policy = memory.policy
     if policy.window is None or policy.residence == "cpu" or torch.is_grad_enabled():
         return False
-    return all(s.kept_slots.shape[0] + len(s.frames) == policy.window for s in scope.segments)
+    return all(s.kept_slots.shape[0] + len(s.frames) == policy.window for s in memory.segments)
 
 
-def _shape(segment: Any) -> tuple:
-    """What must be the same for a recording to serve a segment; contents of tensors may differ."""
+def _shape_of(segment: Segment) -> tuple[object, ...]:
+    """What must be equal for a recording to serve a segment; the contents of tensors may differ."""
 
-    def kind(value: Any) -> Any:
+    def shape(value: object) -> object:
         if isinstance(value, Rotary):
             return ("rotary", value.cos.shape)
         return ("tensor", value.shape) if isinstance(value, Tensor) else value
 
-    return tuple(kind(getattr(segment, f.name)) for f in fields(segment) if f.name != "frames")
+    return tuple(shape(getattr(segment, f.name)) for f in fields(segment) if f.name != "frames")
 
 
-def _still(scope: MemoryPass) -> MemoryPass:
-    """A pass of the same shape whose tensors are its own, to be written to."""
+def _copied_pass(memory: MemoryPass) -> MemoryPass:
+    """A pass of the same shape and store with slot and rotary tensors of its own, into which others are copied."""
 
-    def own(value: Any) -> Any:
+    def copy(value: object) -> object:
         if isinstance(value, Rotary):
             return Rotary(*(part.clone() for part in value))
         return value.clone() if isinstance(value, Tensor) else value
 
-    segments = [replace(s, **{f.name: own(getattr(s, f.name)) for f in fields(s)}) for s in scope.segments]
-    # Of the memory itself a pass asks no more than kind and shape; recordings must not keep it from dying.
-    return MemoryPass(scope.memory.empty_like(), scope.store, segments)
+    segments = [replace(s, **{f.name: copy(getattr(s, f.name)) for f in fields(s)}) for s in memory.segments]
+    return MemoryPass(memory.policy, memory.geometry, memory.store, segments)
 
 
-def _inputs(x: Tensor, t: Tensor, scope: MemoryPass) -> list[Tensor]:
+def _input_tensors(x: Tensor, timestep: Tensor, memory: MemoryPass) -> list[Tensor]:
     """All tensors that differ from one forward of a shape to the next, in a fixed order."""
-    found = [x, t]
-    for segment in scope.segments:
+    tensors = [x, timestep]
+    for segment in memory.segments:
         for field in fields(segment):
             value = getattr(segment, field.name)
-            found += list(value) if isinstance(value, Rotary) else [value] if isinstance(value, Tensor) else []
-    return found
+            tensors += list(value) if isinstance(value, Rotary) else [value] if isinstance(value, Tensor) else []
+    return tensors

@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..io.atomic import write_tensors
 from ..memory import KVMemory, load_memory, save_memory
 from ..memory.serialization import negative_path
-from ..models.transformer_salt import fingerprint
+from ..models.fingerprint import fingerprint
 from ..pipeline import PipelineInputs, SaltPipeline
 from ..pipeline.async_decoder import DECODER_WARM_UP
 

@@ -1,30 +1,23 @@
-"""One forward's view of a memory: which slots each block reads and writes, and the attention that does it.
+"""One forward's view of a memory: which slots each block reads and writes, and the self-attention over them.
 
-Whoever hosts the model (a diffusers student, a ComfyUI MODEL) calls `MemoryPass.attend` once per self-attention layer
-with keys and queries before RoPE. Shapes: q, k, v and the result are [B, S, heads, head_dim].
+A host of the model (a diffusers student, a ComfyUI MODEL) calls `MemoryPass.attend` once per self-attention layer with
+queries and keys before RoPE. Shapes: q, k, v and the result are [B, S, heads, head_dim].
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..rope import Rotary, apply_rotary, rotary_table
-from .store import Store
-
-if TYPE_CHECKING:
-    from .cache import KVMemory
+from ..rope import Rotary, apply_rotary
+from .policy import MemoryPolicy
+from .store import MemoryGeometry, Store
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-# Every step of a block asks for the same tables; a handful of geometries is alive at a time. Kept tables must serve
-# training as well as inference.
-_table = lru_cache(maxsize=32)(torch.inference_mode(False)(rotary_table))
 
 
 @dataclass(frozen=True)
@@ -46,38 +39,18 @@ class Segment:
     joined_rotary: Rotary | None
     """Relative positions only: of kept frames, then the block."""
 
-    @classmethod
-    def plan(cls, memory: KVMemory, kept: tuple[int, ...], block: tuple[int, ...], writes: bool) -> Segment:
-        g, policy = memory.geometry, memory.policy
-        by_slot = sorted(kept, key=memory.slot)
-        together = sorted(kept + block, key=memory.slot)
-        slots = [memory.slot(f) for f in together]
-
-        def table(positions: list[int]) -> Rotary:
-            return _table(tuple(positions), g.height, g.width, g.head_dim, memory.device)
-
-        block_positions = list(policy.block_positions(block[0], len(block), len(kept)))
-        rank = {f: i for i, f in enumerate(sorted(kept) + list(block))}
-        return cls(
-            frames=block,
-            writes=writes,
-            tokens=len(block) * g.tokens,
-            block_slots=memory.slot_index(block),
-            kept_slots=memory.slot_index(by_slot),
-            read_slots=len(slots) if slots == list(range(len(slots))) else memory.slot_index(together),
-            rotary=table(block_positions),
-            read_rotary=table([rank[f] for f in together]) if policy.relative else None,
-            joined_rotary=table([rank[f] for f in by_slot] + block_positions) if policy.relative else None,
-        )
-
 
 class MemoryPass:
-    """What one forward of the model sees of a memory. Made by `KVMemory.open`. A scope of `salt.models.attention`."""
+    """What one forward of the model reads and writes of a memory; opened by `KVMemory.open`.
+
+    An attention context (`salt.models.attention.AttentionContext`). policy, geometry, store: the memory's.
+    freeze: keep what is read for a second forward of the same pass (gradient checkpointing).
+    """
 
     by_layer: ClassVar[bool] = True
 
-    def __init__(self, memory: KVMemory, store: Store, segments: list[Segment]) -> None:
-        self.memory, self.store, self.segments = memory, store, segments
+    def __init__(self, policy: MemoryPolicy, geometry: MemoryGeometry, store: Store, segments: list[Segment]) -> None:
+        self.policy, self.geometry, self.store, self.segments = policy, geometry, store, segments
         self.freeze = False
         self._frozen: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
@@ -92,8 +65,8 @@ class MemoryPass:
         return sum(len(s.frames) for s in self.segments)
 
     def check(self, batch: int, frames: int, height: int, width: int) -> None:
-        """Raise ValueError if the model's input does not fit: batch, latent frames, patch rows and columns."""
-        g = self.memory.geometry
+        """Raise ValueError unless the model's input fits: batch size, latent frames, rows and columns of patches."""
+        g = self.geometry
         found, expected = (batch, frames, height, width), (g.batch, self.frames, g.height, g.width)
         if found != expected:
             raise ValueError(
@@ -101,7 +74,10 @@ class MemoryPass:
             )
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
-        """Self-attention of all blocks of this forward over memory and themselves, in order."""
+        """Self-attention of all blocks of this forward over the memory and themselves, in order.
+
+        Raises RuntimeError for a block that writes while gradient is on.
+        """
         if len(self.segments) == 1:
             return self._attend(0, layer, q, k, v, attention)
         sizes = [s.tokens for s in self.segments]
@@ -110,9 +86,8 @@ class MemoryPass:
 
     def _attend(self, index: int, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
         segment, store = self.segments[index], self.store
-        relative = self.memory.policy.relative
         q = apply_rotary(q, segment.rotary)
-        if not relative:
+        if not self.policy.relative:
             k = apply_rotary(k, segment.rotary)
         with_gradient = torch.is_grad_enabled()
         if segment.writes and with_gradient:
@@ -125,7 +100,7 @@ class MemoryPass:
                 keys, values = store.gather(layer, segment.read_slots)
             rotary = segment.read_rotary
         elif store.precision != "model" and not with_gradient and k.dtype == store.dtype:
-            keys, values = store.gather(layer, segment.kept_slots, room=segment.tokens, ahead=index == 0)
+            keys, values = store.gather(layer, segment.kept_slots, reserve=segment.tokens, prefetch_next=index == 0)
             keys[:, -segment.tokens :], values[:, -segment.tokens :] = k, v
             rotary = segment.joined_rotary
             if segment.writes:
@@ -141,28 +116,16 @@ class MemoryPass:
         return attention(q, keys, values)
 
     def _kept(self, index: int, layer: int) -> tuple[Tensor, Tensor]:
-        """Kept keys and values; with `freeze`, the ones of the first forward even if the memory has moved on.
+        """Kept keys and values; with `freeze`, those of the first forward even if the memory has been written since.
 
         Gradient checkpointing recomputes a block's forward during backward, after later blocks were written.
         """
-        # What later blocks read may be of blocks before them, which this forward writes layer by layer.
-        slots, ahead = self.segments[index].kept_slots, index == 0
-        if self.store.in_place and self.memory.policy.kind == "full":
+        # Only the first block's slots may be prefetched: what later blocks read is written layer by layer in this pass.
+        slots, prefetch_next = self.segments[index].kept_slots, index == 0
+        if self.store.in_place and self.policy.kind == "full":
             return self.store.view(layer, slots.shape[0])  # frames are only ever added behind these
         if not self.freeze:
-            return self.store.gather(layer, slots, ahead=ahead)
+            return self.store.gather(layer, slots, prefetch_next=prefetch_next)
         if (index, layer) not in self._frozen:
-            self._frozen[index, layer] = self.store.gather(layer, slots, ahead=ahead)
+            self._frozen[index, layer] = self.store.gather(layer, slots, prefetch_next=prefetch_next)
         return self._frozen[index, layer]
-
-    def commit(self, context_sigma: float = 0.0) -> None:
-        """After the forward: what the writing blocks left behind is memory from now on."""
-        memory = self.memory
-        if self.start_frame != memory.next_frame:
-            raise ValueError(f"commit: the memory stands at frame {memory.next_frame}, expected {self.start_frame}")
-        for segment in self.segments:
-            if segment.writes:
-                kept = memory.policy.kept(memory.held, len(segment.frames), memory.origin)
-                memory.held = kept + segment.frames
-                memory.next_frame = segment.frames[-1] + 1
-        memory.context_sigma = context_sigma

@@ -1,9 +1,9 @@
 """The KV-cache memory of an autoregressive rollout.
 
-One rule makes it simple: only the context pass (a clean block at t = 0) decides what later blocks see. Denoising steps
-read, and the memory stays as it was. What is kept is bookkeeping in plain integers on the host, so no layer ever waits
-for the device; where a frame lies is a pure function of its index, so a clip that is extended lies exactly as one made
-in one go.
+The one-write rule: only the context pass (a clean block at t = 0) decides what later blocks see; denoising steps read
+and leave the memory as it was. Which frames are kept is bookkeeping in plain integers on the host, so no layer waits
+for the device. The slot of a frame is a pure function of its index, so an extended clip is stored exactly as one
+sampled in a single rollout.
 """
 
 from __future__ import annotations
@@ -12,21 +12,26 @@ from collections.abc import Sequence
 
 import torch
 
+from ..errors import InputError
+from ..rope import Rotary, cached_rotary_table
 from .attention import MemoryPass, Segment
 from .policy import MemoryPolicy
 from .store import MemoryGeometry, Store, estimate_bytes
 
-GROWTH = 1.5
+GROWTH_FACTOR = 1.5  # of a full memory's buffers when they are too small
 
 
 class KVMemory:
     """Keys and values of earlier latent frames, for all layers of one model and one clip (or batch of clips).
 
     Use: `memory.open(read=F)` for a denoising step, `memory.open(write=F)` for a context pass, or both at once for the
-    fused pass; hand the pass to the model; after a context pass call its `commit()`.
+    fused pass; pass the result to the model; after a forward that wrote, call `memory.commit(memory_pass)`.
 
-    policy, geometry: what is kept, and its shape. dtype: the model's. frames: a hint for policy `full`, so that storage
-    of the right size is taken at once. fingerprint: of the model that writes it (checked on load).
+    policy, geometry: what is kept, and its shape. dtype: the model's. frames: latent frames of the clip, with which
+    policy `full` allocates at once. fingerprint: of the model that writes it (checked on load).
+    origin: latent frame at which the scene starts; next_frame: latent frame at which the next block starts; held: the
+    latent frames kept; context_sigma: noise level in [0, 1] of the latest context pass.
+    Raises ValueError (InputError for a field) for blocks and frames that do not fit.
     """
 
     def __init__(
@@ -61,20 +66,20 @@ class KVMemory:
         return self.policy.slot(frame, self.origin)
 
     def allocated(self, end_frame: int) -> Store:
-        """The store, with room for frames up to `end_frame` (exclusive)."""
+        """The store, allocated or grown to hold frames up to `end_frame` (exclusive)."""
         needed = self.policy.slots(end_frame - self.origin)
         if self.store is None:
             slots = max(needed, self.policy.slots(self._frames_hint))
             self.store = Store(self.policy, self.geometry, self.dtype, self.device, slots)
         elif self.store.slots < needed:
-            self.store.grow(max(needed, int(self.store.slots * GROWTH)))
+            self.store.grow(max(needed, int(self.store.slots * GROWTH_FACTOR)))
         return self.store
 
     def open(self, write: int | Sequence[int] = (), read: int = 0) -> MemoryPass:
-        """Begin one forward of the model: clean blocks to write first, then a noisy block of `read` frames.
+        """Begin one forward of the model: clean blocks to write first, then a noisy block of `read` latent frames.
 
-        Blocks follow one another from `next_frame` on. Frames that have no room beside the arriving block are evicted
-        now, whatever the denoising step. Raises ValueError when a block does not fit the policy.
+        Blocks follow one another from `next_frame` on. Frames that do not fit beside the new block are evicted now,
+        at every denoising step. Raises ValueError when a block does not fit the policy.
         """
         blocks = [(n, True) for n in ([write] if isinstance(write, int) else write)] + [(read, False)] * (read > 0)
         if not blocks or any(n < 1 for n, _ in blocks):
@@ -92,12 +97,51 @@ class KVMemory:
                 self._blend(store, held, kept)
             surviving &= set(kept)
             block = tuple(range(start, start + frames))
-            segments.append(Segment.plan(self, kept, block, writes))
+            segments.append(self._segment(kept, block, writes))
             held = kept + block if writes else kept
             start += frames
         # From here on evicted slots may be overwritten, so an interrupted forward must not find them in `held`.
         self.held = tuple(f for f in self.held if f in surviving)
-        return MemoryPass(self, store, segments)
+        return MemoryPass(self.policy, self.geometry, store, segments)
+
+    def _segment(self, kept: tuple[int, ...], block: tuple[int, ...], writes: bool) -> Segment:
+        """Slots and rotary tables of a block that is read together with the `kept` frames."""
+        g, policy = self.geometry, self.policy
+        by_slot = sorted(kept, key=self.slot)
+        together = sorted(kept + block, key=self.slot)
+        slots = [self.slot(f) for f in together]
+
+        def table(positions: list[int]) -> Rotary:
+            return cached_rotary_table(tuple(positions), g.height, g.width, g.head_dim, self.device)
+
+        block_positions = list(policy.block_positions(block[0], len(block), len(kept)))
+        rank = {f: i for i, f in enumerate(sorted(kept) + list(block))}
+        return Segment(
+            frames=block,
+            writes=writes,
+            tokens=len(block) * g.tokens,
+            block_slots=self.slot_index(block),
+            kept_slots=self.slot_index(by_slot),
+            read_slots=len(slots) if slots == list(range(len(slots))) else self.slot_index(together),
+            rotary=table(block_positions),
+            read_rotary=table([rank[f] for f in together]) if policy.relative else None,
+            joined_rotary=table([rank[f] for f in by_slot] + block_positions) if policy.relative else None,
+        )
+
+    def commit(self, memory_pass: MemoryPass, context_sigma: float = 0.0) -> None:
+        """After the forward: the blocks that it wrote are memory from now on. context_sigma: their noise level.
+
+        Raises ValueError for a pass that does not start at `next_frame`.
+        """
+        if memory_pass.start_frame != self.next_frame:
+            start = memory_pass.start_frame
+            raise ValueError(f"commit: found a pass that starts at latent frame {start}, expected {self.next_frame}")
+        for segment in memory_pass.segments:
+            if segment.writes:
+                kept = self.policy.kept(self.held, len(segment.frames), self.origin)
+                self.held = kept + segment.frames
+                self.next_frame = segment.frames[-1] + 1
+        self.context_sigma = context_sigma
 
     def _blend(self, store: Store, held: tuple[int, ...], kept: tuple[int, ...]) -> None:
         evicted = [f for f in held if f not in set(kept)]
@@ -106,30 +150,32 @@ class KVMemory:
             store.blend(self.slot_index(sink), self.slot_index(evicted), self.policy.blend)
 
     def slot_index(self, frames: Sequence[int]) -> torch.Tensor:
-        """Slots of the given frames as an int64 tensor, where the buffers are that it points into."""
+        """Slots of `frames` as an int64 tensor [N], on the device of the buffers that it indexes."""
         slots = torch.tensor([self.slot(f) for f in frames], dtype=torch.int64)
         return slots if self.policy.residence == "cpu" else slots.to(self.device, non_blocking=True)
 
     def trim(self, frame: int) -> None:
-        """Rewind: forget latent frame `frame` and everything after it; the rollout goes on from there.
+        """Rewind: drop latent frame `frame` and all later ones; the next rollout continues there.
 
-        Frames that a windowed policy has already evicted do not come back. Raises ValueError outside
-        [origin, next_frame].
+        Frames that a windowed policy has evicted do not come back. Raises InputError outside [origin, next_frame].
         """
         if not self.origin <= frame <= self.next_frame:
-            raise ValueError(f"frame: found {frame}, expected {self.origin} to {self.next_frame}")
+            raise InputError("frame", f"found {frame}, expected {self.origin} to {self.next_frame}")
         self.held = tuple(f for f in self.held if f < frame)
         self.next_frame = frame
 
     def cut(self) -> None:
-        """Forget everything; positions go on, and the next frames become the sink (a hard scene change)."""
+        """Drop all frames; positions continue, and the next frames become the sink (a hard scene change)."""
         self.held = ()
         self.origin = self.next_frame
 
     def restart(self, frame: int, keep_sink: bool) -> None:
-        """Make ready to re-encode latent frames from `frame` on (recache): with the old sinks kept, or new ones."""
+        """Prepare to re-encode the latent frames from `frame` on (recache), with the old sink or a new one.
+
+        Raises InputError outside [origin, next_frame].
+        """
         if not self.origin <= frame <= self.next_frame:
-            raise ValueError(f"frame: found {frame}, expected {self.origin} to {self.next_frame}")
+            raise InputError("frame", f"found {frame}, expected {self.origin} to {self.next_frame}")
         sinks = tuple(f for f in self.held if f - self.origin < self.policy.sink and f < frame)
         self.held = sinks if keep_sink else ()
         if not keep_sink:
@@ -137,13 +183,14 @@ class KVMemory:
         self.next_frame = frame
 
     def fork(self) -> KVMemory:
-        """An independent branch: same content, nothing mutable shared."""
+        """An independent copy: same content, nothing mutable shared."""
         return self.copied(self.device)
 
     def copied(self, device: torch.device | str) -> KVMemory:
-        """An independent branch on another device (or the same): where a memory rests between runs, and comes back."""
-        twin = self._like(self.geometry)
-        twin.device = torch.device(device)
+        """An independent copy with its buffers on `device`."""
+        twin = self.empty_like()
+        twin.origin, twin.next_frame, twin.held = self.origin, self.next_frame, self.held
+        twin.context_sigma, twin.device = self.context_sigma, torch.device(device)
         if self.store is not None:
             twin.store = Store(self.policy, self.geometry, self.dtype, twin.device, self.store.slots)
             for ours, theirs in zip(twin.store.buffers, self.store.buffers, strict=True):
@@ -152,42 +199,10 @@ class KVMemory:
         return twin
 
     def empty_like(self) -> KVMemory:
-        """A memory of the same kind with nothing in it (for the unconditional branch of guidance)."""
+        """An empty memory of the same kind (for the unconditional branch of guidance)."""
         return KVMemory(
             self.policy, self.geometry, self.dtype, self.device, self._frames_hint or None, self.fingerprint
         )
-
-    def _like(self, geometry: MemoryGeometry) -> KVMemory:
-        twin = KVMemory(self.policy, geometry, self.dtype, self.device, self._frames_hint or None, self.fingerprint)
-        twin.origin, twin.next_frame, twin.held = self.origin, self.next_frame, self.held
-        twin.context_sigma = self.context_sigma
-        return twin
-
-    @staticmethod
-    def merge(memories: Sequence[KVMemory]) -> KVMemory:
-        """Join memories that stand at the same frame into one batch, rows in order; they stay as they are.
-
-        Raises ValueError naming the first field in which two of them differ.
-        """
-        first = memories[0]
-        for other in memories[1:]:
-            for field in ("policy", "dtype", "device", "fingerprint", "origin", "next_frame", "held", "context_sigma"):
-                if getattr(first, field) != getattr(other, field):
-                    raise ValueError(f"merge: {field} differs: {getattr(first, field)} and {getattr(other, field)}")
-            ours, theirs = ({**m.geometry.to_dict(), "batch": 0} for m in (first, other))
-            if ours != theirs:
-                raise ValueError(f"merge: geometry differs: {first.geometry} and {other.geometry}")
-        geometry = MemoryGeometry(**{**first.geometry.to_dict(), "batch": sum(m.geometry.batch for m in memories)})
-        merged = first._like(geometry)
-        stores = [m.store for m in memories]
-        if all(s is not None for s in stores):
-            slots = min(s.slots for s in stores if s is not None)
-            merged.store = Store(first.policy, geometry, first.dtype, first.device, slots)
-            merged.store.buffers = [
-                tuple(torch.cat([t[:, :slots] for t in parts]) for parts in zip(*layers, strict=True))
-                for layers in zip(*(s.buffers for s in stores if s is not None), strict=True)
-            ]
-        return merged
 
     def __repr__(self) -> str:
         return (

@@ -1,4 +1,4 @@
-"""What a KV-cache memory keeps and where its frames sit in time: the six policies, as settings and pure functions.
+"""Memory policies: which latent frames a KV cache keeps, and at which temporal positions. Settings and pure functions.
 
 Sources: Self Forcing (full, window), LongLive (sink + window), Infinity-RoPE (relative), Salt (cyclic "loop RoPE",
 blended sink "compression_alpha"). Everything here is plain integers; tensors live in `cache.py`.
@@ -32,7 +32,7 @@ class MemoryPolicy:
     window: latent frames kept, sink and current block counted; None only for `full`.
     sink: latent frames at the start that are never evicted.
     blend: `a` in sink = a * sink + (1 - a) * evicted (kind `blended` only).
-    precision: storage of keys and values: the model's dtype, int8, fp8 e4m3 or int4 (see `quantise.py`).
+    precision: storage of keys and values: the model's dtype, int8, fp8 e4m3 or int4 (see `quantization.py`).
     residence: `device` beside the model, or `cpu` (fetched layer by layer while the layer before computes).
     Raises InputError for a value out of range, or fields that do not go together.
     Sources: Self Forcing (full, window), LongLive (sink), Infinity-RoPE (relative), Salt (cyclic, blended).
@@ -67,7 +67,7 @@ class MemoryPolicy:
         return self.kind in ("relative", "blended")
 
     def check_block(self, frames: int) -> None:
-        """Raise InputError if a block of `frames` latent frames cannot live in this memory."""
+        """Raise InputError if a block of `frames` latent frames does not fit into this memory."""
         if self.window is not None and self.window < self.sink + frames:
             raise InputError(
                 "window",
@@ -97,8 +97,8 @@ class MemoryPolicy:
             return held
         sinks = tuple(f for f in held if f - origin < self.sink)
         others = tuple(f for f in held if f - origin >= self.sink)
-        room = max(self.window - block - len(sinks), 0)
-        return sinks + others[max(len(others) - room, 0) :]
+        recent = max(self.window - block - len(sinks), 0)
+        return sinks + others[max(len(others) - recent, 0) :]
 
     def block_positions(self, start: int, frames: int, kept: int) -> range:
         """Temporal positions of a block that starts at latent frame `start` and is read with `kept` memory frames."""
@@ -139,7 +139,7 @@ class MemoryPolicy:
                 new = {"kind": "cyclic", "window": int(value)}
             elif name in ("sink", "relative", "blended") and value.isdigit():
                 new = {"kind": name, "sink": int(value)}
-            if not new or new.keys() & fields.keys():  # nothing that is known, or said a second time
+            if not new or new.keys() & fields.keys():  # unknown, or a field that is already set
                 raise InputError(
                     "memory_policy",
                     f"found {text!r} (at {part!r}), expected one of full | window:W | sink:S,window:W | "

@@ -1,7 +1,7 @@
-"""Where keys and values lie: one fixed buffer per layer, in the model's dtype or fewer bits, on the device or the CPU.
+"""Storage of keys and values: fixed buffers per layer, in the model's dtype or quantised, on the device or the CPU.
 
-Layout of every buffer: [B, slots, tokens, heads, head_dim]; a slot holds one latent frame. Quantised stores hold codes
-there, and beside them the scales of every token and head (`quantise.py`).
+Layout of every buffer: [B, slots, tokens, heads, head_dim]; a slot holds one latent frame. Quantised stores have codes
+there, and further buffers with the scales of every token and head (`quantization.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .quantization import dequantise_into, quantise, row_bytes, row_layout, stor
 
 @dataclass(frozen=True)
 class MemoryGeometry:
-    """Shape of what one latent frame leaves behind: `height` x `width` patch tokens in each of `layers` layers."""
+    """Shape of a latent frame's keys and values: `height` x `width` patch tokens in each of `layers` layers."""
 
     layers: int
     heads: int
@@ -39,7 +39,7 @@ class MemoryGeometry:
 def estimate_bytes(
     policy: MemoryPolicy, geometry: MemoryGeometry, dtype: torch.dtype, frames: int = CYCLE_FRAMES
 ) -> int:
-    """Bytes that a memory will take for a clip of `frames` latent frames (windowed policies do not depend on it)."""
+    """Bytes of a memory for a clip of `frames` latent frames (windowed policies do not depend on it)."""
     rows = geometry.layers * geometry.batch * policy.slots(frames) * geometry.tokens * geometry.heads
     return 2 * rows * row_bytes(policy.precision, dtype, geometry.head_dim)
 
@@ -55,13 +55,13 @@ class Store:
         self.home = torch.device("cpu") if policy.residence == "cpu" else device
         self._pinned = self.home.type == "cpu" and device.type == "cuda"
         self._stream = side_stream(device, "fetch") if self._pinned else None
-        # With the slots asked for, which stay alive here so that no other tensor is taken for them.
+        # Keyed by the id of the slots, which are kept alive here so that no other tensor gets the same id.
         self._fetched: dict[tuple, tuple[Tensor, tuple[Tensor, ...], torch.cuda.Event]] = {}
         self.buffers: list[tuple[Tensor, ...]] = [self._allocate(slots) for _ in range(geometry.layers)]
 
     @property
     def in_place(self) -> bool:
-        """The block's own keys and values may lie in the buffer beside the memory, so that reading is a view."""
+        """Whether the block's own keys and values are written into the buffer as well, so that reading is a view."""
         return self.precision == "model" and self.home == self.device
 
     @property
@@ -80,7 +80,7 @@ class Store:
         )  # fmt: skip
 
     def grow(self, slots: int) -> None:
-        """Make room for more frames (policy `full` only); buffers handed out before stay valid and unchanged."""
+        """Enlarge to `slots` slots (policy `full` only); views of the old buffers stay valid and unchanged."""
         for i, old in enumerate(self.buffers):
             new = self._allocate(slots)
             for source, target in zip(old, new, strict=True):
@@ -102,26 +102,26 @@ class Store:
         k, v = self.buffers[layer]
         return k[:, :slots].flatten(1, 2), v[:, :slots].flatten(1, 2)
 
-    def gather(self, layer: int, slots: Tensor, room: int = 0, ahead: bool = False) -> tuple[Tensor, Tensor]:
-        """Keys and values of slots [N] as [B, N * tokens + room, heads, head_dim] in the model's dtype, on `device`.
+    def gather(self, layer: int, slots: Tensor, reserve: int = 0, prefetch_next: bool = False) -> tuple[Tensor, Tensor]:
+        """Keys and values of slots [N] as [B, N * tokens + reserve, heads, head_dim] in the model's dtype, on `device`.
 
-        room: tokens left to be filled at the end, quantised stores only: the codes are read straight to where attention
-        wants them, beside the block's own. ahead: the same slots of the next layer, which this forward does not write,
-        are wanted next; a store in main memory starts their copy now.
+        reserve: tokens left unfilled at the end, for the block's own keys and values (quantised stores only: codes are
+        dequantised straight into the tensors that attention reads). prefetch_next: the same slots of the next layer,
+        which this forward does not write, are read next; a store in main memory starts their copy now.
         """
-        parts = self._take(layer, slots, ahead)
+        parts = self._take(layer, slots, prefetch_next)
         if self.precision == "model":
             return parts[0].flatten(1, 2), parts[1].flatten(1, 2)
         g, tokens = self.geometry, slots.shape[0] * self.geometry.tokens
         k, v = (
-            torch.empty(g.batch, tokens + room, g.heads, g.head_dim, dtype=self.dtype, device=self.device)
+            torch.empty(g.batch, tokens + reserve, g.heads, g.head_dim, dtype=self.dtype, device=self.device)
             for _ in range(2)
         )
         for out, codes, scale in ((k, parts[0], parts[2]), (v, parts[1], parts[3])):
             dequantise_into(out[:, :tokens], codes.flatten(1, 2), scale.flatten(1, 2), self.precision)
         return k, v
 
-    def _take(self, layer: int, slots: Tensor, ahead: bool) -> tuple[Tensor, ...]:
+    def _take(self, layer: int, slots: Tensor, prefetch_next: bool) -> tuple[Tensor, ...]:
         if self._stream is None:
             return tuple(t.index_select(1, slots.to(t.device)).to(self.device) for t in self.buffers[layer])
         _, parts, event = self._fetched.pop((layer, id(slots)), None) or self._fetch(layer, slots)
@@ -129,12 +129,12 @@ class Store:
         event.wait(current)
         for t in parts:
             t.record_stream(current)
-        if ahead and layer + 1 < self.geometry.layers:
+        if prefetch_next and layer + 1 < self.geometry.layers:
             self._fetched = {(layer + 1, id(slots)): self._fetch(layer + 1, slots)}
         return parts
 
     def _fetch(self, layer: int, slots: Tensor) -> tuple[Tensor, tuple[Tensor, ...], torch.cuda.Event]:
-        """Start the copy of one layer to the device on a stream of its own, beside what is being computed."""
+        """Start the copy of one layer to the device on a side stream, concurrent with computation."""
         assert self._stream is not None
         host = slots.to(self.home)
         with torch.cuda.stream(self._stream):

@@ -1,30 +1,37 @@
-"""Self-attention of the student: what a block may see, and the processors that plug it into diffusers' modules.
+"""Attention of the student: the contexts of self-attention, and the attention processors for diffusers' modules.
 
-A *scope* answers one question for every layer: given queries, keys and values before RoPE [B, S, heads, head_dim],
-what comes out? Three scopes exist: `Bidirectional` (every token sees every token), `BlockCausal` (training: whole clips
-in one forward), and `salt.memory.MemoryPass` (rollouts).
+An attention context computes self-attention of any layer from queries, keys and values before RoPE
+[B, S, heads, head_dim]. There are three: `Bidirectional` (every token sees every token), `BlockCausal` (training: whole
+clips in one forward) and `salt.memory.MemoryPass` (rollouts).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol, TypeVar, cast
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor
 
 from ..rope import Rotary, apply_rotary
-from .cross_attention_cache import CrossAttentionCache
+from .cross_attention_cache import CrossAttentionCache, KeysAndValues
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def run_eagerly(function: Function) -> Function:
+    """`torch.compiler.disable` with the function's own type."""
+    return cast(Function, torch.compiler.disable(function))
 
 
 class AttentionContext(Protocol):
     """What self-attention may see. `layer` counts from 0; q, k, v and the result are [B, S, heads, head_dim].
 
-    by_layer: it looks at `layer`. Compiled code that reads a layer's number serves that layer alone.
+    by_layer: whether it depends on `layer`. Code compiled for one layer number would serve that layer alone.
     """
 
     by_layer: ClassVar[bool]
@@ -49,8 +56,8 @@ class BlockCausal:
 
     rotary: of the clip's F frames. blocks: latent frames per block, in order, F in all. tokens: per latent frame.
     clean_context: the input is [clean clip | noisy clip], 2F frames; a clean block sees clean blocks up to itself, a
-    noisy block sees the clean blocks before it and itself (teacher forcing: exactly what a rollout with perfect
-    memory computes). sink, window: as the rollout's memory would keep them; window None keeps everything.
+    noisy block sees the clean blocks before it and itself (teacher forcing: what a rollout computes whose memory holds
+    the clean clip). sink, window: as in the rollout's `MemoryPolicy`; window None keeps everything.
     Each block is one dense attention call, so no mask of tokens x tokens is ever built.
     """
 
@@ -70,16 +77,16 @@ class BlockCausal:
         for offset in (0, clip) if self.clean_context else (0,):
             start = 0
             for frames in self.blocks:
-                here = slice(offset + start * self.tokens, offset + (start + frames) * self.tokens)
-                context = self._context(start, frames)
-                keys = torch.cat([*(k[:, c] for c in context), k[:, here]], dim=1)
-                values = torch.cat([*(v[:, c] for c in context), v[:, here]], dim=1)
-                outputs.append(attention(q[:, here], keys, values))
+                block = slice(offset + start * self.tokens, offset + (start + frames) * self.tokens)
+                past = self.visible_past(start, frames)
+                keys = torch.cat([*(k[:, p] for p in past), k[:, block]], dim=1)
+                values = torch.cat([*(v[:, p] for p in past), v[:, block]], dim=1)
+                outputs.append(attention(q[:, block], keys, values))
                 start += frames
         return torch.cat(outputs, dim=1)
 
-    def _context(self, start: int, frames: int) -> list[slice]:
-        """Token ranges of the (first copy of the) clip that a block starting at frame `start` sees before itself."""
+    def visible_past(self, start: int, frames: int) -> list[slice]:
+        """Token ranges of the (clean) clip that a block of `frames` starting at frame `start` sees before itself."""
         if self.window is None:
             return [slice(0, start * self.tokens)]
         sink = min(self.sink, start)
@@ -88,7 +95,7 @@ class BlockCausal:
 
 
 class SelfAttention:
-    """diffusers attention processor of one layer's self-attention; what it sees is the `scope` it is called with."""
+    """diffusers attention processor of one layer's self-attention within an `attention_context`."""
 
     _attention_backend = None
     _parallel_config = None
@@ -96,29 +103,31 @@ class SelfAttention:
     def __init__(self, layer: int) -> None:
         self.layer = layer
 
-    def __call__(self, attn: Any, hidden_states: Tensor, *unused: None, scope: AttentionContext) -> Tensor:
+    def __call__(
+        self, attn: WanAttention, hidden_states: Tensor, *unused: None, attention_context: AttentionContext
+    ) -> Tensor:
         if attn.fused_projections:
             q, k, v = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
             q, k, v = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (attn.norm_q(q), attn.norm_k(k), v))
-        if scope.by_layer:
-            out = self._attend_by_layer(scope, q, k, v)  # pyright: ignore[reportCallIssue]
+        if attention_context.by_layer:
+            out = self._attend_by_layer(attention_context, q, k, v)
         else:
-            out = scope.attend(0, q, k, v, self._dispatch)
+            out = attention_context.attend(0, q, k, v, self._dispatch)
         return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(hidden_states)))
 
-    @torch.compiler.disable
-    def _attend_by_layer(self, scope: AttentionContext, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    @run_eagerly
+    def _attend_by_layer(self, attention_context: AttentionContext, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Outside compiled code, which then is the same for every layer."""
-        return scope.attend(self.layer, q, k, v, self._dispatch)
+        return attention_context.attend(self.layer, q, k, v, self._dispatch)
 
     def _dispatch(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return dispatch_attention_fn(q, k, v, backend=self._attention_backend)
 
 
 class CrossAttention:
-    """diffusers attention processor of one layer's cross-attention, to text and before it image tokens (I2V)."""
+    """diffusers attention processor of one layer's cross-attention to text and image tokens (Wan I2V)."""
 
     _attention_backend = None
     _parallel_config = None
@@ -126,34 +135,31 @@ class CrossAttention:
     def __init__(self, layer: int) -> None:
         self.layer = layer
 
-    def __call__(self, attn: Any, hidden_states: Tensor, context: CrossAttentionCache, *unused: None) -> Tensor:
+    def __call__(self, attn: WanAttention, hidden_states: Tensor, cache: CrossAttentionCache, *unused: None) -> Tensor:
         q = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
-        if context.keep:
-            parts = self._kept(attn, context)  # pyright: ignore[reportCallIssue]
-        else:
-            parts = self._keys_and_values(attn, context)
+        parts = self._cached_keys_and_values(attn, cache) if cache.keep else self._keys_and_values(attn, cache)
         out = self._dispatch(q, *parts[0]).flatten(2, 3)
         for k, v in parts[1:]:
             out = out + self._dispatch(q, k, v).flatten(2, 3)
         return attn.to_out[1](attn.to_out[0](out.type_as(hidden_states)))
 
-    @torch.compiler.disable
-    def _kept(self, attn: Any, context: CrossAttentionCache) -> list[tuple[Tensor, Tensor]]:
-        return context.kept(self.layer, lambda: self._keys_and_values(attn, context))
+    @run_eagerly
+    def _cached_keys_and_values(self, attn: WanAttention, cache: CrossAttentionCache) -> KeysAndValues:
+        return cache.keys_and_values(self.layer, lambda: self._keys_and_values(attn, cache))
 
-    def _keys_and_values(self, attn: Any, context: CrossAttentionCache) -> list[tuple[Tensor, Tensor]]:
-        """Of the text, and of the image where there is one; each [B, N, heads, head_dim]."""
-        text = context.text
+    def _keys_and_values(self, attn: WanAttention, cache: CrossAttentionCache) -> KeysAndValues:
+        """Of the text, then of the image where there is one; each [B, N, heads, head_dim]."""
+        text = cache.text
         if attn.fused_projections:
             k, v = attn.to_kv(text).chunk(2, dim=-1)
         else:
             k, v = attn.to_k(text), attn.to_v(text)
         parts = [(attn.norm_k(k), v)]
-        if context.image is not None:
+        if cache.image is not None:
             if attn.fused_projections:
-                k, v = attn.to_added_kv(context.image).chunk(2, dim=-1)
+                k, v = attn.to_added_kv(cache.image).chunk(2, dim=-1)
             else:
-                k, v = attn.add_k_proj(context.image), attn.add_v_proj(context.image)
+                k, v = attn.add_k_proj(cache.image), attn.add_v_proj(cache.image)
             parts.append((attn.norm_added_k(k), v))
         return [(k.unflatten(2, (attn.heads, -1)), v.unflatten(2, (attn.heads, -1))) for k, v in parts]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..conditioning import Conditioning, PromptChange, PromptSchedule, Switch
 from ..errors import InputError
 from ..memory import KVMemory, MemoryGeometry
+from ..models.fingerprint import fingerprint
 from ..models.streaming_vae import encode_video
-from ..models.transformer_salt import fingerprint
 from ..noise import NoiseSource, SeededNoise
 from ..rollout import RolloutSettings
 from ..spec import FPS
@@ -200,7 +200,7 @@ def _memory(
         policy = components.acceleration.policy(inputs.policy(components.spec))
         memory = KVMemory(policy, geometry, transformer.dtype, components.device, frames, identity)
         if components.acceleration.compiled:
-            components.buffer_pool.furnish(memory)
+            components.buffer_pool.lend_buffers(memory)
         return memory
     if inputs.guided:
         stands, past = inputs.negative_memory, inputs.memory.next_frame

@@ -12,10 +12,10 @@ from torch import Tensor
 from ..conditioning import Conditioning
 from ..memory import KVMemory
 from ..model_input import FlowModel, ModelInput
+from ..models.causal_model import BidirectionalModel, CausalModel
 from ..models.streaming_vae import FrameDecoder
-from ..models.transformer_salt import CausalModel
 from ..rollout import Block, OnStepEnd, rollout
-from ..sampling import BidirectionalModel, sample_bidirectional
+from ..sampling import sample_bidirectional
 from .async_decoder import DECODER_WARM_UP, AsyncDecoder, decode_ahead, decode_in_turn
 from .components import PipelineComponents
 from .prepare import PreparedRun
@@ -98,7 +98,7 @@ def run_blocks(
     if prepared.negative is not None and prepared.negative_memory is None:
         prepared.negative_memory = prepared.memory.empty_like()
         if components.acceleration.compiled:
-            components.buffer_pool.furnish(prepared.negative_memory)
+            components.buffer_pool.lend_buffers(prepared.negative_memory)
     yield from rollout(
         _InFloat32(CausalModel(components.graphed or components.transformer), components.transformer.dtype),
         prepared.conditioning,

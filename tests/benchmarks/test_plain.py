@@ -9,7 +9,7 @@ from benchmarks.plain import plain_critic_loss, plain_generator_loss, plain_memo
 from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
 from salt.models.attention import Bidirectional
-from salt.models.transformer_salt import CausalModel
+from salt.models.causal_model import CausalModel
 from salt.noise import SeededNoise
 from salt.rollout import RolloutSettings, rollout
 from salt.rope import rotary_table

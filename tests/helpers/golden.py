@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from salt.checkpoints import load_student
 from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
-from salt.models.transformer_salt import CausalModel
+from salt.models.causal_model import CausalModel
 from salt.noise import RecordedNoise
 from salt.rollout import RolloutSettings, rollout
 from salt.schedule import Schedule

@@ -32,4 +32,4 @@ def write(memory, frames=3, value=None):
         if value is not None:
             k, v = torch.full_like(k, value), torch.full_like(v, value)
         passing.attend(layer, q, k, v, dense)
-    passing.commit()
+    memory.commit(passing)

@@ -6,11 +6,11 @@ import weakref
 import pytest
 import torch
 
-from salt.acceleration.cuda_graphs import CUDAGraphTransformer, settled
+from salt.acceleration.cuda_graphs import CUDAGraphTransformer, has_fixed_shapes
 from salt.conditioning import Conditioning, PromptChange, PromptSchedule
 from salt.memory import MemoryPolicy
 from salt.memory.store import Store
-from salt.models.transformer_salt import CausalModel
+from salt.models.causal_model import CausalModel
 from salt.noise import SeededNoise
 from salt.rollout import RolloutSettings, rollout
 from salt.schedule import Schedule
@@ -87,7 +87,7 @@ def test_no_memory_takes_the_recordings_of_a_dead_one():
     student, tape, policy = golden.student(), Tape(), MemoryPolicy("sink", 9, 3)
     model = CUDAGraphTransformer(student, tape)
     clip(CausalModel(model), student, policy)
-    kept = {key[0] for key in model._known}
+    kept = {key[0] for key in model._recordings}
     gc.collect()
     alive = {id(x) for x in gc.get_objects() if type(x) is Store}
     assert kept and kept <= alive
@@ -100,7 +100,7 @@ def test_growing_and_far_memories_are_never_recorded():
         clip(CausalModel(CUDAGraphTransformer(student, tape)), student, policy)
         assert tape.recorded == 0
     memory = student.new_memory(MemoryPolicy("sink", 9, 3), 1, 4, 6)
-    assert not settled(memory.open(read=3)), "an empty window has other shapes than a full one"
+    assert not has_fixed_shapes(memory.open(read=3)), "an empty window has other shapes than a full one"
 
 
 @pytest.mark.gpu

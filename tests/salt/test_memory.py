@@ -10,7 +10,7 @@ from salt.conditioning import Conditioning
 from salt.memory import PRECISIONS, KVMemory, MemoryGeometry, MemoryPolicy, estimate_bytes
 from salt.memory.quantization import dequantise, quantise, row_layout
 from salt.model_input import ModelInput
-from salt.models.transformer_salt import CausalModel
+from salt.models.causal_model import CausalModel
 from tests.helpers import golden
 from tests.helpers.small_memory import GEOMETRY, POLICIES, dense, write
 
@@ -216,7 +216,7 @@ def test_rewind_then_the_same_blocks_give_the_same_clip():
         out = model(ModelInput(here, torch.full((1, 3), 500.0), text, memory.open(read=3)))
         passing = memory.open(write=3)
         model(ModelInput(here, torch.zeros(1, 3), text, passing))
-        passing.commit()
+        memory.commit(passing)
         return out
 
     first = [advance(k) for k in (0, 3, 6, 9, 12)]
@@ -236,24 +236,6 @@ def test_rewind_of_a_window_leaves_a_hole_that_is_not_read():
     memory.trim(15)
     assert memory.held == (12, 13, 14)
     assert seen(memory).shape[1] == 6 * GEOMETRY.tokens
-
-
-@torch.no_grad()
-def test_merge_of_batch_rows():
-    torch.manual_seed(0)
-    a, b = KVMemory(MemoryPolicy("window", 6), GEOMETRY), KVMemory(MemoryPolicy("window", 6), GEOMETRY)
-    for _ in range(3):
-        write(a)
-        write(b)
-    merged = KVMemory.merge([a, b])
-    assert merged.geometry.batch == 2 and merged.held == a.held
-    q = torch.randn(2, 6, 2, 8)
-    both = merged.open(read=3).attend(0, q, q, q, dense)
-    alone = [m.open(read=3).attend(0, q[i : i + 1], q[i : i + 1], q[i : i + 1], dense) for i, m in enumerate((a, b))]
-    assert torch.allclose(both, torch.cat(alone), atol=1e-6)
-    write(b)
-    with pytest.raises(ValueError, match="merge: next_frame differs: 9 and 12"):
-        KVMemory.merge([a, b])
 
 
 @torch.no_grad()
@@ -347,8 +329,8 @@ def test_memory_on_the_cpu_reads_as_one_on_the_device(precision):
             q, k, v = torch.randn(3, 1, 48, 2, 64, dtype=torch.float16, device="cuda")
             a, b = (p.attend(layer, q, k, v, dense) for p in passes)
             assert torch.allclose(a, b, atol=2e-3)
-        for p in passes:
-            p.commit()
+        for memory, memory_pass in zip((near, far), passes, strict=True):
+            memory.commit(memory_pass)
     assert far.store.buffers[0][0].device.type == "cpu" and near.store.buffers[0][0].device.type == "cuda"
 
 
@@ -378,6 +360,6 @@ def test_a_far_memory_fetches_every_layer_once_in_a_fused_pass(precision, monkey
             q, k, v = torch.randn(3, 1, 12, 2, 64)
             a, b = (p.attend(layer, q, k, v, dense) for p in passes)
             assert torch.allclose(a, b, atol=1e-5)
-        for p in passes:
-            p.commit()
+        for memory, memory_pass in zip((near, far), passes, strict=True):
+            memory.commit(memory_pass)
     assert sorted(fetched) == sorted([0, 1, 2, 3] * 2 * 4)

@@ -18,7 +18,7 @@ def written(policy: str, blocks: int) -> KVMemory:
         for layer in range(2):
             k = (frames + 100 * layer)[None, :, None, None].expand(1, 12, 2, 8).contiguous()
             passing.attend(layer, k, k, 2 * k, lambda q, k, v: q)
-        passing.commit()
+        memory.commit(passing)
     return memory
 
 

@@ -6,7 +6,7 @@ import torch
 from salt.conditioning import Conditioning, PromptChange, PromptSchedule
 from salt.memory import MemoryPolicy, load_memory, save_memory
 from salt.model_input import ModelInput
-from salt.models.transformer_salt import CausalModel
+from salt.models.causal_model import CausalModel
 from salt.noise import SeededNoise
 from salt.rollout import RolloutSettings, rollout
 from salt.schedule import Schedule

@@ -13,8 +13,8 @@ from salt.checkpoints import load_student
 from salt.io.video import VideoWriter
 from salt.memory import BufferPool, KVMemory, MemoryGeometry, MemoryPolicy
 from salt.memory.store import Store
+from salt.models.fingerprint import fingerprint
 from salt.models.taehv import TinyDecoder, TinyStreamDecoder
-from salt.models.transformer_salt import fingerprint
 from salt.pipeline import SaltPipeline, async_decoder
 from salt.pipeline.components import tiny_folder
 
@@ -124,7 +124,7 @@ def test_a_dead_memory_leaves_its_buffers_and_a_held_one_does_not():
 
     def memory(policy=MemoryPolicy("sink", 9, 3)):  # noqa: B008 - frozen
         made = KVMemory(policy, geometry)
-        spare.furnish(made)
+        spare.lend_buffers(made)
         return made
 
     first = memory()
@@ -136,7 +136,7 @@ def test_a_dead_memory_leaves_its_buffers_and_a_held_one_does_not():
     again = memory()
     assert again.store is not second.store
     full = KVMemory(MemoryPolicy(), geometry)
-    spare.furnish(full)
+    spare.lend_buffers(full)
     assert full.store is None, "a growing memory has no buffers of one size"
 
 
@@ -201,5 +201,5 @@ def test_weights_taken_apart_and_float8_rows_have_a_word_or_a_fingerprint(pipe):
             )
 
     assert len(fingerprint(Rows())) == 16
-    with pytest.raises(ValueError, match="found weights that come layer by layer"):
+    with pytest.raises(ValueError, match="weights are loaded layer by layer"):
         fingerprint(torch.nn.Linear(2, 2, device="meta"))

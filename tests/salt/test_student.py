@@ -8,7 +8,9 @@ from torch._dynamo.utils import counters
 from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
 from salt.model_input import ModelInput
-from salt.models.transformer_salt import CausalModel, SaltTransformer3DModel, fingerprint
+from salt.models.causal_model import CausalModel
+from salt.models.fingerprint import fingerprint
+from salt.models.transformer_salt import SaltTransformer3DModel
 from tests.helpers import golden
 
 SMALL = dict(num_attention_heads=2, attention_head_dim=24, ffn_dim=64, num_layers=2, text_dim=32, freq_dim=32)
@@ -85,7 +87,7 @@ def test_positions_beyond_the_1024_table():
         memory.next_frame = memory.origin = start
         write = memory.open(write=3)
         model(ModelInput(clean, torch.zeros(1, 3), text, write))
-        write.commit()
+        memory.commit(write)
         return model(ModelInput(noisy, torch.full((1, 3), 800.0), text, memory.open(read=3)))
 
     assert torch.allclose(flow_at(100_000), flow_at(0), atol=2e-5)
@@ -98,17 +100,17 @@ def test_teacher_forcing_equals_a_rollout_with_perfect_memory():
     clean, noisy = torch.randn(1, 16, 12, 4, 6), torch.randn(1, 16, 12, 4, 6)
     t = torch.full((1, 12), 600.0)
     for policy in (MemoryPolicy(), MemoryPolicy("window", 6), MemoryPolicy("sink", 8, 2)):
-        scope = student.block_causal([3] * 4, 4, 6, clean_context=True, policy=policy)
-        both = student(torch.cat([clean, noisy], 2), torch.cat([torch.zeros_like(t), t], 1), text, scope=scope).sample[
-            :, :, 12:
-        ]
+        context = student.block_causal([3] * 4, 4, 6, clean_context=True, policy=policy)
+        both = student(
+            torch.cat([clean, noisy], 2), torch.cat([torch.zeros_like(t), t], 1), text, attention_context=context
+        ).sample[:, :, 12:]
         memory, model, stepwise = student.new_memory(policy, 1, 4, 6), CausalModel(student), []
         for k in range(0, 12, 3):
             here = slice(k, k + 3)
             stepwise.append(model(ModelInput(noisy[:, :, here], t[:, here], Conditioning(text), memory.open(read=3))))
             write = memory.open(write=3)
             model(ModelInput(clean[:, :, here], torch.zeros(1, 3), Conditioning(text), write))
-            write.commit()
+            memory.commit(write)
         assert golden.relative_error(both, torch.cat(stepwise, 2)) < 2e-6, policy
 
 
@@ -132,7 +134,7 @@ def test_gradient_checkpointing_sees_the_memory_of_its_own_forward(policy):
             with torch.no_grad():
                 write = memory.open(write=3)
                 model(ModelInput(block, torch.zeros(1, 3), text, write))
-                write.commit()
+                memory.commit(write)
         loss.backward()
         return {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
 
@@ -193,7 +195,7 @@ def test_condition_channels_are_cut_to_the_block():
     for _ in range(2):
         write = memory.open(write=3)
         model(ModelInput(torch.randn(1, 16, 3, 4, 4), torch.zeros(1, 3), text, write))
-        write.commit()
+        memory.commit(write)
     assert [x[0].tolist() for x in seen] == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]] and seen[0].shape == (20, 3)
 
 
@@ -201,7 +203,9 @@ def test_input_that_does_not_fit_the_memory():
     student = golden.student()
     memory = student.new_memory(MemoryPolicy(), 1, 4, 6)
     with pytest.raises(ValueError, match="expected \\(1, 3, 2, 3\\)"):
-        student(torch.randn(2, 16, 3, 4, 6), torch.zeros(2), torch.randn(2, 12, 64), scope=memory.open(read=3))
+        student(
+            torch.randn(2, 16, 3, 4, 6), torch.zeros(2), torch.randn(2, 12, 64), attention_context=memory.open(read=3)
+        )
     with pytest.raises(ValueError, match="multiples of the patch 2x2"):
         student.new_memory(MemoryPolicy(), 1, 5, 6)
 

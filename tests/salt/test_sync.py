@@ -6,7 +6,7 @@ import torch
 from salt.acceleration.cuda_graphs import CUDAGraphTransformer
 from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
-from salt.models.transformer_salt import CausalModel
+from salt.models.causal_model import CausalModel
 from salt.noise import SeededNoise
 from salt.rollout import RolloutSettings, rollout
 from salt.schedule import Schedule

@@ -9,8 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from salt.checkpoints import save_diffusers
-from salt.memory import attention
-from salt.rope import rotary_table
+from salt.rope import cached_rotary_table, rotary_table
 from tests.helpers import tiny_recipes
 from train.__main__ import main
 from train.config.loader import load_recipe
@@ -159,7 +158,7 @@ def test_a_checkpointed_rollout_holds_its_memory(tmp_path, policy):
 def test_what_was_laid_out_without_storage_serves_nothing_real():
     for fake in (True, False):
         with without_storage(False) if fake else nullcontext():
-            for made in (rotary_table, attention._table):
+            for made in (rotary_table, cached_rotary_table):
                 table = made((0, 1, 2), 2, 2, 16, torch.device("cpu"))
                 assert isinstance(table.cos, FakeTensor) == fake
 
@@ -168,7 +167,7 @@ def test_what_was_laid_out_without_storage_serves_nothing_real():
 def test_tracing_leaves_no_table_without_storage_behind(tmp_path):
     recipe = tiny_recipes.recipe(tmp_path)
     estimate(recipe)
-    assert attention._table.cache_info().currsize == 0
+    assert cached_rotary_table.cache_info().currsize == 0
     trainer = SCDMDTrainer(replace(recipe, optimisation=replace(recipe.optimisation, updates=1)))
     assert trainer.run() == 1
 

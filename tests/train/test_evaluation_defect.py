@@ -89,7 +89,7 @@ def test_blocks_are_measured_against_the_students_own_memory():
         times = torch.zeros(1, 6 * blocks)
         times[:, -3:] = 1000 * sigma
         both = torch.cat([*past, x, *(torch.zeros_like(p) for p in past), x], 2)
-        return student(both, times, text.text, scope=mask).sample[:, :, -3:]
+        return student(both, times, text.text, attention_context=mask).sample[:, :, -3:]
 
     with torch.no_grad():
         for start in (0, 3):

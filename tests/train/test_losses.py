@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
 from salt.model_input import ModelInput
-from salt.models.transformer_salt import CausalModel
+from salt.models.causal_model import CausalModel
 from salt.schedule import Schedule, add_noise, flow_to_x0
 from tests.helpers import golden
 from train import losses
@@ -72,7 +72,7 @@ def test_semigroup_loss_and_gradients_equal_the_reference():
     with torch.no_grad():
         write = memory.open(write=3)
         model(ModelInput(past, torch.zeros(1, 3), text, write))
-        write.commit()
+        memory.commit(write)
     v_s = model(ModelInput(x_s, torch.full((1, 3), triple.start), text, memory.open(read=3)))
     close(v_s, clip(data["v_s"]))
     direct = losses.direct_endpoint(x_s, v_s, triple)

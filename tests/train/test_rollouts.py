@@ -35,10 +35,10 @@ def plain_rollout(student, text, recipe, draws, noise):
         noisy = torch.cat([*(torch.zeros_like(p) for p in past), x], 2)
         frames = clean.shape[2]
         mask = student.block_causal([n] * (block + 1), 4, 4, clean_context=True, policy=recipe.policy)
-        scope = DetachedContext(**vars(mask))
+        context = DetachedContext(**vars(mask))
         times = torch.zeros(1, 2 * frames, dtype=x.dtype)
         times[:, -n:] = t
-        both = student(torch.cat([clean, noisy], 2), times, text, scope=scope).sample
+        both = student(torch.cat([clean, noisy], 2), times, text, attention_context=context).sample
         return both[:, :, -n:]
 
     for block in range(recipe.rollout.frames // n):

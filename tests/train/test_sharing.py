@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from salt.conditioning import Conditioning
-from salt.models.transformer_salt import CausalModel
+from salt.models.causal_model import CausalModel
 from salt.schedule import Schedule
 from tests.helpers import tiny_recipes
 from train.distributed.activation_checkpointing import recompute

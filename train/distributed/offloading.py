@@ -35,10 +35,16 @@ class OffloadedModel:
         /,
         *,
         return_dict: Literal[False],
-        scope: AttentionContext | None = None,
+        attention_context: AttentionContext | None = None,
     ) -> tuple[Tensor, ...]:
         return self._run(
-            SaltTransformer3DModel.__call__, x, timestep, text, image, return_dict=return_dict, scope=scope
+            SaltTransformer3DModel.__call__,
+            x,
+            timestep,
+            text,
+            image,
+            return_dict=return_dict,
+            attention_context=attention_context,
         )
 
     def features(
@@ -50,12 +56,12 @@ class OffloadedModel:
         /,
         *,
         encoder_hidden_states_image: Tensor | None = None,
-        scope: AttentionContext | None = None,
+        attention_context: AttentionContext | None = None,
     ) -> Tensor:
         image = encoder_hidden_states_image
         return self._run(
             SaltTransformer3DModel.features,
-            x, timestep, text, after_block, encoder_hidden_states_image=image, scope=scope,
+            x, timestep, text, after_block, encoder_hidden_states_image=image, attention_context=attention_context,
         )  # fmt: skip
 
     def block_causal(

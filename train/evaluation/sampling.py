@@ -10,11 +10,12 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
 from salt.conditioning import Conditioning
+from salt.models.causal_model import BidirectionalModel, CausalModel
 from salt.models.streaming_vae import WanStreamDecoder
-from salt.models.transformer_salt import CausalModel, SaltTransformer3DModel
+from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.noise import SeededNoise
 from salt.rollout import RolloutSettings, rollout
-from salt.sampling import BidirectionalModel, sample_bidirectional
+from salt.sampling import sample_bidirectional
 from salt.schedule import Schedule
 from salt.spec import StudentSpec
 

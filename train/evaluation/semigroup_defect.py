@@ -14,10 +14,10 @@ import torch
 
 from salt.conditioning import Conditioning
 from salt.memory import KVMemory, MemoryPolicy
-from salt.models.transformer_salt import CausalModel, SaltTransformer3DModel
+from salt.models.causal_model import BidirectionalModel, CausalModel
+from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.noise import SeededNoise
 from salt.rollout import RolloutSettings
-from salt.sampling import BidirectionalModel
 from salt.schedule import STEP_LISTS, Schedule
 from salt.semigroup_defect import OPERATORS, TRIPLES, Defects, Operator, Triple, defect_ratios, mean_defects
 from salt.spec import StudentSpec

@@ -26,7 +26,7 @@ from typing import Any
 
 from salt.io.atomic import replace_file, write_text
 from salt.io.prompt_files import read_prompts
-from salt.models.transformer_salt import fingerprint
+from salt.models.fingerprint import fingerprint
 from salt.pipeline import SaltPipeline
 from salt.pipeline.write_clip import write_clip
 from train.distributed.launch import process_state

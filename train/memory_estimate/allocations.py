@@ -14,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from salt import rope
-from salt.memory import attention
 from salt.models.transformer_salt import SaltTransformer3DModel
 
 
@@ -101,7 +100,10 @@ def without_storage(bf16: bool) -> Iterator[None]:
         with FakeTensorMode(allow_non_fake_inputs=True), autocast:
             yield
     finally:
-        for cached in (attention._table, rope._turns):  # a table without storage must not reach a real rollout
+        for cached in (
+            rope.cached_rotary_table,
+            rope._axis_table,
+        ):  # a table without storage must not reach a real rollout
             cached.cache_clear()
 
 

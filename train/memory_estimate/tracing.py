@@ -17,11 +17,11 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from salt.conditioning import Conditioning
 from salt.memory import KVMemory
 from salt.model_input import ModelInput
+from salt.models.causal_model import BidirectionalModel, CausalModel
 from salt.models.text_encoder import TOKENS
-from salt.models.transformer_salt import CausalModel, SaltTransformer3DModel
+from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.models.word_embedder import WordEmbedder
 from salt.rollout import block_lengths
-from salt.sampling import BidirectionalModel
 from train.config.model_configs import meta_model
 from train.config.recipe import Recipe
 from train.distributed.activation_checkpointing import recompute
@@ -215,6 +215,6 @@ class Tracer:
         geometry = model.memory_geometry(x.shape[0], r.height, r.width)
         memory = KVMemory(self.recipe.policy, geometry, self.dtype, "cpu", r.frames)
         for n in lengths[:index]:
-            memory.open(write=n).commit()
+            memory.commit(memory.open(write=n))
         passing, call, t = memory.open(read=x.shape[2]), CausalModel(model), torch.ones(x.shape[0], x.shape[2])
         return lambda: call(ModelInput(x, t, conditioning, passing))

@@ -34,7 +34,7 @@ class ClipModel(Protocol):
         /,
         *,
         return_dict: Literal[False],
-        scope: AttentionContext | None = None,
+        attention_context: AttentionContext | None = None,
     ) -> tuple[Tensor, ...]: ...
 
     def block_causal(
@@ -54,7 +54,7 @@ class FeatureModel(ClipModel, Protocol):
         /,
         *,
         encoder_hidden_states_image: Tensor | None = None,
-        scope: AttentionContext | None = None,
+        attention_context: AttentionContext | None = None,
     ) -> Tensor: ...
 
 
@@ -87,8 +87,8 @@ def causal_flow(
     None: they see the noisy blocks before them, each at its own sigma (CausVid, Self Forcing's ODE stage).
     """
     frames = x.shape[2]
-    x, t_BF, scope = _causal_inputs(model, x, sigma_BF, conditioning, blocks, policy, clean)
-    flow = model(x, t_BF, conditioning.text, conditioning.image, return_dict=False, scope=scope)[0]
+    x, t_BF, context = _causal_inputs(model, x, sigma_BF, conditioning, blocks, policy, clean)
+    flow = model(x, t_BF, conditioning.text, conditioning.image, return_dict=False, attention_context=context)[0]
     return flow[:, :, -frames:]
 
 
@@ -103,9 +103,11 @@ def causal_features(
     after_block: int,
 ) -> Tensor:
     """Tokens [B, S, dim] of x after a transformer block (0-based), each block of x seeing `clean` blocks before it."""
-    x, t_BF, scope = _causal_inputs(model, x, sigma_BF, conditioning, blocks, policy, clean)
+    x, t_BF, context = _causal_inputs(model, x, sigma_BF, conditioning, blocks, policy, clean)
     image = conditioning.image
-    tokens = model.features(x, t_BF, conditioning.text, after_block, encoder_hidden_states_image=image, scope=scope)
+    tokens = model.features(
+        x, t_BF, conditioning.text, after_block, encoder_hidden_states_image=image, attention_context=context
+    )
     return tokens[:, tokens.shape[1] // 2 :]
 
 
@@ -125,5 +127,5 @@ def _causal_inputs(
     if clean is not None:
         x = torch.cat([add_channels(clean, conditioning), x], dim=2)
         t_BF = torch.cat([torch.zeros_like(t_BF), t_BF], dim=1)
-    scope = model.block_causal(blocks, height, width, clean_context=clean is not None, policy=policy)
-    return x, t_BF, scope
+    context = model.block_causal(blocks, height, width, clean_context=clean is not None, policy=policy)
+    return x, t_BF, context

@@ -147,11 +147,11 @@ def defect():
     settings = PACK.rollout.RolloutSettings(PACK.schedule.Schedule.of(4, shift))
     memory = student.new_memory(PACK.memory.MemoryPolicy(), 1, 8, 8)
     words = PACK.conditioning.Conditioning(text(PROMPT)[0][0])
-    causal = PACK.transformer_salt.CausalModel(student)
+    causal = PACK.causal_model.CausalModel(student)
     blocks = engine.semigroup_defect(causal, words, memory, noise, 9, settings, triples=triples)
     spec = part("salt.spec").StudentSpec(frames_per_block=0, shift=shift)
     bidirectional = STUDENT_SPEC.with_spec(tiny(), spec)
-    bidirectional_model = part("salt.sampling").BidirectionalModel(student)
+    bidirectional_model = part("salt.models.causal_model").BidirectionalModel(student)
     clip = engine.semigroup_defect(bidirectional_model, words, None, noise, 7, settings, triples=triples)
     whole = node.execute(bidirectional, text(PROMPT), "1000,875,750; 500,375,250", **asked).args[1]
     return {

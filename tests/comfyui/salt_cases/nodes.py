@@ -177,7 +177,7 @@ def custom_sampling():
     engine = through_engine(student, words, source, initial.shape)
     with torch.no_grad():
         whole = part("salt.sampling").sample_bidirectional(
-            part("salt.sampling").BidirectionalModel(student), words, lambda start, frames, draw: initial, 9,
+            part("salt.models.causal_model").BidirectionalModel(student), words, lambda start, frames, draw: initial, 9,
             PACK.rollout.RolloutSettings(PACK.schedule.Schedule.of(2), "ode"),
         )  # fmt: skip
     bidirectional = STUDENT_SPEC.with_spec(model, part("salt.spec").StudentSpec(frames_per_block=0))

@@ -99,7 +99,7 @@ def through_comfyui(
 def through_engine(student, conditioning, source, shape: tuple[int, ...], settings=TWO_STEPS, negative=None) -> Tensor:
     """The same rollout by the engine and its own transformer."""
     memory = student.new_memory(PACK.memory.MemoryPolicy(), shape[0], *shape[3:])
-    model = PACK.transformer_salt.CausalModel(student)
+    model = PACK.causal_model.CausalModel(student)
     with torch.no_grad():
         blocks = PACK.rollout.rollout(model, conditioning, memory, source, shape[2], settings, negative=negative)
         return torch.cat([b.latents for b in blocks], dim=2)

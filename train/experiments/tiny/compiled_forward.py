@@ -42,20 +42,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias_SS: Tensor | None) -> Tensor:
     return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
 
 
-def mask_of(scope: BlockCausal) -> Tensor:
-    """Attention bias [S, S] of a `BlockCausal` scope: 0 where a token attends, -inf elsewhere."""
-    frames = sum(scope.blocks)
-    copies = 2 if scope.clean_context else 1
+def mask_of(context: BlockCausal) -> Tensor:
+    """Attention bias [S, S] of a `BlockCausal` context: 0 where a token attends, -inf elsewhere."""
+    frames = sum(context.blocks)
+    copies = 2 if context.clean_context else 1
     attends = torch.zeros(copies * frames, copies * frames, dtype=torch.bool)
     for copy in range(copies):
         start = 0
-        for length in scope.blocks:
+        for length in context.blocks:
             rows = slice(copy * frames + start, copy * frames + start + length)
             attends[rows, rows] = True
-            for context in scope._context(start, length):
-                attends[rows, context.start // scope.tokens : context.stop // scope.tokens] = True
+            for past in context.visible_past(start, length):
+                attends[rows, past.start // context.tokens : past.stop // context.tokens] = True
             start += length
-    by_token = attends.repeat_interleave(scope.tokens, 0).repeat_interleave(scope.tokens, 1)
+    by_token = attends.repeat_interleave(context.tokens, 0).repeat_interleave(context.tokens, 1)
     return torch.zeros(by_token.shape).masked_fill_(~by_token, -torch.inf)
 
 
@@ -111,11 +111,11 @@ def _flow(
     model: SaltTransformer3DModel, x: Tensor, t_BF: Tensor, text: Tensor, rotary: Rotary, bias: Tensor | None
 ) -> Tensor:
     tokens, temb = hidden(model, x, t_BF, text, rotary, bias)
-    return model._head(tokens[-1], temb, x)
+    return model.unembed(tokens[-1], temb, x)
 
 
 class CompiledForward:
-    """A compiled forward of `model` for whole-clip losses, without (bidirectional) or with a `BlockCausal` scope.
+    """A compiled forward of `model` for whole-clip losses, without (bidirectional) or with a `BlockCausal` context.
 
     A `FeatureModel`; not for image-to-video. Needs a C++ compiler on a CPU.
     """
@@ -139,11 +139,13 @@ class CompiledForward:
         /,
         *,
         encoder_hidden_states_image: Tensor | None = None,
-        scope: AttentionContext | None = None,
+        attention_context: AttentionContext | None = None,
     ) -> Tensor:
         """The model's own, not compiled: the alignment loss needs features in few updates."""
         image = encoder_hidden_states_image
-        return self.model.features(x, timestep, text, after_block, encoder_hidden_states_image=image, scope=scope)
+        return self.model.features(
+            x, timestep, text, after_block, encoder_hidden_states_image=image, attention_context=attention_context
+        )
 
     def __call__(
         self,
@@ -154,26 +156,27 @@ class CompiledForward:
         /,
         *,
         return_dict: Literal[False],
-        scope: AttentionContext | None = None,
+        attention_context: AttentionContext | None = None,
     ) -> tuple[Tensor]:
-        if image is not None or not (scope is None or isinstance(scope, BlockCausal)):
+        context = attention_context
+        if image is not None or not (context is None or isinstance(context, BlockCausal)):
             raise ValueError("the compiled forward supports neither images nor a KV memory")
         frames, height, width = x.shape[2:]
         t_BF = timestep if timestep.ndim == 2 else timestep[:, None]
-        rotary, bias = self._table(scope, frames, height, width, x.device)
+        rotary, bias = self._table(context, frames, height, width, x.device)
         return (self._compiled(self.model, x, t_BF, text, rotary, bias),)
 
     def _table(
-        self, scope: BlockCausal | None, frames: int, height: int, width: int, device: torch.device
+        self, context: BlockCausal | None, frames: int, height: int, width: int, device: torch.device
     ) -> tuple[Rotary, Tensor | None]:
-        """Rotary table and attention bias of a clip's shape and scope, cached."""
+        """Rotary table and attention bias of a clip's shape and context, cached."""
         key = (frames, height, width)
-        if scope is not None:
-            key = (*key, scope.blocks, scope.clean_context, scope.sink, scope.window)
+        if context is not None:
+            key = (*key, context.blocks, context.clean_context, context.sink, context.window)
         if key not in self._tables:
-            copies = 2 if scope is not None and scope.clean_context else 1
+            copies = 2 if context is not None and context.clean_context else 1
             _, p_h, p_w = self.model.config.patch_size
             positions = [*range(frames // copies)] * copies
             rotary = rotary_table(positions, height // p_h, width // p_w, self.model.config.attention_head_dim, device)
-            self._tables[key] = (rotary, None if scope is None else mask_of(scope).to(device))
+            self._tables[key] = (rotary, None if context is None else mask_of(context).to(device))
         return self._tables[key]

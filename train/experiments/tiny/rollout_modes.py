@@ -18,7 +18,7 @@ from torch import Tensor
 
 from salt.conditioning import Conditioning
 from salt.model_input import ModelInput
-from salt.models.transformer_salt import CausalModel
+from salt.models.causal_model import CausalModel
 from salt.noise import SeededNoise
 from salt.rollout import rollout
 from salt.sampling import sample_bidirectional

@@ -1,0 +1,78 @@
+"""Students as model callables of the rollout (`CausalModel`) and of whole-clip sampling (`BidirectionalModel`)."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from ..conditioning import Conditioning
+from ..memory import MemoryPass
+from ..model_input import ModelInput
+from .cross_attention_cache import CrossAttentionCache, CrossAttentionCaches
+
+
+class StudentTransformer(Protocol):
+    """The forward of a `SaltTransformer3DModel`, or of a wrapper that is called like one. Returns (flow,)."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        image: Tensor | None,
+        /,
+        *,
+        return_dict: Literal[False],
+        attention_context: MemoryPass | None = None,
+        cross_attention_cache: CrossAttentionCache | None = None,
+    ) -> tuple[Tensor, ...]: ...
+
+
+class CausalModel:
+    """A causal student as the rollout's model callable (`salt.model_input.FlowModel`).
+
+    Called with a `ModelInput` of latents [B, C, F, H, W] at timesteps [B, F], it returns the flow [B, C, F, H, W].
+    `conditioning.channels` (Wan I2V) cover the whole clip; the frames of this forward are cut out of them.
+    Without gradient, cross-attention keys and values of the latest prompts are cached: use a new object when the
+    weights change. student: a `SaltTransformer3DModel`, or what is called like one.
+    Raises ValueError for latents that do not fit the memory.
+    """
+
+    def __init__(self, student: StudentTransformer) -> None:
+        self.student = student
+        self.cross_attention_caches = CrossAttentionCaches()
+
+    def __call__(self, inputs: ModelInput[Conditioning], /) -> Tensor:
+        x, conditioning = inputs.x, inputs.conditioning
+        if conditioning.channels is not None:
+            frames = slice(inputs.start_frame, inputs.start_frame + x.shape[2])
+            x = torch.cat([x, conditioning.channels[:, :, frames]], dim=1)
+        cache = self.cross_attention_caches.of(conditioning)
+        (flow,) = self.student(
+            x, inputs.timestep, conditioning.text, conditioning.image,
+            return_dict=False, attention_context=inputs.memory, cross_attention_cache=cache,
+        )  # fmt: skip
+        return flow
+
+
+class BidirectionalModel:
+    """A bidirectional student, or a teacher, as a `FlowModel`: flow [B, C, F, H, W] of a whole clip at timesteps [B].
+
+    Channels of the conditioning (Wan I2V) are concatenated to the latents. Caches prompts as `CausalModel` does.
+    """
+
+    def __init__(self, student: StudentTransformer) -> None:
+        self.student = student
+        self.cross_attention_caches = CrossAttentionCaches()
+
+    def __call__(self, inputs: ModelInput[Conditioning], /) -> Tensor:
+        x, conditioning = inputs.x, inputs.conditioning
+        if conditioning.channels is not None:
+            x = torch.cat([x, conditioning.channels.to(x)], dim=1)
+        cache = self.cross_attention_caches.of(conditioning)
+        (flow,) = self.student(
+            x, inputs.timestep, conditioning.text, conditioning.image, return_dict=False, cross_attention_cache=cache
+        )
+        return flow

@@ -1,0 +1,55 @@
+"""Fingerprints of models: short digests that tell apart the models whose memories must not be mixed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import torch
+from torch import Tensor, nn
+
+SAMPLES_PER_WEIGHT = 16
+HEX_DIGITS = 16
+
+
+def stored_values(weight: Tensor) -> Tensor:
+    """The plain tensor that a weight's numbers are stored in.
+
+    Quantised tensor subclasses (ComfyUI's, torchao's) report another shape and dtype than they store, and some do not
+    flatten; their codes tell models apart as well.
+    """
+    stored = weight.detach()
+    for attribute in ("_qdata", "qdata"):
+        if hasattr(stored, attribute):
+            stored = getattr(stored, attribute)
+            break
+    return stored if type(stored) is Tensor else stored.as_subclass(Tensor)
+
+
+def evenly_spaced(stored: Tensor) -> Tensor:
+    """At most 16 evenly spaced values of a tensor, [N] in its dtype."""
+    flat = stored.flatten()
+    return flat[:: max(flat.numel() // SAMPLES_PER_WEIGHT, 1)][:SAMPLES_PER_WEIGHT]
+
+
+def fingerprint(model: nn.Module) -> str:
+    """16 hex digits that tell two models apart: configuration, names and shapes, and 16 values of every parameter.
+
+    Independent of dtype casts only as far as bfloat16 goes; a LoRA or fine-tune changes it. Raises ValueError where
+    accelerate keeps the weights apart from the model (sequential offload).
+    """
+    digest = hashlib.sha256()
+    config = {k: v for k, v in dict(getattr(model, "config", {})).items() if not k.startswith("_")}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    samples = []
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        if parameter.device.type == "meta":
+            raise ValueError(
+                "the model's weights are loaded layer by layer (sequential offload), but its memory needs the whole "
+                "model; enable_model_cpu_offload() moves whole models"
+            )
+        samples.append(evenly_spaced(stored_values(parameter)).float())
+    if samples:
+        digest.update(torch.cat(samples).bfloat16().view(torch.int16).cpu().numpy().tobytes())
+    return digest.hexdigest()[:HEX_DIGITS]
