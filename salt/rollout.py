@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .conditioning import PromptChange, PromptSchedule
 from .errors import InputError
-from .memory import KVMemory, MemoryPass
+from .memory import KVMemory, MemoryPass, MemoryPolicy
 from .model_input import Condition, FlowModel, ModelInput
 from .noise import NoiseSource
 from .schedule import NUM_TRAIN_TIMESTEPS, Schedule, add_noise, euler, flow_to_x0
@@ -134,6 +134,14 @@ def context_lengths(frames: int, settings: RolloutSettings) -> list[int]:
     """How given latents are split for their context passes: whole blocks, a shorter one first where they do not fit."""
     n = settings.frames_per_block
     return [frames % n] * (frames % n > 0) + [n] * (frames // n)
+
+
+def count_model_calls(blocks: int, settings: RolloutSettings, policy: MemoryPolicy, initial_frames: int = 0) -> int:
+    """Model calls of a rollout of `blocks` new blocks, as a progress bar counts them: denoising steps and context
+    passes. Recaches of prompt changes and guidance's second branch are not counted."""
+    contexts = len(context_lengths(initial_frames, settings))
+    contexts += 1 if settings.fuse and policy.fuses else blocks
+    return blocks * settings.schedule.nfe + contexts
 
 
 def rollout(

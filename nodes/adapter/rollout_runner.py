@@ -13,7 +13,7 @@ from ...salt.conditioning import PromptChange, PromptSchedule
 from ...salt.errors import InputError
 from ...salt.memory import MemoryPolicy, estimate_bytes
 from ...salt.noise import NoiseSource, SeededNoise
-from ...salt.rollout import RolloutSettings, block_lengths, context_lengths, rollout
+from ...salt.rollout import RolloutSettings, block_lengths, count_model_calls, rollout
 from ..io_types import ClipMemory, Conditioning
 from .buffer_pool import assign_buffers, memory_for_output
 from .comfy_model import LATENT_CHANNELS, Conds, compute_dtype, memory_geometry, new_memory
@@ -74,11 +74,8 @@ class RolloutPlan:
 
     @property
     def model_calls(self) -> int:
-        """Model calls as a progress bar counts them: denoising steps and context passes."""
-        blocks = len(self.blocks)
-        fused = self.settings.fuse and self.policy.fuses
-        contexts = len(context_lengths(self.start_frames, self.settings)) + (1 if fused else blocks)
-        return blocks * self.settings.schedule.nfe + contexts
+        """Model calls as a progress bar counts them."""
+        return count_model_calls(len(self.blocks), self.settings, self.policy, self.start_frames)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ..memory import KVMemory, MemoryGeometry
 from ..models.fingerprint import fingerprint
 from ..models.streaming_vae import encode_video
 from ..noise import NoiseSource, SeededNoise
-from ..rollout import RolloutSettings
+from ..rollout import RolloutSettings, count_model_calls
 from ..spec import FPS
 from .components import PipelineComponents
 from .inputs import Length, PipelineInputs, change_frame, plan_length
@@ -56,9 +56,8 @@ class PreparedRun:
         """Model calls as a progress bar counts them: denoising steps and context passes."""
         if self.memory is None:
             return self.denoising_steps
-        start = 0 if self.initial_latents is None else self.initial_latents.shape[2]
-        contexts = math.ceil(start / self.settings.frames_per_block)
-        return contexts + self.denoising_steps + (1 if self.settings.fuse else self.blocks)
+        initial_frames = 0 if self.initial_latents is None else self.initial_latents.shape[2]
+        return count_model_calls(self.blocks, self.settings, self.memory.policy, initial_frames)
 
 
 class GivenNoise:
