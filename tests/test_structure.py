@@ -16,15 +16,13 @@ SOURCE_FOLDERS = ("salt", "nodes", "train")
 
 MAX_FILES_AT_TOP = 12
 MAX_LINES = 400
-# Bounds that go down with the tree: 75 and 20 are the goal.
-MAX_ANY_PARAMETERS = 202
-MAX_IGNORES_AND_CASTS = 35
+MAX_ANY_PARAMETERS = 75
+MAX_IGNORES_AND_CASTS = 20
 # Being removed.
 KNOWN_CIRCLES = [
     {"salt.memory.attention", "salt.memory.cache"},
-    {"salt.pipeline.pipeline", "salt.pipeline.prepare", "salt.pipeline.progress"},
 ]
-KNOWN_USERS_OF_EXPERIMENTS = {"train.__main__", "train.evaluation.shapebench"}
+KNOWN_USERS_OF_EXPERIMENTS = {"train.__main__"}
 
 
 def python_files(folders: tuple[str, ...] = SOURCE_FOLDERS, root: Path = ROOT) -> list[Path]:
