@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from salt.checkpoints import load_student, read_checkpoint
 from salt.io.atomic import write_text
 from salt.memory import MemoryPolicy
-from salt.pipeline import TINY
-from salt.spec import StudentSpec
+from salt.spec import TINY_FOLDER, StudentSpec
 from train.evaluation.sampling import load_vae
 from train.evaluation.shapebench import PROMPTS, score_model
 from train.shapes.bench import summarize
@@ -66,8 +65,11 @@ def float8(model: nn.Module, wanted: bool):
 
 def run(path: Path, prompts: int, steps: tuple[int, ...]) -> dict:
     """Fill the file with the rows that it lacks. Scores of other weights are left out."""
-    student, vae = load_student(TINY / "transformer", dtype=torch.float32), load_vae(TINY / "vae", dtype=torch.bfloat16)
-    spec = read_checkpoint(TINY / "transformer").spec or StudentSpec()
+    student, vae = (
+        load_student(TINY_FOLDER / "transformer", dtype=torch.float32),
+        load_vae(TINY_FOLDER / "vae", dtype=torch.bfloat16),
+    )
+    spec = read_checkpoint(TINY_FOLDER / "transformer").spec or StudentSpec()
     weights = {"weights": sum(p.double().abs().sum().item() for p in student.parameters()), "prompts": prompts}
     results = json.loads(path.read_text()) if path.exists() else {}
     if {k: results.get(k) for k in weights} != weights:

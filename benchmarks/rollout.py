@@ -25,8 +25,8 @@ from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.models.word_embedder import WordEmbedder
 from salt.noise import SeededNoise
 from salt.rollout import RolloutSettings, rollout
+from salt.spec import TINY_FOLDER
 
-TINY = Path(__file__).parents[1] / "salt" / "assets" / "tiny" / "transformer"
 PROMPT = "a fast red circle moving right"
 LATENT = 8  # the shapes world is 64 x 64 pixels
 POLICY = MemoryPolicy("sink", 12, 3)
@@ -60,7 +60,7 @@ def at(values: list[float], block: int) -> float:
 
 
 def run(frames: int, peer_frames: int) -> dict:
-    student = load_student(TINY, dtype=torch.float32).eval()
+    student = load_student(TINY_FOLDER / "transformer", dtype=torch.float32).eval()
     ours = timed_rollout(student, student.new_memory(POLICY, 1, LATENT, LATENT), frames)
     geometry = student.memory_geometry(1, LATENT, LATENT)
     # Peers last: on a CPU it matters who finds the allocator warm, so the plain loop is timed again beside them.

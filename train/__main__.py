@@ -18,6 +18,7 @@ from train.memory_estimate.report import add_estimate
 
 def tiny(args: argparse.Namespace) -> None:
     """Train salt-tiny, or one stage of it."""
+    from salt.spec import TINY_FOLDER
     from train.experiments.tiny import build
 
     out: Path = args.out
@@ -25,7 +26,7 @@ def tiny(args: argparse.Namespace) -> None:
     for stage in build.STAGES if args.stage == "all" else (args.stage,):
         build.run_stage(stage, out, budget, args.device, args.workers)
     if args.stage in ("all", "student"):
-        teachers, student = (build.TEACHER_ASSETS, build.STUDENT_ASSETS) if args.install else (out, out / "tiny")
+        teachers, student = (build.TEACHER_ASSETS, TINY_FOLDER) if args.install else (out, out / "tiny")
         build.ship(out, teachers, student, budget)
         print(f"shipped to {student} and {teachers}")
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from salt.checkpoints import save_diffusers
 from salt.models.transformer_salt import SaltTransformer3DModel
+from salt.spec import TINY_FOLDER
 from train.config.model_configs import backbones
 from train.config.recipe import Data, Recipe, Rollouts
 from train.methods.sc_dmd_losses import has_alignment
@@ -25,7 +26,6 @@ DRY_RUN_UPDATES = 2
 LATENT_SIZE = 4  # rows and columns: two patches
 MAX_LATENT_FRAMES = 30
 TRANSFORMER_BLOCKS = 2
-TINY_VAE = Path(__file__).parents[1] / "salt" / "assets" / "tiny" / "vae"
 PROMPTS = ("a red circle moving right", "a blue square moving up", "a fast purple square moving up")
 
 
@@ -36,7 +36,7 @@ def dry_run_recipe(recipe: Recipe, folder: Path, processes: int = 1) -> Recipe:
         save_diffusers(_tiny_model(config, seed), folder / name)
     models = replace(
         recipe.models, student=str(folder / "student"), teacher=str(folder / "teacher"), critic=str(folder / "critic"),
-        text="words", vae=str(TINY_VAE), weights="auto", lora_rank=min(recipe.models.lora_rank, 2),
+        text="words", vae=str(TINY_FOLDER / "vae"), weights="auto", lora_rank=min(recipe.models.lora_rank, 2),
     )  # fmt: skip
     r, opt = recipe.rollout, recipe.optimisation
     frames = r.frames if r.frames <= MAX_LATENT_FRAMES else _short_clip(r)

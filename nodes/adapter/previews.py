@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...salt.rollout import Block, Step
+from ...salt.spec import FPS
 from .streaming_vae import ComfyStreamDecoder
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ MAX_FRAMES = 96  # newest frames that a preview shows
 MAX_EARLIER_LATENTS = (
     30  # latent frames of an earlier clip that are decoded: more than are shown, as decoders look back
 )
-PIXEL_FPS, LATENT_FPS = 16, 4
+PIXEL_FPS, LATENT_FPS = FPS, FPS // 4
 TAEHV_NAMES = ("taew2_1", "lighttaew2_1")
 
 

@@ -72,7 +72,7 @@ def add_model_arguments(command: argparse.ArgumentParser) -> None:
         "low memory: int8 memory, decoding in tiles",
     )  # fmt: skip
     model.add_argument("--text-precision", default="bf16", choices=("bf16", "int8"), help="int8 needs torchao")
-    model.add_argument("--text-cache", type=Path, metavar="FOLDER", help="keep prompt embeddings there")
+    model.add_argument("--text-cache", type=Path, metavar="FOLDER", help="keeps prompt embeddings")
 
 
 def _numbers(text: str) -> list[float]:

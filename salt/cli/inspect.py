@@ -22,16 +22,15 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def facts(path: Path) -> dict[str, str]:
-    """What there is to say of a file, as text. Raises MemoryFileError or CheckpointError for one that is neither."""
+    """The properties of a file as text. Raises CheckpointError for a file that is neither a memory nor a checkpoint."""
     from ..checkpoints import describe
     from ..memory import MemoryFileError, read_memory_info
 
     if path.suffix == ".safetensors":
         try:
             return _memory(path, read_memory_info(path))
-        except MemoryFileError as error:
-            if "found format" not in str(error):  # not a memory, then; a damaged one is for describe to say as well
-                return _text(describe(path))
+        except MemoryFileError:
+            pass  # a checkpoint then, or a damaged file, which `describe` raises an error for
     return _text(describe(path))
 
 
@@ -43,7 +42,7 @@ def _memory(path: Path, info: dict[str, Any]) -> dict[str, str]:
     return {
         "format": "Salt memory",
         "policy": str(MemoryPolicy(**info["policy"])),
-        "stands at latent frame": str(info["next_frame"]),
+        "next latent frame": str(info["next_frame"]),
         "holds": f"{len(held)} latent frames ({ranges(held)})",
         "geometry": f"{g['layers']} layers, {g['heads']} heads of {g['head_dim']}, {g['height']}x{g['width']} tokens",
         "batch": str(g["batch"]),
@@ -55,17 +54,17 @@ def _memory(path: Path, info: dict[str, Any]) -> dict[str, str]:
 
 
 def _text(values: dict[str, Any]) -> dict[str, str]:
-    told = {}
+    lines = {}
     for key, value in values.items():
         if key == "spec" and value:
             from ..memory import MemoryPolicy
 
-            told["trained for"] = (
+            lines["trained for"] = (
                 f"{len(value['steps'])} steps, blocks of {value['frames_per_block']}, shift {value['shift']:g}, "
                 f"memory {MemoryPolicy(**value['policy'])}"
             )
         elif isinstance(value, (list, tuple)):
-            told[key] = ", ".join(map(str, value))
+            lines[key] = ", ".join(map(str, value))
         elif value is not None:
-            told[key] = f"{value:,}" if isinstance(value, int) else str(value)
-    return told
+            lines[key] = f"{value:,}" if isinstance(value, int) else str(value)
+    return lines

@@ -1,6 +1,6 @@
 """Files of a clip's memory between two commands: the memory, its unconditional branch, and the clip's last latents.
 
-NAME.safetensors is the memory; beside it lie NAME.negative.safetensors, where the clip was guided, and
+NAME.safetensors is the memory; beside it are NAME.negative.safetensors, where the clip was guided, and
 NAME.safetensors.latents.safetensors.
 """
 

@@ -1,4 +1,4 @@
-"""Fetch released weights from the model hub: resumable, hash-checked, and only when asked."""
+"""Download released weights from the model hub: resumable and hash-checked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TransferSpeedColumn
     from rich.table import Table
 
     from ..io.hub import PARTS, models_folder, pull
@@ -28,15 +28,15 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"`salt pull PART ...` puts them under {arguments.to or models_folder()}")
         return
     with Progress("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn()) as bar:
-        tasks: dict[str, object] = {}
+        tasks: dict[str, TaskID] = {}
 
-        def told(file: str, done: int, total: int) -> None:
+        def show(file: str, done: int, total: int) -> None:
             if file not in tasks:
                 tasks[file] = bar.add_task(file, total=total)
-            bar.update(tasks[file], completed=done, total=total)  # pyright: ignore[reportArgumentType]
+            bar.update(tasks[file], completed=done, total=total)
 
         paths = pull(
-            arguments.parts, arguments.to, endpoint=arguments.endpoint, revision=arguments.revision, progress=told
+            arguments.parts, arguments.to, endpoint=arguments.endpoint, revision=arguments.revision, progress=show
         )
     for path in paths:
         print(path)

@@ -1,4 +1,4 @@
-"""Send a workflow to a running ComfyUI, wait for it, and save what it made."""
+"""Run a workflow on a running ComfyUI server and save its results."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _value(text: str, target: str) -> Any:
 
 
 def finished(server: ComfyServer, number: str, title: str) -> dict[str, Any]:
-    """Wait for a run and show how it stands; its record. Ctrl-C takes it off the server as well."""
+    """The record of a run, once it is finished, with a progress line until then. Ctrl-C cancels it on the server."""
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()) as bar:
@@ -107,8 +107,8 @@ def finished(server: ComfyServer, number: str, title: str) -> dict[str, Any]:
         try:
             while (record := server.history(number)) is None:
                 ahead = server.queue_position(number)
-                told = {None: "", 0: "  running"}.get(ahead, f"  waiting for {ahead} before it")
-                bar.update(task, description=title + told)
+                status = {None: "", 0: "  running"}.get(ahead, f"  waiting for {ahead} before it")
+                bar.update(task, description=title + status)
                 time.sleep(POLL)
         except KeyboardInterrupt:
             server.cancel(number)

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..spec import FPS
 from .atomic import check_writable, replace_file, require_file
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class VideoWriter:
     (naming the path) if the target cannot be written.
     """
 
-    def __init__(self, path: str | Path, fps: float = 16):
+    def __init__(self, path: str | Path, fps: float = FPS):
         if not fps > 0 or not math.isfinite(fps):
             raise ValueError(f"frames per second must be positive, got {fps}")
         self.path = check_writable(path, ".mp4")

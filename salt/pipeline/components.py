@@ -84,7 +84,7 @@ def tiny_folder() -> Path:
 
 
 def load_components(folder: str | Path, dtype: torch.dtype | None = None) -> LoadedComponents:
-    """VAE, text and image components of a folder laid out as diffusers does it (`vae/`, `text_encoder/`, ...).
+    """VAE, text and image components of a diffusers folder (`vae/`, `text_encoder/`, ...).
 
     dtype: of the image encoder; the VAE stays in float32, in which Wan's is exact. UMT5 is not loaded yet.
     Raises FileNotFoundError when the folder has no `vae/`, or neither a text encoder nor a word table.

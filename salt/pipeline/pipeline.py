@@ -110,36 +110,22 @@ class SaltPipeline(SaltPipelineBase):
         return prompt_embeds, negative_prompt_embeds
 
     def stream(
-        self,
-        prompt: str | Sequence[str] | None = None,
-        negative_prompt: str | Sequence[str] | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_frames: int | None = None,
-        seconds: float | None = None,
-        num_inference_steps: int | None = None,
-        steps: Sequence[float] | None = None,
-        shift: float | None = None,
-        stepping: Stepping | None = None,
-        guidance_scale: float = 1.0,
-        num_videos_per_prompt: int = 1,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        seed: int | Sequence[int] | None = None,
-        latents: Tensor | None = None,
-        image: StartImage | None = None,
-        initial_latents: Tensor | None = None,
-        memory: KVMemory | None = None,
-        negative_memory: KVMemory | None = None,
-        memory_policy: MemoryPolicy | str | None = None,
-        history_latents: Tensor | None = None,
-        prompt_schedule: Sequence[PromptAt] = (),
-        fuse: bool = False,
-        prompt_embeds: Tensor | None = None,
-        negative_prompt_embeds: Tensor | None = None,
+        self, prompt: str | Sequence[str] | None = None, negative_prompt: str | Sequence[str] | None = None,
+        height: int | None = None, width: int | None = None,
+        num_frames: int | None = None, seconds: float | None = None,
+        num_inference_steps: int | None = None, steps: Sequence[float] | None = None,
+        shift: float | None = None, stepping: Stepping | None = None,
+        guidance_scale: float = 1.0, num_videos_per_prompt: int = 1,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None, seed: int | Sequence[int] | None = None,
+        latents: Tensor | None = None, image: StartImage | None = None, initial_latents: Tensor | None = None,
+        memory: KVMemory | None = None, negative_memory: KVMemory | None = None,
+        memory_policy: MemoryPolicy | str | None = None, history_latents: Tensor | None = None,
+        prompt_schedule: Sequence[PromptAt] = (), fuse: bool = False,
+        prompt_embeds: Tensor | None = None, negative_prompt_embeds: Tensor | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ["latents"],  # noqa: B006 - as in diffusers, never changed
         on_step: OnStep | None = None,
-    ) -> Iterator[Chunk]:
+    ) -> Iterator[Chunk]:  # fmt: skip
         """Decoded blocks, each as soon as it is finished. Arguments as in `__call__`, which are checked at once.
 
         on_step: called before every model call; what it raises ends the stream and leaves the memory usable.

@@ -202,12 +202,12 @@ def _memory(
             components.buffer_pool.lend_buffers(memory)
         return memory
     if inputs.guided:
-        stands, past = inputs.negative_memory, inputs.memory.next_frame
-        if stands is None:
+        negative, past = inputs.negative_memory, inputs.memory.next_frame
+        if negative is None:
             raise InputError("negative_memory", "is needed to extend `memory` with guidance")
-        if stands.next_frame != past:
+        if negative.next_frame != past:
             raise InputError(
-                "negative_memory", f"holds a clip of {stands.next_frame} latent frames, and `memory` one of {past}"
+                "negative_memory", f"holds a clip of {negative.next_frame} latent frames, and `memory` one of {past}"
             )
     return inputs.memory
 

@@ -1,4 +1,4 @@
-"""The image or video that a clip starts from, made into what a model takes.
+"""The image or video that a clip starts from, as a model's inputs.
 
 A text-to-video model takes it as clean latents that go through context passes first; an image-to-video model as
 channels beside the noise (Wan 2.1 I2V: 4 mask channels, 16 of the clip with only its start filled in) and as CLIP

@@ -1,7 +1,5 @@
 """The VAE key conversion, compared with diffusers' own converter in the opposite direction."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
@@ -10,8 +8,9 @@ from safetensors.torch import load_file
 
 from salt.checkpoints import CheckpointError
 from salt.checkpoints.vae_keys import vae_to_wan
+from salt.spec import TINY_FOLDER
 
-TINY = Path(__file__).parents[2] / "salt" / "assets" / "tiny" / "vae" / "diffusion_pytorch_model.safetensors"
+TINY = TINY_FOLDER / "vae" / "diffusion_pytorch_model.safetensors"
 
 
 def numbered_state() -> dict[str, torch.Tensor]:

@@ -19,13 +19,13 @@ from safetensors.torch import load_file
 from salt.checkpoints import load_student, read_checkpoint
 from salt.memory import MemoryPolicy
 from salt.models.transformer_salt import SaltTransformer3DModel
+from salt.spec import TINY_FOLDER
 from tests.helpers import tiny_recipes
 from train import models
 from train.distributed.checkpointing import CheckpointFolder
 from train.distributed.launch import process_state
 from train.distributed.offloading import OffloadedModel
 from train.distributed.parallel import DistributedModel
-from train.dry_run import TINY_VAE
 from train.evaluation import vbench
 from train.methods.sc_dmd import SCDMDTrainer
 from train.models import build_student, export_student
@@ -175,7 +175,7 @@ def test_samples_are_made_a_micro_batch_at_a_time_and_are_the_same(tmp_path, mon
     found = []
     for micro_batch in (4, 2):
         recipe = tiny_recipes.recipe(
-            tmp_path, models=dict(vae=str(TINY_VAE)), rollout=dict(kind=kind), loss=dict(align="none"),
+            tmp_path, models=dict(vae=str(TINY_FOLDER / "vae")), rollout=dict(kind=kind), loss=dict(align="none"),
             optimisation=dict(micro_batch=micro_batch), run=dict(sample_prompts=3),
         )  # fmt: skip
         trainer = SCDMDTrainer(recipe)

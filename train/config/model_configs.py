@@ -13,6 +13,7 @@ import torch
 
 from salt.checkpoints import read_checkpoint
 from salt.models.transformer_salt import SaltTransformer3DModel
+from salt.spec import TINY_FOLDER
 from train.config.recipe import Recipe, RecipeError
 
 WAN_1_3B: dict[str, Any] = {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960, "in_channels": 16}
@@ -20,7 +21,6 @@ WAN_14B: dict[str, Any] = {"num_attention_heads": 40, "num_layers": 40, "ffn_dim
 I2V: dict[str, Any] = {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120}
 # Released 1.3B students whose file names do not contain their size.
 NAMES_OF_1_3B = ("ode_init", "causal_ode", "causal_forcing", "longlive", "salt_cf", "salt_ll", "self_forcing")
-TINY_TRANSFORMER = Path(__file__).parents[2] / "salt" / "assets" / "tiny" / "transformer"
 
 
 def config_of(path: str, key: str = "checkpoint") -> dict[str, Any]:
@@ -34,7 +34,7 @@ def config_of(path: str, key: str = "checkpoint") -> dict[str, Any]:
         return {"out_channels": 16, **read_checkpoint(path).config}
     name = path.lower()
     if "tiny" in name:
-        return config_of(str(TINY_TRANSFORMER))
+        return config_of(str(TINY_FOLDER / "transformer"))
     if re.search(r"1[._]3b", name) or any(word in name for word in NAMES_OF_1_3B):
         return {"out_channels": 16, **WAN_1_3B}
     if "14b" in name:

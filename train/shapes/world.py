@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 SIZE = 64  # pixels, both ways
-FPS = 16
 SPEEDS = {"slow": 0.5, "fast": 1.5}  # pixels per frame
 COLORS = {  # RGB in [0, 1]; saturated and 60 degrees of hue apart, which no background is
     "red": (0.92, 0.12, 0.12),

@@ -32,7 +32,6 @@ from train.experiments.tiny.training_loop import ClipPhase
 from train.monitoring.plots import plot_curve
 
 STAGES = ("vae", "teacher", "student")
-STUDENT_ASSETS = Path(__file__).parents[3] / "salt" / "assets" / "tiny"
 TEACHER_ASSETS = Path(__file__).parents[2] / "assets"
 SHIPPED = "all"
 # Of the student's steps: what latents of 8x8 want, where Wan's pictures want 5 (docs/study.md).
