@@ -1,7 +1,8 @@
-"""Conditioning of the model, and schedules of it over the latent frames of a clip (prompt changes)."""
+"""Conditioning of the model, schedules of it over the latent frames of a clip, and timelines of prompts as text."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
@@ -13,6 +14,11 @@ from .errors import InputError
 T = TypeVar("T")
 Switch = Literal["keep", "recache", "cut"]
 SWITCHES: tuple[Switch, ...] = ("keep", "recache", "cut")
+
+
+_TIMELINE_LINE = re.compile(
+    r"^\s*(?P<seconds>\d+(?:\.\d*)?|\.\d+)\s*s?\s*(?P<switch>[a-z]+)?\s*:\s*(?P<text>.*)$", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -74,3 +80,53 @@ class PromptSchedule(Generic[T]):
     def at(self, frame: int) -> PromptChange[T]:
         """The change in effect at latent frame `frame`."""
         return [c for c in self.changes if c.frame <= frame][-1]
+
+
+@dataclass(frozen=True)
+class TimedPrompt:
+    """From `seconds` of the clip on, `text` is the prompt. switch: as for `PromptChange`."""
+
+    seconds: float
+    text: str
+    switch: Switch = "keep"
+
+
+def parse_timeline(text: str) -> tuple[TimedPrompt, ...]:
+    """Prompts of a timeline, one per line, in order of time.
+
+        0: a red circle moving right
+        3.5 recache: a blue circle moving right
+        7 cut: a green triangle at night
+
+    A line is SECONDS [keep|recache|cut]: PROMPT. The word is the `switch` of the change; without it the memory is kept.
+    A first line without a time starts at 0.
+    Raises InputError with the number of a line that cannot be read or whose time does not rise from 0, and for a text
+    without a prompt.
+    """
+    prompts: list[TimedPrompt] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        found = _TIMELINE_LINE.match(line)
+        if found is None and not prompts:
+            prompts.append(TimedPrompt(0.0, line.strip()))
+            continue
+        if found is None:
+            raise InputError(
+                "timeline", f"line {number}: found {line.strip()!r}, expected SECONDS [keep|recache|cut]: PROMPT"
+            )
+        seconds, switch = float(found["seconds"]), (found["switch"] or "keep").lower()
+        if switch not in SWITCHES:
+            raise InputError("timeline", f"line {number}: found {switch!r}, expected {', '.join(SWITCHES)}")
+        if not found["text"].strip():
+            raise InputError("timeline", f"line {number}: found no prompt after {found['seconds']} s")
+        if prompts and seconds <= prompts[-1].seconds:
+            raise InputError(
+                "timeline", f"line {number}: found {seconds:g} s after {prompts[-1].seconds:g} s, expected later"
+            )
+        if not prompts and seconds:
+            raise InputError("timeline", f"line {number}: found {seconds:g} s, expected the first prompt at 0")
+        prompts.append(TimedPrompt(seconds, found["text"].strip(), switch))
+    if not prompts:
+        raise InputError("timeline", "found no prompt, expected at least one line")
+    return tuple(prompts)

@@ -82,22 +82,3 @@ class SeededNoise:
 def _generator(seed: int, start: int, draw: int) -> torch.Generator:
     digest = hashlib.sha256(f"{seed}/{start}/{draw}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-class RecordedNoise:
-    """Noise that was drawn elsewhere: initial [B, C, F, H, W] and renoise [steps - 1, B, C, F, H, W].
-
-    offset: latent frame at which the recordings start. Used by training rollouts and reference tests.
-    """
-
-    seeds: tuple[int, ...] = ()
-
-    def __init__(self, initial: Tensor, renoise: Tensor, offset: int = 0) -> None:
-        self.initial, self.renoise, self.offset = initial, renoise, offset
-
-    def __call__(self, start: int, frames: int, draw: int) -> Tensor:
-        source = self.initial if draw == 0 else self.renoise[draw - 1]
-        first = start - self.offset
-        if first < 0 or first + frames > source.shape[2]:
-            raise ValueError(f"noise: found {source.shape[2]} recorded frames, expected {first} to {first + frames}")
-        return source[:, :, first : first + frames]

@@ -47,17 +47,6 @@ def warp(step: Tensor | float, shift: float = 5.0) -> Tensor:
     return shift * u / (1 + (shift - 1) * u)
 
 
-def unwarp(sigma: Tensor | float, shift: float = 5.0) -> Tensor:
-    """Inverse of `warp`: sigma in [0, 1] -> step in [0, 1000]."""
-    sigma = torch.as_tensor(sigma, dtype=torch.float64)
-    return NUM_TRAIN_TIMESTEPS * sigma / (shift - (shift - 1) * sigma)
-
-
-def sigma_to_timestep(sigma: Tensor | float) -> Tensor:
-    """sigma in [0, 1] -> timestep in [0, 1000], as the transformer reads it."""
-    return torch.as_tensor(sigma) * NUM_TRAIN_TIMESTEPS
-
-
 def timestep_to_sigma(timestep: Tensor | float) -> Tensor:
     """timestep in [0, 1000] -> sigma in [0, 1]."""
     return torch.as_tensor(timestep) / NUM_TRAIN_TIMESTEPS
@@ -122,11 +111,6 @@ def add_noise(x0: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
 def flow_to_x0(x_t: Tensor, flow: Tensor, sigma: Tensor | float) -> Tensor:
     """x0 = x_t - sigma v."""
     return x_t - expand_sigma(sigma, x_t) * flow
-
-
-def x0_to_flow(x_t: Tensor, x0: Tensor, sigma: Tensor | float) -> Tensor:
-    """v = (x_t - x0) / sigma; sigma must be above 0."""
-    return (x_t - x0) / expand_sigma(sigma, x_t)
 
 
 def euler(x: Tensor, flow: Tensor, sigma_from: Tensor | float, sigma_to: Tensor | float) -> Tensor:

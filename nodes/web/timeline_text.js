@@ -1,5 +1,5 @@
 /**
- * The timeline's text format, as salt/timeline.py reads it: parsing, formatting, and edits. Needs no page and no ComfyUI.
+ * The timeline's text format, as salt/conditioning.py reads it: parsing, formatting, and edits. Needs no page and no ComfyUI.
  *
  * A line is SECONDS [keep|recache|cut]: PROMPT. The text is what is stored; the editor works on a list of changes
  * [{seconds, text, mode}], and every operation returns a new list.

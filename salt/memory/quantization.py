@@ -84,11 +84,3 @@ def dequantise_into(out: Tensor, codes: Tensor, scale: Tensor, precision: Precis
         groups = scales.shape[-1]
         levels = nibbles.to(torch.int8).sub_(8).unflatten(-1, (groups, -1))
         torch.mul(levels, scales.float().unsqueeze(-1), out=part.unflatten(-1, (groups, -1)))
-
-
-def dequantise(codes: Tensor, scale: Tensor, precision: Precision, dtype: torch.dtype) -> Tensor:
-    """Inverse of `quantise`, in `dtype`."""
-    head_dim = codes.shape[-1] * (2 if precision == "int4" else 1)
-    out = torch.empty(*codes.shape[:-1], head_dim, dtype=dtype, device=codes.device)
-    dequantise_into(out, codes, scale, precision)
-    return out

@@ -159,6 +159,7 @@ class CrossAttention:
             if attn.fused_projections:
                 k, v = attn.to_added_kv(cache.image).chunk(2, dim=-1)
             else:
+                assert attn.add_k_proj is not None and attn.add_v_proj is not None
                 k, v = attn.add_k_proj(cache.image), attn.add_v_proj(cache.image)
             parts.append((attn.norm_added_k(k), v))
         return [(k.unflatten(2, (attn.heads, -1)), v.unflatten(2, (attn.heads, -1))) for k, v in parts]

@@ -105,12 +105,6 @@ class WanStreamDecoder:
         self._stream = LatentStream(int(self.vae.config["z_dim"]))
         self._tiles: list[_Tile] = []
 
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes that the stream carries from one call to the next."""
-        tensors = (entry for tile in self._tiles for entry in tile.cache if isinstance(entry, Tensor))
-        return sum(tensor.nbytes for tensor in tensors)
-
     @torch.no_grad()
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
         """Latents [B, C, F, H, W], normalised -> pixels [B, 3, T, H*s, W*s] in [-1, 1], float32, on the VAE's device.

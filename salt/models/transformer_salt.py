@@ -39,6 +39,9 @@ class SaltTransformerBlock(nn.Module):
     block: its modules are taken over, under their names and in their order. layer: its index, from 0.
     """
 
+    attn1: Any  # diffusers declares the processor as one of its own
+    attn2: Any
+
     def __init__(self, block: WanTransformerBlock, layer: int) -> None:
         super().__init__()
         self.norm1, self.attn1, self.attn2 = block.norm1, block.attn1, block.attn2

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from salt.timeline import parse_timeline
+from salt.conditioning import parse_timeline
 from tests.helpers.comfyui_page import bare_page, chromium
 
 READ = "async text => (await import('/timeline_text.js')).parse(text)"

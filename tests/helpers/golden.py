@@ -13,9 +13,9 @@ from salt.checkpoints import load_student
 from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
 from salt.models.causal_model import CausalModel
-from salt.noise import RecordedNoise
 from salt.rollout import RolloutSettings, rollout
 from salt.schedule import Schedule
+from tests.helpers.recorded_noise import RecordedNoise
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 ROLLOUTS = {row["case"]: row for row in json.loads((GOLDEN / "rollouts.json").read_text())}

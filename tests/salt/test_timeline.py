@@ -2,7 +2,7 @@
 
 import pytest
 
-from salt.timeline import TimedPrompt, parse_timeline
+from salt.conditioning import TimedPrompt, parse_timeline
 
 
 def test_lines_become_prompts_in_time():

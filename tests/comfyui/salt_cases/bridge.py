@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from types import SimpleNamespace
 
 import torch
@@ -24,6 +25,7 @@ from .session import (
 )
 
 Conditioning = PACK.conditioning.Conditioning
+RecordedNoise = runpy.run_path(str(startup.ROOT / "tests/helpers/recorded_noise.py"))["RecordedNoise"]
 TINY = startup.GOLDEN / "tiny_a.safetensors"
 
 
@@ -44,7 +46,7 @@ def _golden(model, row: dict, fuse: bool) -> float:
     made, _ = through_comfyui(
         model,
         data["context"],
-        PACK.noise.RecordedNoise(noise, renoise, given),
+        RecordedNoise(noise, renoise, given),
         (*noise.shape[:2], frames, *noise.shape[3:]),
         settings,
         _policy(row),
