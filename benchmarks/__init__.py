@@ -1,1 +1,1 @@
-"""Speed and memory, always beside a peer run in the same process. Timings are ratios; nothing here is a test."""
+"""Speed and memory benchmarks, each compared with a baseline that runs in the same process."""

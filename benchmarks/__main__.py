@@ -1,7 +1,7 @@
-"""The speed table in one command: `python -m benchmarks gpu` or `python -m benchmarks cpu`.
+"""Measures the speed table: `python -m benchmarks gpu` or `python -m benchmarks cpu`.
 
-Every cell is written as soon as it is measured, and a run that was ended goes on with those that are missing;
-`--again` measures anew. A cell that fails says so in the table, and the others go on.
+Each cell is saved as soon as it is measured, and an interrupted run continues with the missing ones; `--again` measures
+all again. A cell that fails is marked in the table; the others are still measured.
 """
 
 from __future__ import annotations
@@ -21,32 +21,33 @@ from salt.io.atomic import write_text
 
 
 def measure(cells: tuple[Cell, ...], bench: Bench, path: Path, again: bool) -> dict[str, Any]:
-    """Fill the file with the cells that it lacks; what another device or version has measured is left out."""
+    """Measure the cells that the results file lacks; figures of another device or version are discarded."""
     where = {**environment(), "diffusers": diffusers.__version__}
     results: dict[str, Any] = {}
     if path.exists() and not again:
-        before = json.loads(path.read_text())
-        results = before if before.get("where") == where else {}
+        previous = json.loads(path.read_text())
+        results = previous if previous.get("where") == where else {}
     results.setdefault("where", where)
-    done = results.setdefault("cells", {})
+    measured = results.setdefault("cells", {})
     results.setdefault("ceilings", bench.ceiling)
-    bench.known = results["ceilings"]
+    bench.measured_ceilings = results["ceilings"]
     for cell in cells:
-        if cell.name in done and not {"failed", "skipped"} & done[cell.name].keys():
+        if cell.name in measured and not {"failed", "skipped"} & measured[cell.name].keys():
             continue
-        began = time.perf_counter()
+        start = time.perf_counter()
         try:
             figures = cell.measure(bench)
-        except Exception as error:  # one cell must not cost the others
+        except Exception as error:  # the other cells are measured all the same
             figures = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
-        done[cell.name] = {**figures, "took_s": round(time.perf_counter() - began, 1)}
-        print(f"{cell.name}: {told(cell, done[cell.name])}", flush=True)
+        measured[cell.name] = {**figures, "took_s": round(time.perf_counter() - start, 1)}
+        print(f"{cell.name}: {shown_figure(cell, measured[cell.name])}", flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(results, indent=1) + "\n")
     return results
 
 
-def told(cell: Cell, figures: dict[str, Any]) -> str:
+def shown_figure(cell: Cell, figures: dict[str, Any]) -> str:
+    """The figure of a row with its unit, or why there is none."""
     for word in ("failed", "skipped"):
         if word in figures:
             return f"{word}: {figures[word]}"
@@ -54,7 +55,7 @@ def told(cell: Cell, figures: dict[str, Any]) -> str:
 
 
 def as_table(cells: tuple[Cell, ...], results: dict[str, Any]) -> str:
-    """Markdown: what was measured where, the ceilings, and a row per cell; `not measured yet` where there is none."""
+    """Markdown table: device, versions, ceilings, and one row per cell."""
     where, ceiling = results["where"], results["ceilings"]
     rates = [f"matmul {ceiling['flops'] / 1e12:.3g} TFLOP/s"]
     rates += [f"fp8 {ceiling['fp8_flops'] / 1e12:.3g} TFLOP/s"] if "fp8_flops" in ceiling else []
@@ -70,7 +71,8 @@ def as_table(cells: tuple[Cell, ...], results: dict[str, Any]) -> str:
         figures = results["cells"].get(cell.name)
         share = f"{figures['of_matmul']:.0%}" if figures and "of_matmul" in figures else ""
         rows.append(
-            f"| {cell.name} | {told(cell, figures) if figures else 'not measured yet'} | {cell.target} | {share} |"
+            f"| {cell.name} | {shown_figure(cell, figures) if figures else 'not measured yet'} "
+            f"| {cell.target} | {share} |"
         )
     return "\n".join(rows)
 
@@ -78,12 +80,12 @@ def as_table(cells: tuple[Cell, ...], results: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("device", choices=("gpu", "cpu"))
-    parser.add_argument("--again", action="store_true", help="measure all cells anew")
+    parser.add_argument("--again", action="store_true", help="measure all cells again")
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="cells whose name contains one of these")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for DEVICE.json and .md")
     arguments = parser.parse_args()
     if arguments.device == "gpu" and not torch.cuda.is_available():
-        parser.error("gpu: found no CUDA device, expected one (python -m benchmarks cpu runs anywhere)")
+        parser.error("gpu: no CUDA device found (python -m benchmarks cpu runs anywhere)")
     device, cells = (torch.device("cuda"), GPU) if arguments.device == "gpu" else (torch.device("cpu"), CPU)
     chosen = tuple(c for c in cells if not arguments.only or any(text in c.name for text in arguments.only))
     path = arguments.out / f"{arguments.device}.json"

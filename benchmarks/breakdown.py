@@ -1,7 +1,7 @@
-"""Where the time goes: one forward at Wan 2.1 1.3B's true size over a full window, by kind of operation.
+"""Profile of one forward of Wan 2.1 1.3B over a full window: share of the time by kind of operation.
 
-`python -m benchmarks.breakdown [--layers 2] [--prefer fast]` prints shares; on a CPU a few layers stand for thirty,
-which are all alike. Elapsed time is the operators' own, as the profiler has it.
+`python -m benchmarks.breakdown [--layers 2] [--prefer fast]` prints the shares; on a CPU a few layers represent the
+thirty identical ones. Times are the operators' own, as the profiler reports them.
 """
 
 from __future__ import annotations
@@ -22,24 +22,28 @@ from salt.model_input import ModelInput
 from salt.models.causal_model import CausalModel
 from train.config.model_configs import WAN_1_3B
 
-KINDS = {
+OPERATION_KINDS = {
     "linear layers": ("addmm", "mm", "linear", "onednn", "scaled_mm"),
     "attention": ("scaled_dot_product", "flash", "cudnn_attention", "efficient_attention"),
     "norms": ("layer_norm", "rms_norm", "native_layer"),
     "memory: write and gather": ("index_copy", "index_select", "cat"),
     "casts and copies": ("copy_", "clone", "_to_copy", "contiguous"),
 }
-REST = "modulation, rotation, activation, residuals"
+OTHER_OPERATIONS = "modulation, rotation, activation, residuals"
 
 
 def kind_of(name: str) -> str:
+    """The kind of operation of a profiler event, by its name."""
     name = name.removeprefix("aten::").removeprefix("_").lower()
-    return next((kind for kind, parts in KINDS.items() if any(name.startswith(p.strip("_")) for p in parts)), REST)
+    return next(
+        (kind for kind, parts in OPERATION_KINDS.items() if any(name.startswith(p.strip("_")) for p in parts)),
+        OTHER_OPERATIONS,
+    )
 
 
 @torch.no_grad()
 def shares(layers: int, prefer: Preference, policy: str = "sink:3,window:12") -> tuple[dict[str, float], float, float]:
-    """Share of every kind, seconds of the forward, and the floating-point operations that it does per second."""
+    """Share of the time by kind, seconds of the forward, and its floating-point operations per second."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pipe = random_wan(device, {**WAN_1_3B, "num_layers": layers})
     pipe.set_acceleration(prefer)
@@ -61,17 +65,21 @@ def shares(layers: int, prefer: Preference, policy: str = "sink:3,window:12") ->
     forward()
     seconds = min(timed(forward, device) for _ in range(3))
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
-    with profile(activities=activities) as seen:
+    with profile(activities=activities) as profiler:
         forward()
-    spent: dict[str, float] = defaultdict(float)
-    for event in seen.key_averages():
+    seconds_by_kind: dict[str, float] = defaultdict(float)
+    for event in profiler.key_averages():
         if event.device_type != DeviceType.CPU:
-            continue  # a kernel, whose time its operator has as well
-        own = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
-        spent[kind_of(event.key)] += own
-    whole = sum(spent.values())
+            continue  # a kernel, whose time is counted in its operator
+        self_time = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
+        seconds_by_kind[kind_of(event.key)] += self_time
+    total = sum(seconds_by_kind.values())
     work = sum(forward_flops(pipe.transformer.config, 3 * 1560, 12 * 1560, 512).values())
-    return {kind: s / whole for kind, s in sorted(spent.items(), key=lambda x: -x[1])}, seconds, work / seconds
+    return (
+        {kind: s / total for kind, s in sorted(seconds_by_kind.items(), key=lambda x: -x[1])},
+        seconds,
+        work / seconds,
+    )
 
 
 def main() -> None:
@@ -81,9 +89,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=30 if torch.cuda.is_available() else 2)
     parser.add_argument("--prefer", choices=("exact", "fast", "fastest", "low memory"), default="exact")
     arguments = parser.parse_args()
-    found, seconds, rate = shares(arguments.layers, arguments.prefer)
+    share_by_kind, seconds, rate = shares(arguments.layers, arguments.prefer)
     print(f"{arguments.layers} layers, {arguments.prefer}: {seconds:.3g} s, {rate / 1e12:.3g} TFLOP/s")
-    for kind, share in found.items():
+    for kind, share in share_by_kind.items():
         print(f"{share:6.1%}  {kind}")
 
 

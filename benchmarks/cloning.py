@@ -1,9 +1,9 @@
-"""The peer's cache, handled as the published loops do it.
+"""The KV cache of the published rollout loops, as the baseline for `salt.memory.KVMemory`.
 
 Every layer of every forward clones its whole cache, evicts by shifting, writes the block's keys and values in denoising
-steps as well as in the context pass, asks the device for its indices (`.item()`), and turns queries and keys as complex
-numbers of 128 bits, by a table put together at every call. `CloningMemory` has the interface of
-`salt.memory.KVMemory`, so that our rollout and student run on it as well, and gives the same latents.
+steps as well as in the context pass, reads its indices from the device (`.item()`), and rotates queries and keys as
+complex128 numbers with a table assembled at every call. `CloningMemory` has the interface of `KVMemory`, so that our
+rollout and student also run on it, and gives the same latents.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from salt.memory import MemoryGeometry, MemoryPolicy
 from salt.models.attention import Attention
 from salt.rope import axis_dims
 
-POSITIONS = 1024  # where the published tables end
+PUBLISHED_POSITIONS = 1024  # length of the published tables
 
 
 class PlainRotary:
-    """Wan's rotation by one complex table [positions, head_dim / 2] that is cut and laid out anew at every call."""
+    """Wan's rotary embedding with one complex table [positions, head_dim / 2], sliced and expanded at every call."""
 
-    def __init__(self, head_dim: int, device: torch.device | str = "cpu", positions: int = POSITIONS) -> None:
+    def __init__(self, head_dim: int, device: torch.device | str = "cpu", positions: int = PUBLISHED_POSITIONS) -> None:
         self.sizes = [dim // 2 for dim in axis_dims(head_dim)]
-        at = torch.arange(positions, dtype=torch.float64)
+        position = torch.arange(positions, dtype=torch.float64)
         angles = [
-            torch.outer(at, 10000.0 ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim))
+            torch.outer(position, 10000.0 ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim))
             for dim in axis_dims(head_dim)
         ]
         phases = torch.cat(angles, dim=1)
@@ -45,16 +45,16 @@ class PlainRotary:
             ],
             dim=-1,
         ).reshape(frames * height * width, 1, -1)
-        turned = [
+        rotated = [
             torch.view_as_real(torch.view_as_complex(x.double().unflatten(-1, (-1, 2))) * table).flatten(-2)
             for x in x_BSHD
         ]
-        return torch.stack(turned).type_as(x_BSHD)
+        return torch.stack(rotated).type_as(x_BSHD)
 
 
 @dataclass(frozen=True)
 class PlainBidirectional:
-    """The attention context of a teacher or critic: every token sees every token, rotated as by the published code."""
+    """Bidirectional attention of a teacher or critic, with the published rotary embedding."""
 
     rotary: PlainRotary
     frames: int
@@ -68,9 +68,9 @@ class PlainBidirectional:
 
 
 class CloningMemory:
-    """Everything, or sink + window, at absolute positions; one cache tensor pair per layer, cloned at every read.
+    """A full or sink + window cache at absolute positions: one pair of tensors per layer, cloned at every read.
 
-    frames: of the clip, which a cache that keeps everything is made for.
+    frames: latent frames of the clip, the capacity of a full cache. Raises ValueError for other memory policies.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class CloningMemory:
         frames: int = 21,
     ) -> None:
         if policy.kind not in ("full", "sink") or policy.precision != "model" or policy.residence != "device":
-            raise ValueError(f"policy: found {policy}, expected full, or sink + window, as the model makes it")
+            raise ValueError(f"policy: found {policy}, expected full or sink + window in the model's own precision")
         self.policy, self.geometry = policy, geometry
         g, held = geometry, policy.window or frames
         shape = (g.batch, held * g.tokens, g.heads, g.head_dim)
@@ -92,18 +92,20 @@ class CloningMemory:
         ]
         self.ends = [torch.zeros((), dtype=torch.int64, device=device) for _ in range(g.layers)]
         self.global_ends = [torch.zeros((), dtype=torch.int64, device=device) for _ in range(g.layers)]
-        # The published tables end sooner; a long clip on a window is to be timed all the same.
-        self.rotary = PlainRotary(g.head_dim, device, max(POSITIONS, frames))
+        # Longer than the published tables, so that long clips on a window can be timed too.
+        self.rotary = PlainRotary(g.head_dim, device, max(PUBLISHED_POSITIONS, frames))
         self.next_frame = 0
 
     def open(self, write: int | Sequence[int] = 0, read: int = 0) -> CloningPass:
         if not isinstance(write, int) or (write and read):
-            raise ValueError(f"pass: found write {write}, read {read}, expected one block (these loops do not fuse)")
+            raise ValueError(
+                f"pass: found write {write}, read {read}, expected one block (the published loops do not fuse passes)"
+            )
         return CloningPass(self, write or read, bool(write))
 
 
 class CloningPass:
-    """One forward over a `CloningMemory`. Gradient flows to the block's own keys and values, not into the cache."""
+    """One forward over a `CloningMemory`. Gradients flow to the block's own keys and values, not into the cache."""
 
     by_layer: ClassVar[bool] = True
 

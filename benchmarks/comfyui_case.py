@@ -18,11 +18,11 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 FOLDER, CASE = Path(sys.argv[1]), json.loads(sys.argv[2])
-SEED = 7
+NOISE_SEED = 7
 REPEATS = 3
 sys.path.insert(0, str(ROOT / "tests" / "comfyui"))
 
-from salt_cases import startup  # noqa: E402
+from salt_cases import startup  # noqa: E402 - how the tests start ComfyUI
 
 startup.start("--use-pytorch-cross-attention", *(["--cpu"] if CASE["device"] == "cpu" else []))
 
@@ -40,25 +40,25 @@ SHAPES = {
     "0.3B": dict(num_attention_heads=8, ffn_dim=4096, num_layers=20),
     "1.3B": dict(num_attention_heads=12, ffn_dim=8960, num_layers=30),
 }
-Play = Callable[[int], torch.Tensor]
+Rollout = Callable[[int], torch.Tensor]  # latent frames -> latents
 
 
 class CoreNoise:
-    """Noise as core's sampler draws it: the graph's for a block's start, a generator of its own between steps."""
+    """Noise as core's sampler draws it: the graph's for the start of a block, another generator between steps."""
 
     def __init__(self, initial, between=None):
-        self.initial, self.seeds = initial, (SEED,)
+        self.initial, self.seeds = initial, (NOISE_SEED,)
 
     def __call__(self, start, frames, draw):
-        here = self.initial[:, :, start : start + frames]
+        block = self.initial[:, :, start : start + frames]
         if draw == 0:
-            return here
-        torch.manual_seed(SEED + start // CASE["block"] * 1000 + draw - 1)
-        return torch.randn_like(here)
+            return block
+        torch.manual_seed(NOISE_SEED + start // CASE["block"] * 1000 + draw - 1)
+        return torch.randn_like(block)
 
 
 def student_file() -> Path:
-    """A random student as one file that core takes for autoregressive, in the dtype that it is played in."""
+    """The file of a random student, which core recognises as autoregressive, in the dtype of the run."""
     kind = CASE["name"].split(",")[0]
     path = FOLDER / f"{kind}.safetensors"
     if not path.exists():
@@ -72,8 +72,8 @@ def student_file() -> Path:
     return path
 
 
-class Peak:
-    """Most memory in use while open, above what it was at the start, in MiB: the process's, or the CUDA device's."""
+class PeakMemory:
+    """Context manager: peak memory above that at its start, in MiB, of the process or of the CUDA device."""
 
     def __enter__(self):
         if ON_CUDA:
@@ -81,57 +81,57 @@ class Peak:
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated()
             return self
-        self.before = self.most = psutil.Process().memory_info().rss
-        self.over = threading.Event()
-        self.thread = threading.Thread(target=self._look)
+        self.before = self.peak = psutil.Process().memory_info().rss
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._poll)
         self.thread.start()
         return self
 
-    def _look(self):
-        while not self.over.wait(0.005):
-            self.most = max(self.most, psutil.Process().memory_info().rss)
+    def _poll(self):
+        while not self.stop.wait(0.005):
+            self.peak = max(self.peak, psutil.Process().memory_info().rss)
 
     def __exit__(self, *_):
         if ON_CUDA:
-            self.most = torch.cuda.max_memory_allocated()
+            self.peak = torch.cuda.max_memory_allocated()
             return
-        self.over.set()
+        self.stop.set()
         self.thread.join()
 
     @property
     def mib(self):
-        return (self.most - self.before) / 2**20
+        return (self.peak - self.before) / 2**20
 
 
 class Clock:
-    """Moments on the way of the model's work: events on a CUDA device, which nothing waits for, else the clock."""
+    """Timestamps after model calls: events on a CUDA device, which do not synchronise, else the wall clock."""
 
     def __init__(self):
-        self.moments: list[Any] = []
+        self.marks: list[Any] = []
 
     def mark(self) -> None:
         if ON_CUDA:
-            self.moments.append(torch.cuda.Event(enable_timing=True))
-            self.moments[-1].record()
+            self.marks.append(torch.cuda.Event(enable_timing=True))
+            self.marks[-1].record()
         else:
-            self.moments.append(time.perf_counter())
+            self.marks.append(time.perf_counter())
 
     def spans(self, every: int) -> list[float]:
-        """Times between every n-th moment; their unit does not matter."""
-        some = self.moments[::every]
-        return [a.elapsed_time(b) if ON_CUDA else b - a for a, b in zip(some, some[1:], strict=False)]
+        """Times between every n-th mark; only their ratios are used."""
+        marks = self.marks[::every]
+        return [a.elapsed_time(b) if ON_CUDA else b - a for a, b in zip(marks, marks[1:], strict=False)]
 
 
 def shape(frames: int) -> tuple[int, ...]:
     return (1, 16, frames, CASE["height"], CASE["width"])
 
 
-def words() -> torch.Tensor:
+def prompt_embedding() -> torch.Tensor:
     return torch.randn(1, CASE["text"], 4096, generator=torch.Generator().manual_seed(1))
 
 
-def through_comfyui(clock: Clock) -> Play:
-    """Core's custom sampling with the case's sampler; latents in the model's space."""
+def through_comfyui(clock: Clock) -> Rollout:
+    """A rollout by core's custom sampling with the case's sampler; latents in model space."""
     import comfy.sd
     from comfy_extras.nodes_ar_video import SamplerARVideo
     from comfy_extras.nodes_custom_sampler import BasicGuider, RandomNoise, SamplerCustomAdvanced
@@ -144,35 +144,35 @@ def through_comfyui(clock: Clock) -> Play:
         return out
 
     model.set_model_unet_function_wrapper(timed)
-    if CASE["way"] == "core":
+    if CASE["method"] == "core":
         sampler = SamplerARVideo.execute(num_frame_per_block=CASE["block"]).args[0]
     else:
         CUSTOM_SAMPLING.GraphNoise = CoreNoise
         policy = PACK.memory.MemoryPolicy.parse(CASE["policy"])
         sampler = SAMPLING.SaltSampler.execute(frames_per_block=CASE["block"], stepping="sde", policy=policy).args[0]
     parts = dict(
-        noise=RandomNoise.execute(noise_seed=SEED).args[0],
-        guider=BasicGuider.execute(model=model, conditioning=[[words(), {}]]).args[0],
+        noise=RandomNoise.execute(noise_seed=NOISE_SEED).args[0],
+        guider=BasicGuider.execute(model=model, conditioning=[[prompt_embedding(), {}]]).args[0],
         sampler=sampler,
         sigmas=SAMPLING.SaltSigmas.execute(nfe=str(CASE["nfe"]), steps="", shift=5.0).args[0],
     )
 
-    def play(frames: int) -> torch.Tensor:
+    def run(frames: int) -> torch.Tensor:
         latent = {"samples": torch.zeros(shape(frames))}
-        made = SamplerCustomAdvanced.execute(**parts, latent_image=latent).args[0]["samples"]
-        return model.model.process_latent_in(made)
+        latents = SamplerCustomAdvanced.execute(**parts, latent_image=latent).args[0]["samples"]
+        return model.model.process_latent_in(latents)
 
-    return play
+    return run
 
 
-def by_library(clock: Clock) -> Play:
-    """The engine alone on the same file: its own transformer, memory and loop, in its pipeline's dtypes."""
+def by_library(clock: Clock) -> Rollout:
+    """A rollout by the library alone on the same file: its transformer, memory and loop, in its pipeline's dtypes."""
     from comfy_extras.nodes_custom_sampler import RandomNoise
 
     device = CASE["device"]
     student = PACK.checkpoints.load_student(student_file(), dtype=DTYPE, device=device)
     model = PACK.causal_model.CausalModel(student)
-    prompt = PACK.conditioning.Conditioning(words().to(device, DTYPE))
+    prompt = PACK.conditioning.Conditioning(prompt_embedding().to(device, DTYPE))
     policy = PACK.memory.MemoryPolicy.parse(CASE["policy"])
     settings = PACK.rollout.RolloutSettings(
         PACK.schedule.Schedule.of(CASE["nfe"]), frames_per_block=CASE["block"], fuse=True
@@ -183,37 +183,39 @@ def by_library(clock: Clock) -> Play:
         clock.mark()
         return out
 
-    def play(frames: int) -> torch.Tensor:
-        initial = RandomNoise.execute(noise_seed=SEED).args[0].generate_noise({"samples": torch.zeros(shape(frames))})
+    def run(frames: int) -> torch.Tensor:
+        initial = (
+            RandomNoise.execute(noise_seed=NOISE_SEED).args[0].generate_noise({"samples": torch.zeros(shape(frames))})
+        )
         memory = student.new_memory(policy, 1, CASE["height"], CASE["width"], frames)
         blocks = PACK.rollout.rollout(timed, prompt, memory, CoreNoise(initial.to(device)), frames, settings)
         return torch.cat([b.latents for b in blocks], dim=2).cpu()
 
-    return play
+    return run
 
 
-def seconds_of(play: Play, clock: Clock) -> tuple[float, list[float], torch.Tensor]:
-    """Seconds of a whole rollout, of its blocks as far as the marks tell them apart, and what was made."""
-    clock.moments.clear()
-    began = time.perf_counter()
+def seconds_of(run: Rollout, clock: Clock) -> tuple[float, list[float], torch.Tensor]:
+    """Seconds of a whole rollout, times of its blocks between the marks, and the latents."""
+    clock.marks.clear()
+    start = time.perf_counter()
     clock.mark()
-    made = play(CASE["frames"])
+    latents = run(CASE["frames"])
     if ON_CUDA:
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - began
-    # Ours makes a block's context pass and the next block's first step one call.
-    calls = CASE["nfe"] + (CASE["way"] == "core")
-    return seconds, clock.spans(calls)[: CASE["frames"] // CASE["block"]], made
+    seconds = time.perf_counter() - start
+    # Ours fuses a block's context pass with the next block's first step.
+    calls = CASE["nfe"] + (CASE["method"] == "core")
+    return seconds, clock.spans(calls)[: CASE["frames"] // CASE["block"]], latents
 
 
-def over_library(ours: Play, library: Play, clock: Clock) -> float:
-    """Median of ours over the library's, in turns, each pair beginning with the other one."""
+def over_library(ours: Rollout, library: Rollout, clock: Clock) -> float:
+    """Median time of ours over the library's; they alternate, and pairs start with each in turn."""
     ratios = []
     for i in range(CASE["pairs"]):
         pair = [(ours, 1), (library, -1)][:: -1 if i % 2 else 1]
         ratio = 1.0
-        for play, power in pair:
-            ratio *= seconds_of(play, clock)[0] ** power
+        for run, power in pair:
+            ratio *= seconds_of(run, clock)[0] ** power
         ratios.append(ratio)
     return median(ratios)
 
@@ -221,32 +223,32 @@ def over_library(ours: Play, library: Play, clock: Clock) -> float:
 @torch.inference_mode()
 def main() -> None:
     clock = Clock()
-    play = (by_library if CASE["way"] == "library" else through_comfyui)(clock)
-    play(CASE["block"])  # loads the model, so that its memory is not counted
+    run = (by_library if CASE["method"] == "library" else through_comfyui)(clock)
+    run(CASE["block"])  # loads the model, so that its memory is not counted
     runs, peaks = [], []
     for _ in range(REPEATS):
-        with Peak() as peak:
-            runs.append(seconds_of(play, clock))
+        with PeakMemory() as peak:
+            runs.append(seconds_of(run, clock))
         peaks.append(peak.mib)
-    seconds, spans, made = min(runs, key=lambda run: run[0])  # the quietest: the machine has other users
+    seconds, spans, latents = min(runs, key=lambda result: result[0])  # the one least disturbed by other processes
     blocks = CASE["frames"] // CASE["block"]
     quarter = max(len(spans) // 4, 1)
     result = {
         "seconds": seconds, "blocks": blocks, "per_block": seconds / blocks, "peak_mib": median(peaks),
         "growth": median(spans[-quarter:]) / median(spans[1 : quarter + 1]),
     }  # fmt: skip
-    if CASE["way"] == "library":
+    if CASE["method"] == "library":
         ours = through_comfyui(clock)
         ours(CASE["block"])
-        result["over_library"] = over_library(ours, play, clock)
+        result["over_library"] = over_library(ours, run, clock)
     reference = FOLDER / f"{CASE['name']}.pt"
-    if CASE["way"] == "core":
-        torch.save(made.clone(), reference)
+    if CASE["method"] == "core":
+        torch.save(latents.clone(), reference)
     elif CASE["policy"] == "full":
         core = torch.load(reference, weights_only=True)
-        # Its first blocks: a random model's rollout feeds on itself, and rounding grows from block to block.
+        # Only the first blocks: rounding errors grow from block to block.
         first = slice(0, 3 * CASE["block"])
-        result["error"] = ((made - core)[:, :, first].norm() / core[:, :, first].norm()).item()
+        result["error"] = ((latents - core)[:, :, first].norm() / core[:, :, first].norm()).item()
     print("RESULT " + json.dumps(result))
 
 

@@ -1,5 +1,5 @@
-"""Clips by the engine, and by the plain loop: seconds per block once the window is full, end to end, to the first
-frame, and the most memory that was taken."""
+"""Generation speed of the engine and of the plain loop: seconds per block with a full window, end to end and to the
+first frame, and peak memory."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan
 
-from benchmarks.ceilings import forward_flops, timed
+from benchmarks.ceilings import forward_flops
+from benchmarks.measure import PeakMemory, timed
 from benchmarks.plain import plain_memory, plain_rollout
-from benchmarks.training import Peak, RandomText
+from benchmarks.training import RandomText
 from salt.acceleration.presets import Preference
 from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
@@ -27,14 +28,15 @@ from train.config.model_configs import WAN_1_3B
 from train.experiments.tiny.run_state import placed
 
 PROMPT = "a fast red circle moving right"
-BLOCK, PIXEL_FRAMES = 3, 12  # latent frames of a block, and the pixel frames they become
-SHORT, LONG = 21, 33  # latent frames: the window is full from 12 on, and the forward recorded soon after
+BLOCK, PIXEL_FRAMES = 3, 12  # latent frames of a block, and the pixel frames they decode to
+# Latent frames: the window is full from 12 on, and the CUDA graph recorded soon after.
+SHORT_CLIP, LONG_CLIP = 21, 33
 REPEATS = 2
 
 
 @dataclass(frozen=True)
 class Case:
-    """policy: the memory. nfe: evaluations per block. prefer: see `set_acceleration`. decoder: wan or taehv."""
+    """policy: of the memory. nfe: evaluations per block. prefer: see `set_acceleration`. decoder: wan or taehv."""
 
     policy: str
     nfe: int
@@ -43,11 +45,13 @@ class Case:
 
 
 def embedded() -> SaltPipeline:
-    """salt-tiny, at its own 64 x 64 pixels."""
+    """The salt-tiny pipeline, at its 64 x 64 pixels."""
     return _quiet(SaltPipeline.tiny())
 
 
-def random_wan(device: torch.device, config: dict[str, Any] = WAN_1_3B, size: tuple[int, int] = (480, 832)) -> Any:
+def random_wan(
+    device: torch.device, config: dict[str, Any] = WAN_1_3B, size: tuple[int, int] = (480, 832)
+) -> SaltPipeline:
     """A pipeline of Wan 2.1's architecture, VAE included, with random weights in bfloat16 and prompts of 512 tokens."""
     torch.manual_seed(0)
     with device:
@@ -64,7 +68,7 @@ def _quiet(pipe: SaltPipeline) -> SaltPipeline:
 
 
 def decode_with(pipe: SaltPipeline, decoder: str) -> None:
-    """Wan's VAE, or a decoder of TAEHV's size with random weights."""
+    """Make the pipeline decode with Wan's VAE, or with a decoder of TAEHV's size and random weights."""
     if decoder == "wan":
         pipe.set_decoder("wan")
         return
@@ -73,7 +77,7 @@ def decode_with(pipe: SaltPipeline, decoder: str) -> None:
 
 
 def clip_seconds(pipe: SaltPipeline, case: Case, frames: int, decoded: bool = False, repeats: int = REPEATS) -> float:
-    """Wall seconds of a clip of `frames` latent frames, the quietest of some: in latents, or as uint8 on the CPU."""
+    """Wall seconds of a clip of `frames` latent frames, the fastest of `repeats`; decoded: to uint8 on the CPU."""
     options: dict[str, Any] = dict(
         num_frames=4 * frames - 3, num_inference_steps=case.nfe, memory_policy=case.policy, seed=0, fuse=True
     )
@@ -87,36 +91,38 @@ def clip_seconds(pipe: SaltPipeline, case: Case, frames: int, decoded: bool = Fa
     return min(timed(play, pipe.run_device) for _ in range(repeats))
 
 
-def per_block(pipe: SaltPipeline, case: Case, decoded: bool = False, short: int = SHORT, long: int = LONG) -> float:
-    """Seconds per block between two lengths of one clip: what is done once per clip cancels out."""
-    clip_seconds(pipe, case, long, decoded, repeats=1)  # compiles and records
+def per_block(
+    pipe: SaltPipeline, case: Case, decoded: bool = False, short: int = SHORT_CLIP, long: int = LONG_CLIP
+) -> float:
+    """Seconds per block, from two lengths of one clip, so that work done once per clip cancels out."""
+    clip_seconds(pipe, case, long, decoded, repeats=1)  # compiles, and records CUDA graphs
     seconds = clip_seconds(pipe, case, long, decoded) - clip_seconds(pipe, case, short, decoded)
     return seconds * BLOCK / (long - short)
 
 
 def denoising(pipe: SaltPipeline, case: Case, ceiling: dict[str, float]) -> dict[str, Any]:
-    """Pixel frames per second without decoding, and how much of the measured matmul's rate that is."""
+    """Pixel frames per second without decoding, and its share of the measured matmul rate."""
     seconds = per_block(pipe, case)
-    window = MemoryPolicy.parse(case.policy).window or SHORT
+    window = MemoryPolicy.parse(case.policy).window or SHORT_CLIP
     return {
         "fps": PIXEL_FRAMES / seconds,
-        "of_matmul": _least(pipe, case.nfe, window, ceiling) / seconds,
+        "of_matmul": _matmul_seconds(pipe, case.nfe, window, ceiling) / seconds,
     }
 
 
-def whole_memory(pipe: SaltPipeline, case: Case, ceiling: dict[str, float]) -> dict[str, Any]:
-    """21 latent frames with everything kept: frames per second of the last block, and on average."""
-    clip_seconds(pipe, case, SHORT, repeats=1)
-    whole, before = (clip_seconds(pipe, case, n) for n in (SHORT, SHORT - BLOCK))
+def full_memory(pipe: SaltPipeline, case: Case, ceiling: dict[str, float]) -> dict[str, Any]:
+    """A clip of 21 latent frames with full memory: frames per second of the last block, and on average."""
+    clip_seconds(pipe, case, SHORT_CLIP, repeats=1)
+    whole, shorter = (clip_seconds(pipe, case, n) for n in (SHORT_CLIP, SHORT_CLIP - BLOCK))
     return {
-        "fps": PIXEL_FRAMES / (whole - before),
-        "fps_average": (4 * SHORT - 3) / whole,
-        "of_matmul": _least(pipe, case.nfe, SHORT, ceiling) / (whole - before),
+        "fps": PIXEL_FRAMES / (whole - shorter),
+        "fps_average": (4 * SHORT_CLIP - 3) / whole,
+        "of_matmul": _matmul_seconds(pipe, case.nfe, SHORT_CLIP, ceiling) / (whole - shorter),
     }
 
 
-def _least(pipe: SaltPipeline, nfe: int, window: int, ceiling: dict[str, float]) -> float:
-    """Seconds that a block's multiplications take at the measured matmul's rate: its steps and its context pass."""
+def _matmul_seconds(pipe: SaltPipeline, nfe: int, window: int, ceiling: dict[str, float]) -> float:
+    """Seconds of a block's arithmetic (its steps and its context pass) at the measured matmul rate."""
     config, (height, width) = pipe.transformer.config, pipe.default_size
     tokens = (height // pipe.spatial_scale // 2) * (width // pipe.spatial_scale // 2)
     work = forward_flops(config, BLOCK * tokens, window * tokens, pipe.prompt_encoder.encode([PROMPT]).shape[1])
@@ -125,10 +131,10 @@ def _least(pipe: SaltPipeline, nfe: int, window: int, ceiling: dict[str, float])
 
 
 def end_to_end(pipe: SaltPipeline, case: Case) -> dict[str, Any]:
-    """Frames on the CPU as uint8: per second, over how fast they play, over the slower of denoising and decoding."""
+    """Decoded frames on the CPU: per second, over the playback rate, over the slower of denoising and decoding."""
     decode_with(pipe, case.decoder)
     together = per_block(pipe, case, decoded=True)
-    denoise, decode = per_block(pipe, case), _decoding(pipe)
+    denoise, decode = per_block(pipe, case), _decode_seconds(pipe)
     return {
         "fps": PIXEL_FRAMES / together,
         "of_playing": PIXEL_FRAMES / together / FPS,
@@ -139,13 +145,13 @@ def end_to_end(pipe: SaltPipeline, case: Case) -> dict[str, Any]:
 
 
 def peak_gb(pipe: SaltPipeline, case: Case) -> float:
-    """Most memory while a clip is made and decoded, weights included, in 10^9 bytes."""
-    with Peak(pipe.run_device) as peak:
-        clip_seconds(pipe, case, SHORT, decoded=True, repeats=1)
+    """Peak memory while a clip is generated and decoded, weights included, in 10^9 bytes."""
+    with PeakMemory(pipe.run_device) as peak:
+        clip_seconds(pipe, case, SHORT_CLIP, decoded=True, repeats=1)
     return peak.mib * 2**20 / 1e9
 
 
-def _decoding(pipe: SaltPipeline) -> float:
+def _decode_seconds(pipe: SaltPipeline) -> float:
     """Seconds per block of the decoder alone, in the middle of a clip."""
     decoder, (height, width) = pipe.new_decoder(), pipe.default_size
     latents = torch.randn(1, 16, BLOCK, height // 8, width // 8, device=pipe.run_device)
@@ -154,23 +160,23 @@ def _decoding(pipe: SaltPipeline) -> float:
 
 
 def first_frame(pipe: SaltPipeline, case: Case) -> float:
-    """Seconds from the request to the first frames on the CPU, the pipeline being warm."""
-    found = []
+    """Seconds from the call to the first frames on the CPU, with a warm pipeline."""
+    seconds = []
     for seed in range(REPEATS):
-        began = time.perf_counter()
+        start = time.perf_counter()
         stream = pipe.stream(
             PROMPT, num_frames=9, num_inference_steps=case.nfe, memory_policy=case.policy, seed=seed, fuse=True
         )
         assert next(stream).frames.device.type == "cpu"
-        found.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
         for _ in stream:
             pass
-    return min(found)
+    return min(seconds)
 
 
 @torch.no_grad()
-def plain_per_block(pipe: SaltPipeline, case: Case, short: int = SHORT, long: int = LONG) -> float:
-    """The plain loop's seconds per block, measured as `per_block` does."""
+def plain_per_block(pipe: SaltPipeline, case: Case, short: int = SHORT_CLIP, long: int = LONG_CLIP) -> float:
+    """Seconds per block of the plain loop, measured as `per_block` does."""
     student, (height, width) = pipe.transformer, (n // 8 for n in pipe.default_size)
     text = Conditioning(pipe.prompt_encoder.encode([PROMPT]).to(student.device, student.dtype))
     policy, settings = MemoryPolicy.parse(case.policy), RolloutSettings(Schedule.of(case.nfe, pipe.spec.shift))

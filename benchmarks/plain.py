@@ -1,9 +1,9 @@
-"""The peer: the published loop, played plainly, for a clip and for a training update.
+"""The baseline: the published rollout and training loops, without our optimisations.
 
-What it is beside ours: each layer's cache cloned in every forward, written in denoising steps too (`cloning`); a
-context pass that is a forward of its own, after the last block as well; the prompt embedded and its keys and values
-made again in every forward; rotation in complex128 by tables put together at every call, in teacher and critic too.
-Schedule, noise, random choices, losses and optimizers are our own, so that both make the same latents and gradients.
+Each layer's cache is cloned in every forward and written in denoising steps too (`cloning`); the context pass is a
+separate forward, also after the last block; the prompt's embedding, keys and values are computed in every forward;
+rotary tables in complex128 are assembled at every call, in teacher and critic too. Schedule, noise, random draws,
+losses and optimizers are ours, so that both loops give the same latents and gradients.
 """
 
 from __future__ import annotations
@@ -29,18 +29,20 @@ from train.methods.sc_dmd_losses import critic_term, dmd_term
 from train.rollout.random_draws import UpdateDraws, draw_update
 from train.rollout.recipe_rollout import rollout_settings
 
+PlainLoss = Callable[[SCDMDTrainer, Batch, UpdateDraws, int], tuple[Tensor, dict[str, float]]]
+
 
 def plain_memory(
     student: SaltTransformer3DModel, policy: MemoryPolicy, batch: int, height: int, width: int, frames: int,
     dtype: torch.dtype | None = None,
 ) -> CloningMemory:  # fmt: skip
-    """The cache of a clip of `frames` latent frames of height x width: full, or sink + window."""
+    """The cache for a clip of `frames` latent frames of height x width (latent): full, or sink + window."""
     geometry = student.memory_geometry(batch, height, width)
     return CloningMemory(policy, geometry, dtype or student.dtype, student.device, frames)
 
 
 def plain_rollout(
-    student: Any,
+    student: SaltTransformer3DModel,
     conditioning: Conditioning,
     memory: CloningMemory,
     noise: NoiseSource,
@@ -48,14 +50,16 @@ def plain_rollout(
     settings: RolloutSettings,
     gradient: bool = False,
 ) -> Iterator[Tensor]:
-    """Yield the blocks [B, C, F, H, W] of a clip, each as its last step leaves it; with gradient through that step if
-    asked for. Stepping is SDE, without guidance."""
+    """Yield the blocks [B, C, F, H, W] of a clip: SDE steps, without guidance.
+
+    gradient: let gradients flow through the last step of each block.
+    """
     steps = list(enumerate(settings.schedule.sigmas))
 
-    def evaluate(x: Tensor, sigma: float, writes: bool, graded: bool) -> Tensor:
+    def evaluate(x: Tensor, sigma: float, writes: bool, with_grad: bool) -> Tensor:
         t = x.new_full((x.shape[0], x.shape[2]), sigma * NUM_TRAIN_TIMESTEPS)
         context = memory.open(write=x.shape[2]) if writes else memory.open(read=x.shape[2])
-        with torch.set_grad_enabled(graded):
+        with torch.set_grad_enabled(with_grad):
             flow = student(x, t, conditioning.text, return_dict=False, attention_context=context)[0]
         memory.commit(context)
         return flow
@@ -74,11 +78,11 @@ def plain_rollout(
         evaluate(x0.detach(), 0.0, True, False)
 
 
-class Plainly:
-    """A teacher or critic as the objectives call one, its positions turned the plain way."""
+class PlainModel:
+    """A teacher or critic as the losses call it, with the published rotary embedding."""
 
-    def __init__(self, call: Any, model: SaltTransformer3DModel) -> None:
-        self.call, self.model = call, model
+    def __init__(self, call: Callable[..., Any], model: SaltTransformer3DModel) -> None:
+        self.call, self.model, self.block_causal = call, model, model.block_causal
         self.rotary = PlainRotary(model.config.attention_head_dim, model.device)
 
     def __call__(self, x: Tensor, *arguments: Any, **options: Any) -> Any:
@@ -88,12 +92,17 @@ class Plainly:
 
 
 def plain_clip(
-    student: Any, batch: Batch, recipe: Recipe, choices: UpdateDraws, seeds: list[int], gradient: bool
+    student: SaltTransformer3DModel,
+    batch: Batch,
+    recipe: Recipe,
+    choices: UpdateDraws,
+    seeds: list[int],
+    gradient: bool,
 ) -> Tensor:
-    """A clip of the recipe, as `train.rollout.gradient_rollout.rollout_with_grad` makes it."""
+    """A clip [B, C, T, H, W] of the recipe, equal to that of `train.rollout.gradient_rollout.rollout_with_grad`."""
     r, text = recipe.rollout, batch.conditioning.text
     if recipe.policy.kind != "full" or r.window or r.kind != "autoregressive":
-        raise ValueError(f"rollout: found {r}, expected one that keeps everything (these caches do not evict twice)")
+        raise ValueError(f"rollout: found {r}, expected full memory (this cache does not evict in the backward pass)")
     channels = student.config.out_channels
     noise = SeededNoise(seeds, len(seeds), channels, r.height, r.width, text.device, text.dtype)
     dtype = torch.bfloat16 if recipe.optimisation.precision == "bf16" else student.dtype
@@ -105,7 +114,7 @@ def plain_clip(
 def plain_critic_loss(
     trainer: SCDMDTrainer, batch: Batch, draws: UpdateDraws, step: int
 ) -> tuple[Tensor, dict[str, float]]:
-    """`SCDMDTrainer.critic_loss`, the plain way."""
+    """The critic's loss of `SCDMDTrainer.critic_loss`, computed by the plain loop."""
     seeds = batch.seeds(trainer.recipe, step, "critic")
     with torch.no_grad():
         x0 = trainer.student.model(plain_clip, batch, trainer.recipe, draws, seeds, False)
@@ -114,16 +123,16 @@ def plain_critic_loss(
 
 
 def _plain_critic_term(critic: SaltTransformer3DModel, x0: Tensor, batch: Batch, recipe: Recipe, step: int) -> Tensor:
-    return critic_term(Plainly(critic, critic), x0, batch, recipe, step)
+    return critic_term(PlainModel(critic, critic), x0, batch, recipe, step)
 
 
 def plain_generator_loss(
     trainer: SCDMDTrainer, batch: Batch, draws: UpdateDraws, update: int
 ) -> tuple[Tensor, dict[str, float]]:
-    """`SCDMDTrainer.generator_loss`, the plain way: DMD alone."""
+    """The student's loss of `SCDMDTrainer.generator_loss`, computed by the plain loop: DMD only."""
     loss = trainer.recipe.loss
     if loss.semigroup or loss.align != "none" or loss.score != "bidirectional":
-        raise ValueError(f"loss: found {loss}, expected DMD alone, which is what the plain loop does")
+        raise ValueError(f"loss: found {loss}, expected DMD only, which the plain loop has")
     dmd = trainer.student.model(_plain_dmd, trainer, batch, draws, update)
     return dmd, {"dmd": dmd.item()}
 
@@ -133,12 +142,12 @@ def _plain_dmd(
 ) -> Tensor:
     recipe = trainer.recipe
     x0 = plain_clip(student, batch, recipe, draws, batch.seeds(recipe, update, "generator"), True)
-    critic, teacher = (Plainly(s, s.wrapped.model) for s in (trainer.critic_score, trainer.teacher))
+    critic, teacher = (PlainModel(s, s.wrapped.model) for s in (trainer.critic_score, trainer.teacher))
     return dmd_term(critic, teacher, x0, batch, recipe, draws, update)
 
 
 def plain_update(trainer: SCDMDTrainer, update: int) -> dict[str, float]:
-    """One generator update after its critic updates, as `SCDMDTrainer.update`."""
+    """One generator update after its critic updates, like `SCDMDTrainer.update`."""
     opt, values = trainer.recipe.optimisation, {}
     for i in range(opt.critic_per_generator):
         step = update * opt.critic_per_generator + i
@@ -149,8 +158,9 @@ def plain_update(trainer: SCDMDTrainer, update: int) -> dict[str, float]:
 
 
 def _plain_gradient(
-    trainer: SCDMDTrainer, learner: Learner, plain_loss: Callable[..., Any], update: int, role: str
+    trainer: SCDMDTrainer, learner: Learner, plain_loss: PlainLoss, update: int, role: str
 ) -> dict[str, float]:
+    """Accumulate a learner's gradients over its micro-batches; returns the mean logged values."""
     draws = draw_update(trainer.recipe, update, role)
     values = []
     for batch in trainer.micro_batches(learner, update, role):

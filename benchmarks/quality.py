@@ -1,8 +1,8 @@
-"""What each faster or smaller way costs: ShapeBench rows of salt-tiny, the same 48 prompts and noise in every row.
+"""Quality of the faster and smaller settings: ShapeBench scores of salt-tiny on the same prompts and noise.
 
-`python -m benchmarks.quality [--prompts 48] [--out benchmarks/results/quality]` writes JSON and markdown, row by row; a
-run that was ended goes on. Float8 multiplication is acted out on a CPU: weights and activations are rounded as
-`salt.acceleration.presets.fp8_linears` has them rounded, and multiplied in float32.
+`python -m benchmarks.quality [--prompts 48] [--out benchmarks/results/quality]` writes JSON and markdown, row by row;
+an interrupted run continues. Float8 multiplication is simulated: weights and activations are rounded as in
+`salt.acceleration.presets.fp8_linears`, and multiplied in float32.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from train.evaluation.sampling import load_vae
 from train.evaluation.shapebench import PROMPTS, score_model
 from train.shapes.bench import summarize
 
-KEPT = "relative:3,window:12"
-# name, memory, whether linear layers are in float8
+STUDENT_POLICY = "relative:3,window:12"
+# name, memory policy, whether linear layers are in float8
 ROWS = (
-    ("exact", KEPT, False),
-    ("int8 memory", f"{KEPT},int8", False),
-    ("fp8 memory", f"{KEPT},fp8", False),
-    ("int4 memory", f"{KEPT},int4", False),
-    ("fp8 linear layers", KEPT, True),
-    ("fp8 linear layers, int8 memory", f"{KEPT},int8", True),
+    ("exact", STUDENT_POLICY, False),
+    ("int8 memory", f"{STUDENT_POLICY},int8", False),
+    ("fp8 memory", f"{STUDENT_POLICY},fp8", False),
+    ("int4 memory", f"{STUDENT_POLICY},int4", False),
+    ("fp8 linear layers", STUDENT_POLICY, True),
+    ("fp8 linear layers, int8 memory", f"{STUDENT_POLICY},int8", True),
     ("everything kept", "full", False),
     ("sink 3 + window 12", "sink:3,window:12", False),
     ("window 12", "window:12", False),
 )
-SHOWN = ("passed", "color", "shape", "direction", "count", "sharp")
+SCORES = ("passed", "color", "shape", "direction", "count", "sharp")
 
 
 def to_fp8(x: Tensor) -> Tensor:
@@ -47,10 +47,10 @@ def to_fp8(x: Tensor) -> Tensor:
 
 
 @contextmanager
-def float8(model: nn.Module, wanted: bool):
-    """While open, the linear layers of the transformer blocks work on values that float8 has."""
-    layers = [m for n, m in model.named_modules() if wanted and isinstance(m, nn.Linear) and n.startswith("blocks.")]
-    before = [layer.weight.data for layer in layers]
+def float8(model: nn.Module, enabled: bool):
+    """Context in which the transformer blocks' linear layers compute with values rounded to float8."""
+    layers = [m for n, m in model.named_modules() if enabled and isinstance(m, nn.Linear) and n.startswith("blocks.")]
+    weights = [layer.weight.data for layer in layers]
     hooks = [layer.register_forward_pre_hook(lambda _, inputs: tuple(map(to_fp8, inputs))) for layer in layers]
     for layer in layers:
         layer.weight.data = to_fp8(layer.weight.data)
@@ -59,12 +59,12 @@ def float8(model: nn.Module, wanted: bool):
     finally:
         for hook in hooks:
             hook.remove()
-        for layer, weight in zip(layers, before, strict=True):
+        for layer, weight in zip(layers, weights, strict=True):
             layer.weight.data = weight
 
 
 def run(path: Path, prompts: int, steps: tuple[int, ...]) -> dict:
-    """Fill the file with the rows that it lacks. Scores of other weights are left out."""
+    """Score the rows that the results file lacks. Scores of other weights are discarded."""
     student, vae = (
         load_student(TINY_FOLDER / "transformer", dtype=torch.float32),
         load_vae(TINY_FOLDER / "vae", dtype=torch.bfloat16),
@@ -81,17 +81,18 @@ def run(path: Path, prompts: int, steps: tuple[int, ...]) -> dict:
             if key in results["rows"]:
                 continue
             with float8(student, linears):
-                its = replace(spec, policy=MemoryPolicy.parse(policy))
-                results["rows"][key] = summarize(score_model(student, vae, nfe, half, spec=its))
+                row_spec = replace(spec, policy=MemoryPolicy.parse(policy))
+                results["rows"][key] = summarize(score_model(student, vae, nfe, half, spec=row_spec))
             print(f"{key}: {results['rows'][key]['passed']:.0%}", flush=True)
             write_text(path, json.dumps(results, indent=1) + "\n")
     return results
 
 
 def as_table(results: dict) -> str:
-    rows = [f"| way, NFE | {' | '.join(SHOWN)} |", "|---" * (len(SHOWN) + 1) + "|"]
+    """Markdown table of the scores."""
+    rows = [f"| setting, NFE | {' | '.join(SCORES)} |", "|---" * (len(SCORES) + 1) + "|"]
     for name, summary in results["rows"].items():
-        rows.append(f"| {name} | {' | '.join(f'{summary[key]:.0%}' for key in SHOWN)} |")
+        rows.append(f"| {name} | {' | '.join(f'{summary[key]:.0%}' for key in SCORES)} |")
     return "\n".join(rows)
 
 

@@ -1,31 +1,25 @@
-"""One generator and five critic updates: our trainer beside the published loop, and what checkpointing costs and saves.
+"""Training speed: one generator and five critic updates by our trainer and by the published loop.
 
 `python -m benchmarks.training --size small|1.3B [--compile] [--out benchmarks/results/training.json]`
 
-Weights are random, and both loops take turns on the very same models, optimizers and random choices, in one process.
+Weights are random; both loops run in turn on the same models, optimizers and random draws, in one process.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
-import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.measure import environment, median, resident_mib, write_json
+from benchmarks.measure import PeakMemory, environment, median, release_memory, timed, write_json
 from benchmarks.plain import plain_update
 from salt.checkpoints import save_diffusers
 from salt.models.text_encoder import TOKENS
@@ -38,19 +32,19 @@ from train.distributed.parallel import DistributedModel
 from train.methods.sc_dmd import SCDMDTrainer
 from train.rollout.random_draws import draw_update, generator_for
 
-ALL = "everything"
-GRAINS = (ALL, *get_args(SavedActivations))
-UPDATES = 100
+Level = Literal["everything", SavedActivations]  # what is kept of a forward; "everything": no checkpointing
+LEVELS: tuple[Level, ...] = get_args(Level)
+SEARCHED_UPDATES = 100
 
 
 @dataclass(frozen=True)
 class Size:
-    """A model, its clips, and how often an update is timed. The small one has the 1.3B's share of attention."""
+    """A model, its clips, and how often an update is timed. "small" has the same share of attention as the 1.3B."""
 
     config: dict[str, Any]
     rollout: Rollouts
     text_tokens: int
-    precision: str
+    precision: Literal["bf16", "no"]
     repeats: int
 
 
@@ -64,7 +58,7 @@ SIZES = {
 
 
 class RandomText:
-    """In a text encoder's place: embeddings of Wan's size that are the prompt's own."""
+    """Replacement for the text encoder: random embeddings [B, max_length, 4096], seeded by the prompt."""
 
     dim = 4096
 
@@ -76,7 +70,7 @@ class RandomText:
 
 
 def make_trainer(size: Size, folder: Path, device: torch.device) -> SCDMDTrainer:
-    """The recipe `self_forcing` in all that takes time, on random weights. The teacher has the student's size."""
+    """A trainer as slow as that of the recipe `self_forcing`, on random weights. The teacher has the student's size."""
     torch.manual_seed(0)
     with device:
         model = SaltTransformer3DModel(**size.config)
@@ -84,12 +78,11 @@ def make_trainer(size: Size, folder: Path, device: torch.device) -> SCDMDTrainer
     save_diffusers(model, folder / "model", dtype=torch.bfloat16 if size.precision == "bf16" else None)
     del model
     path = str(folder / "model")
-    precision: Any = size.precision
     trainer = SCDMDTrainer(
         Recipe(
             models=Models(student=path, teacher=path, critic=path), data=Data(prompts="shapes"),
             rollout=size.rollout, loss=Losses(),
-            optimisation=Optimisation(batch=1, micro_batch=1, precision=precision, ema_start=0),
+            optimisation=Optimisation(batch=1, micro_batch=1, precision=size.precision, ema_start=0),
             run=RunSettings(out=str(folder / "run"), tracker="none"),
         )
     )  # fmt: skip
@@ -99,7 +92,7 @@ def make_trainer(size: Size, folder: Path, device: torch.device) -> SCDMDTrainer
 
 
 def typical_update(recipe: Recipe) -> int:
-    """The first update whose rollouts take the steps that they take on average (exits are drawn evenly)."""
+    """The first update whose rollouts take the average number of steps (exits are drawn uniformly)."""
     per = recipe.optimisation.critic_per_generator
     middle = (1 + max(recipe.rollout.share)) / 2
 
@@ -107,140 +100,93 @@ def typical_update(recipe: Recipe) -> int:
         critics = [draw_update(recipe, update * per + i, "critic") for i in range(per)]
         return [c.exit_index + 1 for c in (*critics, draw_update(recipe, update, "generator"))]
 
-    return next(u for u in range(UPDATES) if mean(steps(u)) == middle)
+    return next(u for u in range(SEARCHED_UPDATES) if mean(steps(u)) == middle)
 
 
-def set_grain(trainer: SCDMDTrainer, grain: Any) -> None:
-    """What backward finds kept of the learners' forwards, as `building` sets it from a recipe."""
+def set_level(trainer: SCDMDTrainer, level: Level) -> None:
+    """Set the learners' activation checkpointing."""
     for learner in trainer.learners.values():
-        if grain == ALL:
+        if level == "everything":
             learner.model.model.disable_gradient_checkpointing()
         else:
-            recompute(learner.model.model, grain)
+            recompute(learner.model.model, level)
 
 
-class Peak:
-    """Highest memory while open, in MiB: on a CPU the process's resident memory, on a GPU what torch has taken of it.
-    (Of that, what recordings work in counts as free between plays, so `allocated` would leave it out.)"""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.mib = device, 0.0
-        self.over = threading.Event()
-        self.thread = threading.Thread(target=self._look)
-
-    def __enter__(self) -> Peak:
-        tidy(self.device)
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            self.thread.start()
-        return self
-
-    def _look(self) -> None:
-        while not self.over.wait(0.02):
-            self.mib = max(self.mib, resident_mib())
-
-    def __exit__(self, *_: object) -> None:
-        if self.device.type == "cuda":
-            self.mib = torch.cuda.max_memory_reserved(self.device) / 2**20
-        else:
-            self.over.set()
-            self.thread.join()
-
-
-def tidy(device: torch.device) -> None:
-    """Give back what is no longer used, so that one measurement does not wear the memory of another."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def timed(call: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
-
-
-def measure_case(trainer: SCDMDTrainer, name: str, grain: str, update: int, repeats: int, warm: bool) -> dict:
-    """Seconds and peak MiB of one generator and five critic updates; `error` in their place where memory ends."""
-    set_grain(trainer, grain)
+def measure_case(trainer: SCDMDTrainer, name: str, level: Level, update: int, repeats: int, warm: bool) -> dict:
+    """Seconds and peak MiB of one generator and five critic updates; `error` instead if memory runs out."""
+    set_level(trainer, level)
     one = (lambda: plain_update(trainer, update)) if name == "plain" else (lambda: trainer.update(update))
     try:
         if warm:
             one()
-        with Peak(trainer.device) as peak:
+        with PeakMemory(trainer.device) as peak:
             seconds = [timed(one, trainer.device) for _ in range(repeats)]
     except torch.OutOfMemoryError:
         for learner in trainer.learners.values():
             learner.optimizer.zero_grad(set_to_none=True)
-        tidy(trainer.device)
+        release_memory(trainer.device)
         return {"error": "out of memory"}
     return {"seconds": median(seconds), "peak_mib": peak.mib}
 
 
 def measure_training(
-    size: str = "small", device: str | None = None, compiled: bool = False, every_grain: bool = True
+    size: str = "small", device: str | None = None, compiled: bool = False, every_level: bool = True
 ) -> dict:
-    """Both loops by what backward finds kept: {"cases": {"ours / attention": {seconds, peak_mib}, ...}, ratios}.
+    """Both loops per checkpointing level: {"cases": {"ours / attention": {seconds, peak_mib}, ...}, ratios}.
 
-    device: where the trainer computes anyway (the GPU if there is one); ValueError where it is another.
-    compiled: ours once more with its blocks compiled, which takes minutes. every_grain: or only what is published and
-    what recipes have.
-    `speedup`: the plain loop, checkpointed block by block as it is published, over ours as recipes have it;
-    `speedup_best`: over our quickest. Both are missing where one of their cases had no room.
+    device: must be the one that the trainer uses (the GPU if there is one). compiled: measure ours also with compiled
+    blocks, which takes minutes. every_level: measure all levels, not only the published one and the recipes' default.
+    Ratios: `speedup`: the plain loop, checkpointed per block as it is published, over ours at the recipes' default;
+    `speedup_best`: over our fastest. Both are missing if one of their cases ran out of memory.
+
+    Raises ValueError for another device.
     """
     where = process_device()
     if device is not None and torch.device(device).type != where.type:
-        raise ValueError(f"device: found {device}, expected {where.type}, where the trainer computes on this machine")
+        raise ValueError(f"device: found {device}, expected {where.type}, which the trainer uses on this machine")
     chosen = SIZES[size]
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(chosen, Path(folder), where)
     update, cases = typical_update(trainer.recipe), {}
-    warm = where.type == "cuda"  # on a CPU the first case, the most memory's, warms the allocator for all
-    published = (ALL, "input")  # the finer grains are our own
+    warm = where.type == "cuda"  # on a CPU the first case, which uses most memory, warms up the allocator for all
+    published: tuple[Level, ...] = ("everything", "input")  # the finer levels are ours
     default = trainer.recipe.saved_activations
-    chosen_cases = [("plain", "input"), ("ours", default)]
-    if every_grain:
-        chosen_cases = [("plain", g) for g in published] + [("ours", g) for g in GRAINS]
-    for name, grain in chosen_cases:
-        cases[f"{name} / {grain}"] = measure_case(trainer, name, grain, update, chosen.repeats, warm)
+    chosen_cases: list[tuple[str, Level]] = [("plain", "input"), ("ours", default)]
+    if every_level:
+        chosen_cases = [*(("plain", level) for level in published), *(("ours", level) for level in LEVELS)]
+    for name, level in chosen_cases:
+        cases[f"{name} / {level}"] = measure_case(trainer, name, level, update, chosen.repeats, warm)
     if compiled:
         for wrapped in (trainer.student.model, trainer.critic.model, trainer.teacher.wrapped):
             DistributedModel(wrapped.model, "single", compiled=True)  # compiles the model's blocks in place
-        for grain in published:  # torch runs nothing compiled while it picks what to keep
-            cases[f"ours, compiled / {grain}"] = measure_case(trainer, "ours", grain, update, chosen.repeats, True)
+        for level in published:  # selective checkpointing does not run compiled code
+            cases[f"ours, compiled / {level}"] = measure_case(trainer, "ours", level, update, chosen.repeats, True)
     plain, ours = cases["plain / input"], cases[f"ours / {default}"]
-    quickest = min((c["seconds"] for n, c in cases.items() if "seconds" in c and n.startswith("ours")), default=None)
+    fastest = min((c["seconds"] for n, c in cases.items() if "seconds" in c and n.startswith("ours")), default=None)
     results: dict[str, Any] = {"size": size, "frames": chosen.rollout.frames, "default": default, "cases": cases}
     if "seconds" in plain and "seconds" in ours:
         results["speedup"] = plain["seconds"] / ours["seconds"]
         results["peak_over_plain"] = ours["peak_mib"] / plain["peak_mib"]
-        results["speedup_best"] = plain["seconds"] / (quickest or ours["seconds"])
+        results["speedup_best"] = plain["seconds"] / (fastest or ours["seconds"])
     return results
 
 
 def show(results: dict) -> None:
     where = environment()
     title = f"1 generator + 5 critic updates, {results['size']}, {results['frames']} latent frames, {where['device']}"
-    table = Table("loop / what backward finds kept", "seconds", "peak MiB", title=title)
+    table = Table("loop / kept for the backward pass", "seconds", "peak MiB", title=title)
     for name, case in results["cases"].items():
         table.add_row(name, *([case["error"], ""] if "error" in case else [f"{case[k]:.2f}" for k in case]))
     console = Console()
     console.print(table)
     if "speedup" in results:
-        console.print(f"plain over ours: {results['speedup']:.2f}, our quickest: {results['speedup_best']:.2f}")
+        console.print(f"plain over ours: {results['speedup']:.2f}, our fastest: {results['speedup_best']:.2f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--compile", action="store_true", help="ours with compiled blocks as well")
+    parser.add_argument("--compile", action="store_true", help="also measure ours with compiled blocks")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/training.json"))
     args = parser.parse_args()
     results = measure_training(args.size, compiled=args.compile)

@@ -1,4 +1,4 @@
-"""What the speed table's cells run, on any device, and what they promise. How long it takes is no matter."""
+"""The measurements of the speed table run on a CPU and return the documented figures; times are not checked."""
 
 import pytest
 import torch
@@ -13,24 +13,24 @@ CEILING = {"flops": 1e12, "fp8_flops": 2e12, "bytes": 1e10}
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     monkeypatch.setattr(generation, "REPEATS", 1)
-    monkeypatch.setattr(generation, "SHORT", 15)
-    monkeypatch.setattr(generation, "LONG", 21)
-    # Differences of two clips that take no time may fall either way.
+    monkeypatch.setattr(generation, "SHORT_CLIP", 15)
+    monkeypatch.setattr(generation, "LONG_CLIP", 21)
+    # Decreasing times, since the difference of two real ones may be negative.
     ticks = iter(range(1, 10**6))
     monkeypatch.setattr(generation, "timed", lambda call, device: (call(), 1.0 / next(ticks))[1])
 
 
-def test_the_cells_of_a_clip():
+def test_measurements_of_a_clip():
     pipe, case = generation.embedded(), Case("sink:3,window:12", 2, decoder="taehv")
     assert set(generation.denoising(pipe, case, CEILING)) == {"fps", "of_matmul"}
-    assert set(generation.whole_memory(pipe, Case("full", 2), CEILING)) == {"fps", "fps_average", "of_matmul"}
-    found = generation.end_to_end(pipe, case)
-    assert found["of_playing"] == found["fps"] / 16 and found["first_frame_s"] > 0
+    assert set(generation.full_memory(pipe, Case("full", 2), CEILING)) == {"fps", "fps_average", "of_matmul"}
+    figures = generation.end_to_end(pipe, case)
+    assert figures["of_playing"] == figures["fps"] / 16 and figures["first_frame_s"] > 0
     assert generation.peak_gb(pipe, case) > 0 and generation.plain_per_block(pipe, case) != 0
 
 
-def test_the_pipeline_of_random_weights_is_wans():
-    """Of a size that a test can hold; the VAE is whole."""
+def test_the_random_pipeline_has_wans_architecture():
+    """With a small transformer and the full VAE."""
     config = dict(num_attention_heads=2, attention_head_dim=16, ffn_dim=32, num_layers=2)
     pipe = generation.random_wan(torch.device("cpu"), config, size=(16, 16))
     assert isinstance(pipe.transformer, SaltTransformer3DModel) and pipe.dtype == torch.bfloat16

@@ -1,4 +1,4 @@
-"""The plain loop is a peer only if it makes what ours makes: the same latents, the same gradients and updates."""
+"""The plain loop is a valid baseline: it gives the same latents, gradients and updates as ours."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ DMD = dict(semigroup=0.0, align="none")
 @pytest.mark.parametrize("policy", ["full", "sink:1,window:6"])
 @pytest.mark.parametrize("lead", [False, True])
 @torch.no_grad()
-def test_the_plain_loop_makes_our_latents(policy, lead):
+def test_the_plain_loop_gives_our_latents(policy, lead):
     student, policy, frames = tiny_recipes.model(3), MemoryPolicy.parse(policy), 13 if lead else 12
     settings = RolloutSettings(Schedule.of(4), independent_first_frame=lead)
     noise = SeededNoise(0, 1, 16, 4, 4)
@@ -39,7 +39,7 @@ def test_the_plain_loop_makes_our_latents(policy, lead):
 
 
 @torch.no_grad()
-def test_the_plain_cache_serves_our_own_loop_too():
+def test_the_plain_cache_runs_in_our_loop():
     student, noise = tiny_recipes.model(3), SeededNoise(0, 1, 16, 4, 4)
 
     def clip(memory):
@@ -54,17 +54,17 @@ def test_the_plain_cache_serves_our_own_loop_too():
         CloningMemory(MemoryPolicy("relative", 7, 1), student.memory_geometry(1, 4, 4), student.dtype)
 
 
-def test_the_plain_rotation_is_ours():
+def test_the_plain_rotary_embedding_is_ours():
     q, k, v = torch.randn(3, 2, 3 * 4 * 5, 2, 16)
     plain = PlainBidirectional(PlainRotary(16), 3, 4, 5)
     ours = Bidirectional(rotary_table(range(3), 4, 5, 16))
 
-    def seen(scope):
-        kept = []
-        scope.attend(0, q, k, v, lambda *qkv: kept.extend(qkv) or qkv[0])
-        return kept
+    def attended(scope):
+        tensors = []
+        scope.attend(0, q, k, v, lambda *qkv: tensors.extend(qkv) or qkv[0])
+        return tensors
 
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(seen(plain), seen(ours), strict=True))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(attended(plain), attended(ours), strict=True))
 
 
 def gradients(learner, loss):
@@ -75,7 +75,7 @@ def gradients(learner, loss):
 
 @pytest.mark.parametrize("keep", ["everything", "input", "attention"])
 def test_the_plain_loop_has_our_gradients(tmp_path, keep, monkeypatch):
-    # In float64, where a difference is one of arithmetic and not of rounding.
+    # In float64, where rounding differences are negligible.
     monkeypatch.setattr(FP32LayerNorm, "forward", torch.nn.LayerNorm.forward)
     trainer = SCDMDTrainer(tiny_recipes.recipe(tmp_path, loss=DMD, models=dict(checkpointing=False)))
     for model in (trainer.student.model.model, trainer.critic.model.model, trainer.teacher.wrapped.model):
@@ -89,15 +89,15 @@ def test_the_plain_loop_has_our_gradients(tmp_path, keep, monkeypatch):
         (trainer.student, trainer.generator_loss, plain_generator_loss),
         (trainer.critic, trainer.critic_loss, plain_critic_loss),
     ):
-        (expected_loss, logged), (found_loss, plainly_logged) = ours(batch, draws, 0), plain(trainer, batch, draws, 0)
-        assert plainly_logged == pytest.approx(logged, rel=1e-6)
-        expected, found = gradients(learner, expected_loss), gradients(learner, found_loss)
+        (expected_loss, logged), (plain_loss, plain_logged) = ours(batch, draws, 0), plain(trainer, batch, draws, 0)
+        assert plain_logged == pytest.approx(logged, rel=1e-6)
+        expected, found = gradients(learner, expected_loss), gradients(learner, plain_loss)
         assert found.keys() == expected.keys() and len(found) > 30
         for name, gradient in expected.items():
             assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-12, name
 
 
-def test_a_plain_update_is_an_update(tmp_path):
+def test_a_plain_update_equals_ours(tmp_path):
     def after(update):
         trainer = SCDMDTrainer(tiny_recipes.recipe(tmp_path, loss=DMD, optimisation=dict(lr=1e-5, critic_lr=1e-5)))
         return update(trainer)
@@ -105,11 +105,11 @@ def test_a_plain_update_is_an_update(tmp_path):
     assert after(lambda t: plain_update(t, 0)) == pytest.approx(after(lambda t: t.update(0)), rel=1e-3)
 
 
-def test_the_plain_loop_trains_by_dmd_on_a_full_memory_alone(tmp_path):
+def test_the_plain_loop_supports_only_dmd_on_full_memory(tmp_path):
     trainer = SCDMDTrainer(tiny_recipes.recipe(tmp_path, loss=DMD, rollout=dict(memory="sink:1,window:5", frames=9)))
     draws = UpdateDraws(trainer.recipe.schedule(2), 1, None, 3.0)
-    with pytest.raises(ValueError, match="keeps everything"):
+    with pytest.raises(ValueError, match="expected full memory"):
         plain_generator_loss(trainer, trainer.prompts.batch(0, range(2), "generator"), draws, 0)
     salt = SCDMDTrainer(tiny_recipes.recipe(tmp_path))
-    with pytest.raises(ValueError, match="DMD alone"):
+    with pytest.raises(ValueError, match="expected DMD only"):
         plain_generator_loss(salt, salt.prompts.batch(0, range(2), "generator"), draws, 0)
