@@ -83,7 +83,7 @@ def test_the_plain_loop_has_our_gradients(tmp_path, keep, monkeypatch):
         if keep != "everything":
             recompute(model, keep)
     batch = trainer.prompts.batch(0, range(2), "generator")
-    batch = Batch(batch.samples, *(c.to(torch.float64) for c in (batch.conditioning, batch.negative)))
+    batch = Batch(batch.samples, *(Conditioning(c.text.double()) for c in (batch.conditioning, batch.negative)))
     draws = UpdateDraws(trainer.recipe.schedule(4), 1, None, 3.0)
     for learner, ours, plain in (
         (trainer.student, trainer.generator_loss, plain_generator_loss),
