@@ -103,6 +103,11 @@ class CloningMemory:
             )
         return CloningPass(self, write or read, bool(write))
 
+    def commit(self, memory_pass: CloningPass, context_sigma: float = 0.0) -> None:
+        """After a forward: move on to the next block if the pass wrote one."""
+        if memory_pass.writes:
+            self.next_frame += memory_pass.frames
+
 
 class CloningPass:
     """One forward over a `CloningMemory`. Gradients flow to the block's own keys and values, not into the cache."""
@@ -131,7 +136,3 @@ class CloningPass:
         memory.ends[layer].fill_(end)
         memory.global_ends[layer].fill_(current_end)
         return attention(q, keys[:, :end], values[:, :end])
-
-    def commit(self, context_sigma: float = 0.0) -> None:
-        if self.writes:
-            self.memory.next_frame += self.frames

@@ -59,9 +59,9 @@ def test_the_plain_rotary_embedding_is_ours():
     plain = PlainBidirectional(PlainRotary(16), 3, 4, 5)
     ours = Bidirectional(rotary_table(range(3), 4, 5, 16))
 
-    def attended(scope):
+    def attended(context):
         tensors = []
-        scope.attend(0, q, k, v, lambda *qkv: tensors.extend(qkv) or qkv[0])
+        context.attend(0, q, k, v, lambda *qkv: tensors.extend(qkv) or qkv[0])
         return tensors
 
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(attended(plain), attended(ours), strict=True))
