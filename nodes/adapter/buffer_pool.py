@@ -1,8 +1,8 @@
-"""Buffers of a memory that no longer exists, kept for the next run of the same kind.
+"""Buffers of memories between runs: pooled for the next run, or left on the device with a node's output.
 
-A run puts them here at its end and the next one takes them out, so they are never those of a memory on a wire.
-ComfyUI does not know what stays on a device between runs: it may be a small share, and what is not on a wire is freed
-with its model.
+A run puts the buffers of its own memory into a pool at its end and the next one takes them out, so they are never those
+of a memory on a wire. ComfyUI does not know what stays on a device between runs: it may be a small share, and what is
+not on a wire is freed with its model.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary, WeakSet
 
-import torch
-
-from ...salt.memory import KVMemory
+from ...salt.memory import BufferPool, KVMemory
+from ...salt.memory.store import Store
 from ..io_types import ClipMemory
 
 if TYPE_CHECKING:
@@ -20,30 +19,13 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 MAX_SHARE_OF_DEVICE = 1 / 8  # of a device's memory, between runs
-MAX_POOLED_MEMORIES = 2  # per model: guidance has two
-_pooled: WeakKeyDictionary[BaseModel, list[KVMemory]] = WeakKeyDictionary()
+_pools: WeakKeyDictionary[BaseModel, BufferPool] = WeakKeyDictionary()
 _outputs: WeakSet[KVMemory] = WeakSet()  # on a wire, and on a device
 
 
-def kind(memory: KVMemory) -> tuple[object, ...]:
-    return memory.policy, memory.geometry, memory.dtype, memory.device
-
-
-def assign_buffers(patcher: ModelPatcher, memory: KVMemory, frames: int) -> bool:
-    """Give an empty memory of a clip of `frames` the pooled buffers that fit it exactly, if there are any.
-
-    Their content is never read: a slot is written before it counts as held.
-    """
-    pooled = _pooled.get(patcher.model, [])
-    for i, ended in enumerate(pooled):
-        store = ended.store
-        if store is None or kind(ended) != kind(memory) or store.slots != memory.policy.slots(frames):
-            continue
-        if store.buffers[0][0].is_inference() and not torch.is_inference_mode_enabled():
-            continue  # which could not write into them
-        memory.store = pooled.pop(i).store
-        return True
-    return False
+def pool_of(patcher: ModelPatcher) -> BufferPool:
+    """The buffers of memories of this MODEL that have ended; its clones have the same."""
+    return _pools.setdefault(patcher.model, BufferPool(may_stay))
 
 
 def memory_for_output(patcher: ModelPatcher, clip: ClipMemory) -> ClipMemory:
@@ -51,35 +33,24 @@ def memory_for_output(patcher: ModelPatcher, clip: ClipMemory) -> ClipMemory:
     branches = clip.branches
     if all(m.device.type == "cpu" for m in branches):
         return clip
-    if clip.memory.policy.residence == "device" and may_stay(*branches):
+    stores = [m.store for m in branches if m.store is not None]
+    if clip.memory.policy.residence == "device" and may_stay(*stores):
         _outputs.update(branches)
         return clip
     copy = clip.copied("cpu")
     for memory in branches:
-        release_buffers(patcher, memory)
+        pool_of(patcher).release(memory)
     return copy
 
 
-def release_buffers(patcher: ModelPatcher, memory: KVMemory) -> None:
-    """At the end of a run, put the buffers of a memory that nobody else holds into the pool; older ones are freed."""
-    if memory.store is None:
-        return
-    ended = memory.empty_like()
-    ended.store, memory.store = memory.store, None
-    others = [m for m in _pooled.get(patcher.model, []) if kind(m) == kind(ended)][: MAX_POOLED_MEMORIES - 1]
-    _pooled[patcher.model] = others
-    if may_stay(ended):
-        _pooled[patcher.model] = [ended, *others]
-
-
-def may_stay(*memories: KVMemory) -> bool:
-    """Whether memories of one kind may stay where they are between runs: always in main memory, and on a device up to
-    our share of it."""
+def may_stay(*stores: Store) -> bool:
+    """Whether buffers may stay where they are between runs: always in main memory, and on a device up to our share."""
     from comfy.model_management import get_total_memory
 
-    (first, *_) = memories
-    if first.device.type == "cpu" or first.policy.residence == "cpu":
+    device = stores[0].home
+    if device.type == "cpu":
         return True
-    ours = {*memories, *_outputs, *(m for pooled in _pooled.values() for m in pooled)}
-    used = sum(m.nbytes for m in ours if m.device == first.device and m.policy.residence == "device")
-    return used <= MAX_SHARE_OF_DEVICE * get_total_memory(first.device)
+    on_wires = (memory.store for memory in _outputs if memory.store is not None)
+    ours = {*stores, *on_wires, *(store for pool in _pools.values() for store in pool.stores)}
+    used = sum(store.nbytes for store in ours if store.home == device)
+    return used <= MAX_SHARE_OF_DEVICE * get_total_memory(device)

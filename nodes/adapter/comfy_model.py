@@ -19,7 +19,7 @@ from ...salt.errors import InputError
 from ...salt.memory import KVMemory, MemoryGeometry, MemoryPolicy
 from ...salt.model_input import ModelInput
 from ...salt.schedule import NUM_TRAIN_TIMESTEPS
-from .cross_attention_cache import CrossAttentionCaches, cached_cross_attention
+from .cross_attention_cache import PromptCaches, cached_cross_attention
 from .fingerprint import fingerprint
 from .self_attention_patch import memory_attention, warn_of_replaced_attention
 
@@ -97,7 +97,7 @@ class ComfyModel:
     def __init__(self, base: BaseModel, model_options: dict[str, Any], first_frame: int = 0) -> None:
         self.base, self.model_options, self.first_frame = base, model_options, first_frame
         self.wan = unwrap_compiled(base.diffusion_model)
-        self.cross_attention = CrossAttentionCaches()
+        self.prompt_caches = PromptCaches()
         warn_of_replaced_attention(self.wan)
 
     def __call__(self, inputs: ModelInput[Conds], /) -> Tensor:
@@ -123,9 +123,9 @@ class ComfyModel:
         sigma_BF = inputs.timestep.to(torch.float32) / NUM_TRAIN_TIMESTEPS
         sigma = sigma_BF.amax(dim=1)
         blocks = len(memory.segments)
-        conds = self.cross_attention.prepared(conds, x, self.base.manual_cast_dtype or self.base.get_dtype())
+        conds = self.prompt_caches.prepared(conds, x, self.base.manual_cast_dtype or self.base.get_dtype())
         timesteps = timestep_per_frame(self.base, sigma_BF if blocks > 1 else sigma_BF[:, :1])
-        with memory_attention(self.wan, memory), cached_cross_attention(self.wan, self.cross_attention), timesteps:
+        with memory_attention(self.wan, memory), cached_cross_attention(self.wan, self.prompt_caches), timesteps:
             (denoised,) = comfy.samplers.calc_cond_batch(self.base, [conds], x, sigma, self.model_options)
         # Through x0 rather than the raw output, so that the MODEL's sampling class is honoured.
         sigma = sigma.to(x.dtype).view(-1, 1, 1, 1, 1)

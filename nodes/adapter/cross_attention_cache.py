@@ -10,32 +10,36 @@ tensor, and that one is computed as usual.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ...salt.models.cross_attention_cache import LatestByIdentity
 from .method_patch import WanAttention, replaced_method
 
 if TYPE_CHECKING:
     from comfy.conds import CONDRegular
     from comfy.ldm.wan.model import WanModel
 
-MAX_PROMPTS = 4  # as the engine caches
 TEXT = "c_crossattn"
 CROSS_ATTENTION = "WanT2VCrossAttention"
-T = TypeVar("T")
 
 
-class CrossAttentionCaches:
-    """The latest prompts of one rollout, with their embedded text, keys and values. Valid while the weights stay."""
+class PromptCaches:
+    """The latest prompts of one rollout, with their embedded text, keys and values. Valid while the weights stay.
+
+    conds: by the cond that ComfyUI has processed, the one whose tensor reaches the model as it is. embedded: tokens
+    [B, N, dim], by the text. layers: keys and values of every layer, by the embedded text. tables: position tables.
+    """
 
     def __init__(self) -> None:
-        self.conds: list[tuple[CONDRegular, CONDRegular]] = []
-        self.embedded: list[tuple[Tensor, Tensor]] = []
-        self.layers: dict[int, list[tuple[Tensor, tuple[Tensor, Tensor]]]] = {}
+        self.conds: LatestByIdentity[CONDRegular, CONDRegular] = LatestByIdentity()
+        self.embedded: LatestByIdentity[Tensor, Tensor] = LatestByIdentity()
+        self.layers: defaultdict[int, LatestByIdentity[Tensor, tuple[Tensor, Tensor]]] = defaultdict(LatestByIdentity)
         self.tables: dict[tuple[object, ...], Tensor] = {}
 
     def prepared(self, conds: list[dict[str, Any]], x: Tensor, dtype: torch.dtype) -> list[dict[str, Any]]:
@@ -47,19 +51,11 @@ class CrossAttentionCaches:
         if others or cond.get("hooks") is not None or TEXT not in cond["model_conds"]:
             return conds
         text = cond["model_conds"][TEXT]
-        known = find(self.conds, text)
+        known = self.conds.get(text)
         if known is None:
             known = uncopied(text.process_cond(batch_size=x.shape[0], device=x.device), x.device, dtype)
-            self.conds = [(text, known), *self.conds][:MAX_PROMPTS]
+            self.conds.add(text, known)
         return [{**cond, "model_conds": {**cond["model_conds"], TEXT: known}}]
-
-    def knows(self, text: Tensor) -> bool:
-        return any(known.cond is text for _, known in self.conds)
-
-
-def find(entries: list[tuple[Any, T]], key: object) -> T | None:
-    """The value stored for this very object, or None."""
-    return next((value for known, value in entries if known is key), None)
 
 
 def uncopied(cond: CONDRegular, device: torch.device, dtype: torch.dtype) -> CONDRegular:
@@ -75,7 +71,7 @@ def uncopied(cond: CONDRegular, device: torch.device, dtype: torch.dtype) -> CON
 class TextEmbedding(Protocol):
     """WanModel.text_embedding while its forward is replaced."""
 
-    salt_caches: CrossAttentionCaches
+    salt_caches: PromptCaches
 
     def forward(self, text: Tensor) -> Tensor: ...
 
@@ -83,18 +79,18 @@ class TextEmbedding(Protocol):
 class CrossAttention(WanAttention, Protocol):
     """WanT2VCrossAttention, and the attribute that it has while its forward is replaced: its layer and the caches."""
 
-    salt_caches: tuple[int, CrossAttentionCaches]
+    salt_caches: tuple[int, PromptCaches]
 
 
 @torch.compiler.disable
 def _embedding_forward(self: TextEmbedding, text: Tensor) -> Tensor:
     """Replaces the forward of WanModel.text_embedding."""
     caches = self.salt_caches
-    embedded = find(caches.embedded, text)
+    embedded = caches.embedded.get(text)
     if embedded is None:
         embedded = type(self).forward(self, text)
-        if caches.knows(text):
-            caches.embedded = [(text, embedded), *caches.embedded][:MAX_PROMPTS]
+        if any(cond.cond is text for cond in caches.conds.values()):
+            caches.embedded.add(text, embedded)
     return embedded
 
 
@@ -106,12 +102,11 @@ def _cross_attention_forward(
     from comfy.ldm.wan.model import optimized_attention
 
     layer, caches = self.salt_caches
-    cached = caches.layers.get(layer, [])
-    pair = find(cached, context)
+    pair = caches.layers[layer].get(context)
     if pair is None:
         pair = self.norm_k(self.k(context)), self.v(context)
-        if any(embedded is context for _, embedded in caches.embedded):
-            caches.layers[layer] = [(context, pair), *cached][:MAX_PROMPTS]
+        if any(embedded is context for embedded in caches.embedded.values()):
+            caches.layers[layer].add(context, pair)
     q = self.norm_q(self.q(x))
     return self.o(optimized_attention(q, *pair, heads=self.num_heads, transformer_options=transformer_options))
 
@@ -119,7 +114,7 @@ def _cross_attention_forward(
 class RopeEncoder(Protocol):
     """WanModel while its rope_encode is replaced."""
 
-    salt_caches: CrossAttentionCaches
+    salt_caches: PromptCaches
 
     def rope_encode(self, *size: int, **options: object) -> Tensor: ...
 
@@ -139,7 +134,7 @@ def _rope_encode(
 
 
 @contextmanager
-def cached_cross_attention(wan: WanModel, caches: CrossAttentionCaches) -> Iterator[None]:
+def cached_cross_attention(wan: WanModel, caches: PromptCaches) -> Iterator[None]:
     """While open, `wan` takes from `caches` what it has computed of a prompt before.
 
     Cross-attention that is not ComfyUI's own, or that another node has patched, runs as usual.

@@ -11,7 +11,7 @@ from ...salt.memory import MemoryPolicy
 from ...salt.noise import SeededNoise
 from ...salt.rollout import RolloutSettings, Stepping
 from ...salt.schedule import NUM_TRAIN_TIMESTEPS, Schedule
-from .buffer_pool import release_buffers
+from .buffer_pool import pool_of
 from .previews import preview_decoder
 from .rollout_runner import NEGATIVE, RolloutPlan, new_clip_memory, run_blocks
 from .sampler import SamplerInputs
@@ -75,5 +75,5 @@ def sample_clip(
     prompts = PromptSchedule.of(inputs.conds["positive"])
     blocks, _ = run_blocks(inputs, plan, memory, noise, prompts, preview_decoder(patcher), negative=negative)
     for branch in memory.branches:
-        release_buffers(patcher, branch)
+        pool_of(patcher).release(branch)
     return torch.cat(blocks, dim=2)

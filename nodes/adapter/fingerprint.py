@@ -14,6 +14,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from ...salt.models.fingerprint import HEX_DIGITS, evenly_spaced, stored_values
+
 if TYPE_CHECKING:
     from hashlib import _Hash
     from uuid import UUID
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from comfy.model_base import BaseModel
     from comfy.model_patcher import ModelPatcher
 
-NUMBERS_PER_WEIGHT = 16
 # By the id that ComfyUI gives a MODEL's set of patches. Reading hundreds of weights off a device takes longer than a
 # denoising step.
 _known: WeakKeyDictionary[BaseModel, dict[UUID, str]] = WeakKeyDictionary()
@@ -48,7 +49,7 @@ def compute_fingerprint(model: ModelPatcher) -> str:
     for key, patches in sorted(model.patches.items(), key=lambda item: str(item[0])):
         _update(digest, str(key))
         _update(digest, patches)
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()[:HEX_DIGITS]
 
 
 def _update(digest: _Hash, value: object) -> None:
@@ -69,12 +70,6 @@ def _update(digest: _Hash, value: object) -> None:
 
 
 def _sample(weight: Tensor) -> bytes:
-    """Shape and evenly spaced numbers of a weight, as float32."""
-    raw = weight.detach()
-    # Quantised wrappers (ComfyUI's, GGUF's) report another shape than they store; the stored numbers are sampled.
-    raw = getattr(raw, "_qdata", raw)
-    if type(raw) is not Tensor:
-        raw = raw.as_subclass(Tensor)
-    flat = raw.flatten()
-    few = flat[:: max(flat.numel() // NUMBERS_PER_WEIGHT, 1)][:NUMBERS_PER_WEIGHT]
-    return f"{tuple(raw.shape)}".encode() + few.cpu().to(torch.float32).numpy().tobytes()
+    """Shape of what a weight stores, and evenly spaced numbers of it as float32."""
+    stored = stored_values(weight)
+    return f"{tuple(stored.shape)}".encode() + evenly_spaced(stored).cpu().to(torch.float32).numpy().tobytes()

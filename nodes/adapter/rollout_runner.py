@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from ...salt.conditioning import PromptChange, PromptSchedule
-from ...salt.errors import InputError
 from ...salt.memory import MemoryPolicy, estimate_bytes
 from ...salt.noise import NoiseSource, SeededNoise
 from ...salt.rollout import RolloutSettings, block_lengths, count_model_calls, rollout
 from ..io_types import ClipMemory, Conditioning
-from .buffer_pool import assign_buffers, memory_for_output
+from .buffer_pool import memory_for_output, pool_of
 from .comfy_model import LATENT_CHANNELS, Conds, compute_dtype, memory_geometry, new_memory
 from .fingerprint import fingerprint
 from .previews import PreviewDecoder, RolloutProgress, preview_decoder
@@ -87,32 +86,14 @@ class RolloutResult:
     report: str
 
 
-def check_memory_fits(model: ModelPatcher, memory: ClipMemory, plan: RolloutPlan) -> None:
-    """Raise InputError where a memory was written by another model, or for another size or batch."""
-    kv = memory.memory
-    ours = memory_geometry(model, plan.batch, *plan.size)
-    if kv.geometry != ours:
-        found, expected = ((g.batch, g.height * 16, g.width * 16, g.layers) for g in (kv.geometry, ours))
-        raise InputError(
-            "memory",
-            f"found one for (batch, height, width, layers) = {found}, expected {expected}: a clip goes on only with "
-            "the size and model that its memory was written with",
-        )
-    if kv.fingerprint != fingerprint(model):
-        raise InputError(
-            "memory",
-            f"was written by another model or LoRA (fingerprint {kv.fingerprint}, and this model's is "
-            f"{fingerprint(model)})",
-        )
-
-
 def run_rollout(model: ModelPatcher, plan: RolloutPlan) -> RolloutResult:
     """Run a plan. ComfyUI loads the MODEL with room for the memory; the plan's own memory is copied, never written.
 
     Raises InputError where the memory does not fit the model, and what the engine's `rollout` raises.
     """
+    geometry = memory_geometry(model, plan.batch, *plan.size)
     if plan.memory is not None:
-        check_memory_fits(model, plan.memory, plan)
+        plan.memory.memory.check_fits(geometry, fingerprint(model))
     conds = {f"prompt {i}": change.conditioning for i, change in enumerate(plan.prompts)}
     if plan.negative is not None:
         conds[NEGATIVE] = plan.negative
@@ -121,7 +102,6 @@ def run_rollout(model: ModelPatcher, plan: RolloutPlan) -> RolloutResult:
         return run_in_sampler(inputs, plan)
 
     total = plan.first_frame + plan.start_frames + plan.frames
-    geometry = memory_geometry(model, plan.batch, *plan.size)
     branches = 2 if plan.negative is not None else 1
     size = branches * estimate_bytes(plan.policy, geometry, compute_dtype(model), total)
     on_device = size if plan.policy.residence == "device" else 0
@@ -163,7 +143,7 @@ def new_clip_memory(patcher: ModelPatcher, plan: RolloutPlan, frames: int, guide
     kv = new_memory(patcher, plan.policy, plan.batch, *plan.size, frames)
     clip = ClipMemory(kv, kv.empty_like() if guided else None)
     for branch in clip.branches:
-        assign_buffers(patcher, branch, frames)
+        pool_of(patcher).assign_buffers(branch, frames)
     return clip
 
 

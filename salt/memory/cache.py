@@ -62,6 +62,15 @@ class KVMemory:
         """Bytes this memory will take for a clip of `frames` latent frames."""
         return estimate_bytes(self.policy, self.geometry, self.dtype, frames)
 
+    def check_fits(self, geometry: MemoryGeometry, fingerprint: str, field: str = "memory") -> None:
+        """Raise InputError about `field` unless the memory was written with this geometry, by the model with this
+        fingerprint."""
+        if difference := self.geometry.difference(geometry):
+            raise InputError(field, f"was written for another model or size: {difference}")
+        if self.fingerprint != fingerprint:
+            found = f"found {self.fingerprint or 'none'}, expected {fingerprint}"
+            raise InputError(field, f"was written by another model or LoRA: its fingerprint differs ({found})")
+
     def slot(self, frame: int) -> int:
         return self.policy.slot(frame, self.origin)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -83,11 +82,8 @@ def load_memory(
     """
     info = read_memory_info(path)
     saved = MemoryGeometry(**info["geometry"])
-    if geometry is not None:
-        for field in fields(MemoryGeometry):
-            found, expected = getattr(saved, field.name), getattr(geometry, field.name)
-            if found != expected:
-                raise MemoryFileError(f"{path}: {field.name} differs: found {found}, expected {expected}")
+    if geometry is not None and (difference := saved.difference(geometry)):
+        raise MemoryFileError(f"{path}: {difference}")
     if fingerprint is not None and info["fingerprint"] != fingerprint:
         raise MemoryFileError(
             f"{path}: fingerprint differs: found {info['fingerprint'] or 'none'}, expected {fingerprint} "

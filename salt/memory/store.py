@@ -6,7 +6,7 @@ there, and further buffers with the scales of every token and head (`quantizatio
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import torch
 from torch import Tensor
@@ -31,6 +31,14 @@ class MemoryGeometry:
     def tokens(self) -> int:
         """Tokens per latent frame."""
         return self.height * self.width
+
+    def difference(self, expected: MemoryGeometry) -> str:
+        """The first field that differs, as `batch differs: found 2, expected 1`; empty where none does."""
+        for field in fields(self):
+            ours, theirs = getattr(self, field.name), getattr(expected, field.name)
+            if ours != theirs:
+                return f"{field.name} differs: found {ours}, expected {theirs}"
+        return ""
 
     def to_dict(self) -> dict:
         return asdict(self)

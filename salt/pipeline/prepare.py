@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..conditioning import Conditioning, PromptChange, PromptSchedule, Switch
 from ..errors import InputError
-from ..memory import KVMemory, MemoryGeometry
+from ..memory import KVMemory
 from ..models.fingerprint import fingerprint
 from ..models.streaming_vae import encode_video
 from ..noise import NoiseSource, SeededNoise
@@ -194,7 +194,7 @@ def _memory(
     for name in ("memory", "negative_memory"):
         memory: KVMemory | None = getattr(inputs, name)
         if memory is not None:
-            _check_memory(memory, name, geometry, identity)
+            memory.check_fits(geometry, identity, name)
     if inputs.memory is None:
         policy = components.acceleration.policy(inputs.policy(components.spec))
         memory = KVMemory(policy, geometry, transformer.dtype, components.device, frames, identity)
@@ -210,19 +210,6 @@ def _memory(
                 "negative_memory", f"holds a clip of {negative.next_frame} latent frames, and `memory` one of {past}"
             )
     return inputs.memory
-
-
-def _check_memory(memory: KVMemory, name: str, geometry: MemoryGeometry, identity: str) -> None:
-    for field in fields(MemoryGeometry):
-        found, expected = getattr(memory.geometry, field.name), getattr(geometry, field.name)
-        if found != expected:
-            raise InputError(name, f"was made with another {field.name}: found {found}, expected {expected}")
-    if memory.fingerprint != identity:
-        raise InputError(
-            name,
-            f"was written by another model: its fingerprint differs (found {memory.fingerprint or 'none'}, "
-            f"expected {identity})",
-        )
 
 
 def _conditioning(

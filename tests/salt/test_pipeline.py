@@ -156,7 +156,7 @@ def test_bfloat16_transformer(pipe):
         (dict(prompt="a fast red dragon moving right"), "unknown word 'dragon'"),
         (dict(height=33), "height: found 33 pixels, expected a multiple of 16"),
         (dict(guidance_scale=3.0, memory="written"), "negative_memory is needed to extend `memory` with guidance"),
-        (dict(memory="other"), "memory was written by another model: its fingerprint differs"),
+        (dict(memory="other"), "memory was written by another model or LoRA: its fingerprint differs"),
         (dict(memory_policy="ring"), "memory_policy: found 'ring'"),
         (dict(num_inference_steps=2, steps=[1000, 500]), "num_inference_steps cannot be combined with `steps`"),
         (dict(output_type="gif"), "output_type: found 'gif'"),

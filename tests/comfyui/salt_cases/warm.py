@@ -117,7 +117,7 @@ def on_a_device():
     for total in (1 << 40, 1 << 20):
         management.get_total_memory = lambda device, total=total: total
         memory = rollout(model)[1]
-        memory.memory.device = torch.device("cuda", 0)
+        memory.memory.device = memory.memory.store.home = torch.device("cuda", 0)
         own, content = pointers(memory.memory), memory.memory.store.buffers[0][0].clone()
         rested = POOL.memory_for_output(model, memory)
         found[str(total)] = {
@@ -125,7 +125,7 @@ def on_a_device():
             "on": rested.memory.device.type,
             "own buffers": pointers(rested.memory) == own,
             "equal": torch.equal(rested.memory.store.buffers[0][0], content),
-            "spare": len(POOL._pooled.get(model.model, [])),
+            "spare": len(POOL.pool_of(model).stores),
         }
     return found
 
