@@ -30,10 +30,14 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
             raise
         # Every process finds an input error; any other error may be this process's alone.
         if is_main_process() or not isinstance(error, InputError):
-            option = (
-                isinstance(error, InputError) and not isinstance(error, RecipeError) and hasattr(arguments, error.field)
-            )
-            text = error.phrased(f"--{error.field.replace('_', '-')}") if option else str(error)
-            print("error:", " ".join(text.splitlines()) or type(error).__name__, file=sys.stderr)
+            print("error:", _sentence(error, arguments), file=sys.stderr)
         return EXIT_ERROR
     return 0
+
+
+def _sentence(error: Exception, arguments: argparse.Namespace) -> str:
+    """An error in one line; a field that is an option of the command is called by the option's name."""
+    text = str(error)
+    if isinstance(error, InputError) and not isinstance(error, RecipeError) and hasattr(arguments, error.field):
+        text = error.phrased(f"--{error.field.replace('_', '-')}")
+    return " ".join(text.splitlines()) or type(error).__name__

@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from salt.checkpoints import load_student, save_diffusers
+from salt.errors import InputError
 from salt.io.video import read_video
 from salt.pipeline import SaltPipeline
 from tests.helpers import tiny_recipes, tiny_system
 from train import export
 from train.__main__ import main
 from train.config.loader import RECIPES, load_recipe
-from train.config.recipe import RecipeError
 from train.config.validation import check_settings
 from train.distill import dry_run, resolve_mode
 from train.dry_run import dry_run_recipe, with_every_loss
@@ -238,7 +238,7 @@ def test_too_little_memory_is_an_error_before_anything_loads(tmp_path, monkeypat
 
 def test_mode_follows_the_launcher(monkeypatch):
     assert resolve_mode("auto") == resolve_mode("single") == "single"
-    with pytest.raises(RecipeError, match="--mode: found fsdp with 1 process.*, expected auto or single"):
+    with pytest.raises(InputError, match="mode: found fsdp with 1 process.*, expected auto or single"):
         resolve_mode("fsdp")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert resolve_mode("auto") == "ddp" and resolve_mode("fsdp") == "fsdp"

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from torch.torch_version import TorchVersion
 
+from salt.errors import InputError
 from tests.helpers import tiny_recipes
 from train.config.loader import RECIPES, load_recipe
 from train.config.model_configs import backbones, check_backbones, config_of
@@ -106,7 +107,7 @@ def test_what_cannot_work_is_refused_before_anything_loads(tmp_path):
         "models.student: found no such file": dict(models=dict(student="nowhere.pt")),
         r"data.prompts cannot be used \(.*none.txt: found no such file": prompts("none.txt"),
         r"data.prompts cannot be used \(.*empty.txt: found no prompt": prompts("empty.txt"),
-        r"data.prompts cannot be used \(.*bytes.txt: found no UTF-8 text": prompts("bytes.txt"),
+        r"data.prompts cannot be used \(.*bytes.txt: not UTF-8 text": prompts("bytes.txt"),
         "data.embeddings: found no such folder": dict(data=dict(embeddings="nowhere")),
         "models.text: found no such folder": dict(models=dict(text="nowhere")),
         "rollout.share: found": dict(rollout=dict(share={8: 0.5})),
@@ -144,7 +145,7 @@ def test_what_cannot_be_sharded_is_refused(monkeypatch):
         check_mode(eight, "fsdp")
     monkeypatch.setattr("torch.__version__", TorchVersion("2.7.1+cu126"))
     check_mode(recipe, "ddp")
-    with pytest.raises(RecipeError, match=r"--mode: found fsdp with torch 2.7.1\+cu126, expected torch 2.8 or newer"):
+    with pytest.raises(InputError, match=r"mode: found fsdp with torch 2.7.1\+cu126, expected torch 2.8 or newer"):
         check_mode(recipe, "fsdp")
 
 

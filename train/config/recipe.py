@@ -21,8 +21,8 @@ SavedActivations = Literal["input", "attention", "products"]
 class RecipeError(InputError):
     """A recipe that cannot be run, said in one line.
 
-    field: the key (`optimisation.lr`), or the command-line option (`--mode`), that is wrong. file: the recipe's file,
-    named in front of the sentence where the error was found while reading it.
+    field: the key that is wrong (`optimisation.lr`). file: the recipe's file, named in front of the sentence where the
+    error was found while reading it.
     """
 
     def __init__(self, field: str, problem: str, value: object = None, *, file: Path | None = None) -> None:

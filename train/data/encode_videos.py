@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
+from salt.errors import InputError
 from salt.io.atomic import write_tensors
 from salt.io.video import read_video
 from salt.models.streaming_vae import encode_video
@@ -27,7 +28,7 @@ def encode_videos(
 
     videos: a folder of `NAME.mp4` with captions in `NAME.txt`, cut to the recipe's length and size from their start;
     None: `start.clips` scenes of the Shapes world, where `data.prompts` is `shapes`.
-    Raises RecipeError for a video without a caption; ValueError, naming the file, for one too short or unreadable.
+    Raises InputError for a video without a caption; ValueError, naming the file, for one too short or unreadable.
     """
     if not Path(recipe.models.vae or "/nonexistent").is_dir():
         raise RecipeError("models.vae", f"found no such folder {recipe.models.vae!r}, expected the autoencoder")
@@ -54,7 +55,7 @@ def _pixel_frames(recipe: Recipe) -> int:
 
 def _scenes(recipe: Recipe) -> list[Source]:
     if recipe.data.prompts != "shapes":
-        raise RecipeError("--videos", "found none, expected a folder of NAME.mp4 with captions in NAME.txt")
+        raise InputError("videos", "found none, expected a folder of NAME.mp4 with captions in NAME.txt")
     return [_scene(recipe, i) for i in range(recipe.start.clips)]
 
 
@@ -67,7 +68,7 @@ def _scene(recipe: Recipe, i: int) -> Source:
 def _videos(recipe: Recipe, folder: Path) -> list[Source]:
     paths = sorted(folder.glob("*.mp4"))
     if not paths:
-        raise RecipeError("--videos", f"found no mp4 in {folder}")
+        raise InputError("videos", f"found no mp4 in {folder}")
     return [_video(recipe, path) for path in paths]
 
 
@@ -75,6 +76,6 @@ def _video(recipe: Recipe, path: Path) -> Source:
     caption = path.with_suffix(".txt")
     text = caption.read_text(encoding="utf-8").strip() if caption.is_file() else ""
     if not text:
-        raise RecipeError("--videos", f"found no caption of {path}, expected one in {caption}")
+        raise InputError("videos", f"found no caption of {path}, expected one in {caption}")
     size = (recipe.rollout.height * PIXELS_PER_LATENT, recipe.rollout.width * PIXELS_PER_LATENT)
     return " ".join(text.split()), lambda: read_video(path, size, _pixel_frames(recipe))

@@ -13,6 +13,7 @@ import torch
 from rich.progress import track
 from torch import nn
 
+from salt.errors import InputError
 from salt.io.atomic import write_tensors
 from salt.io.prompt_files import read_prompts
 from salt.models.text_encoder import CachedTextEncoder, UMT5TextEncoder
@@ -31,7 +32,7 @@ PROMPTS_AT_A_TIME = 8
 def precompute_embeddings(prompts: list[str], text: str, out: str, device: str) -> int:
     """Embed the prompts that the folder `out` lacks; returns how many. text: folder of the text encoder."""
     if not Path(text or "/nonexistent").is_dir():
-        raise RecipeError("--text", f"found no such folder {text!r}, expected text_encoder/ and tokenizer/ in it")
+        raise InputError("text", f"found no such folder {text!r}, expected text_encoder/ and tokenizer/ in it")
     encoder = CachedTextEncoder(lambda: UMT5TextEncoder.from_pretrained(text, device=device), out, EMBEDDINGS_KEY)
     new = [p for p in dict.fromkeys(prompts) if not encoder.path(p).exists()]
     for at in track(range(0, len(new), PROMPTS_AT_A_TIME), "embeddings", disable=not new):
@@ -43,7 +44,7 @@ def precompute_start_images(recipe: Recipe, pictures: Path, device: str) -> int:
     """Encode the start image of every prompt line that `data.images` lacks; returns how many.
 
     pictures: a folder; the picture of line N is named N (with or without leading zeros), with any suffix that the
-    engine reads. Raises RecipeError, before anything is computed, for a line that has none.
+    engine reads. Raises InputError, before anything is computed, for a line that has none.
     """
     lines = read_prompts(Path(recipe.data.prompts))
     named = {
@@ -51,15 +52,13 @@ def precompute_start_images(recipe: Recipe, pictures: Path, device: str) -> int:
     }
     without = [i for i in range(len(lines)) if i not in named]
     if without:
-        raise RecipeError(
-            "--images", f"found no picture of prompt line {without[0]} in {pictures}, expected one a line"
-        )
+        raise InputError("images", f"found no picture of prompt line {without[0]} in {pictures}, expected one a line")
     out, r = Path(recipe.data.images), recipe.rollout
     new = [i for i in range(len(lines)) if not (out / f"{i:06d}.safetensors").exists()]
     if not new:
         return 0
     parts = load_components(recipe.models.text)
-    if parts.image_encoder is None:
+    if parts.image_encoder is None or parts.image_processor is None:
         raise RecipeError(
             "models.text", f"found no image_encoder/ in {recipe.models.text!r}, expected Wan I2V's folder"
         )
@@ -87,7 +86,7 @@ def precompute_recipe(recipe: Recipe, pictures: Path | None, videos: Path | None
         done.append(f"{data.embeddings}: {new} embedded")
     if data.images:
         if pictures is None:
-            raise RecipeError("--images", f"found none, expected a folder of pictures for {data.images}")
+            raise InputError("images", f"found none, expected a folder of pictures for {data.images}")
         done.append(f"{data.images}: {precompute_start_images(recipe, pictures, device)} start images")
     if recipe.stage != "distill":
         check_settings(recipe)

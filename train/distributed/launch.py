@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
+from salt.errors import InputError
 from train.config.recipe import Recipe, RecipeError
 
 Mode = Literal["single", "ddp", "fsdp"]
@@ -40,12 +41,12 @@ def process_device() -> torch.device:
 def resolve_mode(requested: Literal["auto", "single", "ddp", "fsdp"]) -> Mode:
     """How several processes are used: as requested, or as accelerate's configuration says.
 
-    Raises RecipeError for a mode that does not fit the number of processes.
+    Raises InputError for a mode that does not fit the number of processes.
     """
     several = process_count() > 1
     if requested != "auto" and several == (requested == "single"):
         expected = "ddp or fsdp" if several else "auto or single (accelerate launch or torchrun starts more)"
-        raise RecipeError("--mode", f"found {requested} with {process_count()} process(es), expected {expected}")
+        raise InputError("mode", f"found {requested} with {process_count()} process(es), expected {expected}")
     if requested != "auto":
         return requested
     if not several:
@@ -54,12 +55,12 @@ def resolve_mode(requested: Literal["auto", "single", "ddp", "fsdp"]) -> Mode:
 
 
 def check_mode(recipe: Recipe, mode: Mode) -> None:
-    """Raise RecipeError for what cannot work on sharded models."""
+    """Raise InputError for what cannot work on sharded models."""
     if mode != "fsdp":
         return
     if torch.__version__ < "2.8":  # compared as versions are
         # Weights of one block may be of two dtypes, which FSDP2 accepts only since then: a teacher's norms are float32.
-        raise RecipeError("--mode", f"found fsdp with torch {torch.__version__}, expected torch 2.8 or newer, or ddp")
+        raise InputError("mode", f"found fsdp with torch {torch.__version__}, expected torch 2.8 or newer, or ddp")
     if recipe.optimisation.optimizer == "8bit":
         raise RecipeError(
             "optimisation.optimizer",

@@ -27,16 +27,9 @@ class OffloadedModel:
         self.wrapped, self.device, self.offload = wrapped, device, offload
 
     def __call__(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        text: Tensor,
-        image: Tensor | None = None,
-        /,
-        *,
-        return_dict: Literal[False],
-        attention_context: AttentionContext | None = None,
-    ) -> tuple[Tensor, ...]:
+        self, x: Tensor, timestep: Tensor, text: Tensor, image: Tensor | None = None, /, *,
+        return_dict: Literal[False], attention_context: AttentionContext | None = None,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
         return self._run(
             SaltTransformer3DModel.__call__,
             x,
@@ -48,16 +41,9 @@ class OffloadedModel:
         )
 
     def features(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        text: Tensor,
-        after_block: int,
-        /,
-        *,
-        encoder_hidden_states_image: Tensor | None = None,
-        attention_context: AttentionContext | None = None,
-    ) -> Tensor:
+        self, x: Tensor, timestep: Tensor, text: Tensor, after_block: int, /, *,
+        encoder_hidden_states_image: Tensor | None = None, attention_context: AttentionContext | None = None,
+    ) -> Tensor:  # fmt: skip
         image = encoder_hidden_states_image
         return self._run(
             SaltTransformer3DModel.features,

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from salt.errors import InputError
 from train.config.loader import load_recipe
 from train.config.recipe import Recipe, RecipeError
 from train.distributed.launch import Mode
@@ -95,6 +96,6 @@ def add_estimate(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> None:
     if min(args.gpus) < 1:
-        raise RecipeError("--gpus", f"found {min(args.gpus)}, expected 1 or more")
+        raise InputError("gpus", f"found {min(args.gpus)}, expected 1 or more")
     recipe = load_recipe(args.recipe, args.overrides)
     Console().print(table(recipe, args.gpus))

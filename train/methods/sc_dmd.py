@@ -60,9 +60,8 @@ class SCDMDTrainer(Trainer):
             loss, parts = self.critic_loss(batch, draws, step)
             (loss / self.accumulation_steps).backward()
             values.append(parts)
-        means = self.mean_values(values)
         self.critic.step(self.recipe.optimisation.clip, warmup)
-        return means
+        return self.mean_values(values)
 
     def update_generator(self, update: int) -> dict[str, float]:
         """One update of the student."""
@@ -72,8 +71,8 @@ class SCDMDTrainer(Trainer):
             loss, parts = self.generator_loss(batch, draws, update)
             (loss / self.accumulation_steps).backward()
             values.append(parts)
-        means = self.mean_values(values)
-        return means | {"norm": self.step_student(update)}  # clip, AdamW step, EMA
+        norm = self.step_student(update)  # clip, AdamW step, EMA
+        return self.mean_values(values) | {"norm": norm}
 
     def critic_loss(self, batch: Batch, draws: UpdateDraws, step: int) -> tuple[Tensor, dict[str, float]]:
         """Flow matching of the critic on clips that the student generates now, without gradient (section 3.1)."""

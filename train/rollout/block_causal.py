@@ -26,16 +26,9 @@ class ClipModel(Protocol):
     """
 
     def __call__(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        text: Tensor,
-        image: Tensor | None = None,
-        /,
-        *,
-        return_dict: Literal[False],
-        attention_context: AttentionContext | None = None,
-    ) -> tuple[Tensor, ...]: ...
+        self, x: Tensor, timestep: Tensor, text: Tensor, image: Tensor | None = None, /, *,
+        return_dict: Literal[False], attention_context: AttentionContext | None = None,
+    ) -> tuple[Tensor, ...]: ...  # fmt: skip
 
     def block_causal(
         self, blocks: Sequence[int], height: int, width: int, *, clean_context: bool, policy: MemoryPolicy
@@ -46,16 +39,9 @@ class FeatureModel(ClipModel, Protocol):
     """A `ClipModel` that also returns its tokens [B, S, dim] after a transformer block (0-based)."""
 
     def features(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        text: Tensor,
-        after_block: int,
-        /,
-        *,
-        encoder_hidden_states_image: Tensor | None = None,
-        attention_context: AttentionContext | None = None,
-    ) -> Tensor: ...
+        self, x: Tensor, timestep: Tensor, text: Tensor, after_block: int, /, *,
+        encoder_hidden_states_image: Tensor | None = None, attention_context: AttentionContext | None = None,
+    ) -> Tensor: ...  # fmt: skip
 
 
 def clip_blocks(rollout: Rollouts, frames: int) -> list[int]:
@@ -73,53 +59,37 @@ def add_channels(x: Tensor, conditioning: Conditioning) -> Tensor:
 
 
 def causal_flow(
-    model: ClipModel,
-    x: Tensor,
-    sigma_BF: Tensor,
-    conditioning: Conditioning,
-    blocks: Sequence[int],
-    policy: MemoryPolicy,
-    clean: Tensor | None = None,
-) -> Tensor:
+    model: ClipModel, x: Tensor, sigma_BF: Tensor, conditioning: Conditioning, blocks: Sequence[int],
+    policy: MemoryPolicy, clean: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Flow [B, C, F, H, W] of x [B, C, F, H, W] at sigma [B, F]; each block sees itself and the blocks before it.
 
     clean: [B, C, F, H, W], the past that blocks see (teacher forcing: what a rollout with perfect memory computes);
     None: they see the noisy blocks before them, each at its own sigma (CausVid, Self Forcing's ODE stage).
     """
     frames = x.shape[2]
-    x, t_BF, context = _causal_inputs(model, x, sigma_BF, conditioning, blocks, policy, clean)
-    flow = model(x, t_BF, conditioning.text, conditioning.image, return_dict=False, attention_context=context)[0]
+    x, t_BF, mask = _causal_inputs(model, x, sigma_BF, conditioning, blocks, policy, clean)
+    flow = model(x, t_BF, conditioning.text, conditioning.image, return_dict=False, attention_context=mask)[0]
     return flow[:, :, -frames:]
 
 
 def causal_features(
-    model: FeatureModel,
-    x: Tensor,
-    sigma_BF: Tensor,
-    conditioning: Conditioning,
-    blocks: Sequence[int],
-    policy: MemoryPolicy,
-    clean: Tensor,
-    after_block: int,
-) -> Tensor:
+    model: FeatureModel, x: Tensor, sigma_BF: Tensor, conditioning: Conditioning, blocks: Sequence[int],
+    policy: MemoryPolicy, clean: Tensor, after_block: int,
+) -> Tensor:  # fmt: skip
     """Tokens [B, S, dim] of x after a transformer block (0-based), each block of x seeing `clean` blocks before it."""
-    x, t_BF, context = _causal_inputs(model, x, sigma_BF, conditioning, blocks, policy, clean)
+    x, t_BF, mask = _causal_inputs(model, x, sigma_BF, conditioning, blocks, policy, clean)
     image = conditioning.image
     tokens = model.features(
-        x, t_BF, conditioning.text, after_block, encoder_hidden_states_image=image, attention_context=context
+        x, t_BF, conditioning.text, after_block, encoder_hidden_states_image=image, attention_context=mask
     )
     return tokens[:, tokens.shape[1] // 2 :]
 
 
 def _causal_inputs(
-    model: ClipModel,
-    x: Tensor,
-    sigma_BF: Tensor,
-    conditioning: Conditioning,
-    blocks: Sequence[int],
-    policy: MemoryPolicy,
-    clean: Tensor | None,
-) -> tuple[Tensor, Tensor, BlockCausal]:
+    model: ClipModel, x: Tensor, sigma_BF: Tensor, conditioning: Conditioning, blocks: Sequence[int],
+    policy: MemoryPolicy, clean: Tensor | None,
+) -> tuple[Tensor, Tensor, BlockCausal]:  # fmt: skip
     """Input, timesteps and mask of one forward on x alone, or on [clean | x]."""
     height, width = x.shape[3:]
     x = add_channels(x, conditioning)
@@ -127,5 +97,5 @@ def _causal_inputs(
     if clean is not None:
         x = torch.cat([add_channels(clean, conditioning), x], dim=2)
         t_BF = torch.cat([torch.zeros_like(t_BF), t_BF], dim=1)
-    context = model.block_causal(blocks, height, width, clean_context=clean is not None, policy=policy)
-    return x, t_BF, context
+    mask = model.block_causal(blocks, height, width, clean_context=clean is not None, policy=policy)
+    return x, t_BF, mask
