@@ -1,1 +1,1 @@
-"""The draughtsman's desk: workflows are described here in a few lines each, and drawn as JSON and as pictures."""
+"""Generates the shared workflow files: each is described in a few lines of Python and written as JSON and picture."""

@@ -1,5 +1,8 @@
-"""`python -m workflows.maker`: writes the workflows, their API-format twins and the pictures of those that cannot run
-here. With `--server URL` (a ComfyUI with the pack) it asks what the nodes look like now, and takes the pictures."""
+"""`python -m workflows.maker`: writes the workflows, their API-format prompts and the cards.
+
+With `--server URL` (a ComfyUI with the pack) it also updates the node definitions and the
+pictures of the workflows that have no card.
+"""
 
 from __future__ import annotations
 
@@ -12,47 +15,48 @@ from typing import Any
 from salt.comfy_client.client import ComfyServer, results
 from salt.comfy_client.workflow import NOTES, to_prompt
 
-from .about import digest, kept, refresh
 from .graph import Graph
-from .recipes import CARDS, WORKFLOWS
-from .thumbnails import card, strip
+from .node_definitions import load_definitions, reduce_definition, save_definitions
+from .templates import CARDS, WORKFLOWS
+from .thumbnails import card, frame_sheet
 
 FOLDER = Path(__file__).parents[1]
 
 
-def drawn(name: str, info: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A workflow as the browser has it, and its API-format twin.
+def build(name: str, definitions: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A workflow in the browser's format, and its API-format prompt.
 
-    info: what a server says of its nodes; `about.kept()` is enough.
+    definitions: of a server's nodes, or `load_definitions()`.
     """
-    graph = Graph(name, info)
+    graph = Graph(name, definitions)
     WORKFLOWS[name](graph)
     workflow = graph.workflow()
-    return workflow, to_prompt(workflow, info)
+    return workflow, to_prompt(workflow, definitions)
 
 
-def text(content: dict[str, Any]) -> str:
+def to_json(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-def write(info: dict[str, Any]) -> None:
+def write(definitions: dict[str, Any]) -> None:
+    """Write all workflows and their API-format prompts."""
     (FOLDER / "api").mkdir(exist_ok=True)
     for name in WORKFLOWS:
-        workflow, prompt = drawn(name, info)
-        (FOLDER / f"{name}.json").write_text(text(workflow), encoding="utf-8")
-        (FOLDER / "api" / f"{name}.json").write_text(text(prompt), encoding="utf-8")
+        workflow, prompt = build(name, definitions)
+        (FOLDER / f"{name}.json").write_text(to_json(workflow), encoding="utf-8")
+        (FOLDER / "api" / f"{name}.json").write_text(to_json(prompt), encoding="utf-8")
 
 
-def photograph(name: str, server: ComfyServer) -> None:
-    """Run a workflow and keep frames of what it made."""
+def write_picture(name: str, server: ComfyServer) -> None:
+    """Run a workflow on the server and write its picture: a sheet of frames of its videos."""
     from salt.cli.run_workflow import finished
 
     prompt = json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))
     record = finished(server, server.queue(prompt), name)
     with tempfile.TemporaryDirectory() as folder:
-        made = [server.download(result, Path(folder)) for result in results(record)]
-        pictures = sorted(path for path in made if path.suffix in (".mp4", ".webp"))
-        strip(pictures, FOLDER / f"{name}.jpg")
+        files = [server.download(result, Path(folder)) for result in results(record)]
+        videos = sorted(path for path in files if path.suffix in (".mp4", ".webp"))
+        frame_sheet(videos, FOLDER / f"{name}.jpg")
 
 
 def main() -> None:
@@ -61,18 +65,19 @@ def main() -> None:
     arguments = parser.parse_args()
     server = ComfyServer(arguments.server) if arguments.server else None
     if server:
-        known = {kind: digest(about) for kind, about in server.node_info().items()}
-        refresh(known, used(known))
-    write(kept())
+        definitions = {node_type: reduce_definition(entry) for node_type, entry in server.node_info().items()}
+        save_definitions(definitions, used_types(definitions))
+    write(load_definitions())
     for name, lines in CARDS.items():
         card(lines[0], list(lines[1:]), FOLDER / f"{name}.jpg")
-    for name in [] if server is None else [n for n in WORKFLOWS if n not in CARDS]:
-        photograph(name, server)
+    if server:
+        for name in [name for name in WORKFLOWS if name not in CARDS]:
+            write_picture(name, server)
 
 
-def used(info: dict[str, Any]) -> set[str]:
+def used_types(definitions: dict[str, Any]) -> set[str]:
     """The types of all nodes in all workflows."""
-    return {node["type"] for name in WORKFLOWS for node in drawn(name, info)[0]["nodes"]} - NOTES
+    return {node["type"] for name in WORKFLOWS for node in build(name, definitions)[0]["nodes"]} - NOTES
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What each shared workflow is: which nodes, which words beside them."""
+"""The shared workflows: the nodes of each, and the note beside them. Function names are file names."""
 
 from __future__ import annotations
 
@@ -8,83 +8,93 @@ from typing import Any
 from .graph import Graph, Wire
 
 HUB = "https://huggingface.co"
-WAN = f"{HUB}/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
+WAN_FILES = f"{HUB}/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
 
 
-def model(url: str, directory: str) -> dict[str, str]:
-    """A file as the browser offers it for download: name, where it is, and the folder below models/."""
+def download(url: str, directory: str) -> dict[str, str]:
+    """A file that the browser offers for download: its name, URL, and folder below models/."""
     return {"name": url.rpartition("/")[2], "url": url, "directory": directory}
 
 
-SALT_CF = model(f"{HUB}/domiso/Salt/resolve/main/checkpoints/salt_cf.pt", "diffusion_models")
-SALT_LL = model(f"{HUB}/domiso/Salt/resolve/main/checkpoints/salt_ll.pt", "diffusion_models")
-UMT5 = model(f"{WAN}/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors", "text_encoders")
-WAN_VAE = model(f"{WAN}/vae/wan_2.1_vae.safetensors", "vae")
-CLIP_H = model(f"{WAN}/clip_vision/clip_vision_h.safetensors", "clip_vision")
+SALT_CF = download(f"{HUB}/domiso/Salt/resolve/main/checkpoints/salt_cf.pt", "diffusion_models")
+SALT_LL = download(f"{HUB}/domiso/Salt/resolve/main/checkpoints/salt_ll.pt", "diffusion_models")
+UMT5 = download(f"{WAN_FILES}/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors", "text_encoders")
+WAN_VAE = download(f"{WAN_FILES}/vae/wan_2.1_vae.safetensors", "vae")
+CLIP_H = download(f"{WAN_FILES}/clip_vision/clip_vision_h.safetensors", "clip_vision")
 
-TINY = "a fast purple square moving up"
-TINY_SEED = 11  # of those that show it in the middle of the picture
-CAT = (
+TINY_PROMPT = "a fast purple square moving up"
+TINY_SEED = 11  # shows the shape in the middle of the picture
+CAT_PROMPT = (
     "A ginger cat walks along a stone wall above the sea at sunset, tail high, warm light on its fur, waves below, "
     "the camera follows at its side."
 )
-TINY_WORDS = (
+TINY_PROMPT_NOTE = (
     "The embedded model knows a small world of moving shapes: `a SPEED COLOUR SHAPE moving DIRECTION`, with slow or "
     "fast; red, green, blue, yellow, purple or cyan; circle, square or triangle; up, down, left or right."
 )
-KEPT_CLIP = "salt_tiny_clip"
-ROLLOUT, EXTEND = (360, 780), (360, 720)  # pixels, with the preview that a run puts below the widgets
-SWAP = (
+CLIP_NAME = "salt_tiny_clip"
+ROLLOUT_SIZE, EXTEND_SIZE = (360, 780), (360, 720)  # pixels, with the preview that a run shows below the widgets
+SWAP_NOTE = (
     "**With a released student** put *Load Salt Student*, *Load CLIP* (type wan) and *Load VAE* in the place of "
     "*Load Salt Tiny*, and 832 x 480 for the size."
 )
-SEED = "The seed is fixed, so that a second run changes nothing; set *control after generate* to randomize for more."
+SEED_NOTE = (
+    "The seed is fixed, so that a second run changes nothing; set *control after generate* to randomize for more."
+)
 
 
-def files(*models: dict[str, str]) -> str:
-    """What has to lie where, for a note."""
+def files_note(*models: dict[str, str]) -> str:
+    """The part of a note that lists the required files and their folders."""
     lines = [f"- `models/{m['directory']}/` [{m['name']}]({m['url']})" for m in models]
     return "\n".join(["**Files** (the browser offers to download what is missing)", "", *lines])
 
 
-class Parts:
-    """The three sources of a graph, MODEL, CLIP and VAE, and the room that a player of its videos takes, in pixels."""
+class Loaders:
+    """The outputs MODEL, CLIP and VAE of a graph's loaders, and the size of its video player in pixels."""
 
     def __init__(self, transformer: Wire, clip: Wire, vae: Wire, player: tuple[int, int] = (480, 460)) -> None:
         self.model, self.clip, self.vae, self.player = transformer, clip, vae, player
 
 
-def tiny(g: Graph) -> Parts:
+def tiny_student(g: Graph) -> Loaders:
+    """Add the loader of the embedded model."""
     g.group("Model (nothing to download)", 0)
     loaded = g.add("SaltLoadTiny")
-    return Parts(loaded["MODEL"], loaded["CLIP"], loaded["VAE"], player=(340, 520))
+    return Loaders(loaded["MODEL"], loaded["CLIP"], loaded["VAE"], player=(340, 520))
 
 
-def real(g: Graph, student: str, models: list[dict[str, str]] | None = None, trained_as: str = "auto") -> Parts:
+def released_student(
+    g: Graph, student: str, models: list[dict[str, str]] | None = None, trained_as: str = "auto"
+) -> Loaders:
+    """Add the loaders of a student file and of Wan's text encoder and VAE."""
     g.group("Models", 0)
     loaded = g.add("SaltLoadStudent", student=student, trained_as=trained_as, models=models)
     clip = g.add("CLIPLoader", clip_name=UMT5["name"], type="wan", models=[UMT5])
     vae = g.add("VAELoader", vae_name=WAN_VAE["name"], models=[WAN_VAE])
-    return Parts(loaded["MODEL"], clip["CLIP"], vae["VAE"])
+    return Loaders(loaded["MODEL"], clip["CLIP"], vae["VAE"])
 
 
-def prompt(g: Graph, parts: Parts, text: str, title: str = "Prompt") -> Wire:
-    return g.add("CLIPTextEncode", title=title, clip=parts.clip, text=text)["CONDITIONING"]
+def prompt(g: Graph, loaders: Loaders, text: str, title: str = "Prompt") -> Wire:
+    """Add the encoder of a prompt; its CONDITIONING."""
+    return g.add("CLIPTextEncode", title=title, clip=loaders.clip, text=text)["CONDITIONING"]
 
 
-def saved(g: Graph, parts: Parts, latent: Wire, name: str, column: int, title: str = "Video") -> None:
-    """Streaming decode and a video file."""
+def save_video(g: Graph, loaders: Loaders, latent: Wire, name: str, column: int, title: str = "Video") -> None:
+    """Add streaming decoding and saving of a video file."""
     g.group(title, column)
-    decoded = g.add("SaltDecode", latents=latent, vae=parts.vae)
-    g.add("SaveVideo", video=decoded["VIDEO"], filename_prefix=f"salt/{name}", size=parts.player)
+    decoded = g.add("SaltDecode", latents=latent, vae=loaders.vae)
+    g.add("SaveVideo", video=decoded["VIDEO"], filename_prefix=f"salt/{name}", size=loaders.player)
 
 
-def text_to_video(g: Graph, parts: Parts, text: str, **widgets: Any) -> None:
+def text_to_video(g: Graph, loaders: Loaders, text: str, **widgets: Any) -> None:
+    """Add a prompt, a rollout and a video."""
     g.group("Prompt", 1)
-    positive = prompt(g, parts, text)
+    positive = prompt(g, loaders, text)
     g.group("Rollout", 2)
-    rolled = g.add("SaltRollout", model=parts.model, positive=positive, vae=parts.vae, size=ROLLOUT, **widgets)
-    saved(g, parts, rolled["LATENT"], g.name, 3)
+    rollout = g.add(
+        "SaltRollout", model=loaders.model, positive=positive, vae=loaders.vae, size=ROLLOUT_SIZE, **widgets
+    )
+    save_video(g, loaders, rollout["LATENT"], g.name, 3)
 
 
 def tiny_text_to_video(g: Graph) -> None:
@@ -93,13 +103,13 @@ def tiny_text_to_video(g: Graph) -> None:
 Press **Run**: nothing is downloaded, and a CPU will do. Blocks of three latent frames (twelve frames of video) appear
 in *Salt Rollout* as they are made.
 
-{TINY_WORDS}
+{TINY_PROMPT_NOTE}
 
-{SEED}
+{SEED_NOTE}
 
-{SWAP}
+{SWAP_NOTE}
 """)
-    text_to_video(g, tiny(g), TINY, seconds=5.0, width=64, height=64, nfe="4", seed=TINY_SEED)
+    text_to_video(g, tiny_student(g), TINY_PROMPT, seconds=5.0, width=64, height=64, nfe="4", seed=TINY_SEED)
 
 
 def causal_forcing(g: Graph, nfe: str, words: str) -> None:
@@ -107,12 +117,12 @@ def causal_forcing(g: Graph, nfe: str, words: str) -> None:
 # Salt on Causal Forcing, {nfe} NFE
 A few-step causal student of Wan 2.1 1.3B: five seconds, block by block, {nfe} model evaluations a block. {words}
 
-{files(SALT_CF, UMT5, WAN_VAE)}
+{files_note(SALT_CF, UMT5, WAN_VAE)}
 
-Long prompts, as Wan likes them, work best. {SEED}
+Long prompts, as Wan likes them, work best. {SEED_NOTE}
 """)
-    parts = real(g, SALT_CF["name"], [SALT_CF])
-    text_to_video(g, parts, CAT, seconds=5.0, width=832, height=480, nfe=nfe)
+    loaders = released_student(g, SALT_CF["name"], [SALT_CF])
+    text_to_video(g, loaders, CAT_PROMPT, seconds=5.0, width=832, height=480, nfe=nfe)
 
 
 def salt_causal_forcing_4nfe(g: Graph) -> None:
@@ -129,15 +139,15 @@ def salt_longlive_30s(g: Graph) -> None:
 The student's memory is a window of 12 latent frames and a sink of the first 3, which the MODEL remembers by itself:
 every block takes the same time and room, however long the clip. *Salt Decode* streams, so that does the decoding.
 
-{files(SALT_LL, UMT5, WAN_VAE)}
+{files_note(SALT_LL, UMT5, WAN_VAE)}
 
-{SEED}
+{SEED_NOTE}
 """)
-    parts = real(g, SALT_LL["name"], [SALT_LL])
-    text_to_video(g, parts, CAT, seconds=30.0, width=832, height=480, nfe="4")
+    loaders = released_student(g, SALT_LL["name"], [SALT_LL])
+    text_to_video(g, loaders, CAT_PROMPT, seconds=30.0, width=832, height=480, nfe="4")
 
 
-INTERACTIVE = """
+PROMPT_SCHEDULE_NOTE = """
 A line of *Salt Prompt Schedule* is `SECONDS [keep|recache|cut]: PROMPT`:
 - **keep** changes the words only: the change comes slowly,
 - **recache** lets the last seconds be read again under the new words, so that they take hold at once (LongLive),
@@ -145,42 +155,43 @@ A line of *Salt Prompt Schedule* is `SECONDS [keep|recache|cut]: PROMPT`:
 """
 
 
-def scheduled(g: Graph, parts: Parts, timeline: str, **widgets: Any) -> None:
+def scheduled_prompts(g: Graph, loaders: Loaders, timeline: str, **widgets: Any) -> None:
+    """Add a prompt schedule, a rollout and a video."""
     g.group("Prompts", 1)
-    prompts = g.add("SaltPromptSchedule", clip=parts.clip, timeline=timeline, size=(520, 300))["prompts"]
+    prompts = g.add("SaltPromptSchedule", clip=loaders.clip, timeline=timeline, size=(520, 300))["prompts"]
     g.group("Rollout", 2)
-    rolled = g.add("SaltRollout", model=parts.model, prompts=prompts, vae=parts.vae, size=ROLLOUT, **widgets)
-    saved(g, parts, rolled["LATENT"], g.name, 3)
+    rollout = g.add("SaltRollout", model=loaders.model, prompts=prompts, vae=loaders.vae, size=ROLLOUT_SIZE, **widgets)
+    save_video(g, loaders, rollout["LATENT"], g.name, 3)
 
 
 def interactive_prompts(g: Graph) -> None:
     g.note(f"""
 # Prompts that change as the clip is made
-{INTERACTIVE}
-{files(SALT_LL, UMT5, WAN_VAE)}
+{PROMPT_SCHEDULE_NOTE}
+{files_note(SALT_LL, UMT5, WAN_VAE)}
 
 *tiny_interactive_prompts* is the same with nothing to download.
 """)
     timeline = (
-        f"0: {CAT}\n"
+        f"0: {CAT_PROMPT}\n"
         "8 recache: The ginger cat on the stone wall sits down and looks out over the sea, the sun has set, blue dusk, "
         "the camera stands still.\n"
         "16 recache: The ginger cat on the stone wall curls up and sleeps, night, stars over the sea, a lantern glows."
     )
-    parts = real(g, SALT_LL["name"], [SALT_LL])
-    scheduled(g, parts, timeline, seconds=24.0, width=832, height=480, nfe="4")
+    loaders = released_student(g, SALT_LL["name"], [SALT_LL])
+    scheduled_prompts(g, loaders, timeline, seconds=24.0, width=832, height=480, nfe="4")
 
 
 def tiny_interactive_prompts(g: Graph) -> None:
     g.note(f"""
 # Prompts that change, at once
-{INTERACTIVE}
-{TINY_WORDS}
+{PROMPT_SCHEDULE_NOTE}
+{TINY_PROMPT_NOTE}
 
-{SWAP}
+{SWAP_NOTE}
 """)
     timeline = "0: a slow green triangle moving down\n2.25 recache: a slow green triangle moving up"
-    scheduled(g, tiny(g), timeline, seconds=5.0, width=64, height=64, nfe="4", seed=2)
+    scheduled_prompts(g, tiny_student(g), timeline, seconds=5.0, width=64, height=64, nfe="4", seed=2)
 
 
 def save_memory(g: Graph) -> None:
@@ -189,23 +200,23 @@ def save_memory(g: Graph) -> None:
 Makes a clip and keeps what going on takes: its memory (`output/salt_memories/`) and its latents (`output/latents/`).
 *Inspect Memory* shows what the memory holds. Then, today or another day, open **extend_from_memory**.
 
-{TINY_WORDS}
+{TINY_PROMPT_NOTE}
 
-{SWAP}
+{SWAP_NOTE}
 """)
-    parts = tiny(g)
+    loaders = tiny_student(g)
     g.group("Prompt", 1)
-    positive = prompt(g, parts, TINY)
+    positive = prompt(g, loaders, TINY_PROMPT)
     g.group("Rollout", 2)
-    rolled = g.add(
-        "SaltRollout", model=parts.model, positive=positive, vae=parts.vae, seconds=3.0, width=64, height=64, nfe="4",
-        seed=TINY_SEED, size=ROLLOUT,
+    rollout = g.add(
+        "SaltRollout", model=loaders.model, positive=positive, vae=loaders.vae, seconds=3.0, width=64, height=64,
+        nfe="4", seed=TINY_SEED, size=ROLLOUT_SIZE,
     )  # fmt: skip
     g.group("Keep", 3)
-    g.add("SaltSaveMemory", memory=rolled["memory"], filename_prefix=f"salt_memories/{KEPT_CLIP}", size=(420, 170))
-    g.add("SaveLatent", samples=rolled["LATENT"], filename_prefix=f"latents/{KEPT_CLIP}")
-    g.add("SaltInspectMemory", memory=rolled["memory"], size=(420, 520))
-    saved(g, parts, rolled["LATENT"], g.name, 4)
+    g.add("SaltSaveMemory", memory=rollout["memory"], filename_prefix=f"salt_memories/{CLIP_NAME}", size=(420, 170))
+    g.add("SaveLatent", samples=rollout["LATENT"], filename_prefix=f"latents/{CLIP_NAME}")
+    g.add("SaltInspectMemory", memory=rollout["memory"], size=(420, 520))
+    save_video(g, loaders, rollout["LATENT"], g.name, 4)
 
 
 def extend_from_memory(g: Graph) -> None:
@@ -215,22 +226,22 @@ def extend_from_memory(g: Graph) -> None:
 Video* goes on where the clip stopped and joins the new part to it; the result equals a clip made in one go. A memory of
 another model is refused.
 
-{TINY_WORDS}
+{TINY_PROMPT_NOTE}
 
-{SWAP}
+{SWAP_NOTE}
 """)
-    parts = tiny(g)
+    loaders = tiny_student(g)
     g.group("The clip so far", 0)
-    memory = g.add("SaltLoadMemory", model=parts.model, file=f"salt_memories/{KEPT_CLIP}_00001_.safetensors [output]")
-    latents = g.add("LoadLatent", latent=f"latents/{KEPT_CLIP}_00001_.latent [output]")["LATENT"]
+    memory = g.add("SaltLoadMemory", model=loaders.model, file=f"salt_memories/{CLIP_NAME}_00001_.safetensors [output]")
+    latents = g.add("LoadLatent", latent=f"latents/{CLIP_NAME}_00001_.latent [output]")["LATENT"]
     g.group("Prompt", 1)
-    positive = prompt(g, parts, TINY)
+    positive = prompt(g, loaders, TINY_PROMPT)
     g.group("Go on", 2)
     longer = g.add(
-        "SaltExtendVideo", model=parts.model, positive=positive, vae=parts.vae, memory=memory["memory"],
-        latents=latents, seconds=2.0, nfe="4", seed=TINY_SEED, size=EXTEND,
+        "SaltExtendVideo", model=loaders.model, positive=positive, vae=loaders.vae, memory=memory["memory"],
+        latents=latents, seconds=2.0, nfe="4", seed=TINY_SEED, size=EXTEND_SIZE,
     )  # fmt: skip
-    saved(g, parts, longer["LATENT"], g.name, 3)
+    save_video(g, loaders, longer["LATENT"], g.name, 3)
 
 
 def image_to_video_start(g: Graph) -> None:
@@ -240,20 +251,20 @@ The picture becomes the first latent frame, and is read into the memory like any
 next. This needs no I2V model. Any picture: it is cut to the size of the clip. Several frames (a video) may start a clip
 as well.
 
-{files(SALT_CF, UMT5, WAN_VAE)}
+{files_note(SALT_CF, UMT5, WAN_VAE)}
 
-{SEED}
+{SEED_NOTE}
 """)
-    parts = real(g, SALT_CF["name"], [SALT_CF])
+    loaders = released_student(g, SALT_CF["name"], [SALT_CF])
     g.group("Start and prompt", 1)
     image = g.add("LoadImage", image="example.png", title="Start image", size=(340, 520))["IMAGE"]
-    positive = prompt(g, parts, "The scene of the picture comes to life, slow camera move forward, soft light.")
+    positive = prompt(g, loaders, "The scene of the picture comes to life, slow camera move forward, soft light.")
     g.group("Rollout", 2)
-    rolled = g.add(
-        "SaltRollout", model=parts.model, positive=positive, vae=parts.vae, start_image=image, seconds=5.0,
-        width=832, height=480, nfe="4", size=ROLLOUT,
+    rollout = g.add(
+        "SaltRollout", model=loaders.model, positive=positive, vae=loaders.vae, start_image=image, seconds=5.0,
+        width=832, height=480, nfe="4", size=ROLLOUT_SIZE,
     )  # fmt: skip
-    saved(g, parts, rolled["LATENT"], g.name, 3)
+    save_video(g, loaders, rollout["LATENT"], g.name, 3)
 
 
 def branch_memory(g: Graph) -> None:
@@ -263,48 +274,48 @@ def branch_memory(g: Graph) -> None:
 words of its own. A memory on a wire is never written, so both start from the same moment, and the beginning is made
 only once.
 
-{TINY_WORDS}
+{TINY_PROMPT_NOTE}
 
-{SWAP}
+{SWAP_NOTE}
 """)
-    parts = tiny(g)
+    loaders = tiny_student(g)
     g.group("Prompts", 1)
-    first = prompt(g, parts, "a slow green triangle moving down", "The beginning")
+    first = prompt(g, loaders, "a slow green triangle moving down", "The beginning")
     endings = {
-        "a": prompt(g, parts, "a slow green triangle moving up", "Ending A"),
-        "b": prompt(g, parts, "a slow green triangle moving right", "Ending B"),
+        "a": prompt(g, loaders, "a slow green triangle moving up", "Ending A"),
+        "b": prompt(g, loaders, "a slow green triangle moving right", "Ending B"),
     }
     g.group("The beginning", 2)
-    rolled = g.add(
-        "SaltRollout", model=parts.model, positive=first, vae=parts.vae, seconds=2.25, width=64, height=64, nfe="4",
-        seed=2, size=ROLLOUT,
+    rollout = g.add(
+        "SaltRollout", model=loaders.model, positive=first, vae=loaders.vae, seconds=2.25, width=64, height=64, nfe="4",
+        seed=2, size=ROLLOUT_SIZE,
     )  # fmt: skip
     g.group("Two endings", 3)
     longer = {
         name: g.add(
-            "SaltExtendVideo", title=f"Ending {name.upper()}", model=parts.model, positive=positive, vae=parts.vae,
-            memory=rolled["memory"], latents=rolled["LATENT"], seconds=3.0, seed=2, nfe="4", size=EXTEND,
+            "SaltExtendVideo", title=f"Ending {name.upper()}", model=loaders.model, positive=positive, vae=loaders.vae,
+            memory=rollout["memory"], latents=rollout["LATENT"], seconds=3.0, seed=2, nfe="4", size=EXTEND_SIZE,
         )
         for name, positive in endings.items()
     }  # fmt: skip
     for name, extended in longer.items():
-        saved(g, parts, extended["LATENT"], f"{g.name}_{name}", 4, f"Video {name.upper()}")
+        save_video(g, loaders, extended["LATENT"], f"{g.name}_{name}", 4, f"Video {name.upper()}")
 
 
-def bidirectional(g: Graph, parts: Parts, positive: Wire, latent: Wire, column: int) -> None:
-    """Core's own custom sampling with the student's step list."""
+def bidirectional(g: Graph, loaders: Loaders, positive: Wire, latent: Wire, column: int) -> None:
+    """Add core's custom sampling with the student's steps."""
     g.group("Few-step sampling", column)
-    sigmas = g.add("SaltSigmas", model=parts.model, nfe="4")["SIGMAS"]
+    sigmas = g.add("SaltSigmas", model=loaders.model, nfe="4")["SIGMAS"]
     sampler = g.add("KSamplerSelect", sampler_name="lcm")["SAMPLER"]
-    guider = g.add("BasicGuider", model=parts.model, conditioning=positive)["GUIDER"]
+    guider = g.add("BasicGuider", model=loaders.model, conditioning=positive)["GUIDER"]
     noise = g.add("RandomNoise", noise_seed=0)["NOISE"]
     made = g.add(
         "SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=latent
     )
-    saved(g, parts, made["output"], g.name, column + 1)
+    save_video(g, loaders, made["output"], g.name, column + 1)
 
 
-BIDIRECTIONAL = """
+BIDIRECTIONAL_NOTE = """
 A student that makes the whole clip at once, distilled with SC-DMD in a few steps: no blocks, no memory, and core's own
 sampling. *Salt Sigmas* has its steps. **lcm** mixes fresh noise in between them, as the student was trained; **euler**
 takes straight steps. No guidance: that is distilled in.
@@ -314,40 +325,40 @@ takes straight steps. No guidance: that is distilled in.
 def bidirectional_t2v(g: Graph) -> None:
     g.note(f"""
 # SC-DMD student of Wan 2.1 T2V, 4 NFE
-{BIDIRECTIONAL}
+{BIDIRECTIONAL_NOTE}
 No such weights are published yet: train one (`python -m train`, recipe `t2v_sc`) and put it into
 `models/diffusion_models/`, under this name or another.
 
-{files(UMT5, WAN_VAE)}
+{files_note(UMT5, WAN_VAE)}
 """)
-    parts = real(g, "salt_bidirectional_t2v_1.3b.safetensors", trained_as="bidirectional")
+    loaders = released_student(g, "salt_bidirectional_t2v_1.3b.safetensors", trained_as="bidirectional")
     g.group("Prompt and length", 1)
-    positive = prompt(g, parts, CAT)
+    positive = prompt(g, loaders, CAT_PROMPT)
     latent = g.add("EmptyHunyuanLatentVideo", title="Size and length", width=832, height=480, length=81)["LATENT"]
-    bidirectional(g, parts, positive, latent, 2)
+    bidirectional(g, loaders, positive, latent, 2)
 
 
 def bidirectional_i2v(g: Graph) -> None:
     g.note(f"""
 # SC-DMD student of Wan 2.1 I2V, 4 NFE
-{BIDIRECTIONAL}
+{BIDIRECTIONAL_NOTE}
 No such weights are published yet: train one (`python -m train`, recipe `i2v_sc`) and put it into
 `models/diffusion_models/`, under this name or another.
 
-{files(UMT5, WAN_VAE, CLIP_H)}
+{files_note(UMT5, WAN_VAE, CLIP_H)}
 """)
-    parts = real(g, "salt_bidirectional_i2v_14b.safetensors", trained_as="bidirectional")
+    loaders = released_student(g, "salt_bidirectional_i2v_14b.safetensors", trained_as="bidirectional")
     vision = g.add("CLIPVisionLoader", clip_name=CLIP_H["name"], models=[CLIP_H])["CLIP_VISION"]
     g.group("Picture and prompt", 1)
     image = g.add("LoadImage", image="example.png", title="Start image", size=(340, 520))["IMAGE"]
-    positive = prompt(g, parts, "The scene of the picture comes to life, slow camera move forward, soft light.")
+    positive = prompt(g, loaders, "The scene of the picture comes to life, slow camera move forward, soft light.")
     g.group("What the model is given", 2)
     seen = g.add("CLIPVisionEncode", clip_vision=vision, image=image, crop="none")["CLIP_VISION_OUTPUT"]
     given = g.add(
-        "WanImageToVideo", positive=positive, negative=positive, vae=parts.vae, clip_vision_output=seen,
+        "WanImageToVideo", positive=positive, negative=positive, vae=loaders.vae, clip_vision_output=seen,
         start_image=image, width=832, height=480, length=81,
     )  # fmt: skip
-    bidirectional(g, parts, given["positive"], given["latent"], 3)
+    bidirectional(g, loaders, given["positive"], given["latent"], 3)
 
 
 def compare_nfe(g: Graph) -> None:
@@ -355,21 +366,21 @@ def compare_nfe(g: Graph) -> None:
 # 2, 4 and 8 NFE side by side
 The same prompt and the same noise, with two, four and eight model evaluations a block, from left to right.
 
-{TINY_WORDS}
+{TINY_PROMPT_NOTE}
 
-{SWAP}
+{SWAP_NOTE}
 """)
-    parts = tiny(g)
+    loaders = tiny_student(g)
     g.group("Prompt", 1)
-    positive = prompt(g, parts, TINY)
+    positive = prompt(g, loaders, TINY_PROMPT)
     decoded = []
     for nfe in ("2", "4", "8"):
         g.group(f"{nfe} NFE", 2)
-        rolled = g.add(
-            "SaltRollout", title=f"{nfe} NFE", model=parts.model, positive=positive, seconds=5.0, width=64, height=64,
-            nfe=nfe, seed=TINY_SEED, size=ROLLOUT,
+        rollout = g.add(
+            "SaltRollout", title=f"{nfe} NFE", model=loaders.model, positive=positive, seconds=5.0, width=64, height=64,
+            nfe=nfe, seed=TINY_SEED, size=ROLLOUT_SIZE,
         )  # fmt: skip
-        decoded.append(g.add("SaltDecode", latents=rolled["LATENT"], vae=parts.vae)["IMAGE"])
+        decoded.append(g.add("SaltDecode", latents=rollout["LATENT"], vae=loaders.vae)["IMAGE"])
     g.group("Side by side", 3)
     two = g.add("ImageStitch", image1=decoded[0], image2=decoded[1], spacing_width=4)["IMAGE"]
     three = g.add("ImageStitch", image1=two, image2=decoded[2], spacing_width=4)["IMAGE"]
@@ -385,7 +396,7 @@ WORKFLOWS: dict[str, Callable[[Graph], None]] = {
     )
 }  # fmt: skip
 
-# Pictures of those that need files which nobody can give away with them: a title, and what it is.
+# Cards instead of pictures, for workflows whose weights are not in the repository: a title and two lines of text.
 CARDS: dict[str, tuple[str, ...]] = {
     "salt_causal_forcing_4nfe": ("Salt + Causal Forcing", "text to video, 5 s", "4 evaluations a block"),
     "salt_causal_forcing_2nfe": ("Salt + Causal Forcing", "text to video, 5 s", "2 evaluations a block"),
