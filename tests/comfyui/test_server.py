@@ -7,8 +7,6 @@ import json
 import re
 
 import pytest
-from workflows.maker.about import kept
-from workflows.maker.recipes import TINY_PROMPT, WORKFLOWS
 
 from salt import cli
 from salt.comfy_client.client import ServerError, results
@@ -16,6 +14,8 @@ from salt.comfy_client.workflow import to_prompt
 from salt.io.video import read_video
 from tests.helpers.comfyui_server import ROOT, LocalServer, make_base_folder, small, twin
 from train.shapes.bench import score_clip
+from workflows.maker.node_definitions import load_definitions, reduce_definition
+from workflows.maker.templates import TINY_PROMPT, WORKFLOWS
 
 NODES = {
     "SaltLoadStudent", "SaltLoadTiny", "SaltSigmas", "SaltSampler", "SaltRollout", "SaltPromptSchedule",
