@@ -69,7 +69,7 @@ bench: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e ".[train,dev,docs]"
-	$(BIN)/python -m mkdocs build --strict --site-dir site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --site-dir site
 	$(BIN)/python -m docs.tools.check_site site
 
 # They need chromium, and COMFYUI_PATH and COMFYUI_PYTHON; without them they say so.
