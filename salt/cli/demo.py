@@ -1,4 +1,4 @@
-"""Make one clip with the embedded model: prompt in, mp4 out, on the CPU, nothing downloaded."""
+"""Make one clip with the embedded model, on the CPU and without a download."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Say what a checkpoint or a memory file is, in one table."""
+"""Show what a checkpoint or a memory file contains, in one table."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def run(arguments: argparse.Namespace) -> None:
     from rich.table import Table
 
     table = Table("what", "value", title=arguments.path.name, show_header=False)
-    for key, value in facts(arguments.path).items():
+    for key, value in describe_file(arguments.path).items():
         table.add_row(key, value)
     Console().print(table)
 
 
-def facts(path: Path) -> dict[str, str]:
+def describe_file(path: Path) -> dict[str, str]:
     """The properties of a file as text. Raises CheckpointError for a file that is neither a memory nor a checkpoint."""
     from ..checkpoints import describe
     from ..memory import MemoryFileError, read_memory_info

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..comfy_client.client import ComfyServer
     from ..comfy_client.workflow import Prompt
 
-POLL = 0.5  # seconds between questions
+POLL_SECONDS = 0.5
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     prompt = as_prompt(graph, server.node_info(), arguments.file)
     for change in arguments.set:
         set_widget(prompt, change)
-    record = finished(server, server.queue(prompt), arguments.file.name)
+    record = wait_for(server, server.queue(prompt), arguments.file.name)
     paths = [server.download(result, arguments.out) for result in results(record)]
     if not paths:
         raise ValueError(f"{arguments.file}: the run left no file, expected a node in it that saves something")
@@ -75,15 +75,15 @@ def set_widget(prompt: Prompt, change: str) -> None:
     node, dot, widget = target.rpartition(".")
     if not (equals and dot):
         raise ValueError(f"--set: found {change!r}, expected NODE.WIDGET=VALUE")
-    named = {
+    matches = {
         number
         for number, about in prompt.items()
         if node in (number, about["class_type"], about.get("_meta", {}).get("title"))
     }
-    if len(named) != 1:
-        among = ", ".join(f"{n} ({prompt[n]['class_type']})" for n in sorted(named or prompt))
-        raise ValueError(f"--set {target}: found {len(named)} nodes of that name, expected one of: {among}")
-    inputs = prompt[named.pop()]["inputs"]
+    if len(matches) != 1:
+        among = ", ".join(f"{n} ({prompt[n]['class_type']})" for n in sorted(matches or prompt))
+        raise ValueError(f"--set {target}: found {len(matches)} nodes of that name, expected one of: {among}")
+    inputs = prompt[matches.pop()]["inputs"]
     widgets = [name for name, value in inputs.items() if not isinstance(value, list)]
     if widget not in widgets:
         raise ValueError(f"--set {target}: found no such widget, expected one of: {', '.join(widgets)}")
@@ -98,7 +98,7 @@ def _value(text: str, target: str) -> Any:
         raise ValueError(f"--set {target}: found {text!r}, expected a number, true or false") from None
 
 
-def finished(server: ComfyServer, number: str, title: str) -> dict[str, Any]:
+def wait_for(server: ComfyServer, number: str, title: str) -> dict[str, Any]:
     """The record of a run, once it is finished, with a progress line until then. Ctrl-C cancels it on the server."""
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -109,7 +109,7 @@ def finished(server: ComfyServer, number: str, title: str) -> dict[str, Any]:
                 ahead = server.queue_position(number)
                 status = {None: "", 0: "  running"}.get(ahead, f"  waiting for {ahead} before it")
                 bar.update(task, description=title + status)
-                time.sleep(POLL)
+                time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
             server.cancel(number)
             raise

@@ -139,10 +139,7 @@ class PipelineInputs:
             if len(self.generator) != clips:
                 raise InputError("generator", f"found {len(self.generator)}, expected one, or one per clip ({clips})")
             return tuple(_draw_seed(generator) for generator in self.generator)
-        seed = secrets.randbits(32) if self.seed is None else self.seed
-        if not isinstance(seed, int) and len(seed) != clips:
-            raise InputError("seed", f"found {len(seed)} seeds, expected one per clip ({clips})")
-        return batch_seeds(seed, clips)
+        return batch_seeds(secrets.randbits(32) if self.seed is None else self.seed, clips)
 
 
 def _draw_seed(generator: torch.Generator) -> int:

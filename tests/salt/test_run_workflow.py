@@ -131,7 +131,7 @@ def stub():
 
 @pytest.fixture
 def send(stub, tmp_path, monkeypatch):
-    monkeypatch.setattr("salt.cli.run_workflow.POLL", 0.01)
+    monkeypatch.setattr("salt.cli.run_workflow.POLL_SECONDS", 0.01)
 
     def run(*more, graph=PROMPT):
         (tmp_path / "w.json").write_text(json.dumps(graph))
