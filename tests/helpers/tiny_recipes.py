@@ -18,11 +18,11 @@ from train.experiments.tiny.run_state import Run
 def model(seed: int = 0, **config) -> SaltTransformer3DModel:
     torch.manual_seed(seed)
     small = dict(num_attention_heads=2, attention_head_dim=16, ffn_dim=48, num_layers=2, text_dim=4096, freq_dim=32)
-    made = SaltTransformer3DModel(**{**small, **config})
-    with torch.no_grad():  # a fresh model's head is so small that nothing it does would show
-        made.scale_shift_table.normal_(std=0.5)
-        made.proj_out.weight.normal_(std=0.2)
-    return made
+    transformer = SaltTransformer3DModel(**{**small, **config})
+    with torch.no_grad():  # a fresh model's head is too small for its output to matter
+        transformer.scale_shift_table.normal_(std=0.5)
+        transformer.proj_out.weight.normal_(std=0.2)
+    return transformer
 
 
 def recipe(folder: Path, **sections) -> Recipe:
@@ -49,7 +49,7 @@ def recipe(folder: Path, **sections) -> Recipe:
 
 @contextmanager
 def dying(monkeypatch) -> Iterator[None]:
-    """A stage of salt-tiny saves after every step while this is open, and is killed right after."""
+    """Within: a stage of salt-tiny saves after every step and is interrupted right after."""
     saved = Run.save
 
     def save_and_die(self, **state):

@@ -26,8 +26,8 @@ from train.distill import dry_run, resolve_mode
 from train.dry_run import dry_run_recipe, with_every_loss
 
 ROOT = Path(__file__).parents[2]
-# One of each kind; the others are variations of these, and run under the slow marker.
-KINDS = ("self_forcing_salt", "i2v_sc", "relative_salt", "longlive_streaming", "causal_forcing_ode", "tiny_tf")
+# One of each kind; the others, which are variations of these, are marked slow.
+FAST_RECIPES = ("self_forcing_salt", "i2v_sc", "relative_salt", "longlive_streaming", "causal_forcing_ode", "tiny_tf")
 NAMES = sorted(p.stem for p in RECIPES.glob("*.yaml"))
 
 
@@ -44,14 +44,14 @@ def run_dry(name):
     return missing
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", FAST_RECIPES)
 def test_dry_run_covers_everything(name):
     missing = run_dry(name)
     assert any("models.student: found no such file" in line for line in missing) == (name != "tiny_tf")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(NAMES) - set(KINDS)))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(FAST_RECIPES)))
 def test_dry_run_of_every_other_recipe(name):
     run_dry(name)
 
@@ -92,13 +92,13 @@ def test_a_dry_run_shortens_clips_with_an_independent_first_frame(tmp_path, fram
     rollout = dict(frames=frames, frames_per_block=block, window=window, independent_first_frame=True)
     recipe = tiny_recipes.recipe(tmp_path, rollout=rollout)
     check_settings(recipe)
-    made = dry_run_recipe(recipe, tmp_path / "models")
-    check_settings(made)
-    assert window <= made.rollout.frames <= frames
+    small = dry_run_recipe(recipe, tmp_path / "models")
+    check_settings(small)
+    assert window <= small.rollout.frames <= frames
 
 
 def wan_i2v(folder: Path) -> Path:
-    """A folder laid out as Wan 2.1 I2V's, of random parts that are next to nothing."""
+    """A folder laid out as Wan 2.1 I2V's, of tiny random models."""
     tiny_system.umt5(folder)
     tiny_system.vae().save_pretrained(folder / "vae")
     torch.manual_seed(0)
@@ -131,7 +131,7 @@ def recipe_file(folder: Path, **sections) -> Path:
 
 
 def test_from_prompts_and_pictures_to_an_image_to_video_student(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("train.distill.check_memory", lambda *_: None)  # some seconds that are another test's
+    monkeypatch.setattr("train.distill.check_memory", lambda *_: None)  # takes seconds, and has tests of its own
     wan = wan_i2v(tmp_path / "wan")
     (tmp_path / "prompts.txt").write_text("a red circle\na circle moving right\n")
     (tmp_path / "pictures").mkdir()
@@ -190,7 +190,7 @@ def test_videos_with_captions_are_clips_for_teacher_forcing(tmp_path, capsys):
 
 
 def test_a_run_resumes_only_with_its_own_settings(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("train.distill.check_memory", lambda *_: None)  # some seconds that are another test's
+    monkeypatch.setattr("train.distill.check_memory", lambda *_: None)  # takes seconds, and has tests of its own
     recipe = tiny_recipes.recipe(tmp_path)
     path = recipe_file(
         tmp_path, models=dict(student=recipe.models.student, teacher=recipe.models.teacher),
@@ -246,7 +246,7 @@ def test_mode_follows_the_launcher(monkeypatch):
     assert resolve_mode("auto") == "fsdp"
 
 
-def test_push_uploads_the_export_folder_or_says_why_not(tmp_path, monkeypatch):
+def test_push_uploads_the_export_folder_or_raises(tmp_path, monkeypatch):
     calls = []
 
     class Hub:

@@ -109,7 +109,7 @@ def test_alignment_losses_equal_the_reference():
     assert losses.linear_mmd(student, reference).item() == pytest.approx(data["mmd_linear"].item(), rel=1e-5)
 
 
-def test_alignment_is_zero_for_equal_features_and_moves_the_student_only():
+def test_alignment_is_zero_for_equal_features_and_has_no_gradient_to_the_reference():
     student, reference = torch.randn(2, 12, 8, requires_grad=True), torch.randn(2, 12, 8, requires_grad=True)
     for loss in (
         losses.token_relation_distance(student, reference, 3),

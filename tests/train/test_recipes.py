@@ -1,4 +1,4 @@
-"""Recipes: the shipped ones hold the released numbers; what is wrong with one is said in a line, before any weight."""
+"""Recipes: the released numbers; errors of one line, raised before any weight is read."""
 
 from dataclasses import replace
 
@@ -86,14 +86,14 @@ def test_the_error_of_a_bad_file_is_one_line(tmp_path, text, complaint):
     assert "\n" not in str(error.value)
 
 
-def test_an_unknown_recipe_names_ours():
+def test_an_unknown_recipe_lists_the_known_ones():
     with pytest.raises(RecipeError, match="expected a YAML file or one of: .*self_forcing_salt"):
         load_recipe("no_such")
     with pytest.raises(RecipeError, match="is not of the form key=value"):
         load_recipe("tiny", ["faster"])
 
 
-def test_what_cannot_work_is_refused_before_anything_loads(tmp_path):
+def test_settings_that_cannot_work_are_errors(tmp_path):
     good = tiny_recipes.recipe(tmp_path)
     check_recipe(good)
     (tmp_path / "empty.txt").write_text("\n \n")
@@ -135,7 +135,7 @@ def test_what_cannot_work_is_refused_before_anything_loads(tmp_path):
         check_recipe(good, processes=3)
 
 
-def test_what_cannot_be_sharded_is_refused(monkeypatch):
+def test_settings_that_fsdp_does_not_support_are_errors(monkeypatch):
     recipe, eight = load_recipe("tiny"), load_recipe("tiny", ["optimisation.optimizer=8bit"])
     for mode in ("single", "ddp"):
         check_mode(eight, mode)
@@ -149,7 +149,7 @@ def test_what_cannot_be_sharded_is_refused(monkeypatch):
         check_mode(recipe, "fsdp")
 
 
-def test_backbones_that_do_not_go_together_are_refused(tmp_path):
+def test_backbones_that_do_not_fit_together_are_errors(tmp_path):
     good = tiny_recipes.recipe(tmp_path)
     wrong = {
         "loss.align_block: found 2, expected 0 to 1": dict(loss=dict(align_block=2)),

@@ -16,7 +16,7 @@ from train.rollout.reference_rollout import AlignedNoise, reference_steps, rollo
 
 
 class DetachedContext(BlockCausal):
-    """The block-causal mask with no gradient through keys and values of the clean clip: memory is data."""
+    """The block-causal mask with no gradient through keys and values of the clean clip, as memory has none."""
 
     def attend(self, layer, q, k, v, attention):
         clean = sum(self.blocks) * self.tokens
@@ -134,8 +134,8 @@ def test_noise_aligned_reference_shares_noise_where_steps_are_shared():
 
 
 @pytest.mark.parametrize("aligned", [True, False])
-def test_a_reference_on_the_same_list_as_the_student_is_the_student(tmp_path, aligned, monkeypatch):
-    """With the list not made denser the reference is the student's own clip: same noise, same exit, its own memory."""
+def test_a_reference_on_the_students_own_list_is_the_students_clip(tmp_path, aligned, monkeypatch):
+    """On the same list the reference is the student's own clip: same noise, same exit, its own memory."""
     recipe = tiny_recipes.recipe(tmp_path, loss=dict(noise_aligned=aligned))
     student, text = tiny_recipes.model(3), Conditioning(torch.randn(1, 5, 4096))
     draws = UpdateDraws(Schedule.of(2), 1, None, 3.0)
@@ -147,7 +147,7 @@ def test_a_reference_on_the_same_list_as_the_student_is_the_student(tmp_path, al
     assert same == aligned, "only a noise-aligned reference re-noises with the student's noise"
 
 
-def test_choices_follow_the_recipe_and_nothing_else(tmp_path):
+def test_draws_depend_on_recipe_and_update_alone(tmp_path):
     recipe = tiny_recipes.recipe(tmp_path)
     drawn = [draw_update(recipe, u, "generator") for u in range(300)]
     assert drawn == [draw_update(recipe, u, "generator") for u in range(300)]

@@ -1,4 +1,4 @@
-"""The stages before distillation: trajectories are the teacher's, and students learn from them."""
+"""The stages before distillation: a teacher's trajectories, and the students trained on them."""
 
 import csv
 from dataclasses import replace
@@ -19,7 +19,7 @@ from train.methods.teacher_forcing import TeacherForcingTrainer
 CPU = torch.device("cpu")
 
 
-def starting(folder: Path, stage: str = "ode", teacher: str = "bidirectional", **start):
+def stage_recipe(folder: Path, stage: str = "ode", teacher: str = "bidirectional", **start):
     clips = folder / f"clips_{teacher}"
     recipe = tiny_recipes.recipe(
         folder,
@@ -37,8 +37,8 @@ def losses(recipe):
         return [float(row["value"]) for row in csv.DictReader(file) if row["name"] == recipe.stage]
 
 
-def test_no_folder_is_made_for_a_teacher_that_is_not_there(tmp_path):
-    recipe = starting(tmp_path)
+def test_no_folder_is_created_for_a_missing_teacher(tmp_path):
+    recipe = stage_recipe(tmp_path)
     with pytest.raises(ValueError, match="nowhere does not exist"):
         generate_clips(replace(recipe, models=replace(recipe.models, teacher="nowhere")), CPU)
     assert not Path(recipe.data.clips).exists()
@@ -46,7 +46,7 @@ def test_no_folder_is_made_for_a_teacher_that_is_not_there(tmp_path):
 
 @pytest.mark.parametrize("teacher", ["bidirectional", "causal"])
 def test_states_lie_on_the_teachers_guided_ode(tmp_path, teacher):
-    recipe = starting(tmp_path, teacher=teacher)
+    recipe = stage_recipe(tmp_path, teacher=teacher)
     assert generate_clips(recipe, CPU) == 2 and generate_clips(recipe, CPU) == 0
     clips = ClipDataset(recipe)
     latents, trajectory = clips(0, 16)
@@ -67,8 +67,8 @@ def test_states_lie_on_the_teachers_guided_ode(tmp_path, teacher):
     torch.testing.assert_close(x[0], latents[:, :block], atol=1e-4, rtol=1e-4)
 
 
-def test_a_student_learns_its_teachers_trajectories_and_goes_on_where_it_was(tmp_path):
-    recipe = starting(tmp_path)
+def test_a_student_learns_trajectories_and_resumes(tmp_path):
+    recipe = stage_recipe(tmp_path)
     generate_clips(recipe, CPU)
     trainer = ODERegressionTrainer(recipe)
     trainer.run()
@@ -86,7 +86,7 @@ def test_a_student_learns_its_teachers_trajectories_and_goes_on_where_it_was(tmp
 
 
 def test_teacher_forcing_needs_no_trajectory(tmp_path):
-    recipe = starting(tmp_path, "tf", history_noise=0.2, prompt_dropout=0.5)
+    recipe = stage_recipe(tmp_path, "tf", history_noise=0.2, prompt_dropout=0.5)
     Path(recipe.data.clips).mkdir()
     for i in range(3):
         torch.manual_seed(i)
@@ -101,8 +101,8 @@ def test_teacher_forcing_needs_no_trajectory(tmp_path):
         ODERegressionTrainer(replace(recipe, stage="ode", run=replace(recipe.run, out=str(tmp_path / "o")))).run()
 
 
-def test_clips_that_do_not_fit_are_named(tmp_path):
-    recipe = starting(tmp_path, "tf")
+def test_clips_of_the_wrong_shape_are_named(tmp_path):
+    recipe = stage_recipe(tmp_path, "tf")
     folder = Path(recipe.data.clips)
     folder.mkdir()
     with pytest.raises(RecipeError, match="found nothing in .*, expected NNNNNN.safetensors"):
@@ -115,8 +115,8 @@ def test_clips_that_do_not_fit_are_named(tmp_path):
         TeacherForcingTrainer(recipe)
 
 
-def test_an_interrupted_making_goes_on_with_the_same_clips(tmp_path):
-    recipe = starting(tmp_path)
+def test_missing_clips_are_generated_again_the_same(tmp_path):
+    recipe = stage_recipe(tmp_path)
     generate_clips(recipe, CPU)
     second = Path(recipe.data.clips) / "000001.safetensors"
     before = load_file(second)["latents"]

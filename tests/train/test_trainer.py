@@ -1,4 +1,4 @@
-"""The trainer: resume to the bit, several processes as one, what the losses are made of, export."""
+"""The trainer: bit-exact resume, several processes like one, the terms of the loss, samples, export."""
 
 import csv
 import json
@@ -90,7 +90,7 @@ def test_exported_student_is_read_by_the_loaders(tmp_path):
         assert torch.equal(value, state[name].bfloat16().float()), name
 
 
-def test_lora_student_trains_its_adapter_and_exports_whole(tmp_path):
+def test_lora_student_trains_its_adapter_and_exports_merged_weights(tmp_path):
     recipe = tiny_recipes.recipe(tmp_path, models=dict(lora_rank=4), optimisation=dict(updates=1))
     trainer = SCDMDTrainer(recipe)
     frozen = trainer.student.model.model.blocks[0].attn1.to_q.base_layer.weight.clone()
@@ -105,14 +105,14 @@ def test_lora_student_trains_its_adapter_and_exports_whole(tmp_path):
 
 
 @pytest.fixture
-def sharing():
-    """This process as the only one of a group: what FSDP needs to shard over."""
+def process_group():
+    """A process group of this process alone, which FSDP needs."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
 
-def test_a_sharded_lora_student_exports_what_a_whole_one_does(tmp_path, sharing):
+def test_a_sharded_lora_student_exports_the_unsharded_weights(tmp_path, process_group):
     recipe = tiny_recipes.recipe(tmp_path, models=dict(lora_rank=4))
     student = build_student(recipe, torch.device("cpu"))
     layer = student.blocks[0].attn1.to_q
@@ -129,18 +129,18 @@ def test_a_sharded_lora_student_exports_what_a_whole_one_does(tmp_path, sharing)
     torch.testing.assert_close(files["fsdp"]["blocks.0.self_attn.q.weight"], merged.detach())
 
 
-def test_which_weights_is_said_of_the_students_file_alone(tmp_path, monkeypatch):
-    asked, real = {}, models.load_student
+def test_models_weights_applies_to_the_student_alone(tmp_path, monkeypatch):
+    weights_of, real = {}, models.load_student
 
     def load(path, weights="auto", **options):
-        asked[Path(path).name] = weights
+        weights_of[Path(path).name] = weights
         return real(path, **options)
 
     monkeypatch.setattr(models, "load_student", load)
     recipe = tiny_recipes.recipe(tmp_path, models=dict(weights="ema"))
     for build in (build_student, models.build_critic):
         build(recipe, torch.device("cpu"))
-    assert asked == {"student": "ema", "teacher": "auto"}
+    assert weights_of == {"student": "ema", "teacher": "auto"}
 
 
 def test_bidirectional_and_causal_score_settings_run(tmp_path):
@@ -168,11 +168,11 @@ def test_an_offloaded_teacher_creates_masks_on_the_device():
 
 
 @pytest.mark.parametrize("kind", ["autoregressive", "bidirectional"])
-def test_samples_are_made_a_micro_batch_at_a_time_and_are_the_same(tmp_path, monkeypatch, kind):
+def test_samples_do_not_depend_on_the_micro_batch(tmp_path, monkeypatch, kind):
     seen, real = [], SaltTransformer3DModel.forward
     forward = lambda self, x, *rest, **options: seen.append(len(x)) or real(self, x, *rest, **options)  # noqa: E731
     monkeypatch.setattr(SaltTransformer3DModel, "forward", forward)
-    found = []
+    results = []
     for micro_batch in (4, 2):
         recipe = tiny_recipes.recipe(
             tmp_path, models=dict(vae=str(TINY_FOLDER / "vae")), rollout=dict(kind=kind), loss=dict(align="none"),
@@ -181,15 +181,15 @@ def test_samples_are_made_a_micro_batch_at_a_time_and_are_the_same(tmp_path, mon
         trainer = SCDMDTrainer(recipe)
         samples = SampleGrid(trainer)
         seen.clear()
-        found.append((trainer.student.model(samples.clips, 2), samples.defects(trainer)))
+        results.append((trainer.student.model(samples.clips, 2), samples.defects(trainer)))
         assert max(seen) == min(micro_batch, 3)
-    (whole, defects), (parts, again) = found
+    (whole, defects), (parts, again) = results
     assert len(whole) == 3
     torch.testing.assert_close(parts, whole)
     assert again == pytest.approx(defects, rel=1e-4)
 
 
-def test_guard_stops_and_names_the_checkpoint(tmp_path, monkeypatch):
+def test_the_divergence_guard_stops_and_names_the_checkpoint(tmp_path, monkeypatch):
     recipe = tiny_recipes.recipe(tmp_path, optimisation=dict(updates=3))
     trainer = SCDMDTrainer(recipe)
     update = trainer.update
@@ -203,39 +203,39 @@ def test_guard_stops_and_names_the_checkpoint(tmp_path, monkeypatch):
         guard.check(20, {"norm": 11.0})
 
 
-def test_checkpoints_survive_a_write_that_dies(tmp_path):
+def test_an_interrupted_write_leaves_the_checkpoint_before(tmp_path):
     folder = CheckpointFolder(tmp_path, keep=2)
     folder.save(1, {"a": {"x": torch.ones(3)}})
 
-    class Dies:
+    class Unpicklable:
         def __reduce__(self):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        folder.save(2, {"a": {"x": torch.zeros(3)}, "b": Dies()})
+        folder.save(2, {"a": {"x": torch.zeros(3)}, "b": Unpicklable()})
     assert torch.equal(folder.latest()["a"]["x"], torch.ones(3))
     damaged = folder.save(3, {"a": {"x": torch.full((3,), 3.0)}})
     (damaged / "a.pt").write_bytes(b"half")
     assert [p.name for p in folder.complete()] == ["step-00000001"]
 
 
-@pytest.mark.skipif(not MAPS.exists(), reason="no list of what is mapped")
-def test_a_checkpoint_is_read_from_its_file_only_where_it_is_needed(tmp_path):
+@pytest.mark.skipif(not MAPS.exists(), reason="/proc/self/maps is needed")
+def test_checkpoints_are_memory_mapped(tmp_path):
     folder = CheckpointFolder(tmp_path, keep=1)
     folder.save(1, {"a": {"x": torch.ones(3)}})
     x = folder.latest()["a"]["x"]
     assert "step-00000001/a.pt" in MAPS.read_text()
     x += 1
-    assert torch.equal(folder.latest()["a"]["x"], torch.ones(3)), "the file is as it was"
+    assert torch.equal(folder.latest()["a"]["x"], torch.ones(3)), "the file is unchanged"
     folder.save(2, {"a": {"x": torch.zeros(3)}})
     assert [p.name for p in folder.complete()] == ["step-00000002"] and torch.equal(x, torch.full((3,), 2.0))
 
 
-def test_processes_wait_as_long_as_one_of_them_writes(monkeypatch):
-    asked = {}
-    monkeypatch.setattr("train.distributed.launch.PartialState", lambda **options: asked.update(options))
+def test_the_process_group_has_a_long_timeout(monkeypatch):
+    options = {}
+    monkeypatch.setattr("train.distributed.launch.PartialState", lambda **given: options.update(given))
     process_state()
-    assert asked["timeout"] > timedelta(hours=1) and vbench.process_state is process_state
+    assert options["timeout"] > timedelta(hours=1) and vbench.process_state is process_state
 
 
 WORKER = """
@@ -262,20 +262,20 @@ def worker(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode, precision", [("ddp", "no"), ("fsdp", "no"), ("fsdp", "bf16")])
 def test_two_processes_give_the_losses_of_one(tmp_path, mode, precision):
-    """In bfloat16 sharded norms and modulations are rounded as well, which only the first update is close to."""
+    """In bfloat16, FSDP rounds norms and modulations as well, so only the first update is compared."""
     tiny_recipes.recipe(tmp_path)
     script = worker(tmp_path)
     updates, close = ("5", dict(rel=1e-5, abs=1e-7)) if precision == "no" else ("1", dict(rel=0.02))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
-    def made(mode, *launcher):
+    def train(mode, *launcher):
         out = tmp_path / mode
         command = [sys.executable, *launcher, script, str(tmp_path), mode, updates, str(out), precision]
         subprocess.run(command, check=True, env=environment)
         return curve(out)
 
-    one = made("single")
-    two = made(mode, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    one = train("single")
+    two = train(mode, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     assert [r[:2] for r in one] == [r[:2] for r in two] and {r[0] for r in one} == set(range(1, int(updates) + 1))
     for (update, name, a), (_, _, b) in zip(one, two, strict=True):
         assert float(b) == pytest.approx(float(a), **close), (update, name)

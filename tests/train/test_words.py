@@ -1,4 +1,4 @@
-"""Word embeddings: the same everywhere, zero padded, and plain about words they do not know."""
+"""Word embeddings: fixed vectors, zero padding, errors for unknown words."""
 
 import hashlib
 
@@ -28,8 +28,8 @@ def test_words_are_nearly_orthogonal():
 
 
 def test_case_and_punctuation_do_not_matter():
-    plain, dressed = WordEmbedder().encode(["a fast red circle moving left", "A fast, red circle moving left."])
-    assert torch.equal(plain, dressed)
+    plain, punctuated = WordEmbedder().encode(["a fast red circle moving left", "A fast, red circle moving left."])
+    assert torch.equal(plain, punctuated)
 
 
 def test_every_caption_of_the_world_is_known():
@@ -43,6 +43,6 @@ def test_an_unknown_word_is_named_and_the_vocabulary_listed():
     assert isinstance(error.value, ValueError) and error.value.word == "pink"
 
 
-def test_a_prompt_too_long_is_refused():
+def test_a_prompt_too_long_is_an_error():
     with pytest.raises(ValueError, match="17 words.*at most 16"):
         WordEmbedder(dim=8).encode(["a " * 17])

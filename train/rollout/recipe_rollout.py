@@ -27,7 +27,7 @@ from train.config.recipe import Recipe
 def autocast_cache(enabled: bool) -> Iterator[None]:
     """Within: whether autocast reuses a weight that it has cast. The cache is dropped when the outermost autocast ends.
 
-    Without gradient it may; a cast made so would cut the gradient of a forward that needs one.
+    A cast computed without gradient, reused in a forward with gradient, would cut the weight's gradient.
     """
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(enabled)
