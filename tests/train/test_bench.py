@@ -1,4 +1,4 @@
-"""ShapeBench scores the world's own clips as right, and every kind of wrong clip as wrong."""
+"""ShapeBench passes rendered clips, and fails every kind of wrong clip in the right verdict."""
 
 import pytest
 import torch
@@ -13,13 +13,13 @@ def clip(scene: Scene = SCENE, frames: int = 33, seed: int = 0) -> torch.Tensor:
     return render([scene], frames, torch.Generator().manual_seed(seed)).pixels[0]
 
 
-def test_the_split_holds_24_out_and_trains_every_word():
+def test_the_split_holds_24_captions_out_and_trains_every_word():
     assert len(SCENES) == 144 and len(HELD_OUT_SCENES) == 24 and len(TRAIN_SCENES) == 120
     assert {word for scene in TRAIN_SCENES for word in scene.caption.split()} == set(WORDS)
 
 
 @pytest.mark.parametrize("part", range(4))
-def test_ground_truth_is_right_in_every_verdict(part):
+def test_rendered_clips_pass_every_verdict(part):
     wrong = []
     for seed, scene in enumerate(SCENES[part::4]):
         score = score_clip(clip(scene, 17, seed), scene)
@@ -39,14 +39,14 @@ def test_ground_truth_is_right_in_every_verdict(part):
         ("a slow red circle moving right", "speed"),
     ],
 )
-def test_another_scene_fails_in_the_word_that_differs_and_only_there(shown, verdict):
+def test_another_scene_fails_in_the_word_that_differs_only(shown, verdict):
     score = score_clip(clip(parse_caption(shown)), SCENE)
     verdicts = {name: getattr(score, name) for name in ("color", "shape", "direction", "speed", "count")}
     assert verdicts == {name: name != verdict for name in verdicts}
     assert not score.passed
 
 
-def test_a_still_object_has_no_direction_and_no_speed():
+def test_a_still_object_fails_direction_and_speed():
     still = clip()[:, :1].expand(-1, 33, -1, -1)
     score = score_clip(still, SCENE)
     assert score.color and not score.direction and not score.speed
@@ -81,18 +81,18 @@ def test_a_colour_that_changes_midway_drifts():
     assert not score.no_drift and score.steady
 
 
-def test_long_clips_keep_direction_over_many_wraps():
+def test_direction_is_measured_across_many_wraps():
     assert score_clip(clip(frames=241), SCENE).passed
 
 
-def test_bad_captions_and_shapes_are_refused():
+def test_invalid_captions_and_shapes_raise():
     with pytest.raises(ValueError, match="a pink circle"):
         score_clip(clip(), "a pink circle")
     with pytest.raises(ValueError, match=r"\[3, T, 64, 64\]"):
         score_clip(torch.zeros(3, 8, 32, 32), SCENE)
 
 
-def test_the_table_has_a_line_per_row_and_counts_passes():
+def test_the_table_has_a_line_per_row_and_the_share_of_passes():
     scores = [score_clip(clip(), SCENE), score_clip(clip(), parse_caption("a slow red circle moving right"))]
     assert summarize(scores)["passed"] == 0.5
     assert "| mine | 100 %" in score_table({"mine": scores})

@@ -1,4 +1,4 @@
-"""The embedded student, through the command a newcomer types: its clip shows what the prompt says."""
+"""The embedded student through `salt demo`: its clips follow their prompts."""
 
 from salt import cli
 from salt.cli.demo import FRAMES, PROMPT
@@ -18,7 +18,7 @@ def test_the_demo_clip_follows_its_prompt(tmp_path):
 
 
 def test_ten_other_prompts_are_followed_too(tmp_path):
-    """Every fifteenth caption. One may be lost to another machine's rounding; the last student lost three."""
+    """Every fifteenth caption. One may fail through another machine's rounding."""
     others = [scene.caption for scene in SCENES[::15] if scene.caption != PROMPT]
     followed = []
     for prompt in others:

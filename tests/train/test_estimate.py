@@ -1,4 +1,4 @@
-"""The memory estimate against bytes that were really taken, and what is said where they are not there."""
+"""The memory estimate against measured bytes, and the error where a device has too little memory."""
 
 import argparse
 from contextlib import nullcontext
@@ -25,7 +25,7 @@ from train.rollout.random_draws import UpdateDraws
 
 
 def larger(folder, **sections):
-    """Large enough that transformer blocks, not the odd embedding, are what takes memory."""
+    """A recipe whose models are large enough that transformer blocks dominate memory, not embeddings."""
     for name in ("student", "teacher"):
         if not (folder / name / "config.json").exists():
             shape = dict(num_attention_heads=8, attention_head_dim=32, ffn_dim=1024, num_layers=5, text_dim=64)
@@ -35,8 +35,10 @@ def larger(folder, **sections):
 
 
 def saved_bytes(trainer, loss_of):
-    """Bytes that autograd saves for backward: every storage once, weights left out. What checkpointing keeps beside a
-    block's input it does not see, so recipes measured by it keep the input alone."""
+    """Bytes that autograd saves for backward: every storage once, without weights.
+
+    It does not see what checkpointing keeps besides a block's input, so measured recipes keep the input only.
+    """
     models = [learner.model.model for learner in trainer.learners.values()] + [trainer.teacher.wrapped.model]
     ours = {p.untyped_storage().data_ptr() for model in models for p in model.parameters()}
     seen = {}
@@ -44,7 +46,7 @@ def saved_bytes(trainer, loss_of):
     def pack(t):
         storage = t.untyped_storage()
         if storage.data_ptr() not in ours:
-            seen[storage.data_ptr()] = (storage.nbytes(), t)  # held, so that no other storage takes its address
+            seen[storage.data_ptr()] = (storage.nbytes(), t)  # kept alive, so that its address is not reused
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
@@ -53,7 +55,7 @@ def saved_bytes(trainer, loss_of):
 
 
 def embed(trainer):
-    """Prompts of the models' own width in place of the Shapes world's."""
+    """A batch with text embeddings of the models' width instead of the Shapes world's."""
     width = trainer.student.model.model.config.text_dim
     batch = trainer.prompts.batch(0, range(trainer.recipe.optimisation.micro_batch), "generator")
     narrow = [replace(c, text=c.text[..., :width]) for c in (batch.conditioning, batch.negative)]
@@ -65,7 +67,7 @@ def nbytes(tensors):
 
 
 @pytest.mark.parametrize("rank", [0, 4])
-def test_weights_are_those_of_a_built_trainer(tmp_path, rank):
+def test_weights_equal_those_of_a_real_trainer(tmp_path, rank):
     recipe = tiny_recipes.recipe(tmp_path, models=dict(lora_rank=rank), optimisation=dict(updates=1))
     trainer = SCDMDTrainer(recipe)
     trainer.run()
@@ -85,7 +87,7 @@ def test_weights_are_those_of_a_built_trainer(tmp_path, rank):
 
 @pytest.mark.parametrize("policy", ["full", "sink:1,window:4", "window:4,int8"])
 @pytest.mark.parametrize("precision, dtype", [("no", torch.float32), ("bf16", torch.bfloat16)])
-def test_memory_is_what_a_memory_takes(tmp_path, policy, precision, dtype):
+def test_kv_memory_equals_an_allocated_one(tmp_path, policy, precision, dtype):
     recipe = tiny_recipes.recipe(tmp_path, rollout=dict(memory=policy), optimisation=dict(precision=precision))
     config = backbones(recipe)["student"]
     memory = tiny_recipes.model(**{k: v for k, v in config.items() if not k.startswith("_")}).to(dtype)
@@ -139,8 +141,8 @@ def test_activations_of_the_critic(tmp_path, score, checkpointing):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["full", "sink:1,window:4"])
-def test_a_checkpointed_rollout_holds_its_memory(tmp_path, policy):
-    """What is alive before backward: exits, and the memory that the blocks will be recomputed from."""
+def test_a_checkpointed_rollout_keeps_its_kv_memory(tmp_path, policy):
+    """Live bytes before backward: exits, and the KV memory from which blocks are recomputed."""
     recipe = larger(tmp_path, loss=dict(align="none"), rollout=dict(memory=policy, frames=12))
     trainer = SCDMDTrainer(recipe)
     batch, configs = embed(trainer), backbones(recipe)
@@ -155,7 +157,7 @@ def test_a_checkpointed_rollout_holds_its_memory(tmp_path, policy):
     assert held == pytest.approx(live.now, rel=0.3)
 
 
-def test_what_was_laid_out_without_storage_serves_nothing_real():
+def test_fake_and_real_tables_are_not_mixed():
     for fake in (True, False):
         with without_storage(False) if fake else nullcontext():
             for made in (rotary_table, cached_rotary_table):
@@ -164,7 +166,7 @@ def test_what_was_laid_out_without_storage_serves_nothing_real():
 
 
 @pytest.mark.slow
-def test_tracing_leaves_no_table_without_storage_behind(tmp_path):
+def test_tracing_leaves_no_fake_table_in_the_caches(tmp_path):
     recipe = tiny_recipes.recipe(tmp_path)
     estimate(recipe)
     assert cached_rotary_table.cache_info().currsize == 0
@@ -185,7 +187,7 @@ def test_more_gpus_need_less_each():
 
 
 @pytest.mark.slow
-def test_what_a_recipe_can_do_makes_it_smaller():
+def test_remedies_lower_the_estimate():
     def still(*keys):
         recipe = load_recipe("self_forcing", keys)
         return add_up(recipe, 1, "single", backbones(recipe), Activations())
@@ -232,7 +234,7 @@ def test_too_little_memory_is_an_error_of_one_line(tmp_path):
     assert 2**20 < available_memory(torch.device("cpu")) < 2**50
 
 
-def test_eight_bits_are_no_remedy_for_sharded_models(tmp_path):
+def test_eight_bit_states_are_not_suggested_for_sharded_models(tmp_path):
     recipe = tiny_recipes.recipe(tmp_path)
     asked = {mode: "optimisation.optimizer=8bit" in remedies(recipe, mode) for mode in ("single", "ddp", "fsdp")}
     assert asked == {"single": True, "ddp": True, "fsdp": False}
@@ -255,13 +257,13 @@ def test_the_command_prints_a_column_for_each_number_of_gpus(tmp_path, capsys, m
     assert table(load_recipe("tiny"), (1,)).row_count > 4
 
 
-def test_no_gpu_at_all_is_refused(capsys):
+def test_zero_gpus_is_an_error(capsys):
     assert main(["estimate", "tiny", "--gpus", "8", "0"]) == 2
     assert "--gpus: found 0, expected 1 or more" in capsys.readouterr().err
 
 
 def test_known_sizes_by_hand():
-    """Wan 2.1's two transformers, in values: 1.42 and 14.29 milliards; 21 latent frames of 1.3B keys and values."""
+    """Wan 2.1's two transformers, 1.42 and 14.29 billion parameters; 21 latent frames of 1.3B keys and values."""
     found = backbones(load_recipe("self_forcing"))
     sizes = [sum(p.numel() for p in meta_model(found[name]).parameters()) for name in ("student", "teacher")]
     assert sizes == pytest.approx([1.42e9, 14.29e9], rel=2e-3)

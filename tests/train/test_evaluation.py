@@ -1,4 +1,4 @@
-"""The evaluate command, from arguments to tables and JSON, with an untrained system of the Shapes world."""
+"""The evaluate command, from arguments to tables and JSON, with an untrained pipeline of the Shapes world."""
 
 import json
 
@@ -18,7 +18,7 @@ from train.shapes.world import SCENES, render
 
 
 @pytest.fixture(scope="module")
-def system(tmp_path_factory):
+def pipeline_folder(tmp_path_factory):
     """A pipeline's folder; its transformer is a diffusers folder by itself."""
     spec, folder = StudentSpec(3, (1000, 500)), tmp_path_factory.mktemp("system")
     words = dict(dim=4096, max_length=16)
@@ -33,25 +33,25 @@ def run(*arguments) -> int:
 
 
 @pytest.mark.parametrize("student", [".", "transformer"])
-def test_defect_writes_its_table_and_figures(system, tmp_path, capsys, student):
+def test_defect_writes_its_table_and_figures(pipeline_folder, tmp_path, capsys, student):
     options = ["--limit", 3, "--batch", 2, "--frames", 3, "--triples", "875,750,500", "--samples", 2]
-    assert run(system / student, "--bench", "defect", *options, "--out", tmp_path / "mine") == 0
+    assert run(pipeline_folder / student, "--bench", "defect", *options, "--out", tmp_path / "mine") == 0
     table = (tmp_path / "mine.md").read_text()
     assert table.splitlines()[0] == "| | operator | 875,750,500 | mean |" and table in capsys.readouterr().out
-    told = json.loads((tmp_path / "mine.json").read_text())
-    assert (told["prompts"], told["seeds"], told["frames"], len(told["steps"])) == (3, [0, 1], 3, 8)
-    assert [(d["operator"], d["triple"]) for d in told["defects"]] == [
+    written = json.loads((tmp_path / "mine.json").read_text())
+    assert (written["prompts"], written["seeds"], written["frames"], len(written["steps"])) == (3, [0, 1], 3, 8)
+    assert [(d["operator"], d["triple"]) for d in written["defects"]] == [
         ("euler", [875, 750, 500]),
         ("sampler", [875, 750, 500]),
     ]
-    assert all(0 < d["defect"] < 100 for d in told["defects"])
+    assert all(0 < d["defect"] < 100 for d in written["defects"])
 
 
-def test_several_benches_lie_in_one_folder(system, tmp_path):
+def test_several_benches_write_into_one_folder(pipeline_folder, tmp_path):
     prompts = tmp_path / "color.txt"
     prompts.write_text("a slow red circle moving right\na fast blue square moving up\n")
     options = ["--prompts", prompts, "--limit", 1, "--samples", 1, "--frames", 3, "--steps", 1]
-    assert run(system, "--bench", "drift", "vbench", "vbench-long", *options, "--out", tmp_path / "all") == 0
+    assert run(pipeline_folder, "--bench", "drift", "vbench", "vbench-long", *options, "--out", tmp_path / "all") == 0
     drift = json.loads((tmp_path / "all" / "drift.json").read_text())
     assert drift["student, 1 steps"]["windows"][0]["shapes"]["passed"] == 0
     assert "| student, 1 steps | 0-2 | 1.000 |" in (tmp_path / "all" / "drift.md").read_text()
@@ -70,56 +70,56 @@ def test_several_benches_lie_in_one_folder(system, tmp_path):
         (["nowhere", "--bench", "defect"], "nowhere: found no such file or folder, expected a model"),
         (["nowhere"], "nowhere"),
         (["nowhere", "--device", "foo"], "--device: found foo, expected cpu"),
-        (["{system}", "--bench", "defect", "--triples", "900,500,0"], "found t_s 900, expected one of 1000, 875"),
-        (["{system}", "--bench", "defect", "--triples", "900,500"], "triples: found '900,500', expected three"),
-        (["{system}", "--bench", "defect", "--memory", "sideways"], "sideways"),
-        (["{system}", "--bench", "drift", "--frames", "4"], "--frames: found 4, expected 3 or 6 (blocks of 3"),
+        (["{folder}", "--bench", "defect", "--triples", "900,500,0"], "found t_s 900, expected one of 1000, 875"),
+        (["{folder}", "--bench", "defect", "--triples", "900,500"], "triples: found '900,500', expected three"),
+        (["{folder}", "--bench", "defect", "--memory", "sideways"], "sideways"),
+        (["{folder}", "--bench", "drift", "--frames", "4"], "--frames: found 4, expected 3 or 6 (blocks of 3"),
         (
-            ["{system}", "--bench", "vbench", "--prompts", "{system}/a.txt", "--frames", "2"],
+            ["{folder}", "--bench", "vbench", "--prompts", "{folder}/a.txt", "--frames", "2"],
             "--frames: found 2, expected 3",
         ),
         (["nowhere", "--bench", "defect", "--out", "/proc/ev"], "/proc/ev.md: cannot write to folder /proc"),
-        (["{system}", "--bench", "vbench"], "--prompts: found none, expected VBench_full_info.json"),
-        (["{system}", "--bench", "vbench", "--prompts", "none.txt"], "none.txt: found no such file"),
-        (["{system}", "--bench", "vbench", "--prompts", "none.txt", "--steps", "2", "4"], "--steps: found 2 4"),
-        (["{system}", "--bench", "drift", "--samples", "0"], "--samples: found 0, expected 1 or more"),
+        (["{folder}", "--bench", "vbench"], "--prompts: found none, expected VBench_full_info.json"),
+        (["{folder}", "--bench", "vbench", "--prompts", "none.txt"], "none.txt: found no such file"),
+        (["{folder}", "--bench", "vbench", "--prompts", "none.txt", "--steps", "2", "4"], "--steps: found 2 4"),
+        (["{folder}", "--bench", "drift", "--samples", "0"], "--samples: found 0, expected 1 or more"),
     ],
 )
-def test_errors_are_one_line(system, tmp_path, capsys, arguments, complaint):
-    (system / "a.txt").write_text("a slow red circle moving right\n")
-    assert run("--out", tmp_path / "out", *(a.format(system=system) for a in arguments)) == 2
-    told = capsys.readouterr().err.strip().splitlines()[-1]
-    assert told.startswith("error: ") and complaint in told
+def test_errors_are_one_line(pipeline_folder, tmp_path, capsys, arguments, complaint):
+    (pipeline_folder / "a.txt").write_text("a slow red circle moving right\n")
+    assert run("--out", tmp_path / "out", *(a.format(folder=pipeline_folder) for a in arguments)) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error: ") and complaint in line
     assert not list(tmp_path.iterdir())
 
 
-def test_a_student_that_is_not_of_the_shapes_world_needs_prompts(system, tmp_path, capsys, monkeypatch):
+def test_a_student_of_another_world_needs_prompts(pipeline_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("salt.pipeline.SaltPipeline.prompt_encoder", object())
-    assert run(system, "--bench", "defect", "--out", tmp_path / "out") == 2
+    assert run(pipeline_folder, "--bench", "defect", "--out", tmp_path / "out") == 2
     assert "--prompts: found none, expected a file of them" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("per_block", [0, 1, 3])
-def test_shape_bench_plays_a_student_of_any_file_as_its_spec_says(tmp_path, monkeypatch, per_block):
-    spec, played = StudentSpec(per_block, (1000, 500), shift=3.0), []
+def test_shapebench_samples_any_checkpoint_by_its_spec(tmp_path, monkeypatch, per_block):
+    spec, sampled = StudentSpec(per_block, (1000, 500), shift=3.0), []
     new_vae().save_pretrained(tmp_path / "vae")
     save_wan(new_transformer(0), tmp_path / "mine.safetensors", spec=spec, dtype=torch.float32)
 
-    def noted(model, vae, steps, **options):
+    def recorded(model, vae, steps, **options):
         text = WordEmbedder().encode([SCENES[0].caption])
-        played.append(student_clips(model, text, steps, 3, 7, options["spec"]))
+        sampled.append(student_clips(model, text, steps, 3, 7, options["spec"]))
         return [score_clip(render(SCENES[:1], 9, torch.Generator()).pixels[0], SCENES[0])]
 
-    monkeypatch.setattr("train.evaluation.shapebench.score_model", noted)
+    monkeypatch.setattr("train.evaluation.shapebench.score_model", recorded)
     arguments = ["--vae", tmp_path / "vae", "--steps", 2, "--out", tmp_path / "out"]
     assert run(tmp_path / "mine.safetensors", *arguments) == 0
     pipe = SaltPipeline.from_single_file(tmp_path / "mine.safetensors", parts=parts_of(tmp_path))
     clip = pipe(SCENES[0].caption, num_frames=9, seed=7, num_inference_steps=2, output_type="latent").latents
-    assert torch.allclose(played[0], clip, atol=1e-4)
+    assert torch.allclose(sampled[0], clip, atol=1e-4)
 
 
 def parts_of(folder):
-    """The folder as one of a pipeline's parts: its vae/, and the words of the Shapes world."""
+    """Make `folder`, which has a vae/, a folder of pipeline parts with the Shapes world's words; returns it."""
     words = {"words": dict(dim=4096, max_length=16), "default_size": [64, 64]}
     (folder / "model_index.json").write_text(json.dumps(words))
     return folder

@@ -1,4 +1,4 @@
-"""The semigroup defect against values worked out by hand, for both kinds of student."""
+"""The semigroup defect against values derived by hand, for causal and bidirectional students."""
 
 import pytest
 import torch
@@ -41,8 +41,8 @@ KINDS = pytest.mark.parametrize("per_block", [0, 3])
 
 
 @KINDS
-def test_one_picture_for_every_noise_has_no_defect(per_block):
-    """x0 is a constant: every path leads to it, straight, by either operator."""
+def test_a_constant_prediction_has_no_defect(per_block):
+    """x0 is constant: every path ends there, by either operator."""
     student = toy(lambda x, sigma: (x - 0.5) / sigma)
     found = measure_defect(student, TEXT, DefectSettings(frames_per_block=per_block, **SMALL))
     assert set(found) == {(t, o) for t in TRIPLES for o in ("euler", "sampler")}
@@ -50,8 +50,8 @@ def test_one_picture_for_every_noise_has_no_defect(per_block):
 
 
 @KINDS
-def test_constant_velocity_is_straight_but_re_noising_leaves_it(per_block):
-    """Euler: 0. Sampler: x0_m - x0_s = sigma_m (eps - v - x0_s), over a way of sigma_s v."""
+def test_constant_velocity_has_no_euler_defect_and_the_samplers_by_formula(per_block):
+    """Euler: 0. Sampler: x0_m - x0_s = sigma_m (eps - v - x0_s), relative to sigma_s v."""
     v = 0.7
     settings = DefectSettings(frames_per_block=per_block, **SMALL)
     found = measure_defect(toy(lambda x, _: torch.full_like(x, v)), TEXT, settings, [4], [(1000, 500, 0)])
@@ -68,7 +68,7 @@ def test_constant_velocity_is_straight_but_re_noising_leaves_it(per_block):
 @KINDS
 @pytest.mark.parametrize("shift", [5.0, 1.0])
 def test_a_linear_flow_has_the_defect_of_its_curvature(per_block, shift):
-    """v = a x: v_m - v_s = -a^2 (sigma_s - sigma_m) x_s, whatever x_s is."""
+    """v = a x: v_m - v_s = -a^2 (sigma_s - sigma_m) x_s, for any x_s."""
     a, (s, m, e) = 0.9, (float(warp(step, shift)) for step in TRIPLE)
     settings = DefectSettings(frames_per_block=per_block, shift=shift, **SMALL)
     found = measure_defect(toy(lambda x, _: a * x), TEXT, settings, triples=[TRIPLE], operators=["euler"])
@@ -76,7 +76,7 @@ def test_a_linear_flow_has_the_defect_of_its_curvature(per_block, shift):
 
 
 def test_blocks_are_measured_against_the_students_own_memory():
-    """By hand: two blocks, the clean first one before the second under the block-causal mask, no memory anywhere."""
+    """Reference: two blocks under the block-causal mask, the first one clean, without any KV memory."""
     student, text = tiny_recipes.model(3), Conditioning(TEXT.text[:1])
     found = measure_defect(student, text, DefectSettings(**SMALL), [8], [TRIPLE])
     noise = SeededNoise([seed_for("defect", 8, 0)], 1, 16, 4, 4)
@@ -124,7 +124,7 @@ def test_the_mean_is_over_seeds_and_prompts():
     assert one != two and value([1, 2]) == pytest.approx((one + two) / 2, rel=1e-5) and value([1]) == one
 
 
-def test_a_student_in_training_is_left_as_it_was():
+def test_a_student_in_training_is_left_unchanged():
     student = tiny_recipes.model(3).train()
     student.enable_gradient_checkpointing()
     with torch.autocast("cpu", torch.bfloat16):
@@ -134,17 +134,17 @@ def test_a_student_in_training_is_left_as_it_was():
     assert found[TRIPLE, "euler"] == pytest.approx(exact[TRIPLE, "euler"], rel=0.1)
 
 
-def test_a_student_in_half_precision_has_the_defect_of_the_whole_one(tmp_path):
+def test_half_precision_has_nearly_the_same_defect(tmp_path):
     save_diffusers(tiny_recipes.model(3), tmp_path)
     values = []
-    for dtype in (torch.float32, torch.bfloat16):  # in which the loader keeps norms and modulations in float32
+    for dtype in (torch.float32, torch.bfloat16):  # the loader keeps norms and modulations in float32
         text = Conditioning(TEXT.text.to(dtype))
         found = measure_defect(load_student(tmp_path, dtype=dtype), text, DefectSettings(**SMALL), triples=[TRIPLE])
         values.append(found[TRIPLE, "euler"])
     assert values[1] == pytest.approx(values[0], rel=0.1) and values[1] != values[0]
 
 
-def test_triples_that_cannot_be_are_told():
+def test_invalid_triples_raise():
     settings = DefectSettings(**SMALL)
     with pytest.raises(ValueError, match="found 500,750,0, expected falling"):
         measure_defect(tiny_recipes.model(3), TEXT, settings, triples=[(500, 750, 0)])

@@ -1,4 +1,4 @@
-"""Drift: the windows' bounds, the measures against pictures made for them, and a drift that is put in and found."""
+"""Drift: window bounds, measures of synthetic frames, and a known drift that is measured."""
 
 import json
 
@@ -22,30 +22,30 @@ from train.shapes.world import SCENES, render
 
 
 @pytest.mark.parametrize("pieces", [[9, 12, 12, 12], [45], [1] * 45])
-def test_windows_are_the_clip_however_it_arrives(pieces):
+def test_windows_do_not_depend_on_the_pieces(pieces):
     clip = torch.arange(45.0).view(1, 1, 45, 1, 1).expand(2, 3, 45, 4, 4)  # 12 latent frames
     cut = list(cut_windows(clip.split(pieces, dim=2), 12, window=5))
     assert [(first, last, part.shape[2]) for first, last, part in cut] == [(0, 5, 17), (5, 10, 20), (10, 12, 8)]
     assert torch.equal(torch.cat([part for _, _, part in cut], dim=2), clip)
 
 
-def test_a_clip_that_ends_early_is_told():
+def test_a_clip_that_ends_early_raises():
     with pytest.raises(ValueError, match="frames 5 to 10: found 3 pixel frames, expected 20"):
         list(cut_windows([torch.zeros(1, 3, 20, 4, 4)], 10, window=5))
 
 
-def test_measures_of_pictures_made_for_them():
+def test_measures_of_synthetic_frames():
     red = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1, 1).expand(3, 2, 8, 8) * 2 - 1
     flat = measure_frames(red)
     assert flat == pytest.approx(dict(luma=0.2126, contrast=0, saturation=1, sharpness=0, motion=0), abs=1e-6)
-    board = (torch.arange(8).view(8, 1) + torch.arange(8)) % 2  # every neighbour is the opposite
+    board = (torch.arange(8).view(8, 1) + torch.arange(8)) % 2  # checkerboard
     turning = torch.stack([board, 1 - board, board]).float().expand(3, 3, 8, 8) * 2 - 1
     found = measure_frames(turning)
     assert found == pytest.approx(dict(luma=0.5, contrast=0.5, saturation=0, sharpness=4, motion=1), abs=1e-6)
 
 
-class Painted:
-    """Stands in for a pipeline: clips of the world that lose a tenth of their light in every block."""
+class FadingPipeline:
+    """A pipeline stand-in: rendered clips that lose a tenth of their brightness in every block."""
 
     default_size, temporal_scale = (64, 64), 4
 
@@ -56,8 +56,8 @@ class Painted:
             yield type("Chunk", (), {"pixels": (part + 1) * 0.9**i - 1})
 
 
-def test_a_drift_that_was_put_in_is_found_and_written():
-    windows = measure_drift(Painted(), [s.caption for s in SCENES[:2]], 18, window=6)  # type: ignore[arg-type]
+def test_a_known_drift_is_measured_and_written():
+    windows = measure_drift(FadingPipeline(), [s.caption for s in SCENES[:2]], 18, window=6)  # type: ignore[arg-type]
     rows = summarize_drift(windows)
     assert [(row["first"], row["last"], row["clips"]) for row in rows] == [(0, 6, 2), (6, 12, 2), (12, 18, 2)]
     ratios = [row["relative"]["luma"] for row in rows]
@@ -72,7 +72,7 @@ def test_a_drift_that_was_put_in_is_found_and_written():
 
 
 @pytest.mark.parametrize("per_block", [0, 3])
-def test_a_real_pipeline_is_measured_as_it_streams(per_block):
+def test_a_real_pipeline_is_measured_while_streaming(per_block):
     spec = StudentSpec(per_block, (1000, 500), policy=MemoryPolicy())
     words = dict(dim=4096, max_length=16)
     pipe = SaltPipeline(new_transformer(0), new_vae(), student=spec, words=words, default_size=(64, 64))

@@ -1,4 +1,4 @@
-"""VBench's folders: lists, names, counts and seeds as its tools look for them, and runs that go on where they ended."""
+"""VBench folders: prompt lists, file names, counts and seeds as its tools expect them, and resumed runs."""
 
 import json
 import os
@@ -28,13 +28,13 @@ def untrained(seed: int = 0) -> SaltPipeline:
 
 
 def as_vbench_looks(videos: Path, prompt: str, count: int = 5) -> list[str]:
-    """vbench/__init__.py: the ending of the first name listed, then PROMPT-INDEX and that ending."""
+    """vbench/__init__.py: the extension of the first file listed, then PROMPT-INDEX with that extension."""
     names = os.listdir(videos)
     ending = Path(names[0]).suffix
     return [name for i in range(count) if (name := f"{prompt}-{i}{ending}") in names]
 
 
-def test_the_info_file_gives_each_prompt_once_with_all_its_dimensions(tmp_path):
+def test_the_info_file_yields_each_prompt_once_with_all_its_dimensions(tmp_path):
     (tmp_path / "VBench_full_info.json").write_text(json.dumps(INFO))
     prompts = read_list(tmp_path / "VBench_full_info.json")
     assert [(p.text, p.dimensions) for p in prompts] == [
@@ -47,14 +47,14 @@ def test_the_info_file_gives_each_prompt_once_with_all_its_dimensions(tmp_path):
     assert samples[25].file == "a circle-0.mp4"
 
 
-def test_a_text_list_belongs_to_the_dimension_of_its_name(tmp_path):
+def test_a_text_list_has_the_dimension_of_its_name(tmp_path):
     for name, count in (("temporal_flickering", 25), ("color", 5), ("all_dimension", 5)):
         (tmp_path / f"{name}.txt").write_text("a circle\n\na square\n")
         prompts = read_list(tmp_path / f"{name}.txt")
         assert [p.text for p in prompts] == ["a circle", "a square"] and len(plan(prompts)) == 2 * count
 
 
-def test_longer_tellings_are_sampled_under_the_short_name(tmp_path):
+def test_extended_prompts_are_sampled_under_the_short_name(tmp_path):
     (tmp_path / "all.txt").write_text("a circle\na square\n")
     (tmp_path / "longer.txt").write_text("a red circle moving\na blue square moving\n")
     prompts = read_list(tmp_path / "all.txt", tmp_path / "longer.txt")
@@ -64,7 +64,7 @@ def test_longer_tellings_are_sampled_under_the_short_name(tmp_path):
         read_list(tmp_path / "all.txt", tmp_path / "longer.txt")
 
 
-def test_seeds_are_of_prompt_and_index_and_nothing_else():
+def test_seeds_depend_on_prompt_and_index_only():
     one, other = Prompt("a circle", "a circle", ()), Prompt("a square", "a square", ())
     seeds = {(s.file): s.seed for s in plan([one, other])}
     assert len(set(seeds.values())) == 10
@@ -80,14 +80,14 @@ def test_seeds_are_of_prompt_and_index_and_nothing_else():
         ("é" * 130, False, "found a file name of 266 bytes, expected 255 at most"),
     ],
 )
-def test_prompts_that_cannot_be_file_names_are_told(text, long, complaint):
+def test_prompts_that_cannot_be_file_names_raise(text, long, complaint):
     with pytest.raises(ValueError, match=complaint):
         plan([Prompt(text, text, ())], long=long)
     plan([Prompt("a" * 210, "", ())])
 
 
 @pytest.mark.parametrize("text", ["{", '{"a": 1}', '[{"prompt": "a"}]', "[1]"])
-def test_files_that_are_no_lists_are_told(tmp_path, text):
+def test_files_that_are_no_lists_raise(tmp_path, text):
     (tmp_path / "info.json").write_text(text)
     with pytest.raises(ValueError, match="info.json: expected a JSON list of prompt_en and dimension"):
         read_list(tmp_path / "info.json")
@@ -95,7 +95,7 @@ def test_files_that_are_no_lists_are_told(tmp_path, text):
         read_list(tmp_path / "nowhere.json")
 
 
-def test_a_run_that_was_ended_goes_on_and_leaves_what_vbench_finds(tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_and_leaves_what_vbench_reads(tmp_path, monkeypatch):
     samples = plan([Prompt("a circle", "a red circle", ("color",)), Prompt("a square.", "a square.", ())], samples=2)
     real, calls = vbench.write_clip, []
 
@@ -103,7 +103,7 @@ def test_a_run_that_was_ended_goes_on_and_leaves_what_vbench_finds(tmp_path, mon
         calls.append((prompt, seed))
         made = real(pipe, prompt, out, seed, request)
         if len(calls) == 2:
-            raise KeyboardInterrupt  # the second video is whole, but not yet where it belongs
+            raise KeyboardInterrupt  # the second video is complete, but not moved yet
         return made
 
     monkeypatch.setattr(vbench, "write_clip", counted)
@@ -128,7 +128,7 @@ def test_a_run_that_was_ended_goes_on_and_leaves_what_vbench_finds(tmp_path, mon
     }  # fmt: skip
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path, monkeypatch):
+def test_a_folder_of_another_student_is_not_touched(tmp_path, monkeypatch):
     monkeypatch.setattr(vbench, "write_clip", lambda pipe, prompt, out, seed, request: out.write_bytes(b"video"))
     prompts = [Prompt("a circle", "a circle", ())]
     once = plan(prompts, samples=1)
@@ -139,7 +139,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, monkeypatch):
         sample_all(lambda: untrained(1), "mine", once, tmp_path, 3)
     with pytest.raises(ValueError, match="'a circle-0.mp4' made with seed"):
         sample_all(untrained, "mine", plan(prompts, seed=5, samples=1), tmp_path, 3)
-    # More of the same is welcome, under another path too, and keeps what was known.
+    # More prompts of the same student are added, and the record of earlier videos stays.
     sample_all(untrained, "moved", plan([Prompt("a square", "a square", ())], samples=1), tmp_path, 3)
     assert len(json.loads((tmp_path / "samples.json").read_text())["samples"]) == 2
     (tmp_path / "videos" / "holiday.mp4").write_bytes(b"video")

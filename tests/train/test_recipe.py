@@ -1,4 +1,4 @@
-"""The one command: it makes a system that the engine's own loaders read, and says what is missing when it cannot."""
+"""The command that trains salt-tiny: its result loads with the engine, and missing stages are named; ShapeBench."""
 
 import csv
 import json
@@ -25,12 +25,12 @@ from train.experiments.tiny.vae import new_vae
 from train.shapes.world import HELD_OUT_SCENES, TRAIN_SCENES, render
 
 
-def test_the_48_prompts_are_the_held_out_ones_and_as_many_trained():
+def test_the_48_prompts_are_24_held_out_and_24_trained_ones():
     assert len(set(PROMPTS)) == 48
     assert set(HELD_OUT_SCENES) < set(PROMPTS) and len(set(PROMPTS) & set(TRAIN_SCENES)) == 24
 
 
-def test_an_untrained_system_is_scored_and_fails():
+def test_an_untrained_student_is_scored_and_fails():
     vae = channels_last(new_vae()).requires_grad_(False)
     scores = score_model(new_transformer(0), vae, steps=2, prompts=PROMPTS[:2], frames=3)
     assert len(scores) == 2 and not any(score.passed for score in scores)
@@ -54,16 +54,18 @@ def test_evaluate_writes_its_table_and_every_clip(tmp_path, monkeypatch):
     assert written["student, 4 steps"]["clips"][0]["passed"] is True
 
 
-def test_long_clips_are_scored_at_both_ends_in_as_many_frames(monkeypatch):
-    seen = []
-    numbered = torch.arange(30.0).view(1, 1, 30, 1, 1)  # latent frames, each of them its own number
+def test_long_clips_are_scored_at_both_ends_over_equal_lengths(monkeypatch):
+    scored = []
+    numbered = torch.arange(30.0).view(1, 1, 30, 1, 1)  # each latent frame holds its index
     monkeypatch.setattr("train.evaluation.shapebench.student_clips", lambda *_: numbered)
     monkeypatch.setattr(
         "train.evaluation.shapebench.decode_latents", lambda _, z: z.repeat_interleave(4, 2)[:, :, 3:]
-    )  # 4F - 3 pixel frames, the first latent frame one of them
-    monkeypatch.setattr("train.evaluation.shapebench.score_clip", lambda clip, _: seen.append(clip.flatten().tolist()))
+    )  # 4F - 3 pixel frames, one of the first latent frame
+    monkeypatch.setattr(
+        "train.evaluation.shapebench.score_clip", lambda clip, _: scored.append(clip.flatten().tolist())
+    )
     score_ends(new_transformer(0), None, 2, prompts=PROMPTS[:1], frames=30)
-    first, last = seen
+    first, last = scored
     assert len(first) == len(last) == 81
     assert (first[0], first[-1], last[0], last[-1]) == (0, 20, 9, 29)
     with pytest.raises(ValueError, match="frames: found 22"):
@@ -84,7 +86,7 @@ def guided_euler(teacher, text, shape, seed):
 
 
 @torch.no_grad()
-def test_a_teacher_plays_whole_clips_or_those_that_the_initial_student_learns_from(tmp_path):
+def test_a_teacher_samples_whole_clips_or_the_trajectories_of_the_initial_student(tmp_path):
     scenes = PROMPTS[:2]
     text = WordEmbedder().encode([scene.caption for scene in scenes])
     teacher = new_transformer(0)
@@ -99,19 +101,19 @@ def test_a_teacher_plays_whole_clips_or_those_that_the_initial_student_learns_fr
     assert torch.allclose(blocks, clips, atol=1e-3)  # a guidance of 2.4 is 7e-3 away
 
 
-def test_evaluate_plays_a_teacher_by_its_own_file_once_for_every_seed(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr("train.evaluation.shapebench.score_model", lambda *_, **options: asked.append(options) or [])
+def test_evaluate_samples_a_teacher_by_its_spec_once_per_seed(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("train.evaluation.shapebench.score_model", lambda *_, **options: calls.append(options) or [])
     monkeypatch.setattr("train.evaluation.shapebench.split_rows", lambda *_: {})
     new_vae().save_pretrained(tmp_path / "vae")
     for spec in (StudentSpec(0), StudentSpec(3, shift=2.0)):
         save_diffusers(new_transformer(0), tmp_path / "teacher", spec=spec)
         evaluate(None, tmp_path / "vae", tmp_path / "out", tmp_path / "teacher", seeds=(7, 9))
-        first, second = asked[-2:]
+        first, second = calls[-2:]
         assert first == {"teacher": True, "spec": spec, "seed": 7} and second == {**first, "seed": 9}
 
 
-def test_a_stage_names_the_one_it_waits_for(tmp_path):
+def test_a_stage_names_the_missing_stage_before_it(tmp_path):
     with pytest.raises(FileNotFoundError, match="--stage vae"):
         build.run_stage("teacher", tmp_path, build.BUDGETS["quick"])
 

@@ -1,4 +1,4 @@
-"""The study: every arm is a recipe that can run, and a scored arm is a row that stays."""
+"""The ablation study: every arm is a valid recipe, scored arms are kept, and tables come from recorded scores."""
 
 import json
 from pathlib import Path
@@ -17,10 +17,10 @@ RESULTS = ROOT / "train/experiments/ablation/results"
 SHIPPED = "models.student=salt/assets/tiny/transformer"
 
 
-def test_every_arm_is_a_recipe_that_fits(tmp_path):
+def test_every_arm_is_a_valid_recipe_and_no_two_are_equal(tmp_path):
     hashes = set()
     for arm in ARMS:
-        there = [] if arm.group == 1 else [SHIPPED]  # the initial student is made by the first run
+        there = [] if arm.group == 1 else [SHIPPED]  # the first run trains the initial student
         recipe = runner.recipe_of(arm, 1, tmp_path, ["optimisation.batch=4", "optimisation.micro_batch=4", *there])
         check_recipe(recipe)
         check_backbones(recipe)
@@ -32,7 +32,7 @@ def test_every_arm_is_a_recipe_that_fits(tmp_path):
         arms_named(["best"])
 
 
-def test_our_recipes_learn_as_the_arms_do_and_these_are_the_recorded_ones(tmp_path):
+def test_recipes_share_the_arms_teacher_and_recorded_hashes_are_the_arms(tmp_path):
     for name in ("tiny", "tiny_salt", "tiny_relative_salt"):
         recipe = load_recipe(name)
         assert (recipe.models.teacher, recipe.loss.score) == (FORCED, "causal")
@@ -43,7 +43,7 @@ def test_our_recipes_learn_as_the_arms_do_and_these_are_the_recorded_ones(tmp_pa
         assert runner.recipe_hash(runner.recipe_of(arm, 0, tmp_path)) == facts["recipe"], arm.name
 
 
-def test_scores_count_what_the_clips_show():
+def test_scores_of_rendered_clips():
     import torch
 
     from train.shapes.bench import score_clip
@@ -51,7 +51,7 @@ def test_scores_count_what_the_clips_show():
     clips = render(scores.PROMPTS[:2], 33, torch.Generator().manual_seed(0))
 
     def scored(pixels):
-        return scores.measured([score_clip(clip, s) for clip, s in zip(pixels, clips.scenes, strict=True)])
+        return scores.summarize_scores([score_clip(clip, s) for clip, s in zip(pixels, clips.scenes, strict=True)])
 
     found = scored(clips.pixels)
     assert found["passed"] == found["semantics"] == 1 and found["motion"] == pytest.approx(1, abs=0.1)
@@ -61,7 +61,7 @@ def test_scores_count_what_the_clips_show():
     assert still["motion"] < 0.2 and still["passed"] == 0
 
 
-def test_a_row_has_means_and_spreads_and_the_last_lines_what_one_seed_scatters(tmp_path):
+def test_rows_have_means_and_spreads_and_the_last_lines_the_scatter_of_one_seed(tmp_path):
     def keep(arm, seed, passed, **others):
         path = tmp_path / arm / f"seed-{seed}" / runner.SCORES
         path.parent.mkdir(parents=True)
@@ -71,7 +71,7 @@ def test_a_row_has_means_and_spreads_and_the_last_lines_what_one_seed_scatters(t
         path.write_text(json.dumps({**facts, "scores": by_setting}))
 
     keep("fixed", 0, 0.7)
-    keep("fixed", 1, 0.9, drift=0.3)  # one of the two was scored before drift was a column
+    keep("fixed", 1, 0.9, drift=0.3)  # the other was scored before the column `drift` existed
     keep("mixed", 0, 0.5)
     keep("mixed", 1, 0.6)
     keep("mixed", 2, 0.7)
@@ -87,7 +87,7 @@ def test_a_row_has_means_and_spreads_and_the_last_lines_what_one_seed_scatters(t
     for student in (tmp_path / name / "export" / "mixed.safetensors" for name in ("mixed/seed-1", "mixed/seed-2")):
         student.parent.mkdir()
         student.touch()
-    assert runner.present(tmp_path) == {"mixed": tmp_path / "mixed/seed-1/export/mixed.safetensors"}
+    assert runner.existing_students(tmp_path) == {"mixed": tmp_path / "mixed/seed-1/export/mixed.safetensors"}
     report.plot(tmp_path, tmp_path / "scores.png")
     assert (tmp_path / "scores.png").stat().st_size > 5000
 
@@ -103,8 +103,8 @@ def test_the_page_and_the_log_show_the_tables_of_the_recorded_scores():
 
 
 @pytest.mark.slow
-def test_an_arm_is_trained_scored_and_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(scores, "LONG", 24)
+def test_an_arm_is_trained_and_scored_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(scores, "LONG_CLIP_FRAMES", 24)
     small = [
         "optimisation.updates=1",
         "optimisation.batch=4",
@@ -119,7 +119,7 @@ def test_an_arm_is_trained_scored_and_kept(tmp_path, monkeypatch):
         monkeypatch.setattr(runner, "distill", lambda *_: pytest.fail("trained again"))
         assert runner.run_arm(arm, 0, tmp_path, small, prompts=1) == first
         monkeypatch.undo()
-        monkeypatch.setattr(scores, "LONG", 24)
+        monkeypatch.setattr(scores, "LONG_CLIP_FRAMES", 24)
     shown = runner.table(tmp_path)
     assert shown.count("\n") == 1 + 2 * (2 + 8) and "| mixed steps and SC | 2 / sink+window / 24 |" in shown
     second = {**json.loads((tmp_path / "dmd4" / "seed-0" / runner.SCORES).read_text()), "seed": 1}

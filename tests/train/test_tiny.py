@@ -1,4 +1,4 @@
-"""The recipe of salt-tiny: the claims its shortcuts rest on, and that a killed run goes on as if nothing had been."""
+"""The stages of salt-tiny: the equalities that their shortcuts rely on, and bit-exact resuming."""
 
 import copy
 
@@ -13,9 +13,8 @@ from salt.models.word_embedder import WordEmbedder
 from salt.spec import StudentSpec
 from tests.helpers import tiny_recipes as small_models
 from train.evaluation.sampling import teacher_clips
-from train.experiments.tiny.build import small
-from train.experiments.tiny.compiled_forward import CompiledForward
-from train.experiments.tiny.compiled_forward import _flow as quick_flow
+from train.experiments.tiny.build import quantize_for_shipping
+from train.experiments.tiny.compiled_forward import CompiledForward, _flow
 from train.experiments.tiny.latent_dataset import Latents
 from train.experiments.tiny.muon import orthogonalize
 from train.experiments.tiny.run_state import Run
@@ -38,7 +37,7 @@ def vae():
     torch.manual_seed(0)
     vae = new_vae()
     with torch.no_grad():
-        for parameter in vae.parameters():  # wake the temporal taps that start at zero
+        for parameter in vae.parameters():  # move the temporal taps away from zero
             parameter.add_(0.02 * torch.randn_like(parameter))
     return vae.requires_grad_(False)
 
@@ -59,14 +58,14 @@ def shards(tmp_path):
     return tmp_path
 
 
-def test_two_call_encode_and_decode_are_the_vaes_own(vae):
+def test_two_call_encode_and_decode_equal_the_vaes(vae):
     pixels = render(TRAIN_SCENES[:1], 13, torch.Generator().manual_seed(0)).pixels
     z = encode(vae, pixels)
     assert (z - vae.encode(pixels).latent_dist.mode()).abs().max() < 1e-5
     assert (decode(vae, z).clamp(-1, 1) - vae.decode(z).sample).abs().max() < 1e-4
 
 
-def test_folding_gives_wans_statistics_and_leaves_the_picture_alone():
+def test_folding_gives_wans_statistics_and_keeps_the_pixels():
     torch.manual_seed(1)
     vae = new_vae().requires_grad_(False)
     pixels = render(TRAIN_SCENES[:2], 5, torch.Generator().manual_seed(0)).pixels
@@ -78,7 +77,7 @@ def test_folding_gives_wans_statistics_and_leaves_the_picture_alone():
     assert (decode(vae, encode(vae, pixels)) - before).abs().max() < 1e-3
 
 
-def test_teacher_forcing_learns_and_its_gradient_reaches_every_block(student):
+def test_teacher_forcing_gradient_reaches_every_block(student):
     x0, text = torch.randn(1, 16, 6, 8, 8), WordEmbedder().encode([TRAIN_SCENES[0].caption])
     loss = forcing_loss(student, x0, text, torch.Generator().manual_seed(0))
     loss.backward()
@@ -86,7 +85,7 @@ def test_teacher_forcing_learns_and_its_gradient_reaches_every_block(student):
     student.zero_grad()
 
 
-def test_the_sampler_of_a_perfect_model_lands_on_its_clip():
+def test_sampling_a_perfect_teacher_returns_its_clip():
     target = torch.randn(2, 16, 3, 8, 8)
 
     def perfect(x, timestep, text, image, return_dict, context):
@@ -96,14 +95,14 @@ def test_the_sampler_of_a_perfect_model_lands_on_its_clip():
     assert (out - target).abs().max() < 1e-4
 
 
-def test_most_noise_levels_are_high_as_inference_has_them():
+def test_most_noise_levels_are_high():
     generator = torch.Generator().manual_seed(0)
     sigmas = draw_sigmas(4000, generator)
     assert 0 < sigmas.min() and sigmas.max() <= 1 and 0.65 < sigmas.mean() < 0.75  # 0.3 * 0.5 + 0.7 * 0.78 = 0.70
 
 
-def test_a_fresh_model_passes_noise_through():
-    """Its flow is nearly its input, which at high noise is nearly right: without this, words are learned late."""
+def test_a_new_transformer_predicts_its_input():
+    """Nearly the right flow at high noise: without this initialisation words are learned late."""
     x = torch.randn(4, 16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         (flow,) = new_transformer(0)(x, torch.full((4,), 990.0), torch.zeros(4, 16, 4096), return_dict=False)
@@ -115,20 +114,20 @@ def test_orthogonalized_matrices_have_singular_values_near_one():
     assert values.min() > 0.5 and values.max() < 1.5
 
 
-def test_prompt_dropout_empties_whole_prompts(shards):
+def test_prompt_dropout_zeroes_whole_prompts(shards):
     data = Latents(shards)
     _, text = data.batch(64, 3, torch.Generator().manual_seed(0), dropout=0.5)
     empty = (text == 0).all(dim=(1, 2))
     assert 16 < empty.sum() < 48 and (text[~empty][:, 5] != 0).all()
 
 
-def test_a_missing_latent_cache_is_named(tmp_path):
+def test_missing_latents_are_an_error_that_names_the_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match=str(tmp_path)):
         Latents(tmp_path)
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_where_it_was(shards, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_bit_exactly(shards, tmp_path, monkeypatch):
     phases = (ClipPhase(frames=3, batch=2, steps=4, lr=1e-3, lr_end=0.5),)
     train_teacher(tmp_path / "whole", shards, phases)
     with small_models.dying(monkeypatch):
@@ -140,7 +139,7 @@ def test_a_killed_run_goes_on_where_it_was(shards, tmp_path, monkeypatch):
     assert whole.read_bytes() == broken.read_bytes()
 
 
-def test_the_curve_becomes_a_picture(tmp_path):
+def test_curves_are_plotted(tmp_path):
     run = Run(tmp_path)
     run.log(1, loss=2.0, psnr=20.0)
     run.log(2, loss=1.0, psnr=30.0)
@@ -148,41 +147,41 @@ def test_the_curve_becomes_a_picture(tmp_path):
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_quick_forward_is_the_models_own(student):
-    """Uncompiled: what is compiled is the same function."""
-    quick = CompiledForward(student)
-    quick._compiled = quick_flow
+def test_the_compiled_forward_equals_the_models(student):
+    """Run without torch.compile, which compiles the same function."""
+    compiled = CompiledForward(student)
+    compiled._compiled = _flow
     x, text = torch.randn(2, 16, 9, 8, 8), WordEmbedder().encode(["a fast red circle moving up", ""])
     sigma = torch.rand(2, 9)
     for policy in (MemoryPolicy(), MemoryPolicy("sink", window=6, sink=3)):
         flows = [
             causal_flow(m, x, sigma, Conditioning(text), [3, 3, 3], policy, clean)
-            for m in (student, quick)
+            for m in (student, compiled)
             for clean in (x + 1, None)
         ]
         assert (flows[0] - flows[2]).abs().max() < 1e-4 and (flows[1] - flows[3]).abs().max() < 1e-4
     one = torch.rand(2) * 1000
-    whole = [m(x, one, text, return_dict=False)[0] for m in (student, quick)]
+    whole = [m(x, one, text, return_dict=False)[0] for m in (student, compiled)]
     assert (whole[0] - whole[1]).abs().max() < 1e-4
     gradients = [torch.autograd.grad(f.square().mean(), student.blocks[1].attn1.to_q.weight)[0] for f in whole]
     assert (gradients[0] - gradients[1]).abs().max() < 1e-4 * gradients[0].abs().max()
 
 
-def test_an_uneven_clip_has_a_noise_level_for_every_three_frames():
-    seen = []
+def test_uneven_clips_have_one_noise_level_per_three_frames():
+    timesteps = []
 
     def model(x, t, text, return_dict):
-        seen.append(t)
+        timesteps.append(t)
         return (torch.zeros_like(x),)
 
     for share, levels in ((0.0, {1}), (1.0, {3})):
         flow_matching_loss(model, torch.zeros(4, 16, 7, 8, 8), torch.zeros(4, 16, 8), torch.Generator(), share)
-        assert {len(row.unique()) for row in seen.pop()} == levels
+        assert {len(row.unique()) for row in timesteps.pop()} == levels
 
 
-def test_small_weights_are_read_back_as_they_were_but_for_their_rounding(student, tmp_path):
+def test_float8_weights_load_equal_up_to_rounding(student, tmp_path):
     exact = {name: value.clone() for name, value in student.state_dict().items()}
-    save_diffusers(small(copy.deepcopy(student)), tmp_path)
+    save_diffusers(quantize_for_shipping(copy.deepcopy(student)), tmp_path)
     read = load_student(tmp_path, dtype=torch.float32).state_dict()
     assert (tmp_path / "diffusion_pytorch_model.safetensors").stat().st_size < 4.5e6
     for name, value in exact.items():

@@ -1,1 +1,1 @@
-"""The study room: Salt's claims in small, on the Shapes world, arm by arm."""
+"""The ablation study of Salt on the Shapes world (docs/study.md)."""

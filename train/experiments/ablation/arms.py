@@ -1,7 +1,7 @@
-"""The arms of the study: which recipe, changed how. Every arm of a group begins with the same student and teacher.
+"""The arms of the study: overrides of the recipe `tiny`. All arms of a group share initial student and teacher.
 
-Groups 1 to 3 are the paper's ablations (arXiv 2604.03118, section 5) with the controls that it does not report (mixed
-steps without SC, alignment without SC); group 4 is beyond the paper.
+Groups 1 to 3 are the paper's ablations (arXiv 2604.03118, section 5) with controls that it does not report (mixed steps
+without SC, alignment without SC); group 4 is beyond the paper.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ MIXED = "rollout.share={8: 0.4, 4: 0.4, 2: 0.2}"
 EIGHT = "rollout.share={8: 1.0}"
 SC = "loss.semigroup=0.2"
 STRONG = "loss.semigroup=10.0"
-LONG = "optimisation.updates=600"
-# Of every arm: sized for two cores, in four blocks, which is what the longest window holds.
+LONGER = "optimisation.updates=600"
+# Of every arm: sized for two cores, in four blocks, as many as the longest window holds.
 COMMON = (
     "rollout.frames=12", "optimisation.batch=8", "optimisation.micro_batch=8",
     "optimisation.critic_per_generator=3", "optimisation.updates=150", "optimisation.precision=bf16",
     "optimisation.compile=true", "run.save_every=25", "run.sample_every=0",
 )  # fmt: skip
-# Of the initial student, which `train.experiments.tiny.ode_regression` makes where it is not there.
+# Of the initial student, trained by `train.experiments.tiny.ode_regression` where it is missing.
 START = Path("runs/tiny/start")
 FORCED = "train/assets/tiny_forced"
 # Block students have a causal teacher: the bidirectional one does not follow directions (docs/study.md).
@@ -30,9 +30,9 @@ WHOLE = ("models.student=train/assets/tiny_teacher", *SCORES, "rollout.kind=bidi
 ALIGN = ("loss.align_block=2", "loss.align_start=10")
 RELEASE = ("loss.align=release", *ALIGN)
 PAPER = ("loss.align=paper", *ALIGN)
-STILL = ("optimisation.updates=1", "optimisation.lr=0", "optimisation.compile=false")  # one update that moves nothing
+NO_TRAINING = ("optimisation.updates=1", "optimisation.lr=0", "optimisation.compile=false")
 ALL = (MIXED, SC, *RELEASE)
-# In the four blocks of the other arms a window of 12 forgets nothing, and nothing would be trained for it.
+# In the four blocks of the other arms a window of 12 drops no frame, so its effect would not be trained.
 PAST_WINDOW = "rollout.frames=21"
 SINK = (*ALL, 'rollout.memory="sink:3,window:12"', PAST_WINDOW)
 RELATIVE = (*ALL, 'rollout.memory="relative:3,window:12"', PAST_WINDOW)
@@ -40,7 +40,7 @@ RELATIVE = (*ALL, 'rollout.memory="relative:3,window:12"', PAST_WINDOW)
 
 @dataclass(frozen=True)
 class Arm:
-    """One row of the table: the recipe `tiny` with `overrides`; about: what is different, in a person's words."""
+    """One row of the table: the recipe `tiny` with `overrides`. about: the difference, in words."""
 
     name: str
     group: int
@@ -57,7 +57,7 @@ ARMS = (
     Arm("dmd8", 1, "bidirectional, DMD on 8 steps", (*WHOLE, EIGHT)),
     Arm("scdmd", 1, "bidirectional, SC-DMD on 8 steps", (*WHOLE, EIGHT, SC)),
     Arm("scdmd-strong", 1, "bidirectional, SC-DMD with fifty times the weight", (*WHOLE, EIGHT, STRONG)),
-    Arm("start", 2, "the initial student, not distilled", STILL),
+    Arm("start", 2, "the initial student, not distilled", NO_TRAINING),
     Arm("fixed", 2, "autoregressive, fixed 4 steps", ()),
     Arm("sc", 2, "SC alone, on the fixed 8-step list it needs", (EIGHT, SC)),
     Arm("mixed", 2, "mixed steps alone", (MIXED,)),
@@ -74,8 +74,8 @@ ARMS = (
     Arm("both-branches", 4, "SC with gradient through both branches", (*ALL, "loss.semigroup_stop_gradient=false")),
     Arm("sc-sampler", 4, "SC on the re-noising sampler", (*ALL, "loss.semigroup_operator=sampler")),
     Arm("whole-scores", 4, "bidirectional real and fake scores, as the paper has them", (*ALL, *SCORES)),
-    Arm("fixed-long", 4, "fixed 4 steps, four times as many updates", (LONG,)),
-    Arm("all-long", 4, "Salt, four times as many updates", (*ALL, LONG)),
+    Arm("fixed-long", 4, "fixed 4 steps, four times as many updates", (LONGER,)),
+    Arm("all-long", 4, "Salt, four times as many updates", (*ALL, LONGER)),
     Arm("fixed-shift-2", 4, "fixed 4 steps of shift 2 instead of 5", ("rollout.shift=2",)),
     Arm("shift-2", 4, "Salt on steps of shift 2 instead of 5", (*ALL, "rollout.shift=2")),
     Arm("drawn-guidance", 4, "guidance drawn from U(1, 3.5)", (*ALL, "loss.guidance=1.0", "loss.guidance_max=3.5")),

@@ -1,4 +1,4 @@
-"""What the study found, for a reader: the table, the plots, and the same prompts and seeds painted by every arm."""
+"""Tables, plots and sample pictures of the study's recorded scores."""
 
 from __future__ import annotations
 
@@ -18,27 +18,26 @@ from salt.spec import StudentSpec
 from train.evaluation.sampling import decode_latents, load_vae, student_clips
 from train.evaluation.shapebench import CLIP_FRAMES, PROMPTS
 from train.experiments.ablation.arms import ARMS
-from train.experiments.ablation.scores import WINDOWED
+from train.experiments.ablation.scores import SINK_WINDOW
 from train.monitoring.plots import pyplot_for_files
 from train.sample_grid import grid
 
 SCORES = "study.json"
 COLUMNS = ("passed", "semantics", "quality", "motion", "drift")
-SHOWN = (0, 30, 14, 44)  # prompts of the picture grid: two held out, two not
+PICTURE_PROMPTS = (0, 30, 14, 44)  # two held out, two not
 PICTURE_SEED = 6000
 
 Row = dict[str, Any]
 
 
 def finished(out: Path) -> dict[str, list[Row]]:
-    """Scores of every arm that has any, seeds in order."""
+    """Recorded scores of every arm that has any, by arm, seeds in order."""
     found = {a.name: [json.loads(p.read_text()) for p in sorted(out.glob(f"{a.name}/seed-*/{SCORES}"))] for a in ARMS}
     return {name: rows for name, rows in found.items() if rows}
 
 
 def table(out: Path, short: bool = False) -> str:
-    """Markdown: a line per arm and setting, means over seeds and how far apart the seeds lie; then a line per setting
-    with the scatter of a single seed.
+    """Markdown: a line per arm and setting with means and half-ranges over seeds, then the scatter of a single seed.
 
     short: only the settings of `short_settings`.
     """
@@ -120,13 +119,13 @@ def paired(out: Path, baseline: str = "fixed") -> str:
 
 
 def column(rows: Sequence[Row], setting: str, name: str) -> list[float]:
-    """A score of every seed that has it: arms scored before a column was there lack it."""
+    """One score of every seed that has it: arms scored before a column existed lack it."""
     return [r["scores"][setting][name] for r in rows if name in r["scores"][setting]]
 
 
 def scatter(arms: Sequence[Sequence[float]], digits: int) -> str:
-    """The standard deviation of one seed about its arm's mean, pooled over `arms`: two or three seeds of one arm tell
-    little of it, those of all arms enough. "-" where no arm has two seeds.
+    """The standard deviation of one seed about its arm's mean, pooled over `arms`: two or three seeds of one arm are
+    too few to estimate it, those of all arms are enough. "-" where no arm has two seeds.
     """
     freedom = sum(len(values) - 1 for values in arms if values)
     if not freedom:
@@ -137,7 +136,7 @@ def scatter(arms: Sequence[Sequence[float]], digits: int) -> str:
 
 def short_settings(row: Row) -> list[str]:
     """The setting of each step count with clips of CLIP_FRAMES, full memory, or relative where trained with that."""
-    return [s for s in row["scores"] if s.endswith(f" / {CLIP_FRAMES}") and WINDOWED not in s]
+    return [s for s in row["scores"] if s.endswith(f" / {CLIP_FRAMES}") and SINK_WINDOW not in s]
 
 
 def spread(values: Sequence[float], digits: int) -> str:
@@ -180,12 +179,12 @@ def _values(rows: Sequence[Row], panel: str, nfe: int) -> list[float]:
 
 @torch.no_grad()
 def picture(students: dict[str, Path], vae: Path, path: Path, nfe: int = 2) -> None:
-    """A JPEG: a row per student, by name, a column per prompt of SHOWN; first, middle and last frame of each clip.
+    """A JPEG: a row per student, by name, a column per prompt; first, middle and last frame of each clip.
 
-    All have the same noise.
+    All share the same noise.
     """
     decoder = load_vae(vae)
-    scenes = [PROMPTS[i] for i in SHOWN]
+    scenes = [PROMPTS[i] for i in PICTURE_PROMPTS]
     text = WordEmbedder().encode([scene.caption for scene in scenes])
     rows: list[list[Tensor]] = []
     for student in students.values():

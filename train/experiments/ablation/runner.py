@@ -1,6 +1,7 @@
-"""`python -m train reproduce`: arms of the study, one after another, resumable; the table is made of what there is.
+"""Runs arms of the study, one after another, resumable, and writes tables of all recorded scores.
 
-An arm of one seed is a run folder like any other, `OUT/ARM/seed-N`, with its scores beside it.
+The command is `python -m train.experiments.ablation`, or `python -m train reproduce`. An arm of one seed has the run
+folder `OUT/ARM/seed-N`, with its scores in it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def recipe_of(arm: Arm, seed: int, out: Path, overrides: Sequence[str] = ()) -> 
 
 
 def run_arm(arm: Arm, seed: int, out: Path, overrides: Sequence[str], prompts: int) -> dict[str, Any]:
-    """Train (or go on training) and score one arm of one seed; what was scored already is read."""
+    """Train (or resume) and score one arm of one seed; recorded scores are read instead."""
     recipe = recipe_of(arm, seed, out, overrides)
     path = Path(recipe.run.out) / SCORES
     if path.exists():
@@ -41,16 +42,16 @@ def run_arm(arm: Arm, seed: int, out: Path, overrides: Sequence[str], prompts: i
     check_recipe(recipe)
     began = time.perf_counter()
     student = distill(recipe, "single")
-    found = score_student(student, Path(recipe.models.vae), prompts)
+    scores = score_student(student, Path(recipe.models.vae), prompts)
     facts = {"arm": arm.name, "seed": seed, "recipe": recipe_hash(replace(recipe, run=replace(recipe.run, seed=0)))}
     minutes = (time.perf_counter() - began) / 60
     timed = {"updates": recipe.optimisation.updates, "minutes": round(minutes, 1), "prompts": prompts}
-    write_text(path, json.dumps({**facts, **timed, **found}, indent=1) + "\n")
+    write_text(path, json.dumps({**facts, **timed, **scores}, indent=1) + "\n")
     return json.loads(path.read_text())
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Reproduce Salt's claims on the Shapes world: train and score the arms of the study, and write the table."""
+    """Train and score the arms of the study on the Shapes world, and write its tables."""
     arms = arms_named(arguments.arms)
     if any(arm.group > 1 for arm in arms) and not (START / "final").exists():
         print(f"{START}: the initial student, from {FORCED}", flush=True)
@@ -64,7 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def report(out: Path) -> None:
-    """The tables and the plots of what is scored, and the pictures of the students that are still there."""
+    """Write tables and a plot of all recorded scores, and pictures of the students that still exist."""
     tables = {
         "overview.md": overview(out),
         "table.md": table(out),
@@ -74,22 +75,27 @@ def report(out: Path) -> None:
     for name, text in tables.items():
         write_text(out / name, text + "\n")
     plot(out, out / "scores.png")
-    students = present(out)
+    students = existing_students(out)
     if students:
         picture(students, Path(load_recipe("tiny").models.vae), out / "pictures.jpg")
 
 
-def present(out: Path) -> dict[str, Path]:
-    """A student of every scored arm that has one left, of the first seed that does."""
+def existing_students(out: Path) -> dict[str, Path]:
+    """Path of a student per scored arm, of the first seed that still has one."""
     found = {name: sorted(out.glob(f"{name}/seed-*/export/{name}.safetensors")) for name in finished(out)}
     return {name: paths[0] for name, paths in found.items() if paths}
 
 
-def add_reproduce(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("reproduce", help=run.__doc__, description=__doc__)
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """The options of the command; `run` is the function above."""
     command.add_argument("overrides", nargs="*", metavar="key=value", help="for all arms, as optimisation.updates=60")
     command.add_argument("--arms", nargs="+", default=[], metavar="ARM", help="names or groups (default: all)")
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     command.add_argument("--prompts", type=int, default=48, help="of ShapeBench's list, held-out ones first")
     command.add_argument("--out", type=Path, default=Path("runs/study"))
     command.set_defaults(run=run)
+
+
+def add_reproduce(commands: argparse._SubParsersAction) -> None:
+    """Add the command to `python -m train`."""
+    add_arguments(commands.add_parser("reproduce", help=run.__doc__, description=__doc__))

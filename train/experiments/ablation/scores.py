@@ -1,4 +1,4 @@
-"""What an arm's student is scored on: prompts followed, picture quality, motion, long clips, the semigroup defect."""
+"""Scores of an arm's student: prompt following, picture quality, motion, long clips, semigroup defect."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ from train.evaluation.shapebench import CLIP_FRAMES, PROMPTS, score_model
 from train.shapes.bench import ClipScore
 from train.shapes.world import SPEEDS, parse_caption
 
-STEPS = (4, 2)
-WINDOWED = "sink+window"
-WINDOW = MemoryPolicy("sink", window=12, sink=3)
-LONG = 120  # latent frames
-SEED = 5000  # of no other table
+STEP_COUNTS = (4, 2)
+SINK_WINDOW = "sink+window"
+SINK_WINDOW_POLICY = MemoryPolicy("sink", window=12, sink=3)
+LONG_CLIP_FRAMES = 120  # latent
+STUDY_SEED = 5000  # used by no other table
 
 
-def measured(scores: list[ClipScore]) -> dict[str, float]:
-    """Shares and means over clips. semantics, quality: means of the verdicts that belong there. motion: distance
-    travelled, of the distance that the prompt asks for (1 is right; consistency can hide lost motion). drift: change of
-    the object's look over time, from the clip's first fifth to its last (0 is right; `ClipScore.drift`)."""
+def summarize_scores(scores: list[ClipScore]) -> dict[str, float]:
+    """Shares and means over clips.
+
+    semantics: mean of the verdicts on content. quality: mean of those on sharpness, steadiness and drift. motion:
+    distance travelled, relative to the prompt's (1 is right; consistent frames can hide lost motion). drift: change of
+    the object's appearance from the clip's first fifth to its last (0 is right).
+    """
     return {
         "passed": fmean(s.passed for s in scores),
         "semantics": fmean(fmean((s.color, s.shape, s.direction, s.speed, s.count)) for s in scores),
@@ -45,28 +48,30 @@ def measured(scores: list[ClipScore]) -> dict[str, float]:
 
 
 def score_student(path: Path, vae: Path, prompts: int = len(PROMPTS), device: str = "cpu") -> dict[str, Any]:
-    """All scores of an exported student, as plain numbers by `NFE / memory / latent frames`, and its defects.
+    """Scores of an exported student by `NFE / memory / latent frames`, and its semigroup defects.
 
-    prompts: of ShapeBench's list, held-out ones first; every second with a window as well, every eighth for long clips.
-    Pictures are decoded in bfloat16, which moves a pixel by 0.0015 of 2 on average.
+    prompts: of ShapeBench's list, held-out ones first; every second with sink + window, every eighth for long clips.
+    Clips are decoded in bfloat16, which changes a pixel by 0.0015 of 2 on average.
     """
     spec = read_checkpoint(path).spec or StudentSpec()
     student = load_student(path, dtype=torch.float32, device=device)
     decoder = load_vae(vae, device, torch.bfloat16)
-    memories = {"full": MemoryPolicy(), WINDOWED: WINDOW} if spec.frames_per_block else {"none": spec.policy}
+    memories = (
+        {"full": MemoryPolicy(), SINK_WINDOW: SINK_WINDOW_POLICY} if spec.frames_per_block else {"none": spec.policy}
+    )
     if spec.policy.relative:
         memories = {"relative": spec.policy}
-    found: dict[str, Any] = {}
-    for steps in STEPS:
+    by_setting: dict[str, dict[str, float]] = {}
+    for steps in STEP_COUNTS:
         for name, policy in memories.items():
-            for frames in (CLIP_FRAMES, LONG) if spec.frames_per_block else (CLIP_FRAMES,):
-                share = 8 if frames == LONG else 2 if name == WINDOWED else 1
+            for frames in (CLIP_FRAMES, LONG_CLIP_FRAMES) if spec.frames_per_block else (CLIP_FRAMES,):
+                share = 8 if frames == LONG_CLIP_FRAMES else 2 if name == SINK_WINDOW else 1
                 scenes = PROMPTS[:prompts][::share]
-                playing = StudentSpec(spec.frames_per_block, spec.steps, spec.shift, policy)
-                scores = score_model(student, decoder, steps, scenes, frames, seed=SEED, spec=playing)
-                found[f"{steps} / {name} / {frames}"] = measured(scores)
+                sampled_as = StudentSpec(spec.frames_per_block, spec.steps, spec.shift, policy)
+                scores = score_model(student, decoder, steps, scenes, frames, seed=STUDY_SEED, spec=sampled_as)
+                by_setting[f"{steps} / {name} / {frames}"] = summarize_scores(scores)
     text = Conditioning(WordEmbedder().encode([s.caption for s in PROMPTS[: min(prompts, 8)]]).to(device))
     settings = DefectSettings.of(spec, frames=CLIP_FRAMES, height=8, width=8)
     defects = measure_defect(student, text, settings)
     means = {o: fmean(v for (_, by), v in defects.items() if by == o) for o in OPERATORS}
-    return {"scores": found, "defect": means}
+    return {"scores": by_setting, "defect": means}

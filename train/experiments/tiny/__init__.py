@@ -1,1 +1,1 @@
-"""The recipe of salt-tiny, the embedded default: VAE, teacher, causal student, each one small module."""
+"""Builds salt-tiny, the embedded model: VAE, teachers and student."""

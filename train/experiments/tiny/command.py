@@ -1,0 +1,47 @@
+"""The command that trains salt-tiny: `python -m train tiny`, or `python -m train.experiments.tiny`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+
+from salt.spec import TINY_FOLDER
+
+
+def tiny(arguments: argparse.Namespace) -> None:
+    """Train salt-tiny, or one stage of it."""
+    from train.experiments.tiny import build
+
+    out: Path = arguments.out
+    budget = build.BUDGETS[arguments.budget]
+    for stage in build.STAGES if arguments.stage == "all" else (arguments.stage,):
+        build.run_stage(stage, out, budget, arguments.device, arguments.workers)
+    if arguments.stage in ("all", "student"):
+        teachers, student = (build.TEACHER_ASSETS, TINY_FOLDER) if arguments.install else (out, out / "tiny")
+        build.ship(out, teachers, student, budget)
+        print(f"shipped to {student} and {teachers}")
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """The options of the command; `run` is `tiny`."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    command.add_argument("--stage", choices=("vae", "teacher", "student", "all"), default="all")
+    command.add_argument("--budget", choices=("quick", "full"), default="full", help="quick: a test run of minutes")
+    command.add_argument("--out", type=Path, default=Path("runs/tiny"), help="checkpoints, curves, results; resumable")
+    command.add_argument("--device", default=device)
+    command.add_argument(
+        "--workers",
+        type=int,
+        default=1 if device == "cuda" else os.cpu_count() or 1,
+        help="single-threaded worker processes that share each batch (CPU)",
+    )
+    command.add_argument("--install", action="store_true", help="write to the repository's assets instead of OUT")
+    command.set_defaults(run=tiny)
+
+
+def add_tiny(commands: argparse._SubParsersAction) -> None:
+    """Add the command to `python -m train`."""
+    add_arguments(commands.add_parser("tiny", help=tiny.__doc__, description=__doc__))
