@@ -88,7 +88,7 @@ def test_teacher_forcing_gradient_reaches_every_block(student):
 def test_sampling_a_perfect_teacher_returns_its_clip():
     target = torch.randn(2, 16, 3, 8, 8)
 
-    def perfect(x, timestep, text, image, return_dict, context):
+    def perfect(x, timestep, text, *_, **_options):
         return ((x - target) / (timestep.view(-1, 1, 1, 1, 1) / 1000),)
 
     out = teacher_clips(perfect, torch.zeros(2, 16, 8), steps=10, frames=3, seed=0, spec=StudentSpec(0))
