@@ -1,4 +1,4 @@
-"""The student's passport: what it was trained for, in a few numbers that travel with its weights."""
+"""Settings of a student: what it was trained for, stored with its weights. The engine's shared constants."""
 
 from __future__ import annotations
 
