@@ -14,8 +14,9 @@ from salt.comfy_client.workflow import to_prompt
 from salt.io.video import read_video
 from tests.helpers.comfyui_server import ROOT, LocalServer, make_base_folder, small, twin
 from train.shapes.bench import score_clip
+from workflows.maker.building_blocks import TINY_PROMPT
 from workflows.maker.node_definitions import load_definitions, reduce_definition
-from workflows.maker.templates import TINY_PROMPT, WORKFLOWS
+from workflows.maker.templates import WORKFLOWS
 
 NODES = {
     "SaltLoadStudent", "SaltLoadTiny", "SaltSigmas", "SaltSampler", "SaltRollout", "SaltPromptSchedule",
