@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from salt.acceleration.device import usable_device
 from salt.errors import InputError
@@ -41,3 +41,13 @@ def _sentence(error: Exception, arguments: argparse.Namespace) -> str:
     if isinstance(error, InputError) and not isinstance(error, RecipeError) and hasattr(arguments, error.field):
         text = error.phrased(f"--{error.field.replace('_', '-')}")
     return " ".join(text.splitlines()) or type(error).__name__
+
+
+def run_single_command(
+    prog: str, description: str | None, add_arguments: Callable[[argparse.ArgumentParser], None]
+) -> int:
+    """Run a program that has one command, with the options of `add_arguments` and `--debug`; see `run_command`."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_arguments(parser)
+    return run_command(parser)

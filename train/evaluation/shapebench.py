@@ -55,15 +55,9 @@ def _scored(vae: AutoencoderKLWan, scenes: Sequence[Scene], latents: Tensor, ski
 
 
 def score_model(
-    model: SaltTransformer3DModel,
-    vae: AutoencoderKLWan,
-    steps: int,
-    prompts: Sequence[Scene] = PROMPTS,
-    frames: int = CLIP_FRAMES,
-    teacher: bool = False,
-    seed: int = REPORTED_SEED,
-    spec: StudentSpec = DEFAULT_SPEC,
-) -> list[ClipScore]:
+    model: SaltTransformer3DModel, vae: AutoencoderKLWan, steps: int, prompts: Sequence[Scene] = PROMPTS,
+    frames: int = CLIP_FRAMES, teacher: bool = False, seed: int = REPORTED_SEED, spec: StudentSpec = DEFAULT_SPEC,
+) -> list[ClipScore]:  # fmt: skip
     """Scores of one clip per prompt, decoded whole; see `sample_prompts`."""
     clips = sample_prompts(model, steps, prompts, frames, teacher, seed, spec)
     return [score for scenes, latents in clips for score in _scored(vae, scenes, latents)]

@@ -1,20 +1,9 @@
-"""`python -m train.experiments.tiny`: train salt-tiny, or one stage of it."""
+"""Train salt-tiny, or one stage of it."""
 
-import argparse
 import sys
-from collections.abc import Sequence
 
-from train.command_line import run_command
+from train.command_line import run_single_command
 from train.experiments.tiny.command import add_arguments
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code (see `run_command`)."""
-    parser = argparse.ArgumentParser(prog="python -m train.experiments.tiny", description=__doc__)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    add_arguments(parser)
-    return run_command(parser, argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_single_command("python -m train.experiments.tiny", __doc__, add_arguments))

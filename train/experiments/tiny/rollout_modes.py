@@ -10,6 +10,7 @@ last frames of a clip that the student generated beyond what its memory holds, c
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -38,15 +39,9 @@ class RolloutFunction(Protocol):
     """One clip per seed, as `rollout_with_grad`."""
 
     def __call__(
-        self,
-        student: SaltTransformer3DModel,
-        conditioning: Conditioning,
-        recipe: Recipe,
-        draws: UpdateDraws,
-        seeds: list[int],
-        *,
-        gradient: bool,
-    ) -> RolloutResult: ...
+        self, student: SaltTransformer3DModel, conditioning: Conditioning, recipe: Recipe, draws: UpdateDraws,
+        seeds: list[int], *, gradient: bool,
+    ) -> RolloutResult: ...  # fmt: skip
 
 
 @dataclass
@@ -122,17 +117,7 @@ def rollout_modes(
     )
     late = _dmd_recipe(whole, long_rollouts, 2000)
 
-    def first_blocks(
-        student: SaltTransformer3DModel,
-        conditioning: Conditioning,
-        recipe: Recipe,
-        draws: UpdateDraws,
-        seeds: list[int],
-        *,
-        gradient: bool,
-    ) -> RolloutResult:
-        return rollout_first_block(first_block_model, conditioning, recipe, draws, seeds, gradient=gradient)
-
+    first_blocks = partial(rollout_first_block, model=first_block_model)
     return (
         RolloutMode(whole, rollout_with_grad, weight_F / weight_F.sum(), even_F),
         RolloutMode(first, first_blocks, block_F / block, block_F),
@@ -141,38 +126,29 @@ def rollout_modes(
 
 
 def rollout_first_block(
-    student: ClipModel,
-    conditioning: Conditioning,
-    recipe: Recipe,
-    draws: UpdateDraws,
-    seeds: list[int],
-    *,
-    gradient: bool,
-) -> RolloutResult:
+    student: ClipModel, conditioning: Conditioning, recipe: Recipe, draws: UpdateDraws, seeds: list[int], *,
+    gradient: bool, model: ClipModel | None = None,
+) -> RolloutResult:  # fmt: skip
     """First blocks, with gradient through all evaluations of the schedule.
 
-    student: called without a memory, which a first block does not need.
+    model: the student compiled for whole clips (a first block needs no memory); `student` itself by default.
     """
+    call = model or student
     r, text = recipe.rollout, conditioning.text
     noise = SeededNoise(seeds, len(seeds), 16, r.height, r.width, text.device)
 
-    def model(inputs: ModelInput[Conditioning], /) -> Tensor:
-        return student(inputs.x, inputs.timestep, inputs.conditioning.text, return_dict=False)[0].float()
+    def flow(inputs: ModelInput[Conditioning], /) -> Tensor:
+        return call(inputs.x, inputs.timestep, inputs.conditioning.text, return_dict=False)[0].float()
 
     with torch.set_grad_enabled(gradient):
-        x0 = sample_bidirectional(model, conditioning, noise, r.frames, rollout_settings(recipe, draws.schedule))
-    return RolloutResult(x0, ExitRecord(), noise, model)
+        x0 = sample_bidirectional(flow, conditioning, noise, r.frames, rollout_settings(recipe, draws.schedule))
+    return RolloutResult(x0, ExitRecord(), noise, flow)
 
 
 def rollout_late_window(
-    student: SaltTransformer3DModel,
-    conditioning: Conditioning,
-    recipe: Recipe,
-    draws: UpdateDraws,
-    seeds: list[int],
-    *,
-    gradient: bool,
-) -> RolloutResult:
+    student: SaltTransformer3DModel, conditioning: Conditioning, recipe: Recipe, draws: UpdateDraws, seeds: list[int],
+    *, gradient: bool,
+) -> RolloutResult:  # fmt: skip
     """The last `window` frames of a clip, leaving at the drawn exit step, after a past that took all its steps.
 
     `rollout_with_grad` lets the past exit early, too, but in sampling no past is that poor.
