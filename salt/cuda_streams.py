@@ -1,6 +1,7 @@
-"""CUDA streams beside the current one, one for each kind of work: what is freed on a stream stays that stream's.
+"""CUDA side streams, one per device and kind of work.
 
-The allocator keeps memory per stream, so a new stream for every clip would strand what the clip before has used.
+The caching allocator reuses freed memory only on the stream that it was allocated on, so that a new stream for every
+clip would strand the memory of the clip before.
 """
 
 from __future__ import annotations
@@ -12,5 +13,5 @@ import torch
 
 @lru_cache
 def side_stream(device: torch.device, work: str) -> torch.cuda.Stream:
-    """The stream of `device` for this work, such as `decode`; the same one every time."""
+    """The stream of `device` for a kind of work such as `decode`; the same one every time."""
     return torch.cuda.Stream(device)

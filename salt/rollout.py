@@ -1,10 +1,10 @@
 """The autoregressive rollout: latent blocks, one after another, each denoised in a few steps against the memory.
 
-A generator of finished blocks. A preview, a decoder, a progress bar and a training loop are consumers of it, and the
-model is a function argument, so one loop serves every host.
+`rollout` is a generator of finished blocks: previews, decoders, progress bars and training loops consume it. The model
+is a function argument, so one loop serves every host.
 
-Semantics: Self Forcing's inference rule (Salt, arXiv 2604.03118, section 3): predict x0, mix fresh noise back in to the
-next sigma (SDE) or take the Euler step (ODE); then one context pass of the clean block writes the memory.
+Per block, by Self Forcing's inference rule (Salt, arXiv 2604.03118, section 3): predict x0, add fresh noise for the
+next sigma (SDE) or take the Euler step (ODE); after the last step, a context pass of the clean block writes the memory.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class RolloutSettings:
 
 @dataclass(frozen=True)
 class Step:
-    """One model call about to happen. Raising from `on_step` cancels the rollout between two calls."""
+    """One model call, for `on_step` before and `on_step_end` after it. step: counts from 0 within its block."""
 
     block: int
     blocks: int
@@ -83,7 +83,11 @@ OnStepEnd = Callable[[Step, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Block:
-    """A finished block. latents [B, C, F, H, W] cover latent frames start (inclusive) to stop (exclusive)."""
+    """A finished block: clean latents [B, C, F, H, W] of latent frames start (inclusive) to stop (exclusive).
+
+    index, count: which of how many. nfe: model calls since the block before. seconds: wall time of its denoising.
+    seeds: the noise source's.
+    """
 
     index: int
     count: int
@@ -97,7 +101,7 @@ class Block:
 
 @dataclass
 class Branch(Generic[Condition]):
-    """A conditioning with the memory that was written under it; `active` is the prompt of the latest block."""
+    """A conditioning and its memory: the conditional or the unconditional branch. active: of the latest block."""
 
     memory: KVMemory
     prompts: PromptSchedule[Condition]
@@ -108,14 +112,14 @@ class Branch(Generic[Condition]):
         cls, memory: KVMemory, conditioning: Condition | PromptSchedule[Condition], frames_per_block: int
     ) -> Branch[Condition]:
         prompts = PromptSchedule.of(conditioning)
-        # A change counts from the next block on, so what the latest block was made under is what held at its start.
+        # A change takes effect at the next block, so the latest block's prompt is the one in effect at its start.
         return cls(memory, prompts, prompts.at(max(memory.next_frame - frames_per_block, 0)))
 
 
 def block_lengths(start: int, frames: int, settings: RolloutSettings) -> list[int]:
-    """Lengths of the blocks that make `frames` latent frames from latent frame `start` on.
+    """Lengths in latent frames of the blocks that fill `frames` latent frames from latent frame `start` on.
 
-    Raises InputError when the blocks do not fill the length exactly, naming the nearest lengths that they do.
+    Raises InputError when the blocks do not fill the length exactly, naming the nearest lengths that fit.
     """
     n = settings.frames_per_block
     first = 1 if settings.independent_first_frame and start == 0 else 0
@@ -131,7 +135,7 @@ def block_lengths(start: int, frames: int, settings: RolloutSettings) -> list[in
 
 
 def context_lengths(frames: int, settings: RolloutSettings) -> list[int]:
-    """How given latents are split for their context passes: whole blocks, a shorter one first where they do not fit."""
+    """Lengths in latent frames of the context passes of existing latents: whole blocks after a shorter first one."""
     n = settings.frames_per_block
     return [frames % n] * (frames % n > 0) + [n] * (frames // n)
 
@@ -201,7 +205,7 @@ def rollout(
 
 
 class _Run(Generic[Condition]):
-    """State of one rollout: the loop's own variables, and the recent clean latents that a recache needs."""
+    """State of one rollout: its arguments, and the recent clean latents that a recache needs."""
 
     def __init__(
         self,
@@ -267,7 +271,7 @@ class _Run(Generic[Condition]):
         block: int,
         step: int,
     ) -> Tensor:
-        """One evaluation of the model: every branch, mixed by the guidance, writing what the pass writes."""
+        """One evaluation: a model call per branch, combined by the guidance; blocks that were written are committed."""
         if self.on_step is not None:
             self.on_step(Step(block, self.count, step, self.settings.schedule.nfe, kind))
         flows = []
@@ -292,13 +296,13 @@ class _Run(Generic[Condition]):
 
     @torch.no_grad()
     def context_pass(self, x0: Tensor, block: int) -> None:
-        """The one write: the clean block goes through the model, and its keys and values are memory from now on."""
+        """The one write: a forward of the clean block, whose keys and values are memory from now on."""
         x, t = self.context_input(x0.detach())
         self.guided(x, t, lambda m: m.open(write=x.shape[2]), "context", block, self.settings.schedule.nfe)
 
     @torch.no_grad()
     def fused_pass(self, x0: Tensor, following: int, block: int) -> Tensor:
-        """Context pass of this block and first step of the next in one forward; returns the next block's first flow."""
+        """Context pass of this block and first step of the next in one forward; returns the flow of that step."""
         clean, t_clean = self.context_input(x0)
         start = self.branches[0].memory.next_frame + x0.shape[2]
         noisy = self.noise(start, following, 0)
@@ -309,13 +313,13 @@ class _Run(Generic[Condition]):
         return flow[:, :, frames:]
 
     def fusable(self, next_start: int) -> bool:
-        """One forward has one prompt."""
+        """Whether the next block may share a forward with this one's context pass; one forward has one prompt."""
         same_prompt = all(b.prompts.at(next_start) is b.active for b in self.branches)
         fuses = self.settings.fuse and self.branches[0].memory.policy.fuses
         return fuses and same_prompt and not torch.is_grad_enabled()
 
     def remember(self, x0: Tensor) -> None:
-        """Keep the clean latents that a later recache may need; without a window, all of them."""
+        """Store the clean latents that a later recache may need; without a window, all of them."""
         if not any(c.switch == "recache" for b in self.branches for c in b.prompts.changes):
             return
         self.recent.append(x0.detach())
@@ -324,13 +328,13 @@ class _Run(Generic[Condition]):
             self.recent.pop(0)
 
     def switch(self, start: int, block: int) -> None:
-        """What a prompt change that takes effect at this block does to the memory of its branch."""
+        """Apply the prompt changes that take effect at this block to the memory of their branch."""
         for branch in self.branches:
             change, previous = branch.prompts.at(start), branch.active
             branch.active = change
             if change is previous or start == 0:
                 continue
-            # Of several changes within one block the last is seen; what the others do to the memory is done as well.
+            # Of several changes within one block the last prompt is used; the switches of the others apply as well.
             switches = branch.prompts.switches(previous.frame, change.frame)
             if "cut" in switches:
                 self.cut()
@@ -338,7 +342,7 @@ class _Run(Generic[Condition]):
                 self.recache(branch, change, start, block)
 
     def cut(self) -> None:
-        """A new scene, for the unconditional branch too: nothing made before is seen or encoded again."""
+        """A new scene, for the unconditional branch too: earlier frames are neither read nor re-encoded."""
         self.recent.clear()
         for branch in self.branches:
             branch.memory.cut()

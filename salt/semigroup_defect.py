@@ -1,25 +1,25 @@
-"""The semigroup defect of a student: how far one long step lands from two shorter ones, on its own path.
+"""The semigroup defect of a student: the distance between one long step and two shorter ones, on its own trajectory.
 
-Source: Salt (arXiv 2604.03118, section 3.2). The paper prints 0.0135 (DMD) and 0.0111 (SC-DMD) and calls its protocol
-displacement-normalised and local, without saying more. Ours, for a triple (t_s, t_m, t_e) of steps before warping:
+Source: Salt (arXiv 2604.03118, section 3.2). The paper reports 0.0135 (DMD) and 0.0111 (SC-DMD) and describes its
+protocol only as displacement-normalised and local. Ours, for a triple (t_s, t_m, t_e) of steps before the shift:
 
-Where. x_s is the student's own state: a clip is made from noise and prompt as the engine makes it, re-noising on the
-list of steps given, and every block is measured when it arrives at t_s, against the memory that the student has written
-of its own earlier blocks. A bidirectional student is measured on the whole clip at once.
+State. x_s is the student's own: a clip is sampled from noise and prompt as at inference, and every block is measured
+when it reaches t_s, against the memory that the student has written of its own earlier blocks. A bidirectional student
+is measured on the whole clip at once.
 
-`euler`, the operator that L_SC speaks of, Psi^{a->b}(x) = x - (sigma_a - sigma_b) v(x, a):
+`euler`, the operator of L_SC, Psi^{a->b}(x) = x - (sigma_a - sigma_b) v(x, a):
     ||Psi^{s->e}(x_s) - Psi^{m->e}(Psi^{s->m}(x_s))||^2 / ||Psi^{s->e}(x_s) - x_s||^2
   which is ((sigma_m - sigma_e) / (sigma_s - sigma_e))^2 ||v_m - v_s||^2 / ||v_s||^2, and 0 for an exact flow that is
-  straight. (One that bends has a defect though it be exact: an Euler step is a chord.)
-`sampler`, what inference does: x0 is predicted and re-noised. With the noise of the last step shared, the two ways end
-  (1 - sigma_e)(x0_s - x0_m) apart, so t_e is a mere factor, and the step itself moves mostly by fresh noise. What is
-  compared is therefore x0, over the way to it, with x_m = (1 - sigma_m) x0_s + sigma_m eps:
+  straight. (An exact flow that bends has a defect too: an Euler step is a chord.)
+`sampler`, the step of inference: x0 is predicted and re-noised. With the noise of the last step shared, the two
+  results are (1 - sigma_e)(x0_s - x0_m) apart, so t_e is only a factor, and the step itself is mostly fresh noise. So
+  x0 is compared, relative to the displacement, with x_m = (1 - sigma_m) x0_s + sigma_m eps:
     ||x0_s - x0_m||^2 / ||x0_s - x_s||^2
-  Fresh noise may rightly change the picture, so this is no law that an exact student obeys: it is how much of what the
-  first step decided the next one revises.
+  Fresh noise may legitimately change the picture, so this is not 0 for an exact student: it measures how much the
+  second step revises of what the first one predicted.
 
-How averaged. Local: the ratio is taken per block of each clip, over its channels, frames and pixels; then the mean over
-blocks, prompts and seeds, each counting the same. The ratios are squared; their root is a relative distance.
+Average. The ratio is taken per block of each clip, over its channels, frames and pixels; then the mean over blocks,
+prompts and seeds, each counting the same. The ratios are squared; their root is a relative distance.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ from .schedule import NUM_TRAIN_TIMESTEPS, STEP_LISTS, Schedule, add_noise, eule
 Operator = Literal["euler", "sampler"]
 Triple = tuple[float, float, float]
 Defects = dict[tuple[Triple, Operator], float]
-DefectRatios = dict[tuple[Triple, Operator], list[Tensor]]
 
 OPERATORS: tuple[Operator, ...] = ("euler", "sampler")
 # Each step of the 4-step grid, halved by the 8-step grid it is trained on.
@@ -82,7 +81,6 @@ def check_triple(triple: Triple, steps: Sequence[float]) -> None:
         raise InputError("triples", f"found t_s {t_s:g}, expected one of the steps {known}")
 
 
-@torch.no_grad()
 def semigroup_defect(
     model: FlowModel[Condition],
     conditioning: Condition,
@@ -106,35 +104,9 @@ def semigroup_defect(
     not a step of the schedule, and what `rollout` raises.
     Source: Salt (arXiv 2604.03118, section 3.2).
     """
-    return mean_defects(
-        [defect_ratios(model, conditioning, memory, noise, frames, settings, triples, operators, dtype)]
-    )
-
-
-@torch.no_grad()
-def defect_ratios(
-    model: FlowModel[Condition],
-    conditioning: Condition,
-    memory: KVMemory | None,
-    noise: NoiseSource,
-    frames: int,
-    settings: RolloutSettings,
-    triples: Sequence[Triple] = TRIPLES,
-    operators: Sequence[Operator] = OPERATORS,
-    dtype: torch.dtype = torch.float32,
-) -> DefectRatios:
-    """What `semigroup_defect` averages: a tensor [B] for each block. `mean_defects` of several is the mean over all.
-
-    Arguments and errors: as for `semigroup_defect`. Cost: per clip one ordinary rollout and, for each block and triple,
-    one more model call per operator.
-    """
     meter = DefectMeter(model, noise, settings.schedule, triples, operators, dtype)
-    if memory is None:
-        sample_bidirectional(meter, conditioning, noise, frames, settings)
-    else:
-        for _ in rollout(meter, conditioning, memory, noise, frames, settings):
-            pass
-    return meter.ratios
+    meter.measure(conditioning, memory, frames, settings)
+    return mean_defects([meter])
 
 
 class DefectMeter(Generic[Condition]):
@@ -157,7 +129,19 @@ class DefectMeter(Generic[Condition]):
         for triple in triples:
             check_triple(triple, schedule.steps)
         self.model, self.noise, self.shift, self.dtype = model, noise, schedule.shift, dtype
-        self.ratios: DefectRatios = {(triple, operator): [] for triple in triples for operator in operators}
+        self.ratios: dict[tuple[Triple, Operator], list[Tensor]] = {(t, o): [] for t in triples for o in operators}
+
+    @torch.no_grad()
+    def measure(self, conditioning: Condition, memory: KVMemory | None, frames: int, settings: RolloutSettings) -> None:
+        """Sample one batch of clips, measured on the way; arguments as for `semigroup_defect`.
+
+        Cost: one ordinary rollout and, for each block and triple, one more model call per operator.
+        """
+        if memory is None:
+            sample_bidirectional(self, conditioning, self.noise, frames, settings)
+        else:
+            for _ in rollout(self, conditioning, memory, self.noise, frames, settings):
+                pass
 
     def __call__(self, inputs: ModelInput[Condition], /) -> Tensor:
         flow = self.flow(inputs)
@@ -186,9 +170,12 @@ class DefectMeter(Generic[Condition]):
         return (direct - other).square().flatten(1).sum(1) / (direct - x).square().flatten(1).sum(1)
 
 
-def mean_defects(clips: Sequence[DefectRatios]) -> Defects:
-    """Means over all blocks of all clips, each counting the same."""
-    return {key: float(torch.cat([ratio for ratios in clips for ratio in ratios[key]]).mean()) for key in clips[0]}
+def mean_defects(meters: Sequence[DefectMeter]) -> Defects:
+    """Means over all blocks and clips that the meters have measured, each counting the same."""
+    return {
+        key: float(torch.cat([ratio for meter in meters for ratio in meter.ratios[key]]).mean())
+        for key in meters[0].ratios
+    }
 
 
 def defect_table(rows: dict[str, Defects]) -> str:

@@ -14,7 +14,11 @@ TINY_FOLDER = Path(__file__).parent / "assets" / "tiny"  # diffusers folder of t
 
 @dataclass(frozen=True)
 class StudentSpec:
-    """What a student was trained for. frames_per_block 0 means bidirectional (no blocks, no memory)."""
+    """What a student was trained for.
+
+    frames_per_block: latent frames; 0 for a bidirectional student (no blocks, no memory). steps, shift: of its
+    `Schedule`. policy: of its memory. independent_first_frame: the first block of a clip is one latent frame.
+    """
 
     frames_per_block: int = 3
     steps: tuple[float, ...] = STEP_LISTS[4]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...salt.memory import KVMemory, MemoryFileError, load_memory, save_memory
-from ...salt.memory.serialization import NEGATIVE, negative_path
+from ...salt.memory.serialization import NEGATIVE_SUFFIX, negative_path
 from ..io_types import ClipMemory
 from .comfy_model import memory_geometry
 from .fingerprint import fingerprint
@@ -24,7 +24,7 @@ def memory_files() -> list[str]:
     found = []
     for kind, root in (("output", folder_paths.get_output_directory()), ("input", folder_paths.get_input_directory())):
         for path in Path(root, FOLDER).rglob("*.safetensors"):
-            hidden = path.stem.endswith(NEGATIVE) or path.name.startswith(".")
+            hidden = path.stem.endswith(NEGATIVE_SUFFIX) or path.name.startswith(".")
             if not hidden and path.is_file():  # no link to a disk that is not mounted
                 found.append((path.stat().st_mtime, f"{path.relative_to(root).as_posix()} [{kind}]"))
     return [name for _, name in sorted(found, reverse=True)]

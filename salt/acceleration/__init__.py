@@ -1,1 +1,1 @@
-"""What makes a pipeline faster or smaller: presets, CUDA graphs, and the choice of the device."""
+"""Acceleration of the pipeline: presets, CUDA graphs, and the choice of the device."""

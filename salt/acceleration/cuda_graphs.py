@@ -88,17 +88,9 @@ class CUDAGraphTransformer:
         self._recordings: dict[tuple[object, ...], _Recording | None] = {}
 
     def __call__(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        text: Tensor,
-        image: Tensor | None,
-        /,
-        *,
-        return_dict: Literal[False] = False,
-        attention_context: MemoryPass | None = None,
-        cross_attention_cache: CrossAttentionCache | None = None,
-    ) -> tuple[Tensor]:
+        self, x: Tensor, timestep: Tensor, text: Tensor, image: Tensor | None, /, *, return_dict: Literal[False],
+        attention_context: MemoryPass | None = None, cross_attention_cache: CrossAttentionCache | None = None,
+    ) -> tuple[Tensor]:  # fmt: skip
         """(flow [B, C, F, H, W],) of latents x at timesteps [B, F]; see `SaltTransformer3DModel.forward`."""
         memory, cache = attention_context, cross_attention_cache
 

@@ -1,13 +1,13 @@
-"""Speed and room, in a person's words: what a pipeline may do to be quicker or smaller.
+"""Acceleration presets of the pipeline: compilation, CUDA graphs, fp8 and memory-saving settings, by name.
 
-What each word costs in quality, and what it saves, is measured in docs/performance.md.
+Their cost in quality and their savings are measured in docs/performance.md.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
@@ -15,6 +15,9 @@ from torch import nn
 from ..errors import InputError
 from ..memory import MemoryPolicy
 from ..memory.policy import Precision
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 log = logging.getLogger(__name__)
 
@@ -24,11 +27,13 @@ RECOMPILE_LIMIT = 64
 
 @dataclass(frozen=True)
 class AccelerationPreset:
-    """fuse: a block's context pass and the next block's first step are one forward (the same numbers).
-    compiled: transformer blocks go through `torch.compile`, and on CUDA the forward is recorded as a graph once the
-    memory's window is full (the same numbers up to rounding). fp8: linear layers multiply in float8 with a scale per
-    row, on GPUs that do (needs torchao). precision: of a memory whose policy does not say. tiles: decode in tiles.
-    text_waits: the text encoder is on the device only while it encodes.
+    """Settings of the pipeline that trade speed, memory and rounding.
+
+    fuse: a block's context pass and the next block's first step are one forward (same numbers). compiled: transformer
+    blocks are compiled by `torch.compile`, and on CUDA the forward is recorded as a graph once the memory's window is
+    full (same numbers up to rounding). fp8: linear layers multiply in float8 with a scale per row, on GPUs that can
+    (needs torchao). precision: of memories whose policy has the default one. tiles: decode in tiles.
+    offload_text_encoder: the text encoder is on the device only while it encodes.
     """
 
     fuse: bool = False
@@ -36,10 +41,10 @@ class AccelerationPreset:
     fp8: bool = False
     precision: Precision = "model"
     tiles: bool = False
-    text_waits: bool = False
+    offload_text_encoder: bool = False
 
     def policy(self, policy: MemoryPolicy) -> MemoryPolicy:
-        """`policy`, in this precision where it names none itself."""
+        """`policy` with this precision, unless it has one of its own."""
         return policy.with_storage(self.precision, policy.residence) if policy.precision == "model" else policy
 
 
@@ -47,32 +52,32 @@ PREFERENCES: dict[Preference, AccelerationPreset] = {
     "exact": AccelerationPreset(),
     "fast": AccelerationPreset(fuse=True, compiled=True),
     "fastest": AccelerationPreset(fuse=True, compiled=True, fp8=True),
-    "low memory": AccelerationPreset(fuse=True, precision="int8", tiles=True, text_waits=True),
+    "low memory": AccelerationPreset(fuse=True, precision="int8", tiles=True, offload_text_encoder=True),
 }
 
 
-def speed_of(preference: str) -> AccelerationPreset:
-    """Raises ValueError that names the words there are."""
+def preset_of(preference: str) -> AccelerationPreset:
+    """The preset of a name. Raises InputError that lists the names."""
     if preference not in PREFERENCES:
-        words = ", ".join(map(repr, PREFERENCES))
-        raise InputError("prefer", f"found {preference!r}, expected one of {words}")
+        names = ", ".join(map(repr, PREFERENCES))
+        raise InputError("prefer", f"found {preference!r}, expected one of {names}")
     return PREFERENCES[preference]
 
 
-def compile_blocks(model: Any, dynamic: bool | None = None) -> None:
-    """Compile a transformer's blocks: code is made once per kind of forward, not per layer.
+def compile_blocks(model: ModelMixin, dynamic: bool | None = None) -> None:
+    """Compile a transformer's blocks: code is compiled once per kind of forward, not per layer.
 
     dynamic: whether token counts are variables in the code; None: from the second count on.
     """
-    # One graph a kind of forward and piece between attentions: with and without gradient, by batch and frames.
+    # One graph per kind of forward (gradient, batch size, frames) and per piece of a block between attentions.
     torch._dynamo.config.cache_size_limit = RECOMPILE_LIMIT  # torch 2.6's name of recompile_limit, an alias since
     model.compile_repeated_blocks(dynamic=dynamic)
 
 
 def fp8_linears(model: nn.Module) -> None:
-    """The blocks' linear layers to float8, weights with a scale per output row and activations with one per token.
+    """Convert the blocks' linear layers to float8: weights have a scale per output row, activations one per token.
 
-    Raises ValueError without torchao, for weights that are not bfloat16, or on a device that does not multiply in
+    Raises InputError without torchao, for weights that are not bfloat16, or on a device that does not multiply in
     float8.
     """
 

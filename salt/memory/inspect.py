@@ -1,4 +1,4 @@
-"""What there is to see in a memory: which frame lies in which slot, how large keys and values are in every layer."""
+"""Inspection of a memory: the frame in each slot, norms of keys and values per layer, as text and as a picture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .cache import KVMemory
 
 @dataclass(frozen=True)
 class Slot:
-    """A slot of the buffer: the latent frame in it, None where nothing is kept; `sink` frames are never evicted."""
+    """A slot of the buffers and its latent frame (None if it is empty); `sink` frames are never evicted."""
 
     frame: int | None
     kind: Literal["sink", "recent", "empty"]
@@ -59,7 +59,7 @@ def ranges(frames: Sequence[int]) -> str:
 
 
 def held_at(memory: KVMemory, frame: int) -> tuple[int, ...]:
-    """Latent frames that the memory held when the clip stood at `frame`."""
+    """Latent frames that the memory held when `next_frame` was `frame`."""
     held: tuple[int, ...] = ()
     for at in range(memory.origin, frame):
         held = memory.policy.kept(held, 1, memory.origin) + (at,)
@@ -67,13 +67,15 @@ def held_at(memory: KVMemory, frame: int) -> tuple[int, ...]:
 
 
 def lost_by_rewinding(memory: KVMemory, frame: int) -> list[int]:
-    """Latent frames that the memory would hold had the clip stopped at `frame`, and that are evicted for good."""
+    """Latent frames that a rewind to `frame` cannot bring back: held when `next_frame` was `frame`, evicted since."""
     return sorted(set(held_at(memory, frame)) - set(memory.held))
 
 
 def blended_since(memory: KVMemory, frame: int) -> list[int]:
-    """Latent frames evicted since the clip stood at `frame` that a blended sink may have taken in (it does where as
-    many go at once as it has itself): a rewind leaves them in it. None for other policies."""
+    """Latent frames evicted since `next_frame` was `frame` that a blended sink may have absorbed; a rewind leaves them.
+
+    The sink absorbs frames where as many are evicted at once as it has itself. Empty for other policies.
+    """
     if memory.policy.kind != "blended":
         return []
     before = set(range(memory.origin, frame)) - set(held_at(memory, frame))
@@ -81,7 +83,7 @@ def blended_since(memory: KVMemory, frame: int) -> list[int]:
 
 
 def slots_as_text(memory: KVMemory) -> str:
-    """The frame in every slot, in the slots' order, `-` where none is: `sink 0 1 2, then 9 10 11 6 7 8`."""
+    """The frame of each slot in order, `-` where it is empty: `sink 0 1 2, then 9 10 11 6 7 8`."""
     found = slots(memory)
     names = ["-" if s.frame is None else str(s.frame) for s in found]
     count = sum(s.kind == "sink" for s in found)
@@ -90,12 +92,12 @@ def slots_as_text(memory: KVMemory) -> str:
 
 
 def as_text(memory: KVMemory) -> str:
-    """A table for a person: what is held and where, then mean norms per layer."""
+    """A table: what is held and in which slots, then mean norms per layer."""
     g = memory.geometry
     places = textwrap.wrap(slots_as_text(memory), 78)
     lines = [
         f"policy            {memory.policy}",
-        f"stands at         latent frame {memory.next_frame} ({memory.next_frame / 4:g} s)",
+        f"next frame        latent frame {memory.next_frame} ({memory.next_frame / 4:g} s)",
         f"holds             {len(memory.held)} latent frames ({ranges(memory.held) or 'none'})",
         f"slots             {places[0]}",
         *(" " * 18 + more for more in places[1:]),
@@ -112,9 +114,11 @@ def as_text(memory: KVMemory) -> str:
 
 
 def picture(memory: KVMemory, width: int = 768) -> Tensor:
-    """RGB [H, W, 3] in [0, 1]: a strip of slots (sink, recent, empty) with the numbers of the frames in them, then
-    norms of keys and of values, a row per layer and a column per held frame, each from its smallest (dark) to its
-    largest (bright)."""
+    """RGB [H, W, 3] in [0, 1]: a strip of slots (sink, recent, empty) with their frame numbers, then norms.
+
+    Norms of keys and of values have a row per layer and a column per held frame, each picture scaled from its smallest
+    (dark) to its largest (bright) value.
+    """
     colours = {"sink": (0.95, 0.65, 0.2), "recent": (0.25, 0.6, 0.9), "empty": (0.2, 0.2, 0.22)}
     found = slots(memory) or [Slot(None, "empty")]
     strip = torch.tensor([[colours[s.kind] for s in found]])
@@ -124,14 +128,14 @@ def picture(memory: KVMemory, width: int = 768) -> Tensor:
         if values.numel():
             low, high = values.min(), values.max()
             x = (values - low) / (high - low).clamp_min(1e-9)
-            # Dark violet over orange to light yellow, so that it reads in grey as well.
+            # Dark violet over orange to light yellow, which is monotonic in grey as well.
             rgb = torch.stack([x.sqrt(), x**1.5, (0.35 + 0.5 * x * (x - 0.4)).clamp(0, 1)], dim=-1)
             parts += [gap, _enlarged(rgb, max(6 * values.shape[0], 96), width)]
     return torch.cat(parts).clamp(0, 1)
 
 
 def _numbered(strip: Tensor, frames: Sequence[int | None]) -> Tensor:
-    """The strip [h, w, 3] with a number on the cells; on every second or third only, where all would not fit."""
+    """The strip [h, w, 3] with frame numbers on its cells; only every second or third where not all fit."""
     import numpy as np
     from PIL import Image, ImageDraw
 

@@ -1,10 +1,10 @@
-"""Keys and values in fewer bits: int8 and fp8 at half of bfloat16, int4 at 28 %.
+"""Quantization of keys and values: int8 and fp8 at half the size of bfloat16, int4 at 28 %.
 
-A row is one token of one head, x [..., head_dim]; rows are symmetric about zero and carry their scales beside them.
+A row is one token of one head, x [..., head_dim]; it is quantised symmetrically, with its scales stored beside it.
 int8 and fp8 have one float32 scale per row, from its largest magnitude. int4 has one float16 scale per GROUP values,
-signed so that the value of largest magnitude is exactly -8 of it, as GGML's Q4_0 does: keys have a few large channels,
-which would take all sixteen levels for themselves in a whole row. Two int4 codes share a byte: the first half of the
-row in the low bits, the second half in the high ones.
+signed so that the value of largest magnitude is exactly -8 of it, as in GGML's Q4_0: keys have a few large channels,
+which with one scale per row would leave few of the sixteen levels for the others. Two int4 codes share a byte: the
+first half of the row in the low bits, the second half in the high ones.
 """
 
 from __future__ import annotations
@@ -12,25 +12,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from .policy import Precision
 
 GROUP = 32
 
 
 def storage_dtype(precision: Precision, model_dtype: torch.dtype) -> torch.dtype:
-    """dtype of the buffers. fp8 lies in uint8 buffers (index operations are not defined on float8).
+    """dtype of the buffers. fp8 lies in uint8 buffers (float8 has no index operations).
 
-    Raises ValueError where this torch has no float8_e4m3fn.
+    Raises InputError where this torch has no float8_e4m3fn.
     """
     if precision == "fp8" and not hasattr(torch, "float8_e4m3fn"):
-        raise ValueError(f"precision: found fp8, expected a torch with float8_e4m3fn (this is {torch.__version__})")
+        raise InputError("precision", f"needs a torch with float8_e4m3fn (this is {torch.__version__})", "fp8")
     return {"model": model_dtype, "int8": torch.int8, "fp8": torch.uint8, "int4": torch.uint8}[precision]
 
 
 def row_layout(precision: Precision, head_dim: int) -> tuple[int, int, torch.dtype]:
-    """Of a row: stored codes, scales (0 for `model`), and the scales' dtype.
+    """Number of codes per row, number of scales per row (0 for `model`), and the scales' dtype.
 
-    Raises ValueError for a head that int4 cannot halve into whole groups.
+    Raises InputError for a head_dim that int4 cannot halve into whole groups.
     """
     if precision == "model":
         return head_dim, 0, torch.float32
@@ -38,7 +39,7 @@ def row_layout(precision: Precision, head_dim: int) -> tuple[int, int, torch.dty
         return head_dim, 1, torch.float32
     group = min(GROUP, head_dim // 2)
     if head_dim % (2 * group):
-        raise ValueError(f"precision int4: found heads of {head_dim}, expected a multiple of {2 * GROUP}")
+        raise InputError("precision", f"needs a head_dim that is a multiple of {2 * GROUP}, found {head_dim}", "int4")
     return head_dim // 2, head_dim // group, torch.float16
 
 
@@ -73,8 +74,10 @@ def _quantise_int4(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantise_into(out: Tensor, codes: Tensor, scale: Tensor, precision: Precision) -> None:
-    """Inverse of `quantise`, written to `out` [..., head_dim] in its dtype: on a GPU in one pass, with no copy between
-    codes and result (fp8 excepted, which multiplies with nothing)."""
+    """Inverse of `quantise`, written to `out` [..., head_dim] in its dtype.
+
+    On a GPU in one kernel without intermediate copies, except for fp8, which has no multiplication of its own.
+    """
     if precision != "int4":
         values = codes if precision == "int8" else codes.view(torch.float8_e4m3fn).float()
         torch.mul(values, scale, out=out)

@@ -1,4 +1,4 @@
-"""Memory on disk: one safetensors file with the kept frames of every layer and a description of where they belong."""
+"""Memory files: the kept frames of every layer and a JSON description, in one safetensors file."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from .policy import MemoryPolicy
 from .store import MemoryGeometry, buffer_names
 
 FORMAT = "salt-memory-1"
-NEGATIVE = ".negative"  # of the unconditional branch, before the ending
+NEGATIVE_SUFFIX = ".negative"  # of the unconditional branch, before the file ending
 
 
 class MemoryFileError(ValueError):
-    """A memory file that cannot be used; the message names the file, what was found and what was expected."""
+    """A memory file that cannot be used; the message names the file, what it has and what is expected."""
 
 
 def save_memory(memory: KVMemory, path: str | Path) -> None:
-    """Write a memory atomically: a file already there stays whole until the new one is complete.
+    """Write a memory, atomically: an existing file is replaced only by a complete one.
 
     Raises ValueError for an empty memory and OSError when the folder cannot be written.
     """
     if memory.store is None or not memory.held:
-        raise ValueError(f"{path}: found an empty memory, expected one that a rollout has written")
+        raise ValueError(f"{path}: the memory is empty; a rollout must have written it")
     index = memory.slot_index(memory.held)
     names = buffer_names(memory.policy.precision)
     tensors = {
@@ -50,18 +50,18 @@ def save_memory(memory: KVMemory, path: str | Path) -> None:
 
 
 def negative_path(path: Path) -> Path:
-    """Where the memory of the unconditional branch lies, beside that of a clip that was made with guidance."""
-    return path.with_name(f"{path.stem}{NEGATIVE}{path.suffix}")
+    """The file of the unconditional branch's memory, beside that of a clip sampled with guidance."""
+    return path.with_name(f"{path.stem}{NEGATIVE_SUFFIX}{path.suffix}")
 
 
 def read_memory_info(path: str | Path) -> dict:
-    """The description in a memory file, without its tensors. Raises MemoryFileError for anything else."""
+    """The description in a memory file, without its tensors. Raises MemoryFileError for any other file."""
     with _opened(path) as file:
         text = (file.metadata() or {}).get("salt_memory")
     try:
         info = json.loads(text) if text else {}
     except json.JSONDecodeError as error:
-        raise MemoryFileError(f"{path}: the description is damaged ({error})") from error
+        raise MemoryFileError(f"{path}: its description is damaged ({error})") from error
     if info.get("format") != FORMAT:
         raise MemoryFileError(f"{path}: found format {info.get('format')!r}, expected {FORMAT!r} (a Salt memory file)")
     return info
@@ -75,10 +75,11 @@ def load_memory(
     device: torch.device | str = "cpu",
     residence: str | None = None,
 ) -> KVMemory:
-    """Read a memory back, ready to go on from.
+    """Read a memory from a file; a rollout continues from it.
 
-    fingerprint, geometry: of the model and size it is wanted for; a file that does not fit is refused with a
-    MemoryFileError that names the differing field. residence overrides the file's (`device` or `cpu`).
+    fingerprint, geometry: of the model and clip size that it must fit. device: of the buffers. residence: `device` or
+    `cpu`, instead of the file's. Raises MemoryFileError, naming the differing field, for a file that does not fit, and
+    for one that is damaged or not a memory file.
     """
     info = read_memory_info(path)
     saved = MemoryGeometry(**info["geometry"])

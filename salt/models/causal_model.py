@@ -30,7 +30,27 @@ class StudentTransformer(Protocol):
     ) -> tuple[Tensor, ...]: ...
 
 
-class CausalModel:
+class _StudentModel:
+    """A student with caches of its latest prompts."""
+
+    def __init__(self, student: StudentTransformer) -> None:
+        self.student = student
+        self.cross_attention_caches = CrossAttentionCaches()
+
+    def flow(self, inputs: ModelInput[Conditioning], channels: Tensor | None) -> Tensor:
+        """Flow of the latents with `channels` (Wan I2V) of the same frames concatenated to them."""
+        x, conditioning = inputs.x, inputs.conditioning
+        if channels is not None:
+            x = torch.cat([x, channels.to(x)], dim=1)
+        cache = self.cross_attention_caches.of(conditioning)
+        (flow,) = self.student(
+            x, inputs.timestep, conditioning.text, conditioning.image,
+            return_dict=False, attention_context=inputs.memory, cross_attention_cache=cache,
+        )  # fmt: skip
+        return flow
+
+
+class CausalModel(_StudentModel):
     """A causal student as the rollout's model callable (`salt.model_input.FlowModel`).
 
     Called with a `ModelInput` of latents [B, C, F, H, W] at timesteps [B, F], it returns the flow [B, C, F, H, W].
@@ -40,39 +60,18 @@ class CausalModel:
     Raises ValueError for latents that do not fit the memory.
     """
 
-    def __init__(self, student: StudentTransformer) -> None:
-        self.student = student
-        self.cross_attention_caches = CrossAttentionCaches()
-
     def __call__(self, inputs: ModelInput[Conditioning], /) -> Tensor:
-        x, conditioning = inputs.x, inputs.conditioning
-        if conditioning.channels is not None:
-            frames = slice(inputs.start_frame, inputs.start_frame + x.shape[2])
-            x = torch.cat([x, conditioning.channels[:, :, frames]], dim=1)
-        cache = self.cross_attention_caches.of(conditioning)
-        (flow,) = self.student(
-            x, inputs.timestep, conditioning.text, conditioning.image,
-            return_dict=False, attention_context=inputs.memory, cross_attention_cache=cache,
-        )  # fmt: skip
-        return flow
+        channels = inputs.conditioning.channels
+        if channels is not None:
+            channels = channels[:, :, inputs.start_frame : inputs.start_frame + inputs.x.shape[2]]
+        return self.flow(inputs, channels)
 
 
-class BidirectionalModel:
+class BidirectionalModel(_StudentModel):
     """A bidirectional student, or a teacher, as a `FlowModel`: flow [B, C, F, H, W] of a whole clip at timesteps [B].
 
     Channels of the conditioning (Wan I2V) are concatenated to the latents. Caches prompts as `CausalModel` does.
     """
 
-    def __init__(self, student: StudentTransformer) -> None:
-        self.student = student
-        self.cross_attention_caches = CrossAttentionCaches()
-
     def __call__(self, inputs: ModelInput[Conditioning], /) -> Tensor:
-        x, conditioning = inputs.x, inputs.conditioning
-        if conditioning.channels is not None:
-            x = torch.cat([x, conditioning.channels.to(x)], dim=1)
-        cache = self.cross_attention_caches.of(conditioning)
-        (flow,) = self.student(
-            x, inputs.timestep, conditioning.text, conditioning.image, return_dict=False, cross_attention_cache=cache
-        )
-        return flow
+        return self.flow(inputs, inputs.conditioning.channels)

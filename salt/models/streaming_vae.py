@@ -1,8 +1,8 @@
-"""The projection room: latent blocks come in as the rollout finishes them, pixels go out.
+"""Streaming decode with Wan's VAE, block by block, and encoding of video starts.
 
-A decoder here is a stream. Each call of `decode` continues the clip of the call before it, so the frames of all calls,
-laid end to end, are those of one decode of the whole clip: Wan's VAE is causal, and what it needs of the past is a
-cache of two frames per convolution. The cache belongs to the stream, not to the VAE, so many streams may share one.
+Each call of `decode` continues the clip of the call before it, so the frames of all calls, concatenated, are those of
+one decode of the whole clip: Wan's VAE is causal, and all it needs of the past is a cache of two frames per
+convolution. The cache belongs to the decoder, not to the VAE, so that many decoders may share one VAE.
 
 Layouts: latents [B, C, F, H, W] in normalised model space, pixels [B, 3, T, H, W] in [-1, 1], float32.
 The first latent frame of a clip is one pixel frame, every later one is `temporal_scale` of them.
@@ -10,22 +10,24 @@ The first latent frame of a clip is one pixel frame, every later one is `tempora
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from torch import Tensor
 
+from ..errors import InputError
+
 
 class FrameDecoder(Protocol):
-    """What the pipeline asks of a decoder. `salt.models.taehv.TinyStreamDecoder` is the other one."""
+    """A streaming decoder: `WanStreamDecoder` here, and `salt.models.taehv.TinyStreamDecoder`."""
 
     spatial_scale: int
     temporal_scale: int
 
     def reset(self) -> None:
-        """Forget the clip so far: the next call of `decode` begins a new one."""
+        """Forget the clip so far: the next call of `decode` starts a new one."""
         ...
 
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
@@ -35,14 +37,13 @@ class FrameDecoder(Protocol):
 
 @dataclass(frozen=True)
 class Tiling:
-    """Spatial tiles for frames whose activations do not fit, in pixels along both axes.
+    """Spatial tiles for frames whose activations do not fit into device memory. size, overlap: pixels, on both axes.
 
-    Each tile carries a causal cache of its own. While the others have their turn a cache waits in main memory, so the
-    device holds one tile's cache and activations whatever the frame's size, at the price of moving the caches to and
-    fro once per call. In all they are larger than the untiled one by the share of the frame that lies in several
-    tiles. Wan 2.1, 832x480, bfloat16: 1.8 GiB untiled; 12 tiles of 0.29 GiB, 3.5 GiB in all, with the defaults.
-    A tile cannot see beyond itself, so results differ slightly from the untiled ones; neighbours are blended linearly
-    over their overlap.
+    Each tile has a causal cache of its own, which is in main memory while other tiles are decoded: the device holds one
+    tile's cache and activations whatever the frame's size, at the cost of moving the caches once per call. Together
+    they are larger than the untiled cache by the area that lies in several tiles. Wan 2.1, 832x480, bfloat16: 1.8 GiB
+    untiled; 12 tiles of 0.29 GiB, 3.5 GiB in all, with the defaults. A tile does not see beyond its edge, so results
+    differ slightly from untiled ones; neighbours are blended linearly over their overlap.
     """
 
     size: int = 256
@@ -50,15 +51,16 @@ class Tiling:
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap <= self.size // 2:
-            raise ValueError(f"tiles of {self.size} pixels may overlap by 0 to {self.size // 2}, not by {self.overlap}")
+            expected = f"0 to {self.size // 2} pixels for tiles of {self.size}"
+            raise InputError("overlap", f"found {self.overlap}, expected {expected}")
 
 
 class LatentStream:
-    """Checks that the latents of successive calls can be one clip. Shared by the decoders."""
+    """Checks that the latents of successive calls can be one clip. Used by all decoders."""
 
     def __init__(self, channels: int):
         self.channels = channels
-        self.geometry: tuple[int, int, int] | None = None  # (B, H, W) of the clip under way
+        self.geometry: tuple[int, int, int] | None = None  # (B, H, W) of the current clip
 
     def check(self, latents_BCFHW: Tensor) -> None:
         """Raises ValueError unless the shape is [B, C, F >= 1, H, W] with the B, H and W of the calls before."""
@@ -71,25 +73,26 @@ class LatentStream:
         elif geometry != self.geometry:
             raise ValueError(
                 f"this stream decodes latents of batch, height and width {self.geometry}, got {geometry}; "
-                "call reset() to begin another clip"
+                "call reset() to start another clip"
             )
 
 
 @dataclass
 class _Tile:
-    """One window of the frame: where it lies (latent units), how its pixels are weighed, and its causal cache."""
+    """One tile of the frame: its place in latent pixels, the weights of its pixels, and its causal cache."""
 
     y: slice
     x: slice
     weight_HW: Tensor
-    cache: list[Any]
+    cache: list[Tensor | str | None]
 
 
 class WanStreamDecoder:
-    """Streaming decode with diffusers' `AutoencoderKLWan`.
+    """Streaming decode with diffusers' `AutoencoderKLWan`: successive calls of `decode` continue the clip.
 
     The concatenated output equals `vae.decode` of the whole (denormalised) clip, and memory is flat in clip length:
-    one latent frame is decoded at a time. A bfloat16 VAE computes in bfloat16; what comes out is always float32.
+    one latent frame is decoded at a time. A bfloat16 VAE computes in bfloat16; the output is always float32.
+    Raises ValueError for tiles that are not multiples of the VAE's spatial scale.
     """
 
     def __init__(self, vae: AutoencoderKLWan, tiling: Tiling | None = None):
@@ -109,35 +112,35 @@ class WanStreamDecoder:
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
         """Latents [B, C, F, H, W], normalised -> pixels [B, 3, T, H*s, W*s] in [-1, 1], float32, on the VAE's device.
 
-        T is 4F, or 4F-3 when the call begins the clip. Raises ValueError when the shape is not that of the clip
-        under way.
+        T is 4F, or 4F-3 when the call starts the clip. Raises ValueError when the shape is not that of the current
+        clip.
         """
         self._stream.check(latents_BCFHW)
         device = _onload(self.vae)
         if not self._tiles:
             self._tiles = self._lay_tiles(latents_BCFHW.shape[3], latents_BCFHW.shape[4], device)
-            # Once a clip, because numbers that are copied to the device make the host wait for it.
+            # Once a clip, because copying numbers to the device makes the host wait for it.
             self._statistics = latent_statistics(self.vae, device)
         mean, std = self._statistics
         z = (latents_BCFHW.to(device, torch.float32) * std + mean).to(self.vae.dtype)
         if len(self._tiles) == 1:
             return self._decode_tile(self._tiles[0], z)
-        pixels = None
-        for tile in self._tiles:
+        pixels = torch.empty(0)
+        for index, tile in enumerate(self._tiles):
             part = self._decode_tile(tile, z[..., tile.y, tile.x])
             tile.cache = [entry.cpu() if isinstance(entry, Tensor) else entry for entry in tile.cache]
-            if pixels is None:
+            if index == 0:
                 pixels = part.new_zeros(*part.shape[:3], *(n * self.spatial_scale for n in z.shape[3:]))
             y, x = (slice(s.start * self.spatial_scale, s.stop * self.spatial_scale) for s in (tile.y, tile.x))
             pixels[..., y, x] += part * tile.weight_HW
-        return cast(Tensor, pixels)
+        return pixels
 
     def _decode_tile(self, tile: _Tile, z_BCFHW: Tensor) -> Tensor:
-        """One latent frame at a time: that is what keeps activations flat, and what the first frame's rule asks for."""
+        """One latent frame at a time, which keeps activations flat; the first of a clip becomes a single frame."""
         z_BCFHW = self.vae.post_quant_conv(z_BCFHW)
         frames = []
         for z_BC1HW in z_BCFHW.split(1, dim=2):
-            # diffusers' decoder walks through the cache by a counter, fetches entries to its device and replaces them.
+            # diffusers' decoder indexes the cache by a counter, moves entries to its device and replaces them.
             first = tile.cache[0] is None
             frames.append(self.vae.decoder(z_BC1HW, feat_cache=tile.cache, feat_idx=[0], first_chunk=first).float())
         return torch.cat(frames, dim=2).clamp_(-1, 1)
@@ -207,12 +210,12 @@ def encode_video(vae: AutoencoderKLWan, pixels_B3THW: Tensor) -> Tensor:
     if shape[3] % spatial or shape[4] % spatial:
         raise ValueError(f"height and width must be multiples of {spatial}, got {shape[3]}x{shape[4]}")
     low, high = (float(v) for v in pixels_B3THW.aminmax())
-    if not (low >= -1.01 and high <= 1.01):  # a hair of room for what resizing in low precision overshoots
+    if not (low >= -1.01 and high <= 1.01):  # resizing in low precision may overshoot
         raise ValueError(f"expected pixels in [-1, 1], found values from {low:g} to {high:g}")
     device = _onload(vae)
     mean, std = latent_statistics(vae, device)
-    posterior = cast(Any, vae.encode(pixels_B3THW.to(device, vae.dtype))).latent_dist
-    return (posterior.mode().float() - mean) / std
+    encoded: Any = vae.encode(pixels_B3THW.to(device, vae.dtype))  # diffusers declares a union with a tuple
+    return (encoded.latent_dist.mode().float() - mean) / std
 
 
 def latent_statistics(vae: AutoencoderKLWan, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -222,9 +225,9 @@ def latent_statistics(vae: AutoencoderKLWan, device: torch.device) -> tuple[Tens
 
 
 def _onload(vae: AutoencoderKLWan) -> torch.device:
-    """The device to compute on, after waking the VAE where accelerate keeps it elsewhere between uses.
+    """The device to compute on; where accelerate offloads the VAE, it is moved there first.
 
-    The hook that does so sits on `vae.decode`, which streaming goes past.
+    Its hook is on `vae.decode`, which streaming does not call.
     """
     hook = getattr(vae, "_hf_hook", None)
     if hook is not None:

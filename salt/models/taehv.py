@@ -1,16 +1,16 @@
-"""The small projector: a tiny autoencoder's decoder, some hundred times cheaper than Wan's, for previews and live use.
+"""TAEHV: the decoder of a tiny autoencoder, about a hundred times cheaper than Wan's, for previews and live use.
 
-The architecture is TAEHV by Ollin Boer Bohan (madebyollin/taehv, MIT licence), written anew here for the one case this
-project needs: decoding Wan 2.1 latents with the weights `taew2_1.pth` or `taew2_1.safetensors`.
+The architecture is by Ollin Boer Bohan (madebyollin/taehv, MIT licence), reimplemented here for decoding Wan 2.1
+latents with the weights `taew2_1.pth` or `taew2_1.safetensors`.
 
-How it works: every layer is a 2D convolution over single frames. Time enters in two places. A memory block sees, beside
-its frame, the frame that came before it at the same depth (zeros at the start of the clip). A growing block turns one
-frame into several successive ones. A latent frame thus becomes four pixel frames that depend only on the past, and a
-clip can be decoded in pieces if each memory block's last frame is carried along. The first three pixel frames of a
-clip are dropped: Wan's first latent frame stands for a single pixel frame.
+Every layer is a 2D convolution over single frames. Time enters in two places: a memory block also sees the previous
+frame at the same depth (zeros at the start of the clip), and a growing block turns one frame into several successive
+ones. So a latent frame becomes four pixel frames that depend only on the past, and a clip can be decoded in pieces if
+each memory block's last frame is kept. The first three pixel frames of a clip are dropped: Wan's first latent frame is
+a single pixel frame.
 
-Layouts: latents [B, C, F, H, W] in normalised model space (this decoder was trained on them as they are), pixels
-[B, 3, T, H, W] in [-1, 1]. Inside, x_NCHW holds N = B * T single frames, the time of one clip running fastest.
+Layouts: latents [B, C, F, H, W] in normalised model space (this decoder was trained on them without denormalising),
+pixels [B, 3, T, H, W] in [-1, 1]. Inside, x_NCHW holds N = B * T single frames, the time of one clip running fastest.
 """
 
 import pickle
@@ -27,8 +27,8 @@ from .streaming_vae import LatentStream
 
 LATENT_CHANNELS = 16
 WIDTHS = (256, 128, 64, 64)
-# How many frames one becomes, at each of the three stages. Every stage doubles height and width.
-GROWTH = (1, 2, 2)
+# Frames that one frame becomes at each of the three stages. Every stage doubles height and width.
+FRAMES_PER_STAGE = (1, 2, 2)
 
 
 class MemoryBlock(nn.Module):
@@ -57,7 +57,7 @@ class GrowingBlock(nn.Module):
 
 
 class SoftClamp(nn.Module):
-    """Latents beyond about 3 standard deviations are bent back smoothly."""
+    """Smoothly limits latents to 3 standard deviations."""
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         return 3 * torch.tanh(x_NCHW / 3)
@@ -68,31 +68,31 @@ def _conv(n_in: int, n_out: int, bias: bool = True) -> nn.Conv2d:
 
 
 class TinyDecoder(nn.Module):
-    """The network. Its state dict has the keys of the file's decoder half: `decoder.<place>.<...>`."""
+    """The network. Its state dict has the keys of the file's decoder half: `decoder.<index>.<...>`."""
 
     def __init__(self) -> None:
         super().__init__()
         layers: list[nn.Module] = [SoftClamp(), _conv(LATENT_CHANNELS, WIDTHS[0]), nn.ReLU()]
-        for (width, next_width), factor in zip(pairwise(WIDTHS), GROWTH, strict=True):
+        for (width, next_width), factor in zip(pairwise(WIDTHS), FRAMES_PER_STAGE, strict=True):
             layers += [MemoryBlock(width) for _ in range(3)]
             layers += [nn.Upsample(scale_factor=2), GrowingBlock(width, factor), _conv(width, next_width, bias=False)]
         layers += [nn.ReLU(), _conv(WIDTHS[-1], 3)]
         self.decoder = nn.ModuleList(layers)
 
-    def forward(self, latents_BCFHW: Tensor, carried: dict[int, Tensor]) -> Tensor:
+    def forward(self, latents_BCFHW: Tensor, last_frames: dict[int, Tensor]) -> Tensor:
         """Latents [B, 16, F, H, W] -> frames [B, 3, 4F, 8H, 8W], about [0, 1], before the start is trimmed.
 
-        `carried` maps a memory block's place to the last frame it saw, [B, C, h, w]; it is read and then replaced.
-        An empty one is the start of a clip.
+        last_frames: by a memory block's index, the last frame it saw [B, C, h, w]; read, then replaced. Empty at the
+        start of a clip.
         """
         batch = latents_BCFHW.shape[0]
         x_NCHW = latents_BCFHW.transpose(1, 2).flatten(0, 1)
-        for place, layer in enumerate(self.decoder):
+        for index, layer in enumerate(self.decoder):
             if isinstance(layer, MemoryBlock):
                 x_BTCHW = x_NCHW.unflatten(0, (batch, -1))
-                last = carried.get(place, torch.zeros_like(x_BTCHW[:, 0]))
+                last = last_frames.get(index, torch.zeros_like(x_BTCHW[:, 0]))
                 before_BTCHW = torch.cat([last[:, None], x_BTCHW[:, :-1]], dim=1)
-                carried[place] = x_BTCHW[:, -1].clone()  # a view would keep the whole piece alive
+                last_frames[index] = x_BTCHW[:, -1].clone()  # a view would keep all frames alive
                 x_NCHW = layer(x_NCHW, before_BTCHW.flatten(0, 1))
             else:
                 x_NCHW = layer(x_NCHW)
@@ -114,25 +114,25 @@ class TinyStreamDecoder:
 
     def reset(self) -> None:
         self._stream = LatentStream(LATENT_CHANNELS)
-        self._carried: dict[int, Tensor] = {}
+        self._last_frames: dict[int, Tensor] = {}
 
     @torch.no_grad()
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
         """Latents [B, 16, F, H, W], normalised -> pixels [B, 3, T, 8H, 8W] in [-1, 1], float32, on the model's device.
 
-        T is 4F, or 4F-3 when the call begins the clip. Raises ValueError when the shape is not that of the clip
-        under way.
+        T is 4F, or 4F-3 when the call starts the clip. Raises ValueError when the shape is not that of the current
+        clip.
         """
         self._stream.check(latents_BCFHW)
         weight = next(self.model.parameters())
         latents_BCFHW = latents_BCFHW.to(weight.device, weight.dtype)
-        trim = 0 if self._carried else self.temporal_scale - 1
-        pieces = [self.model(frame, self._carried).float() for frame in latents_BCFHW.split(1, dim=2)]
+        trim = 0 if self._last_frames else self.temporal_scale - 1
+        pieces = [self.model(frame, self._last_frames).float() for frame in latents_BCFHW.split(1, dim=2)]
         return torch.cat(pieces, dim=2)[:, :, trim:].clamp_(0, 1).mul_(2).sub_(1)
 
 
 def load_taehv(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> TinyDecoder:
-    """Reads `taew2_1.pth` (weights only, nothing in it is run) or `taew2_1.safetensors`; the encoder half is left out.
+    """Load `taew2_1.pth` (weights only: no code in it runs) or `taew2_1.safetensors`, without the encoder half.
 
     Raises ValueError when the file cannot be read as weights, or when they are not this architecture's. The weights
     for Hunyuan Video (`taehv.pth`) have the same shapes and cannot be told apart.
@@ -146,7 +146,7 @@ def load_taehv(path: str | Path, device: torch.device | str = "cpu", dtype: torc
     for name, tensor in expected.items():
         if name not in weights:
             raise ValueError(f"{path}: not a TAEHV decoder for Wan 2.1: {name} is missing")
-        # Files may keep a growing block wider than the network grows there; the last frame's channels are used.
+        # A file's growing block may have more frames than the network uses there; the last frames' channels are used.
         if isinstance(model.get_submodule(name.rsplit(".", 2)[0]), GrowingBlock) and weights[name].ndim == 4:
             weights[name] = weights[name][-tensor.shape[0] :]
         if weights[name].shape != tensor.shape:
@@ -155,7 +155,7 @@ def load_taehv(path: str | Path, device: torch.device | str = "cpu", dtype: torc
                 f"expected {list(tensor.shape)}"
             )
     if unknown := sorted(weights.keys() - expected.keys()):
-        raise ValueError(f"{path}: not a TAEHV decoder for Wan 2.1: it also holds {unknown[0]}")
+        raise ValueError(f"{path}: not a TAEHV decoder for Wan 2.1: unexpected {unknown[0]}")
     model.load_state_dict({name: tensor.to(device, dtype) for name, tensor in weights.items()}, assign=True)
     return model.eval().requires_grad_(False)
 
@@ -167,8 +167,8 @@ def _read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, LookupError, ValueError) as error:
-        # torch takes bytes that are no zip for an old pickle, and then stumbles over them in any of these ways.
-        # Nor is torch's advice to trust the file any help.
+        # torch reads bytes that are not a zip file as an old pickle, which fails in any of these ways. Its advice to
+        # load with weights_only=False is not passed on.
         reason = type(error).__name__ if "weights_only" in str(error) or not str(error) else str(error).splitlines()[0]
         raise ValueError(f"{path}: cannot be read as weights ({reason})") from error
     if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):

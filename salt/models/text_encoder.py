@@ -1,7 +1,6 @@
-"""The reading room: prompts to embeddings. Wan's UMT5 encoder, a cache of its answers on disk, and what both have in
-common with the word table of salt-tiny (`salt.models.word_embedder`).
+"""Text encoders: Wan's UMT5, and a cache of embeddings on disk. salt-tiny's is `salt.models.word_embedder`.
 
-Layout: embeddings [B, L, D], zero padded behind a prompt's last token.
+Layout: embeddings [B, L, D], zero padded after a prompt's last token.
 """
 
 from __future__ import annotations
@@ -11,22 +10,25 @@ import html
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import ftfy
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..io.atomic import write_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TOKENS = 512  # Wan 2.1's text length
 TextPrecision = Literal["bf16", "int8"]
 
 
 class TextEncoder(Protocol):
-    """Prompts to embeddings [B, max_length, dim]."""
+    """Encodes prompts to embeddings [B, max_length, dim]."""
 
     @property
     def dim(self) -> int: ...
@@ -38,19 +40,23 @@ class TextEncoder(Protocol):
 
 
 def clean(prompt: str) -> str:
-    """A prompt as Wan reads it: text repaired, HTML entities resolved (twice, as they come nested), spaces single."""
+    """A prompt as Wan normalises it: encoding repaired, HTML entities (also nested) resolved, single spaces."""
     return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
 
 
 class UMT5TextEncoder:
     """Wan 2.1's text encoder: transformers' `UMT5EncoderModel` with its tokenizer.
 
-    Every prompt is padded to `max_length` tokens for the encoder; what comes out behind its own last token is zeroed,
-    as Wan was trained with. device: where to compute; the model visits it and goes back to where it was (None: stays).
+    Every prompt is padded to `max_length` tokens for the encoder; embeddings after its own last token are zeroed, as in
+    Wan's training. device: where to compute; the model is moved there and back (None: it stays where it is).
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, max_length: int = TOKENS, device: torch.device | str | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int = TOKENS,
+        device: torch.device | str | None = None,
     ) -> None:
         self.model, self.tokenizer, self.max_length, self.device = model, tokenizer, max_length, device
 
@@ -58,7 +64,7 @@ class UMT5TextEncoder:
     def from_pretrained(
         cls, folder: str | Path, precision: TextPrecision = "bf16", device: torch.device | str | None = None
     ) -> UMT5TextEncoder:
-        """From a diffusers folder with `text_encoder/` and `tokenizer/`; the model waits on the CPU.
+        """From a diffusers folder with `text_encoder/` and `tokenizer/`; the model is loaded to the CPU.
 
         precision `int8` stores the linear layers' weights in 8 bits (through torchao; 5.7 instead of 11.4 GB).
         Raises FileNotFoundError when the folder lacks them, ValueError when `int8` needs torchao and it is missing.
@@ -68,7 +74,7 @@ class UMT5TextEncoder:
         folder = Path(folder)
         for part in ("text_encoder", "tokenizer"):
             if not (folder / part).is_dir():
-                raise FileNotFoundError(f"{folder}: found no folder {part}/, expected Wan's text encoder in it")
+                raise FileNotFoundError(f"{folder} has no folder {part}/, which Wan's text encoder needs")
         model = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.bfloat16)
         if precision == "int8":
             quantise(model)
@@ -80,7 +86,7 @@ class UMT5TextEncoder:
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Tensor:
-        """[B, max_length, dim] in the model's dtype, on the device it was computed on. Longer prompts are cut."""
+        """Embeddings [B, max_length, dim] in the model's dtype, on the computing device. Longer prompts are cut."""
         tokens = self.tokenizer(
             [clean(p) for p in prompts],
             padding="max_length",
@@ -90,18 +96,18 @@ class UMT5TextEncoder:
             return_attention_mask=True,
             return_tensors="pt",
         )
-        home: torch.device = self.model.device
-        # Where accelerate offloads the model, its own hook brings model and inputs together.
-        visiting = self.device is not None and torch.device(self.device) != home and not hasattr(self.model, "_hf_hook")
-        there = torch.device(self.device) if visiting and self.device is not None else home
+        before: torch.device = self.model.device
+        device = before if self.device is None else torch.device(self.device)
+        if hasattr(self.model, "_hf_hook"):  # accelerate's offloading moves model and inputs itself
+            device = before
         try:
-            if visiting:
-                self.model.to(there)
-            mask_BL = tokens.attention_mask.to(there)
-            x_BLD = self.model(tokens.input_ids.to(there), mask_BL).last_hidden_state
+            if device != before:
+                nn.Module.to(self.model, device)
+            mask_BL = tokens.attention_mask.to(device)
+            x_BLD = self.model(tokens.input_ids.to(device), mask_BL).last_hidden_state
         finally:
-            if visiting:
-                self.model.to(home)
+            if device != before:
+                nn.Module.to(self.model, before)
         return x_BLD * mask_BL[:, :, None].to(x_BLD)
 
 
@@ -110,27 +116,28 @@ def quantise(model: torch.nn.Module) -> None:
     try:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ValueError("text precision int8: found no torchao, expected it (pip install torchao)") from error
+        raise ValueError("text precision int8 needs torchao (pip install torchao)") from error
     quantize_(model, Int8WeightOnlyConfig())
 
 
 class CachedTextEncoder:
-    """Answers of another encoder, kept in a folder: one safetensors file per prompt.
+    """Embeddings of another encoder, cached in a folder: one safetensors file per prompt.
 
-    inner: the encoder, or a function that makes it, which is called for the first prompt that is not in the folder.
-    key: says which encoder it is, so that encoders can share a folder (a model's name and precision, say).
-    A damaged file is encoded and written anew.
+    load: returns the encoder; called once, for the first prompt that is not in the folder. key: identifies the encoder
+    (its name and precision, say), so that several can share a folder. A damaged file is encoded and written anew.
     """
 
-    def __init__(self, inner: TextEncoder | Callable[[], TextEncoder], folder: str | Path, key: str) -> None:
-        self._inner, self.folder, self.key = inner, Path(folder), key
+    def __init__(self, load: Callable[[], TextEncoder], folder: str | Path, key: str) -> None:
+        self._load = load
+        self._encoder: TextEncoder | None = None
+        self.folder, self.key = Path(folder), key
         self.folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def inner(self) -> TextEncoder:
-        if not hasattr(self._inner, "encode"):
-            self._inner = self._inner()  # pyright: ignore[reportCallIssue]
-        return self._inner  # pyright: ignore[reportReturnType]
+        if self._encoder is None:
+            self._encoder = self._load()
+        return self._encoder
 
     @property
     def dim(self) -> int:

@@ -1,7 +1,7 @@
-"""The words of salt-tiny: fixed embeddings that are generated, never stored, behind the text encoder's interface.
+"""The text encoder of salt-tiny: a fixed vocabulary whose embeddings are computed from a hash, not stored.
 
 A prompt is a sequence of known words; each has one vector of `dim` values +-SCALE whose signs are the bits of
-SHA-256(word, counter), so every platform makes the same ones. The empty prompt is all zeros: the unconditional.
+SHA-256(word, counter), the same on every platform. The empty prompt, the unconditional one, is all zeros.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ SCALE = 0.125  # near the spread of UMT5 embeddings, and exact in every float ty
 
 
 class UnknownWordError(ValueError):
-    """A prompt has a word that salt-tiny was never taught."""
+    """A prompt has a word outside salt-tiny's vocabulary."""
 
     def __init__(self, word: str, prompt: str, vocabulary: Sequence[str]):
         super().__init__(f"unknown word {word!r} in prompt {prompt!r}; salt-tiny knows only: {', '.join(vocabulary)}")
@@ -28,14 +28,14 @@ class UnknownWordError(ValueError):
 
 
 def word_vector(word: str, dim: int) -> Tensor:
-    """The embedding of one word, [dim] float32 of +-SCALE: bit i of SHA-256("word:counter") digests set end to end."""
+    """The embedding of one word, [dim] float32 of +-SCALE: bits of the concatenated digests SHA-256("word:counter")."""
     digests = (hashlib.sha256(f"{word}:{counter}".encode()).digest() for counter in range((dim + 255) // 256))
     bits = [(byte >> shift) & 1 for byte in b"".join(digests) for shift in range(8)]
     return (torch.tensor(bits[:dim], dtype=torch.float32) * 2 - 1) * SCALE
 
 
 class WordEmbedder:
-    """Prompts to embeddings by table; the same interface as the UMT5 encoder."""
+    """Encodes prompts by table lookup; a `salt.models.text_encoder.TextEncoder`."""
 
     def __init__(self, dim: int = 4096, max_length: int = 16, vocabulary: Sequence[str] = VOCABULARY):
         self.dim = dim

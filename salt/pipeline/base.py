@@ -13,7 +13,7 @@ from diffusers.video_processor import VideoProcessor
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..acceleration.cuda_graphs import CUDAGraphTransformer
-from ..acceleration.presets import PREFERENCES, Preference, compile_blocks, fp8_linears, speed_of
+from ..acceleration.presets import PREFERENCES, Preference, compile_blocks, fp8_linears, preset_of
 from ..errors import InputError
 from ..memory import BufferPool
 from ..models.streaming_vae import FrameDecoder, Tiling, WanStreamDecoder
@@ -165,7 +165,7 @@ class SaltPipelineBase(DiffusionPipeline):
     def _find_prompt_encoder(self) -> TextEncoder | None:
         if self._prompt_encoder is not None:
             return self._prompt_encoder
-        if self.text_encoder is None:
+        if self.text_encoder is None or self.tokenizer is None:
             return None
         return UMT5TextEncoder(self.text_encoder, self.tokenizer, device=self.run_device)
 
@@ -183,14 +183,14 @@ class SaltPipelineBase(DiffusionPipeline):
         stay so: after `fast` or `fastest` make a new pipeline for another preset. Raises InputError for another name,
         or a device or installation that cannot.
         """
-        preset = speed_of(preference)
+        preset = preset_of(preference)
         if self.acceleration.compiled and preset != self.acceleration:
             raise InputError("prefer", f"found {preference!r} on a compiled pipeline, expected a new pipeline")
         if preset.fp8:
             fp8_linears(self.transformer)
         if preset.compiled and not self.acceleration.compiled:
             compile_blocks(self.transformer)
-        if preset.text_waits and self.text_encoder is not None:
+        if preset.offload_text_encoder and self.text_encoder is not None and self.tokenizer is not None:
             # It stays on the CPU, and is moved to the device for every prompt.
             self._prompt_encoder = UMT5TextEncoder(self.text_encoder.cpu(), self.tokenizer, device=self.run_device)
         self.acceleration = preset

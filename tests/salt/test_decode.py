@@ -177,7 +177,7 @@ def test_decode_refuses_what_is_not_the_clip(vae):
 
 
 def test_bad_tiling_is_refused(vae):
-    with pytest.raises(ValueError, match="overlap by 0 to 32, not by 40"):
+    with pytest.raises(ValueError, match="overlap: found 40, expected 0 to 32 pixels"):
         Tiling(64, 40)
     with pytest.raises(ValueError, match="multiples of 8"):
         WanStreamDecoder(vae, Tiling(60, 20))

@@ -148,7 +148,7 @@ def test_int4_keeps_the_largest_of_every_group_and_refuses_odd_heads():
     x[:, 5], x[:, 40] = 100.0, -50.0
     back = dequantised(x, *quantise(x, "int4"), "int4")
     assert torch.allclose(back[:, [5, 40]], x[:, [5, 40]], rtol=1e-3)
-    with pytest.raises(ValueError, match="precision int4: found heads of 96, expected a multiple of 64"):
+    with pytest.raises(ValueError, match="needs a head_dim that is a multiple of 64, found 96"):
         row_layout("int4", 96)
 
 

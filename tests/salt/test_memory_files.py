@@ -117,6 +117,6 @@ def test_others_may_read_what_they_may_read_of_any_new_file(tmp_path):
 
 
 def test_an_empty_memory_is_not_saved(tmp_path):
-    with pytest.raises(ValueError, match="empty memory"):
+    with pytest.raises(ValueError, match="memory is empty"):
         save_memory(KVMemory(MemoryPolicy(), GEOMETRY), tmp_path / "m.safetensors")
     assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 
 from salt.acceleration.cuda_graphs import CUDAGraphTransformer
-from salt.acceleration.presets import PREFERENCES, AccelerationPreset, fp8_linears, speed_of
+from salt.acceleration.presets import PREFERENCES, AccelerationPreset, fp8_linears, preset_of
 from salt.checkpoints import load_student
 from salt.io.video import VideoWriter
 from salt.memory import BufferPool, KVMemory, MemoryGeometry, MemoryPolicy
@@ -39,9 +39,9 @@ def near(made, expected):
 
 
 def test_words_are_told_apart():
-    assert speed_of("exact") == AccelerationPreset()
+    assert preset_of("exact") == AccelerationPreset()
     with pytest.raises(ValueError, match="prefer: found 'quick', expected one of 'exact', 'fast', 'fastest', 'low mem"):
-        speed_of("quick")
+        preset_of("quick")
     stated = MemoryPolicy("sink", 9, 3, precision="int4", residence="cpu")
     assert PREFERENCES["low memory"].policy(stated) == stated, "a policy that names its precision keeps it"
     assert PREFERENCES["low memory"].policy(MemoryPolicy("sink", 9, 3)).precision == "int8"

@@ -19,7 +19,7 @@ from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.noise import SeededNoise
 from salt.rollout import RolloutSettings
 from salt.schedule import STEP_LISTS, Schedule
-from salt.semigroup_defect import OPERATORS, TRIPLES, Defects, Operator, Triple, defect_ratios, mean_defects
+from salt.semigroup_defect import OPERATORS, TRIPLES, DefectMeter, Defects, Operator, Triple, mean_defects
 from salt.spec import StudentSpec
 from train.rollout.random_draws import seed_for
 
@@ -83,7 +83,7 @@ def measure_defect(
     dtype = compute_dtype(student, device)
     schedule = Schedule(settings.steps, settings.shift)
     how = RolloutSettings(schedule, "sde", settings.frames_per_block or 1, settings.independent_first_frame)
-    clips = []
+    meters = []
     for seed, first in product(seeds, range(0, count, batch)):
         rows = range(count)[first : first + batch]
         part = conditioning_rows(conditioning, slice(first, first + batch))
@@ -93,8 +93,9 @@ def measure_defect(
         if not bidirectional:
             geometry = student.memory_geometry(len(own), settings.height, settings.width)
             memory = KVMemory(settings.policy, geometry, dtype, device, settings.frames)
-        clips.append(defect_ratios(call, part, memory, noise, settings.frames, how, triples, operators, dtype))
-    return mean_defects(clips)
+        meters.append(DefectMeter(call, noise, schedule, triples, operators, dtype))
+        meters[-1].measure(part, memory, settings.frames, how)
+    return mean_defects(meters)
 
 
 def conditioning_rows(conditioning: Conditioning, rows: slice) -> Conditioning:
