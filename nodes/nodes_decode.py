@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
+from ..salt.spec import FPS
 from .adapter.streaming_vae import as_video, check_video_latents, decode_clips, is_wan_vae
 from .io_types import Latent, schema
 
@@ -32,7 +33,9 @@ class SaltDecode(io.ComfyNode):
             inputs=[
                 io.Latent.Input("latents", tooltip="A Wan 2.1 video latent."),
                 io.Vae.Input("vae", tooltip="Wan 2.1's VAE, or Salt Tiny's."),
-                io.Float.Input("fps", default=16.0, min=1.0, max=120.0, step=1.0, tooltip="Of the VIDEO; Wan's is 16."),
+                io.Float.Input(
+                    "fps", default=float(FPS), min=1.0, max=120.0, step=1.0, tooltip="Of the VIDEO; Wan's is 16."
+                ),
             ],
             outputs=[
                 io.Image.Output(tooltip="All frames; clips of a batch one after another."),

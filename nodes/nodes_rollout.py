@@ -29,6 +29,15 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 
+def outputs(latents: str, memory: str) -> list[io.Output]:
+    """The outputs of both nodes, with these tooltips."""
+    return [
+        io.Latent.Output(tooltip=latents),
+        Memory.Output(display_name="memory", tooltip=memory),
+        io.String.Output(display_name="report", tooltip="Frames, time to the first block, frames per second."),
+    ]
+
+
 class SaltRollout(io.ComfyNode):
     """Prompt to latents, block by block."""
 
@@ -58,11 +67,7 @@ class SaltRollout(io.ComfyNode):
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Clips at once, seed by seed."),
                 *sampling_widgets(),
             ],
-            outputs=[
-                io.Latent.Output(tooltip="For Salt Decode (streaming) or VAE Decode."),
-                Memory.Output(display_name="memory", tooltip="To save, inspect, fork, or continue from."),
-                io.String.Output(display_name="report", tooltip="Frames, time to the first block, frames per second."),
-            ],
+            outputs=outputs("For Salt Decode (streaming) or VAE Decode.", "To save, inspect, fork, or continue from."),
         )
 
     @classmethod
@@ -116,11 +121,7 @@ class SaltExtendVideo(io.ComfyNode):
                 seconds_widget("Length of the part to add."),
                 *sampling_widgets(),
             ],
-            outputs=[
-                io.Latent.Output(tooltip="The whole clip."),
-                Memory.Output(display_name="memory", tooltip="The memory after the last frame."),
-                io.String.Output(display_name="report", tooltip="Frames, time to the first block, frames per second."),
-            ],
+            outputs=outputs("The whole clip.", "The memory after the last frame."),
         )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What a stock WanModel computes anew at each call though its inputs are the same, computed once per rollout.
+"""Caches of what a stock WanModel would recompute at each call from the same inputs, one set per rollout.
 
 That is a prompt's embedded text and every layer's keys and values of it, at 512 text tokens a good part of a block's
 work; and the position tables, which ComfyUI computes for the start of a clip and which the memory does not use.

@@ -2,7 +2,7 @@
 
 The replacement sits on the instance, so nothing is left on the MODEL: clones, evictions and other workflows never see
 it. One function replaces the method of all layers and in all runs, so that a compiled model finds the same code and
-compiles nothing anew.
+is not recompiled.
 """
 
 from __future__ import annotations

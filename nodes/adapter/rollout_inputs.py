@@ -125,9 +125,7 @@ def plan_rollout(inputs: RolloutInputs, clip: ClipStart, policy: MemoryPolicy | 
 
 
 def check_connections(inputs: RolloutInputs, memory: ClipMemory | None, policy: MemoryPolicy | None) -> None:
-    """Raise InputError for sockets that are missing or exclude each other."""
-    if inputs.positive is None and inputs.prompts is None:
-        raise InputError("positive", "or prompts must be connected")
+    """Raise InputError for sockets that need or exclude each other."""
     if inputs.positive is not None and inputs.prompts is not None:
         raise InputError("positive", "and prompts cannot both be connected")
     if inputs.cfg != 1 and inputs.negative is None:
@@ -141,12 +139,15 @@ def check_connections(inputs: RolloutInputs, memory: ClipMemory | None, policy: 
 
 
 def prompt_changes(inputs: RolloutInputs) -> list[PromptChange[Conditioning]]:
+    """The prompts by latent frame. Raises InputError where there is none."""
     from ...salt.pipeline.inputs import change_frame
 
-    if inputs.prompts is None:
-        assert inputs.positive is not None
+    if inputs.prompts is not None:
+        frames = [change_frame(p.seconds) if p.seconds else 0 for p in inputs.prompts]
+        return [PromptChange(f, p.conditioning, p.switch) for f, p in zip(frames, inputs.prompts, strict=True)]
+    if inputs.positive is not None:
         return [PromptChange(0, inputs.positive)]
-    return [PromptChange(change_frame(p.seconds) if p.seconds else 0, p.conditioning, p.switch) for p in inputs.prompts]
+    raise InputError("positive", "or prompts must be connected")
 
 
 def video_samples(latent: Latent) -> Tensor:

@@ -71,7 +71,7 @@ def test_an_attention_override_sees_block_and_memory(inside):
 def test_a_patch_of_self_attention_is_set_aside_and_said_so(inside):
     found = inside(FAULTS, "replaced", warns=True)
     assert found["error"] <= 1e-6 and found["back"]
-    assert len(found["said"]) == 1 and "the KV-cache memory takes its place" in found["said"][0]
+    assert len(found["messages"]) == 1 and "the KV-cache memory takes its place" in found["messages"][0]
 
 
 def test_room_is_made_for_one_call_and_the_memory(inside):

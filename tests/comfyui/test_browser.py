@@ -241,7 +241,7 @@ def test_a_schedule_goes_into_a_subgraph(comfy, design):
 
 
 def test_every_edit_of_the_timeline_can_be_undone_by_itself(comfy):
-    """Buttons, choices and keys change the text after the frontend has looked for changes; it is told to look again."""
+    """Buttons, choices and keys change the text after the frontend has looked for them; it is made to look again."""
     comfy.drop(WORKFLOWS / "tiny_interactive_prompts.json")
     comfy.look_at(SCHEDULE)
     text = lambda: comfy.widget(SCHEDULE, "timeline")  # noqa: E731

@@ -81,7 +81,7 @@ def test_a_memory_of_another_model_is_refused_by_name(server):
 
 
 def test_two_queued_runs_with_one_memory_give_the_same_clip(server):
-    """Both go on from the memory on the first run's wire: the rollout behind it is made once."""
+    """Both continue from the memory on the first run's wire: the rollout behind it is run once."""
     prompt = without(small(twin("branch_memory")), "SaltDecode", "SaveVideo")
     first, second = [n for n, about in prompt.items() if about["class_type"] == "SaltExtendVideo"]
     del prompt[second]
@@ -91,11 +91,11 @@ def test_two_queued_runs_with_one_memory_give_the_same_clip(server):
         prompt[first]["inputs"]["steps"] = spelling
         numbers.append(server.queue(prompt))
     records = [server.wait_for(number) for number in numbers]
-    cached = [told["nodes"] for event, told in records[1]["status"]["messages"] if event == "execution_cached"]
+    cached = [details["nodes"] for event, details in records[1]["status"]["messages"] if event == "execution_cached"]
     rollout = node(prompt, "SaltRollout")
     assert rollout in cached[0] and first not in cached[0]
-    made = [load_file(path)["latent_tensor"] for path in sorted((server.base / "output/latents").glob("two_*"))]
-    assert len(made) == 2 and made[0].shape[2] == 15 and torch.equal(*made)
+    latents = [load_file(path)["latent_tensor"] for path in sorted((server.base / "output/latents").glob("two_*"))]
+    assert len(latents) == 2 and latents[0].shape[2] == 15 and torch.equal(*latents)
 
 
 def test_a_saved_memory_is_the_engines_own_format(server):

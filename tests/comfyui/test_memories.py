@@ -32,7 +32,7 @@ def test_a_saved_memory_goes_on_like_one_that_was_not(inside):
 
 def test_rewound_and_forked_clips_go_their_own_ways(inside):
     found = inside(CASES, "rewinding")
-    assert found["told"] == "at latent frame 6 (1.5 s)" and found["untouched"] == 9
+    assert found["report"] == "at latent frame 6 (1.5 s)" and found["untouched"] == 9
     assert found["again"] <= 1e-4 and found["other"] > 0.1
     assert found["from nothing"] <= 1e-4
     assert found["apart"], "a branch is written and the other stays"
@@ -55,9 +55,9 @@ def test_predicted_room_is_the_room_that_is_taken(inside):
     found = inside(CASES, "policies")
     assert "window: found 1" in found.pop("small")
     assert len(found) == 6
-    for text, told, sizes in found.values():
-        assert text.endswith("int8") and text in told and "GB of VRAM" in told
-        assert f"{sizes[1][0] / 1e9:.3g} GB" in told
+    for text, prediction, sizes in found.values():
+        assert text.endswith("int8") and text in prediction and "GB of VRAM" in prediction
+        assert f"{sizes[1][0] / 1e9:.3g} GB" in prediction
         assert all(predicted == taken > 0 for predicted, taken in sizes)
 
 

@@ -21,7 +21,7 @@ def test_an_extension_equals_the_clip_made_in_one_go(inside):
 
 def test_what_cannot_be_is_said_with_what_to_do(inside):
     found = inside(CASES, "refusals")
-    said = {
+    messages = {
         "plain": "load it with Load Salt Student, or, if the file is an autoregressive student all the same",
         "plain by the user's word": "nothing was refused",
         "bidirectional": "model is a bidirectional student",
@@ -41,12 +41,12 @@ def test_what_cannot_be_is_said_with_what_to_do(inside):
         "recache after the end": "nothing was refused",
         "recache alone": "prompts with a recache after a memory need the clip so far connected to latents",
     }
-    assert {key: text for key, text in said.items() if text not in found[key]} == {}, found
+    assert {key: text for key, text in messages.items() if text not in found[key]} == {}, found
 
 
 def test_a_cancelled_run_leaves_everything_usable(inside):
     found = inside(CASES, "cancelled")
-    assert found["said"].startswith("InterruptProcessingException") and found["calls"] == 5 and found["equal"]
+    assert found["message"].startswith("InterruptProcessingException") and found["calls"] == 5 and found["equal"]
 
 
 def test_core_s_custom_sampling_plays_the_rollout(inside):
@@ -98,4 +98,4 @@ def test_a_preview_that_sends_the_model_away_changes_nothing(inside):
 
 
 def test_core_makes_room_for_the_largest_forward(inside):
-    assert inside(CASES, "room") == {"fused": 6, "plain": 3, "full": 18, "window": 12}
+    assert inside(CASES, "reservation") == {"fused": 6, "plain": 3, "full": 18, "window": 12}

@@ -145,20 +145,20 @@ def test_the_tiny_workflow_shows_what_its_prompt_says(newest, tmp_path, capsys):
 def test_run_workflow_converts_a_browsers_file(with_tiny, tmp_path):
     sizes = ["SaltRollout.seconds=1", "SaltRollout.nfe=2"]
     browsers = ROOT / "workflows" / "tiny_text_to_video.json"
-    told = ["run-workflow", str(browsers), "--server", with_tiny.url, "--out", str(tmp_path)]
-    assert cli.main([*told, *(a for s in sizes for a in ("--set", s))]) == 0
+    command = ["run-workflow", str(browsers), "--server", with_tiny.url, "--out", str(tmp_path)]
+    assert cli.main([*command, *(a for s in sizes for a in ("--set", s))]) == 0
     assert [read_video(path).shape[2] for path in tmp_path.glob("*.mp4")] == [21]
 
 
 def test_run_workflow_hands_on_what_the_server_says(with_tiny, tmp_path, capsys):
     api = ROOT / "workflows" / "api" / "tiny_text_to_video.json"
-    told = ["run-workflow", str(api), "--server", with_tiny.url, "--out", str(tmp_path), "--set"]
-    assert cli.main([*told, "SaltRollout.seconds=-1"]) == cli.FAILED
-    said = capsys.readouterr().err
-    assert "the server rejects the workflow: node 3 (SaltRollout): Value -1.0 smaller than min" in said
-    assert cli.main([*told, "Prompt.text=a pink elephant"]) == cli.FAILED
-    said = capsys.readouterr().err
-    assert said.startswith("error: node 2 (CLIPTextEncode): ") and "pink" in said and said.count("\n") == 1
+    command = ["run-workflow", str(api), "--server", with_tiny.url, "--out", str(tmp_path), "--set"]
+    assert cli.main([*command, "SaltRollout.seconds=-1"]) == cli.FAILED
+    stderr = capsys.readouterr().err
+    assert "the server rejects the workflow: node 3 (SaltRollout): Value -1.0 smaller than min" in stderr
+    assert cli.main([*command, "Prompt.text=a pink elephant"]) == cli.FAILED
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("error: node 2 (CLIPTextEncode): ") and "pink" in stderr and stderr.count("\n") == 1
 
 
 def test_a_student_that_is_not_there_is_named_with_its_folder(server):

@@ -8,10 +8,10 @@ CASES = "tiny"
 @pytest.fixture
 def needs_a_vae_of_any_width(inside):
     """0.3.64 builds Wan's VAE at its full width only; Load Salt Tiny then says so."""
-    said = inside(CASES, "width")
-    if said != "nothing was refused":
-        assert "needs ComfyUI 0.8 or newer" in said
-        pytest.skip(said)
+    message = inside(CASES, "width")
+    if message != "nothing was refused":
+        assert "needs ComfyUI 0.8 or newer" in message
+        pytest.skip(message)
 
 
 def test_the_embedded_model_works_with_core_s_nodes(needs_a_vae_of_any_width, inside):
@@ -43,13 +43,13 @@ def test_memory_grows_neither_with_the_clip_nor_with_the_batch(inside):
 
 
 def test_core_is_asked_for_what_a_frame_takes(inside):
-    found = inside(CASES, "asked")
-    assert len(set(found["asked"])) == 1 and found["taken"] <= found["asked"][0] <= 1.5 * found["taken"]
+    found = inside(CASES, "reservation")
+    assert len(set(found["reserved"])) == 1 and found["taken"] <= found["reserved"][0] <= 1.5 * found["taken"]
 
 
 def test_a_cancelled_decode_stops_at_the_next_frame(inside):
     found = inside(CASES, "cancelled")
-    assert found["said"].startswith("InterruptProcessingException") and found["made"] == 2
+    assert found["message"].startswith("InterruptProcessingException") and found["decoded"] == 2
     assert found["equal"] <= 1e-5
 
 

@@ -19,7 +19,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 RUN_TIMEOUT_MS = 120_000  # milliseconds for a run of the embedded model on a busy machine
 OURS = "/extensions/ComfyUI-Salt/"
 
-# What the page is told by the server, in order, from `listen` on; pictures by their bytes.
+# Records the server's events, in order, from `listen` on; pictures by a digest of their bytes.
 LISTEN = """() => {
   window.heard = [];
   const names = ['execution_start', 'executed', 'execution_success', 'execution_error', 'execution_interrupted'];
@@ -174,7 +174,7 @@ class ComfyPage:
         self.page.get_by_role("button", name="Run", exact=True).first.click()
 
     def wait_for(self, name: str, times: int = 1) -> None:
-        """Until the server has said `name`; fails at once where a node fails."""
+        """Wait for `times` events `name` of the server; fails at once where a node fails."""
         condition = (
             "([n, t]) => heard.some(e => e.name === 'execution_error') || heard.filter(e => e.name === n).length >= t"
         )

@@ -38,22 +38,22 @@ def goldens() -> dict[str, float]:
 
 def _golden(model, row: dict, fuse: bool) -> float:
     data = load_file(startup.GOLDEN / f"rollout_{row['case']}.safetensors")
-    noise, renoise, given = data["noise"].transpose(1, 2), data["renoise"].transpose(2, 3), row["init_frames"]
+    noise, renoise, start_frames = data["noise"].transpose(1, 2), data["renoise"].transpose(2, 3), row["init_frames"]
     settings = PACK.rollout.RolloutSettings(
         PACK.schedule.Schedule(tuple(row["steps"])), frames_per_block=row["frames_per_block"], fuse=fuse
     )
-    frames = given + row["blocks"] * row["frames_per_block"]
-    made, _ = through_comfyui(
+    frames = start_frames + row["blocks"] * row["frames_per_block"]
+    latents, _ = through_comfyui(
         model,
         data["context"],
-        RecordedNoise(noise, renoise, given),
+        RecordedNoise(noise, renoise, start_frames),
         (*noise.shape[:2], frames, *noise.shape[3:]),
         settings,
         _policy(row),
-        initial=data["initial_latent"].transpose(1, 2) if given else None,
+        initial=data["initial_latent"].transpose(1, 2) if start_frames else None,
     )
     expected = data["latents"].transpose(1, 2)
-    return error(made[:, :, made.shape[2] - expected.shape[2] :], expected)
+    return error(latents[:, :, latents.shape[2] - expected.shape[2] :], expected)
 
 
 def _policy(row: dict):
@@ -68,10 +68,10 @@ def guidance() -> dict[str, float]:
     """Guidance 3 in core's sampling beside the engine's own; and how far guidance moves the clip at all."""
     settings = PACK.rollout.RolloutSettings(TWO_STEPS.schedule, guidance=3.0)
     model, student, shape = golden_model(dtype=torch.float32), PACK.checkpoints.load_student(TINY), (1, 16, 9, *SIZE)
-    made, _ = through_comfyui(model, text(0), seeded(), shape, settings, negative=text(1))
+    latents, _ = through_comfyui(model, text(0), seeded(), shape, settings, negative=text(1))
     guided = through_engine(student, Conditioning(text(0)), seeded(), shape, settings, negative=Conditioning(text(1)))
     plain = through_engine(student, Conditioning(text(0)), seeded(), shape)
-    return {"error": error(made, guided), "moved": error(plain, guided)}
+    return {"error": error(latents, guided), "moved": error(plain, guided)}
 
 
 def batch() -> dict[str, float]:
@@ -101,7 +101,7 @@ def lora() -> dict[str, float]:
     save_file(factors, FOLDER / "lora.safetensors")
     model, shape = golden_model(dtype=torch.float32), (1, 16, 6, *SIZE)
     patched, _ = comfy.sd.load_lora_for_models(model, None, load_file(FOLDER / "lora.safetensors"), 1.0, 0.0)
-    made, _ = through_comfyui(patched, text(0), seeded(), shape)
+    latents, _ = through_comfyui(patched, text(0), seeded(), shape)
     student = PACK.checkpoints.load_student(TINY, lora=FOLDER / "lora.safetensors")
     expected = through_engine(student, Conditioning(text(0)), seeded(), shape)
     plain = through_engine(PACK.checkpoints.load_student(TINY), Conditioning(text(0)), seeded(), shape)
@@ -109,7 +109,7 @@ def lora() -> dict[str, float]:
     group = comfy.hooks.create_hook_lora(load_file(FOLDER / "lora.safetensors"), 1.0, 0.0)
     hooked, _ = through_comfyui(model, [[text(0), {"hooks": group}]], seeded(), shape)
     return {
-        "error": error(made, expected),
+        "error": error(latents, expected),
         "error as a hook": error(hooked, expected),
         "moved": error(plain, expected),
         "unpatched": error(again, plain),
@@ -127,7 +127,7 @@ def fp8() -> dict[str, object]:
         parameter.data = stored[name].to(torch.float32).view_as(parameter)
     exact = model.clone()
     exact.set_model_compute_dtype(torch.float32)
-    made, memory = through_comfyui(exact, text(0), seeded(), shape)
+    latents, memory = through_comfyui(exact, text(0), seeded(), shape)
     reference = through_engine(student, Conditioning(text(0)), seeded(), shape)
     expected = through_engine(rounded, Conditioning(text(0)), seeded(), shape)
     half = model.clone()
@@ -135,7 +135,7 @@ def fp8() -> dict[str, object]:
     bf16, bf16_memory = through_comfyui(half, text(0), seeded(), shape)
     cast, cast_memory = through_comfyui(model, text(0), seeded(), shape)
     return {
-        "error": error(made, expected),
+        "error": error(latents, expected),
         "error of fp8 itself": error(expected, reference),
         "error as core casts": error(cast, reference),
         "error in bfloat16": error(bf16, reference),
@@ -158,9 +158,9 @@ def image_to_video() -> dict[str, float]:
     draw = torch.Generator().manual_seed(4)
     latents = torch.randn(shape, generator=draw)
     mask = torch.ones(1, 1, frames, *SIZE)
-    mask[:, :, :2] = 0  # of core's mask 0 is given
+    mask[:, :, :2] = 0  # in core's mask, 0 marks the frames of the image
     clip = torch.randn(1, 257, 1280, generator=draw)
-    told = {
+    options = {
         "concat_latent_image": model.model.process_latent_out(latents),
         "concat_mask": mask,
         "clip_vision_output": SimpleNamespace(penultimate_hidden_states=clip),
@@ -170,9 +170,9 @@ def image_to_video() -> dict[str, float]:
     errors = {}
     for fuse in (False, True):
         settings = PACK.rollout.RolloutSettings(TWO_STEPS.schedule, fuse=fuse)
-        made, _ = through_comfyui(model, [[words, told]], seeded(), shape, settings)
+        output, _ = through_comfyui(model, [[words, options]], seeded(), shape, settings)
         expected = through_engine(student, Conditioning(words, clip, channels), seeded(), shape, settings)
-        errors["fused" if fuse else "plain"] = error(made, expected)
+        errors["fused" if fuse else "plain"] = error(output, expected)
     other = through_engine(student, Conditioning(words, clip, channels.roll(3, dims=2)), seeded(), shape)
     return {**errors, "moved": error(other, expected)}
 

@@ -115,15 +115,15 @@ def overrides() -> dict[str, object]:
 
     patched = model.clone()
     patched.model_options["transformer_options"]["optimized_attention_override"] = override
-    made, _ = through_comfyui(patched, text(0), seeded(), SHAPE)
-    return {"longest keys": max(k for _, k in seen), "moved": error(made, plain), "calls": len(seen)}
+    latents, _ = through_comfyui(patched, text(0), seeded(), SHAPE)
+    return {"longest keys": max(k for _, k in seen), "moved": error(latents, plain), "calls": len(seen)}
 
 
 def replaced() -> dict[str, object]:
-    """Another node's patch of self-attention: said in the log, set aside for the rollout, back in place after it."""
+    """Another node's patch of self-attention: logged, set aside for the rollout, back in place after it."""
     import logging
 
-    model, said = golden_model(dtype=torch.float32), []
+    model, messages = golden_model(dtype=torch.float32), []
     plain, _ = through_comfyui(model, text(0), seeded(), SHAPE)
     patched = model.clone()
 
@@ -132,21 +132,25 @@ def replaced() -> dict[str, object]:
 
     patched.add_object_patch("diffusion_model.blocks.1.self_attn.forward", theirs)
     handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())
+    handler.emit = lambda record: messages.append(record.getMessage())
     PACK.self_attention_patch.log.addHandler(handler)
-    made, _ = through_comfyui(patched, text(0), seeded(), SHAPE)
+    latents, _ = through_comfyui(patched, text(0), seeded(), SHAPE)
     back = model.model.diffusion_model.blocks[1].self_attn.forward is theirs
-    return {"error": error(made, plain), "said": [m for m in said if "1 layers is patched" in m], "back": back}
+    return {
+        "error": error(latents, plain),
+        "messages": [m for m in messages if "1 layers is patched" in m],
+        "back": back,
+    }
 
 
 def reserving() -> dict[str, object]:
-    """What core is asked to make room for: one call's frames and the memory, however long the clip is."""
+    """What core is asked to free memory for: one call's frames and the memory, however long the clip is."""
     import comfy.model_management as management
 
-    load, asked = management.load_models_gpu, []
+    load, requested = management.load_models_gpu, []
 
     def recording(models, *args, **kwargs):
-        asked.append(kwargs["memory_required"])
+        requested.append(kwargs["memory_required"])
         return load(models, *args, **kwargs)
 
     management.load_models_gpu = recording
@@ -160,7 +164,7 @@ def reserving() -> dict[str, object]:
             lambda inputs: PACK.sampler.SamplerOutput(inputs.noise, None),
             reserve=reserve,
         )
-    whole, thirty, three, memory = asked
+    whole, thirty, three, memory = requested
     return {"whole": thirty / whole, "share": three / thirty, "memory": memory - three, "clean": untouched(model)}
 
 
@@ -173,7 +177,7 @@ def fingerprints() -> dict[str, object]:
     factors = {f"{name}.lora_A.weight": torch.ones(4, 128), f"{name}.lora_B.weight": torch.ones(128, 4)}
     patched, _ = comfy.sd.load_lora_for_models(model, None, factors, 1.0, 0.0)
     weaker, _ = comfy.sd.load_lora_for_models(model, None, factors, 0.5, 0.0)
-    told = [PACK.fingerprint.fingerprint(m) for m in (model, patched, weaker)]
+    prints = [PACK.fingerprint.fingerprint(m) for m in (model, patched, weaker)]
     PACK.fingerprint._known.clear()
     _, memory = through_comfyui(patched, text(0), seeded(), SHAPE)
     PACK.fingerprint._known.clear()
@@ -182,11 +186,11 @@ def fingerprints() -> dict[str, object]:
         PACK.memory.save_memory(memory, FOLDER / "memory.safetensors")
     again = [PACK.fingerprint.fingerprint(m) for m in (golden_model(dtype=torch.float32),)]
     return {
-        "different": len(set(told)) == 3,
-        "same when merged": told == merged,
-        "same when read again": told[0] == again[0],
-        "refusal": refused(lambda: PACK.memory.load_memory(FOLDER / "memory.safetensors", fingerprint=told[0])),
-        "accepted": refused(lambda: PACK.memory.load_memory(FOLDER / "memory.safetensors", fingerprint=told[1])),
+        "different": len(set(prints)) == 3,
+        "same when merged": prints == merged,
+        "same when read again": prints[0] == again[0],
+        "refusal": refused(lambda: PACK.memory.load_memory(FOLDER / "memory.safetensors", fingerprint=prints[0])),
+        "accepted": refused(lambda: PACK.memory.load_memory(FOLDER / "memory.safetensors", fingerprint=prints[1])),
     }
 
 
@@ -202,16 +206,16 @@ def compiled() -> dict[str, object]:
         torch._dynamo.reset()
         fast = model.clone()
         set_torch_compile_wrapper(fast, backend="aot_eager", keys=keys)
-        made, _ = through_comfyui(fast, text(0), seeded(), SHAPE)
+        latents, _ = through_comfyui(fast, text(0), seeded(), SHAPE)
         frames = torch._dynamo.utils.counters["stats"]["unique_graphs"]
         again, _ = through_comfyui(fast, text(0), seeded(), SHAPE)
         more = torch._dynamo.utils.counters["stats"]["unique_graphs"] - frames
-        answers[name] = {"error": error(made, plain), "graphs": frames, "more": more, "again": error(again, plain)}
+        answers[name] = {"error": error(latents, plain), "graphs": frames, "more": more, "again": error(again, plain)}
     wan, other = model.model.diffusion_model, model.clone()
     other.add_object_patch("diffusion_model", torch.compile(wan, backend="aot_eager"))  # as other packs do it
-    made, _ = through_comfyui(other, text(0), seeded(), SHAPE)
+    latents, _ = through_comfyui(other, text(0), seeded(), SHAPE)
     clean = untouched(model) and not {"rope_encode", "salt_caches"} & set(wan.__dict__)
-    return answers | {"wrapped": {"error": error(made, plain), "clean": clean}}
+    return answers | {"wrapped": {"error": error(latents, plain), "clean": clean}}
 
 
 if __name__ == "__main__":

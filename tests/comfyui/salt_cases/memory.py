@@ -68,12 +68,12 @@ def rewinding():
     model = tiny()
     policy = PACK.memory.MemoryPolicy.parse("sink:3,window:6")
     latents, memory, _ = rollout(model)
-    back, told = NODES.SaltRewindMemory.execute(memory, 1.5, "seconds").args
+    back, report = NODES.SaltRewindMemory.execute(memory, 1.5, "seconds").args
     a, b = NODES.SaltForkMemory.execute(back).args
     another = dict(seed=5, positive=text(OTHER))  # of one prompt two clips lie close together
     again, other = (extend(model, m, latents, seconds=0.7, **c)[0]["samples"] for m, c in ((a, {}), (b, another)))
     empty = NODES.SaltRewindMemory.execute(memory, 0, "seconds").args[0]
-    comfy.utils.set_progress_bar_global_hook(lambda *_, **__: None)  # somebody looks, so previews are made
+    comfy.utils.set_progress_bar_global_hook(lambda *_, **__: None)  # so that previews are made
     anew = extend(model, empty, latents, vae=part("nodes.adapter.tiny_model").load_vae())[0]["samples"]
     comfy.utils.set_progress_bar_global_hook(None)
     _, windowed, _ = rollout(model, policy=policy, seconds=3.0)
@@ -83,7 +83,7 @@ def rewinding():
         t.zero_()
     apart = all(t.any() for t in b_buffers)
     return {
-        "told": told,
+        "report": report,
         "again": error(again, latents["samples"][:, :, : again.shape[2]]),
         "other": error(other, latents["samples"][:, :, : again.shape[2]]),
         "untouched": memory.memory.next_frame,
@@ -115,13 +115,15 @@ def policies():
     """Every kind as the widgets make it; the predicted bytes beside the allocated ones."""
     model, found = tiny(), {}
     for kind in ADAPTER_POLICY.POLICY_KINDS:
-        asked = dict(kind=kind, window=6, sink=3, blend=0.8, precision="int8", residence="device")
-        policy, told = POLICY.SaltMemoryPolicy.execute(**asked, model=model, width=64, height=64, seconds=2.0).args
+        widgets = dict(kind=kind, window=6, sink=3, blend=0.8, precision="int8", residence="device")
+        policy, prediction = POLICY.SaltMemoryPolicy.execute(
+            **widgets, model=model, width=64, height=64, seconds=2.0
+        ).args
         sizes = []
         for seconds in (1.0, 2.0):  # 1 s is no whole number of blocks
             memory = rollout(model, policy=policy, seconds=seconds)[1].memory
             sizes.append([ADAPTER_POLICY.predicted_bytes(model, policy, 64, 64, seconds), memory.nbytes])
-        found[kind] = [str(policy), told, sizes]
+        found[kind] = [str(policy), prediction, sizes]
     bad = dict(kind="window", window=1, sink=0, blend=0.9, precision="model", residence="device")
     found["small"] = refusal(rollout, model, policy=ADAPTER_POLICY.policy_of(**bad))
     return found
@@ -136,9 +138,9 @@ def euler_mean(defects) -> float:
 def defect():
     """The node's numbers beside the engine's own on the same noise."""
     use_own_folders()
-    asked = dict(seconds=1.5, width=64, height=64, seed=4, frames_per_block=0)
+    widgets = dict(seconds=1.5, width=64, height=64, seed=4, frames_per_block=0)
     node = DIAGNOSTICS.SaltSemigroupDefect
-    mean, table, image = node.execute(tiny(), text(PROMPT), "1000,875,750; 500,375,250", **asked).args
+    mean, table, image = node.execute(tiny(), text(PROMPT), "1000,875,750; 500,375,250", **widgets).args
     student = PACK.checkpoints.load_student(TINY, dtype=torch.float32)
     engine = part("salt.semigroup_defect")
     noise = PACK.noise.SeededNoise(4, 1, 16, 8, 8)
@@ -153,17 +155,17 @@ def defect():
     bidirectional = STUDENT_SPEC.with_spec(tiny(), spec)
     bidirectional_model = part("salt.models.causal_model").BidirectionalModel(student)
     clip = engine.semigroup_defect(bidirectional_model, words, None, noise, 7, settings, triples=triples)
-    whole = node.execute(bidirectional, text(PROMPT), "1000,875,750; 500,375,250", **asked).args[1]
+    whole = node.execute(bidirectional, text(PROMPT), "1000,875,750; 500,375,250", **widgets).args[1]
     return {
         "mean": mean, "engine": euler_mean(blocks),
         "whole": [whole, engine.defect_table({"student": clip})],
         "blocks of a clip": refusal(
-            node.execute, bidirectional, text(PROMPT), "1000,875,750", **asked | {"frames_per_block": 3}
+            node.execute, bidirectional, text(PROMPT), "1000,875,750", **widgets | {"frames_per_block": 3}
         ),
         "table": table, "image": list(image.shape),
         "colours": len(image.reshape(-1, 3).unique(dim=0)),
-        "bad": refusal(node.execute, tiny(), text(PROMPT), "1000, 875", **asked),
-        "off the list": refusal(node.execute, tiny(), text(PROMPT), "900, 875, 0", **asked),
+        "bad": refusal(node.execute, tiny(), text(PROMPT), "1000, 875", **widgets),
+        "off the list": refusal(node.execute, tiny(), text(PROMPT), "900, 875, 0", **widgets),
     }  # fmt: skip
 
 

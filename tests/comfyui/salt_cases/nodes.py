@@ -133,10 +133,10 @@ def cancelled():
 
     stopped = model.clone()
     stopped.set_model_unet_function_wrapper(counted)
-    said = refusal(extend, stopped, memory, latents)
+    message = refusal(extend, stopped, memory, latents)
     management.interrupt_current_processing(False)
     again = extend(model, memory, latents)[0]["samples"]
-    return {"said": said, "calls": len(calls), "equal": torch.equal(first, again)}
+    return {"message": message, "calls": len(calls), "equal": torch.equal(first, again)}
 
 
 def custom_sampling():
@@ -210,7 +210,7 @@ def loaders():
     save_wan(student, FOLDER / "models" / "diffusers" / "deep.safetensors")
     folder_paths.add_model_folder_path("diffusion_models", str(FOLDER / "models"))
 
-    def told(model):
+    def summary(model):
         known, head = STUDENT_SPEC.spec_of(model), model.model.diffusion_model.head.head.weight
         scale = (head.float().norm() / student.proj_out.weight.norm()).item()
         return [known and known.schedule.nfe, round(scale, 3), str(head.dtype)]
@@ -219,12 +219,12 @@ def loaders():
     (FOLDER / "cut.safetensors").write_bytes((FOLDER / "student.safetensors").read_bytes()[:5000])
     torch.save({"input_blocks.0.0.weight": torch.zeros(1)}, FOLDER / "image.pt")
     return {
-        "auto": told(load(FOLDER / "student.pt")),
-        "regular": told(load(FOLDER / "student.pt", "regular")),
-        "safetensors": told(load(FOLDER / "student.safetensors")),
-        "folder": told(load(FOLDER / "folder")),
-        "fp8": told(load(FOLDER / "student.safetensors", dtype="fp8_e4m3fn")),
-        "plain, trained as": told(load(FOLDER / "plain.safetensors", trained_as="frame by frame")),
+        "auto": summary(load(FOLDER / "student.pt")),
+        "regular": summary(load(FOLDER / "student.pt", "regular")),
+        "safetensors": summary(load(FOLDER / "student.safetensors")),
+        "folder": summary(load(FOLDER / "folder")),
+        "fp8": summary(load(FOLDER / "student.safetensors", dtype="fp8_e4m3fn")),
+        "plain, trained as": summary(load(FOLDER / "plain.safetensors", trained_as="frame by frame")),
         "cut": refusal(load, FOLDER / "cut.safetensors"),
         "image": refusal(load, FOLDER / "image.pt"),
         "absent": refusal(LOADING.student_path, "nothing.pt"),
@@ -236,14 +236,14 @@ def step_lists():
     """Sigmas that the widgets ask for: of a student trained with shift 3 in two steps, and of none."""
     model = STUDENT_SPEC.with_spec(tiny(), part("salt.spec").StudentSpec(steps=(1000.0, 500.0), shift=3.0))
 
-    def asked(nfe, shift, model=None):
+    def sigmas_of(nfe, shift, model=None):
         return NODES.SaltSigmas.execute(nfe=nfe, steps="1000, 250", shift=shift, model=model).args[0].tolist()
 
     return {
-        "the student's": asked("student's", 0.0, model),
-        "its shift": asked("custom", 0.0, model),
-        "another shift": asked("2", 5.0, model),
-        "no student": asked("student's", 0.0),
+        "the student's": sigmas_of("student's", 0.0, model),
+        "its shift": sigmas_of("custom", 0.0, model),
+        "another shift": sigmas_of("2", 5.0, model),
+        "no student": sigmas_of("student's", 0.0),
     }
 
 
@@ -312,8 +312,8 @@ def starts():
     }
 
 
-def room():
-    """Latent frames that core is asked to make room for in one call: a clip of 21, in blocks of 3."""
+def reservation():
+    """Latent frames that core reserves for one call: a clip of 21, in blocks of 3."""
     runner, rollouts, conditioning = part("nodes.adapter.rollout_runner"), part("salt.rollout"), PACK.conditioning
 
     def frames(policy, *switches, fuse=True):
@@ -358,5 +358,15 @@ def evictions():
 
 if __name__ == "__main__":
     run_case(
-        parity, extension, refusals, cancelled, custom_sampling, loaders, step_lists, previews, starts, room, evictions
+        parity,
+        extension,
+        refusals,
+        cancelled,
+        custom_sampling,
+        loaders,
+        step_lists,
+        previews,
+        starts,
+        reservation,
+        evictions,
     )

@@ -62,11 +62,11 @@ def through_comfyui(
     negative=None,
     on_step=None,
 ) -> tuple[Tensor, object]:
-    """Latents [B, 16, F, H, W] (given ones included) of a rollout in core's sampling, in model space; and its memory.
+    """Latents [B, 16, F, H, W] (start included) of a rollout in core's sampling, in model space; and its memory.
 
     positive, negative: a text tensor, or a whole CONDITIONING.
     """
-    given = 0 if initial is None else initial.shape[2]
+    start_frames = 0 if initial is None else initial.shape[2]
 
     def run(inputs):
         memory = PACK.comfy_model.new_memory(model, policy or PACK.memory.MemoryPolicy(), shape[0], *shape[3:])
@@ -75,7 +75,7 @@ def through_comfyui(
             inputs.conds["positive"],
             memory,
             source,
-            shape[2] - given,
+            shape[2] - start_frames,
             settings,
             negative=inputs.conds.get("negative"),
             initial_latents=initial,

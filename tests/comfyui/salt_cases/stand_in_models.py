@@ -26,11 +26,11 @@ WORDS = "a red blue green circle square moving right left up down fast slow cat 
 def save(weights: dict[str, torch.Tensor], *parts: str) -> None:
     path = FOLDER.joinpath("models", *parts)
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = {name: tensor.contiguous() for name, tensor in weights.items()}
+    contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
     if path.suffix == ".pt":
-        torch.save({"generator": prefixed(kept), "generator_ema": prefixed(kept)}, path)
+        torch.save({"generator": prefixed(contiguous), "generator_ema": prefixed(contiguous)}, path)
     else:
-        save_file(kept, path)
+        save_file(contiguous, path)
 
 
 def prefixed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

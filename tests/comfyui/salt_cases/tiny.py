@@ -26,15 +26,15 @@ def full_width():
     from comfy.ldm.wan.vae import WanVAE
 
     torch.manual_seed(0)
-    made = WanVAE(
+    model = WanVAE(
         dim=96, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[],
         temperal_downsample=[False, True, True],
     )  # fmt: skip
-    return comfy.sd.VAE(sd=made.state_dict())
+    return comfy.sd.VAE(sd=model.state_dict())
 
 
 class Held(TorchDispatchMode):
-    """While open: bytes of the tensors made that are still held, and their peak. Those of `known` are not counted."""
+    """While open: bytes of new tensors that are still alive, and their peak. Those of `known` are not counted."""
 
     def __init__(self, known: torch.nn.Module) -> None:
         super().__init__()
@@ -62,9 +62,9 @@ def loaded():
 
     model, clip, vae = TINY.SaltLoadTiny.execute().args
     positive = core.CLIPTextEncode().encode(clip, PROMPT)[0]
-    asked = dict(seed=0, nfe="8", steps="", shift=0.0, stepping="sde", cfg=1.0, frames_per_block=0)
+    widgets = dict(seed=0, nfe="8", steps="", shift=0.0, stepping="sde", cfg=1.0, frames_per_block=0)
     latent, *_ = part("nodes.nodes_rollout").SaltRollout.execute(
-        model=model, positive=positive, seconds=2.0, width=64, height=64, batch_size=1, **asked
+        model=model, positive=positive, seconds=2.0, width=64, height=64, batch_size=1, **widgets
     ).args  # fmt: skip
     ours = pipeline(num_inference_steps=8)
     images = core.VAEDecode().decode(vae, latent)[0]
@@ -98,8 +98,8 @@ def clip():
     layered = core.CLIPSetLastLayer().set_last_layer(clip, -2)[0]
     loaded = comfy.sd.load_lora_for_models(None, clip, {}, 1.0, 1.0)[1]
     encode = core.CLIPTextEncode().encode
-    made = {"plain": clip, "clone": clip.clone(), "hooked": hooked, "layer": layered, "lora": loaded}
-    conditionings = {name: encode(value, PROMPT)[0] for name, value in made.items()}
+    clips = {"plain": clip, "clone": clip.clone(), "hooked": hooked, "layer": layered, "lora": loaded}
+    conditionings = {name: encode(value, PROMPT)[0] for name, value in clips.items()}
     return {
         "equal": [name for name, [(text, _)] in conditionings.items() if torch.equal(text, words)],
         "hooks": ["hooks" in extra for [(_, extra)] in conditionings.values()],
@@ -145,7 +145,7 @@ def flat():
     """Bytes beside the finished frames at their peak, by (batch, latent frames): ours, and core's whole-clip decode."""
     vae = wan_vae()
     side = 4 if vae.first_stage_model.decoder.conv1.out_channels > 100 else 8
-    STREAMING.decode_clips(vae, torch.zeros(1, 16, 1, side, side))  # what is made once, and kept
+    STREAMING.decode_clips(vae, torch.zeros(1, 16, 1, side, side))  # allocates what stays
     found = {"ours": [], "core's": []}
     for batch, frames in ((1, 4), (1, 16), (3, 4)):
         z = torch.randn(batch, 16, frames, side, side)
@@ -158,8 +158,8 @@ def flat():
 
 
 @torch.inference_mode()
-def asked():
-    """Bytes that core is asked for before each frame of the VAE that users have, and the most that a frame takes."""
+def reservation():
+    """Bytes that core reserves before each frame of the VAE that users have, and the most that a frame takes."""
     import comfy.model_management as management
 
     vae, load, wanted = full_width(), management.load_models_gpu, []
@@ -178,7 +178,7 @@ def asked():
                 stream.decode_frame(torch.randn(1, 16, 1, 4, 4))
     finally:
         management.load_models_gpu = load
-    return {"asked": wanted, "taken": carried + count.peak, "weights": vae.patcher.model_size()}
+    return {"reserved": wanted, "taken": carried + count.peak, "weights": vae.patcher.model_size()}
 
 
 @torch.inference_mode()
@@ -197,10 +197,14 @@ def cancelled():
 
     z = torch.randn(1, 16, 7, 4, 4)
     STREAMING.ComfyStreamDecoder.decode_frame = watched
-    said = refusal(STREAMING.decode_clips, vae, z)
-    made = len(frames)
+    message = refusal(STREAMING.decode_clips, vae, z)
+    decoded = len(frames)
     again = STREAMING.decode_clips(vae, z)
-    return {"said": said, "made": made, "equal": (again - vae.decode(z).reshape(again.shape)).abs().max().item()}
+    return {
+        "message": message,
+        "decoded": decoded,
+        "equal": (again - vae.decode(z).reshape(again.shape)).abs().max().item(),
+    }
 
 
 @torch.inference_mode()
@@ -241,4 +245,4 @@ def width() -> str:
 
 
 if __name__ == "__main__":
-    run_case(loaded, clip, streaming, stream, flat, asked, cancelled, taehv, refusals, width)
+    run_case(loaded, clip, streaming, stream, flat, reservation, cancelled, taehv, refusals, width)

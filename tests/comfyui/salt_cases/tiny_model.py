@@ -35,20 +35,20 @@ def tiny():
 @torch.inference_mode()
 def rollout(model, **changes):
     """LATENT, memory and report of Salt Rollout."""
-    asked = dict(positive=text(PROMPT), seconds=2.0, width=64, height=64, batch_size=1) | WIDGETS | changes
-    return ROLLOUTS.SaltRollout.execute(model=model, **asked).args
+    inputs = dict(positive=text(PROMPT), seconds=2.0, width=64, height=64, batch_size=1) | WIDGETS | changes
+    return ROLLOUTS.SaltRollout.execute(model=model, **inputs).args
 
 
 @torch.inference_mode()
 def extend(model, memory, latents, **changes):
-    asked = dict(positive=text(PROMPT), seconds=2.0) | WIDGETS | changes
-    return ROLLOUTS.SaltExtendVideo.execute(model=model, memory=memory, latents=latents, **asked).args
+    inputs = dict(positive=text(PROMPT), seconds=2.0) | WIDGETS | changes
+    return ROLLOUTS.SaltExtendVideo.execute(model=model, memory=memory, latents=latents, **inputs).args
 
 
 def pipeline(prompt=PROMPT, **options):
-    made = part("salt.pipeline").SaltPipeline.from_pretrained("salt-tiny")
-    made.set_progress_bar_config(disable=True)
-    return made(prompt, **dict(num_frames=33, num_inference_steps=2, seed=0, output_type="latent") | options).latents
+    pipe = part("salt.pipeline").SaltPipeline.from_pretrained("salt-tiny")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(prompt, **dict(num_frames=33, num_inference_steps=2, seed=0, output_type="latent") | options).latents
 
 
 def refusal(call, *arguments, **options) -> str:

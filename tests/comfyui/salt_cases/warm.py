@@ -91,7 +91,7 @@ def buffers():
 
 
 def held():
-    """A memory on a wire through runs of both kinds: not a number of it changes, and it goes on as it would have."""
+    """A memory on a wire through runs of both kinds: not a number of it changes, and it continues as it would have."""
     seen, model = Watching(), tiny()
     latents, memory, _ = rollout(model)
     expected = extend(model, memory, latents)[0]["samples"]
@@ -131,7 +131,7 @@ def on_a_device():
 
 
 def worked_out():
-    """How often the prompt is embedded, a layer's keys are made of it, and the fingerprint is read, in two runs."""
+    """How often the prompt is embedded, a layer's keys and the fingerprint are computed, in two runs."""
     model, counts = tiny(), {"embedded": 0, "keys": 0, "fingerprint": 0}
     wan, read = model.model.diffusion_model, PACK.fingerprint.compute_fingerprint
 
@@ -179,13 +179,13 @@ def sage():
     model = golden_model(dtype=torch.float32)
     shape = (1, 16, 6, 8, 12)
     CALLS.clear()
-    made, _ = through_comfyui(model, words(0), seeded(), shape)
+    latents, _ = through_comfyui(model, words(0), seeded(), shape)
     student, prompt = (
         PACK.checkpoints.load_student(GOLDEN / "tiny_a.safetensors"),
         PACK.conditioning.Conditioning(words(0)),
     )
     expected = through_engine(student, prompt, seeded(), shape)
-    return {"error": error(made, expected), "calls": len(CALLS), "longest keys": max(k for _, k in CALLS)}
+    return {"error": error(latents, expected), "calls": len(CALLS), "longest keys": max(k for _, k in CALLS)}
 
 
 def low_vram():
@@ -210,10 +210,10 @@ def low_vram():
 
     management.LoadedModel.model_load = little
     cast, _ = comfy.sd.load_lora_for_models(golden_model(dtype=torch.float32), None, factors, 1.0, 0.0)
-    made, _ = through_comfyui(cast, words(0), seeded(), shape)
+    latents, _ = through_comfyui(cast, words(0), seeded(), shape)
     layer = cast.model.diffusion_model.blocks[0].self_attn.q
     return {
-        "error": error(made, expected),
+        "error": error(latents, expected),
         "moved": error(plain, expected),
         "cast": bool(layer.comfy_cast_weights) and len(layer.weight_function),
         "low vram": cast.model.model_lowvram,
