@@ -22,12 +22,13 @@ from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.schedule import add_noise
 from train.config.recipe import Recipe
 from train.data.batch import Batch
+from train.distributed.ema import update_average
 from train.distributed.parallel import DistributedModel
 from train.experiments.tiny.compiled_forward import CompiledForward
 from train.experiments.tiny.discriminator import Discriminator
 from train.experiments.tiny.latent_dataset import Latents
 from train.experiments.tiny.rollout_modes import ClipPairs, RolloutMode, rollout_modes, whole_clip_recipe
-from train.experiments.tiny.run_state import Run, placed, seeded, update_ema
+from train.experiments.tiny.run_state import Run, placed, seeded
 from train.losses import discriminator_loss, generator_adversarial_loss, gradient_penalty
 from train.methods.sc_dmd_losses import alignment_term, critic_term, dmd_term, semigroup_term
 from train.rollout.gradient_rollout import RolloutResult
@@ -242,11 +243,13 @@ def train_adversarial(
     torch.manual_seed(seed)  # of the discriminator's head
     recipe = whole_clip_recipe(str(teacher), seed, stage.frames, shift)
     trainer = AdversarialTrainer(student, teacher, recipe, data.text_SLD, device, stage.compiled)
-    ema = {name: value.detach().clone().float() for name, value in trainer.student.state_dict().items()}
+    average: dict[str, Tensor] = {}
+    update_average(average, trainer.student.named_parameters(), 1.0)
     state, step = run.load(), 0
     if state is not None:
         trainer.load_state(state["learners"])
-        ema, step = state["ema"], state["step"]
+        average = {name: value.to(device) for name, value in state["ema"].items()}
+        step = state["step"]
     total = stage.warmup + stage.steps
     while step < total:
         generator = seeded(seed + 17, step)
@@ -257,11 +260,11 @@ def train_adversarial(
         step += 1
         if not warmup:
             done = step - stage.warmup
-            update_ema(ema, trainer.student, min(stage.ema, done / (done + 10)))
+            update_average(average, trainer.student.named_parameters(), min(stage.ema, done / (done + 10)))
         if step % 25 == 0 or step == total:
             run.log(step, **values)
         if run.due() or step == total:
-            run.save(learners=trainer.state(), ema=ema, step=step)
-    trainer.student.load_state_dict(ema)
+            run.save(learners=trainer.state(), ema=average, step=step)
+    trainer.student.load_state_dict(average)
     save_wan(trainer.student, path, dtype=torch.float32)
     return path

@@ -1,4 +1,4 @@
-"""A stage's run folder (resumable state, loss curve), its random streams, learning rate and weight average."""
+"""A stage's run folder (resumable state, loss curve), its random streams and learning rate."""
 
 import csv
 import time
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from salt.io.atomic import atomic_write
 
@@ -78,10 +78,3 @@ def warmup_cosine(step: int, steps: int, warmup: int = 50, floor: float = 0.05) 
     progress = min(step / max(steps, 1), 1.0)
     cosine = floor + (1 - floor) * 0.5 * (1 + torch.cos(torch.tensor(progress * torch.pi)).item())
     return min((step + 1) / warmup, 1.0) * cosine
-
-
-@torch.no_grad()
-def update_ema(ema: dict[str, Tensor], model: nn.Module, decay: float) -> None:
-    """ema <- decay * ema + (1 - decay) * weights, in place; names as in the model's state dict."""
-    for name, value in model.state_dict().items():
-        ema[name].lerp_(value.float(), 1 - decay)

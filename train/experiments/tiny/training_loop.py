@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from salt.models.transformer_salt import SaltTransformer3DModel
+from train.distributed.ema import update_average
 from train.experiments.tiny.cpu_workers import average_gradients, rank, world
 from train.experiments.tiny.muon import Muon
-from train.experiments.tiny.run_state import Run, seeded, update_ema, warmup_cosine
+from train.experiments.tiny.run_state import Run, seeded, warmup_cosine
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,14 @@ def train_phases(
     """
     run = Run(folder)
     optimizer = matrix_optimizer(model)
-    ema = {name: value.detach().clone().float() for name, value in model.state_dict().items()}
+    average: dict[str, Tensor] = {}
+    update_average(average, model.named_parameters(), 1.0)
     state, step = run.load(), 0
     if state is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        ema, step = state["ema"], state["step"]
+        average = {name: value.to(device) for name, value in state["ema"].items()}
+        step = state["step"]
     total = sum(phase.steps for phase in phases)
     losses: list[float] = []
     while step < total:
@@ -84,16 +87,16 @@ def train_phases(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         step += 1
-        update_ema(ema, model, min(settings.ema, step / (step + 10)))
+        update_average(average, model.named_parameters(), min(settings.ema, step / (step + 10)))
         losses.append(loss.item())
         if rank() == 0 and (step % settings.log_every == 0 or step == total):
             frames = {"frames": phase.frames} if len(phases) > 1 else {}
             run.log(step, loss=sum(losses) / len(losses), **frames)
             losses = []
         if rank() == 0 and (run.due() or step == total):
-            run.save(model=model.state_dict(), optimizer=optimizer.state_dict(), ema=ema, step=step)
+            run.save(model=model.state_dict(), optimizer=optimizer.state_dict(), ema=average, step=step)
     if rank() == 0:
-        model.load_state_dict(ema)
+        model.load_state_dict(average)
         model.save_pretrained(folder / "final")
 
 
