@@ -1,4 +1,4 @@
-"""The command line: what it makes, what it says when something is wrong, and what is left when it is interrupted."""
+"""The command line: its results, its error messages, and what remains after an interruption."""
 
 import json
 import os
@@ -45,14 +45,14 @@ def frames_of(path):
     return imageio_ffmpeg.count_frames_and_secs(path)[0]
 
 
-def test_generate_writes_a_video_of_the_length_asked_for(model, tmp_path, capsys):
+def test_generate_writes_a_video_of_the_requested_length(model, tmp_path, capsys):
     assert generate(model, tmp_path / "a.mp4", "--seconds", 1) == 0
     assert frames_of(tmp_path / "a.mp4") == 21
     told = capsys.readouterr().out
     assert "21 frames in" in told and "(32x32, NFE 2)" in told
 
 
-def test_seconds_that_blocks_do_not_fill_are_said_to_be_rounded(model, tmp_path, caplog):
+def test_rounding_of_seconds_to_blocks_is_logged(model, tmp_path, caplog):
     assert generate(model, tmp_path / "a.mp4", "--seconds", 0.8, "--tiles") == 0
     assert "0.8 s rounded up to 21 frames" in caplog.text and frames_of(tmp_path / "a.mp4") == 21
 
@@ -69,7 +69,7 @@ def test_extend_from_a_saved_memory(model, tmp_path):
 
 
 @pytest.mark.parametrize(("policy", "kept"), [("full", 36), ("sink:1,window:9", 30)])
-def test_a_saved_memory_has_the_latents_that_going_on_needs(model, tmp_path, policy, kept):
+def test_a_saved_memory_has_the_latents_for_an_extension(model, tmp_path, policy, kept):
     memory, frames = tmp_path / "m.safetensors", 4 * 36 - 3
     assert generate(model, tmp_path / "a.mp4", "--frames", frames, "--memory", policy, "--save-memory", memory) == 0
     assert load_file(tmp_path / "m.safetensors.latents.safetensors")["latents"].shape[2] == kept
@@ -78,7 +78,7 @@ def test_a_saved_memory_has_the_latents_that_going_on_needs(model, tmp_path, pol
     assert frames_of(tmp_path / "b.mp4") == 12
 
 
-def test_many_prompts_are_made_once(model, tmp_path, capsys):
+def test_finished_prompts_are_not_generated_again(model, tmp_path, capsys):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text(f"{PROMPT}\n\na slow blue square moving up\n")
     out = tmp_path / "clips"
@@ -95,11 +95,11 @@ def test_many_prompts_are_made_once(model, tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("error::FutureWarning")
-def test_a_dtype_is_asked_for_as_the_installed_diffusers_wants_it(model, tmp_path):
+def test_the_dtype_argument_suits_the_installed_diffusers(model, tmp_path):
     assert generate(model, tmp_path / "a.mp4", "--frames", 9, "--dtype", "bfloat16") == 0
 
 
-def test_a_file_that_holds_no_prompts_is_named(model, tmp_path, capsys):
+def test_a_file_without_prompts_is_named(model, tmp_path, capsys):
     (tmp_path / "bin.txt").write_bytes(b"\xff\xfe")
     assert generate(model, tmp_path / "out", "--prompts", tmp_path / "bin.txt", prompt=None) == 2
     assert "bin.txt: not UTF-8 text" in capsys.readouterr().err
@@ -189,7 +189,7 @@ def test_errors_are_one_line(model, tmp_path, capsys, more, message):
     assert message in error and error.count("\n") == 1 and not (tmp_path / "a.mp4").exists()
 
 
-def test_a_guided_clip_goes_on_guided(model, tmp_path):
+def test_a_clip_with_guidance_is_extended_with_guidance(model, tmp_path):
     memory, branch = tmp_path / "m.safetensors", tmp_path / "m.negative.safetensors"
     guided = ("--guidance", 2, "--save-memory", memory)
     assert generate(model, tmp_path / "a.mp4", "--frames", 9, *guided) == 0
@@ -222,7 +222,7 @@ def test_latents_that_do_not_belong_to_the_memory_are_refused(model, tmp_path, c
     assert not beside.exists(), "the latents of the first part are not known any more"
 
 
-def test_a_device_that_is_not_here(monkeypatch):
+def test_a_device_that_is_not_available(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("Torch not compiled with CUDA enabled")
 
@@ -265,7 +265,7 @@ def test_output_that_cannot_be_written(model, tmp_path, capsys):
     assert "cannot write to folder" in capsys.readouterr().err
 
 
-def test_full_disk_leaves_what_was_written(model, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_keeps_the_frames_written_so_far(model, tmp_path, capsys, monkeypatch):
     out = tmp_path / "a.mp4"
     out.write_bytes(b"an older video")
     start = VideoWriter._start
@@ -315,7 +315,7 @@ def test_ctrl_c_leaves_a_playable_file(model, tmp_path):
         [*command, "--frames", "3009"],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        # A suite that was started in the background of a script ignores SIGINT, and its children inherit that.
+        # A test run started in the background of a script ignores SIGINT, and its children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for _ in range(1200):
@@ -328,7 +328,7 @@ def test_ctrl_c_leaves_a_playable_file(model, tmp_path):
     assert 0 < frames_of(out) < 3009 and [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
 
 
-def test_inspect_says_what_a_file_is(model, tmp_path, capsys):
+def test_inspect_describes_a_file(model, tmp_path, capsys):
     generate(model, tmp_path / "a.mp4", "--frames", 9, "--save-memory", tmp_path / "m.safetensors")
     capsys.readouterr()
     assert salt("inspect", tmp_path / "m.safetensors") == 0
@@ -340,7 +340,7 @@ def test_inspect_says_what_a_file_is(model, tmp_path, capsys):
     assert salt("inspect", tmp_path / "x.safetensors") == 2
 
 
-def test_convert_there_and_back(model, tmp_path):
+def test_convert_round_trip(model, tmp_path):
     wan, folder = tmp_path / "student.safetensors", tmp_path / "back"
     assert salt("convert", Path(model) / "transformer", wan) == 0
     assert read_checkpoint(wan).metadata and "causal_ar" in str(read_checkpoint(wan).metadata)
@@ -349,7 +349,7 @@ def test_convert_there_and_back(model, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin"])
-def test_convert_makes_no_folder_of_a_files_name(model, tmp_path, capsys, suffix):
+def test_convert_refuses_a_folder_with_a_files_suffix(model, tmp_path, capsys, suffix):
     assert salt("convert", Path(model) / "transformer", tmp_path / f"o{suffix}") == 2
     assert f"o{suffix}: expected a name ending in .safetensors, or a folder" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

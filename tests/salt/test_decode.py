@@ -28,20 +28,20 @@ def in_blocks(decoder: WanStreamDecoder, latents_BCFHW: torch.Tensor, sizes: lis
 
 
 @pytest.mark.parametrize("sizes", [[7], [3, 3, 1], [1, 1, 5], [1] * 7])
-def test_blocks_laid_end_to_end_are_the_whole_clip(vae, sizes):
+def test_concatenated_blocks_equal_the_whole_clip(vae, sizes):
     x = latents(7, batch=2)
     expected = whole_clip(vae, x)
     found = in_blocks(WanStreamDecoder(vae), x, sizes)
     assert found.shape == (2, 3, 4 * 7 - 3, 32, 48)
-    assert expected.std() > 0.01  # a flat picture would agree with anything
+    assert expected.std() > 0.01  # a constant picture would equal anything
     assert (found - expected).abs().max() <= 1e-4
-    # The cache is what makes it so: the same blocks decoded each as a clip of its own differ (and lose frames).
+    # Without the decoder's cache, blocks decoded as separate clips differ (and have fewer frames).
     if len(sizes) > 1:
         tail = WanStreamDecoder(vae).decode(x[:, :, sizes[0] :])
         assert (tail[:, :, -4:] - expected[:, :, -4:]).abs().max() > 1e-3
 
 
-def test_each_call_gives_its_frames(vae):
+def test_each_call_returns_its_frames(vae):
     decoder = WanStreamDecoder(vae)
     x = latents(3)
     assert [decoder.decode(x).shape[2] for _ in range(3)] == [9, 12, 12]
@@ -58,7 +58,7 @@ def test_two_streams_share_one_vae(vae):
         assert (found - whole_clip(vae, x)).abs().max() <= 1e-4
 
 
-def test_reset_forgets_the_clip(vae):
+def test_reset_starts_a_new_clip(vae):
     decoder = WanStreamDecoder(vae)
     x = latents(2)
     first = decoder.decode(x)
@@ -70,7 +70,7 @@ def test_reset_forgets_the_clip(vae):
 
 
 @pytest.mark.parametrize("tiling", [None, Tiling(32, 16)])
-def test_carried_memory_is_flat_in_clip_length(vae, tiling):
+def test_cache_size_is_constant_in_clip_length(vae, tiling):
     decoder = WanStreamDecoder(vae, tiling)
     sizes = []
     for _ in range(5):
@@ -93,12 +93,12 @@ def test_bfloat16_vae_gives_float32_pixels(vae):
     assert start.shape == x.shape
 
 
-def test_a_tile_as_large_as_the_frame_changes_nothing(vae):
+def test_one_tile_for_the_whole_frame_changes_nothing(vae):
     x = latents(3)
     assert torch.equal(WanStreamDecoder(vae, Tiling(64, 16)).decode(x), WanStreamDecoder(vae).decode(x))
 
 
-def test_tiles_stream_like_the_whole(vae):
+def test_tiled_streaming_equals_tiled_whole_clip_decoding(vae):
     x = latents(5, 12, 10)
     one_go = WanStreamDecoder(vae, Tiling(64, 32)).decode(x)
     blocks = in_blocks(WanStreamDecoder(vae, Tiling(64, 32)), x, [2, 3])
@@ -141,7 +141,7 @@ def test_windows_cover_and_weights_sum_to_one(length, size, overlap):
 
 
 @pytest.mark.parametrize("frames", [1, 5])
-def test_encode_is_the_normalised_mode(vae, frames):
+def test_encode_returns_the_normalised_mode(vae, frames):
     pixels = torch.rand(1, 3, frames, 32, 48) * 2 - 1
     found = encode_video(vae, pixels)
     mean, std = latent_statistics(vae, torch.device("cpu"))
@@ -167,7 +167,7 @@ def test_encode_refuses(vae, shape, scale, message):
         encode_video(vae, torch.rand(shape) * scale)
 
 
-def test_decode_refuses_what_is_not_the_clip(vae):
+def test_decode_refuses_latents_of_another_shape(vae):
     decoder = WanStreamDecoder(vae)
     with pytest.raises(ValueError, match=r"\[B, 16, F >= 1, H, W\], got \[1, 8, 1, 4, 4\]"):
         decoder.decode(torch.zeros(1, 8, 1, 4, 4))
@@ -184,7 +184,7 @@ def test_bad_tiling_is_refused(vae):
 
 
 class _Parked:
-    """Stands in for accelerate's offload hook: counts how often it is asked to bring the VAE."""
+    """Replacement for accelerate's offload hook that counts its calls."""
 
     def __init__(self):
         self.calls = 0
@@ -194,7 +194,7 @@ class _Parked:
         return args, kwargs
 
 
-def test_an_offloaded_vae_is_woken(vae):
+def test_an_offloaded_vae_is_loaded(vae):
     vae._hf_hook = hook = _Parked()
     try:
         WanStreamDecoder(vae).decode(latents(1))

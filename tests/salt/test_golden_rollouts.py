@@ -14,8 +14,8 @@ def student():
 @pytest.mark.parametrize("case", golden.ROLLOUTS)
 def test_rollout_equals_the_reference(student, case, fuse):
     made, expected = golden.play(student, case, fuse=fuse), golden.expected(case)
-    given = golden.ROLLOUTS[case]["init_frames"]
-    assert made.shape[2] - given == expected.shape[2] or made.shape == expected.shape
+    initial = golden.ROLLOUTS[case]["init_frames"]
+    assert made.shape[2] - initial == expected.shape[2] or made.shape == expected.shape
     error = golden.relative_error(made[:, :, made.shape[2] - expected.shape[2] :], expected)
     print(f"{case} {'fused' if fuse else 'plain'}: relative error {error:.2e}")
     assert error <= 5e-5

@@ -1,4 +1,4 @@
-"""Recorded forwards: on the CPU a recording is the function itself, run on a recording's own tensors."""
+"""CUDA graphs of forwards; on the CPU a graph is replaced by the function itself, run on the graph's static tensors."""
 
 import gc
 import weakref
@@ -29,7 +29,7 @@ POLICIES = [
 
 
 class Tape:
-    """Counts recordings and plays. Like a CUDA graph it keeps nothing alive of what it has recorded."""
+    """Counts captures and replays. Like a CUDA graph it keeps none of the captured tensors alive."""
 
     def __init__(self):
         self.recorded = self.played = 0
@@ -61,7 +61,7 @@ def clip(model, student, policy, frames=24, fuse=False, conditioning=None):
 
 @pytest.mark.parametrize("fuse", [False, True])
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
-def test_a_recorded_rollout_is_the_plain_one(policy, fuse):
+def test_a_rollout_with_graphs_equals_one_without(policy, fuse):
     student, tape = golden.student(), Tape()
     expected = clip(CausalModel(student), student, policy, fuse=fuse)
     model = CausalModel(CUDAGraphTransformer(student, tape))
@@ -69,7 +69,7 @@ def test_a_recorded_rollout_is_the_plain_one(policy, fuse):
     assert 1 <= tape.recorded <= 2 < tape.played, "one recording for reading, one for writing"
 
 
-def test_prompts_share_recordings_and_memories_have_their_own():
+def test_prompts_share_graphs_and_memories_do_not():
     student, tape = golden.student(), Tape()
     prompts = PromptSchedule([PromptChange(0, text(0)), PromptChange(15, text(1), "keep")])
     policy = MemoryPolicy("sink", 9, 3)
@@ -77,13 +77,13 @@ def test_prompts_share_recordings_and_memories_have_their_own():
     model = CausalModel(CUDAGraphTransformer(student, tape))
     assert torch.equal(clip(model, student, policy, conditioning=prompts), expected)
     assert tape.recorded == 2, "one for reading, one for writing, under both prompts"
-    for _ in range(5):  # more recordings than are kept
+    for _ in range(5):  # more graphs than are kept
         assert torch.equal(clip(model, student, policy, conditioning=prompts), expected)
     assert tape.recorded == 12
 
 
-def test_no_memory_takes_the_recordings_of_a_dead_one():
-    """A recording is known by its store's number, which a later store may get once the first has died."""
+def test_graphs_of_a_deleted_memory_are_not_reused():
+    """Graphs are keyed by the id of a store, which a later store may get once the first is deleted."""
     student, tape, policy = golden.student(), Tape(), MemoryPolicy("sink", 9, 3)
     model = CUDAGraphTransformer(student, tape)
     clip(CausalModel(model), student, policy)
@@ -93,7 +93,7 @@ def test_no_memory_takes_the_recordings_of_a_dead_one():
     assert kept and kept <= alive
 
 
-def test_growing_and_far_memories_are_never_recorded():
+def test_growing_and_offloaded_memories_are_not_captured():
     student = golden.student()
     for policy in (MemoryPolicy(), MemoryPolicy("sink", 9, 3, residence="cpu")):
         tape = Tape()
@@ -106,7 +106,7 @@ def test_growing_and_far_memories_are_never_recorded():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
-def test_cuda_graphs_play_what_was_recorded(policy):
+def test_cuda_graphs_replay_the_captured_forward(policy):
     student = golden.student().cuda()
     noise = SeededNoise(5, 1, 16, 4, 6, device="cuda")
     clips = []

@@ -1,4 +1,4 @@
-"""Memory: what each policy keeps and where, how it is stored, and its operations."""
+"""KV memory: the frames and positions that each policy keeps, storage precisions, and operations."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from tests.helpers.small_memory import GEOMETRY, POLICIES, dense, write
 
 
 def seen(memory, frames=3):
-    """Keys that a block of `frames` sees at layer 0, block included, and how many of them."""
+    """Keys that a block of `frames` attends to at layer 0, its own included, and their number."""
     shapes = []
 
     def spy(q, k, v):
@@ -31,25 +31,25 @@ def seen(memory, frames=3):
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 @torch.no_grad()
-def test_what_is_kept(policy):
+def test_kept_frames(policy):
     memory = KVMemory(policy, GEOMETRY)
     for _ in range(8):
         write(memory)
     keys = seen(memory)
     window = policy.window or 27
     assert keys.shape[1] == window * GEOMETRY.tokens
-    kept = memory.held  # what stays once the next block has arrived
+    kept = memory.held  # what remains once the next block is written
     sinks = tuple(range(policy.sink))
     assert kept == sinks + tuple(range(24 - (window - 3 - policy.sink), 24))
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 @torch.no_grad()
-def test_denoising_leaves_the_memory_alone(policy):
+def test_denoising_does_not_change_the_memory(policy):
     memory = KVMemory(policy, GEOMETRY)
     for _ in range(5):
         write(memory)
-    memory.open(read=3)  # the arrival evicts
+    memory.open(read=3)  # opening a block evicts
     held, before = memory.held, [memory.store.gather(0, memory.slot_index(memory.held))[0].clone()]
     for _ in range(3):
         seen(memory)
@@ -112,7 +112,7 @@ def test_relative_positions_are_reassigned():
 
 
 @torch.no_grad()
-def test_blended_sink_absorbs_what_is_evicted():
+def test_blended_sink_averages_evicted_frames():
     memory = KVMemory(MemoryPolicy("blended", 9, 3, blend=0.75), GEOMETRY)
     for value in (1.0, 2.0, 3.0):
         write(memory, value=value)
@@ -143,7 +143,7 @@ def test_quantised_rows_are_close(precision):
     assert (back[0, 0] == 0).all()
 
 
-def test_int4_keeps_the_largest_of_every_group_and_refuses_odd_heads():
+def test_int4_keeps_group_maxima_and_refuses_odd_heads():
     x = torch.randn(4, 64)
     x[:, 5], x[:, 40] = 100.0, -50.0
     back = dequantised(x, *quantise(x, "int4"), "int4")
@@ -184,7 +184,7 @@ def test_size_before_and_after_allocation():
 
 
 @torch.no_grad()
-def test_windowed_memory_is_flat_and_full_memory_grows():
+def test_windowed_memory_is_constant_and_full_memory_grows():
     windowed, full = KVMemory(MemoryPolicy("sink", 12, 3), GEOMETRY), KVMemory(MemoryPolicy(), GEOMETRY)
     sizes = []
     for _ in range(60):
@@ -211,7 +211,7 @@ def test_fork_shares_nothing_mutable(policy):
 
 
 @torch.no_grad()
-def test_rewind_then_the_same_blocks_give_the_same_clip():
+def test_the_same_blocks_after_a_rewind_give_the_same_clip():
     student = golden.student()
     model, text = CausalModel(student), Conditioning(torch.randn(1, 12, 64))
     latents = torch.randn(1, 16, 15, 4, 6)
@@ -235,7 +235,7 @@ def test_rewind_then_the_same_blocks_give_the_same_clip():
 
 
 @torch.no_grad()
-def test_rewind_of_a_window_leaves_a_hole_that_is_not_read():
+def test_frames_lost_in_a_rewind_are_not_read():
     memory = KVMemory(MemoryPolicy("window", 9), GEOMETRY)
     for _ in range(7):
         write(memory)
@@ -245,7 +245,7 @@ def test_rewind_of_a_window_leaves_a_hole_that_is_not_read():
 
 
 @torch.no_grad()
-def test_cut_starts_new_sinks_where_it_stands():
+def test_cut_starts_new_sinks_at_its_frame():
     memory = KVMemory(MemoryPolicy("sink", 9, 3), GEOMETRY)
     for _ in range(4):
         write(memory)
@@ -261,7 +261,7 @@ def test_interrupted_forward_leaves_a_usable_memory():
     memory = KVMemory(MemoryPolicy("sink", 9, 3), GEOMETRY)
     for _ in range(5):
         write(memory)
-    passing = memory.open(write=3, read=3)  # fused; the model dies half way through
+    passing = memory.open(write=3, read=3)  # fused; the forward fails half way through
     q = torch.randn(1, 12, 2, 8)
     passing.attend(0, q, q, q, dense)
     assert memory.next_frame == 15 and set(memory.held) == {0, 1, 2}
@@ -342,8 +342,8 @@ def test_memory_on_the_cpu_reads_as_one_on_the_device(precision):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @torch.no_grad()
-def test_a_far_memory_fetches_every_layer_once_in_a_fused_pass(precision, monkeypatch):
-    """With streams that do nothing, two blocks in one forward read as they do from a near memory, nothing twice."""
+def test_an_offloaded_memory_copies_every_layer_once_in_a_fused_pass(precision, monkeypatch):
+    """With dummy streams, two blocks in one forward read as from a memory on the device, each layer once."""
     event = SimpleNamespace(record=lambda stream: None, wait=lambda stream: None)
     for name, stand_in in (("stream", nullcontext), ("Event", lambda: event), ("current_stream", lambda device: None)):
         monkeypatch.setattr(torch.cuda, name, stand_in)
@@ -358,7 +358,7 @@ def test_a_far_memory_fetches_every_layer_once_in_a_fused_pass(precision, monkey
     store._stream = object()
     fetched, fetch = [], store._fetch
     monkeypatch.setattr(store, "_fetch", lambda layer, slots: fetched.append(layer) or fetch(layer, slots))
-    # On one device, the far one would be read in place.
+    # On the same device, the offloaded memory would be read in place.
     monkeypatch.setattr(type(store), "in_place", property(lambda s: s.precision == "model" and s is not store))
     for _ in range(4):
         passes = [memory.open(write=3, read=3) for memory in (near, far)]

@@ -41,7 +41,7 @@ def test_round_trip_is_exact(tmp_path, policy, precision):
         assert torch.equal(here, loaded.open(read=3).attend(layer, q, k, v, dense))
 
 
-def test_metadata_says_what_it_is(tmp_path):
+def test_metadata_describes_the_memory(tmp_path):
     memory = filled(MemoryPolicy("sink", 12, 3))
     memory.context_sigma = 0.005
     save_memory(memory, tmp_path / "m.safetensors")
@@ -51,7 +51,7 @@ def test_metadata_says_what_it_is(tmp_path):
     assert info["context_sigma"] == 0.005
 
 
-def test_refusals_say_which_field_differs(tmp_path):
+def test_errors_name_the_differing_field(tmp_path):
     path = tmp_path / "m.safetensors"
     save_memory(filled(MemoryPolicy()), path)
     with pytest.raises(MemoryFileError, match="m.safetensors: fingerprint differs: found abc, expected xyz"):
@@ -60,7 +60,7 @@ def test_refusals_say_which_field_differs(tmp_path):
         load_memory(path, geometry=MemoryGeometry(2, 2, 8, 1, 4))
 
 
-def test_files_that_are_something_else(tmp_path):
+def test_other_files_are_refused(tmp_path):
     with pytest.raises(MemoryFileError, match="no such file"):
         load_memory(tmp_path / "none.safetensors")
     with pytest.raises(MemoryFileError, match="found format None"):
@@ -100,7 +100,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
 
 
-def test_what_safetensors_cannot_write_is_named(tmp_path, monkeypatch):
+def test_a_safetensors_error_names_the_file(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise SafetensorError("Error while serializing: I/O error")
 
@@ -110,7 +110,7 @@ def test_what_safetensors_cannot_write_is_named(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_others_may_read_what_they_may_read_of_any_new_file(tmp_path):
+def test_the_file_has_the_mode_of_any_new_file(tmp_path):
     save_memory(filled(MemoryPolicy()), tmp_path / "m.safetensors")
     (tmp_path / "new").touch()
     assert (tmp_path / "m.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode

@@ -1,4 +1,4 @@
-"""What a memory's report says is what is in it."""
+"""The report on a memory agrees with its content."""
 
 import torch
 
@@ -34,7 +34,7 @@ def test_slots_and_norms_are_those_of_the_held_frames():
     torch.testing.assert_close(values[1, 1], 2 * (expected + 100 * 8**0.5))
 
 
-def test_the_text_and_the_picture_tell_of_it():
+def test_text_and_picture_of_a_report():
     memory = written("window:6", 3)
     text = as_text(memory)
     assert "window:6" in text and "6 latent frames (3-8)" in text and "latent frame 9 (2.25 s)" in text
@@ -46,7 +46,7 @@ def test_the_text_and_the_picture_tell_of_it():
     )
 
 
-def test_slots_are_told_with_the_frames_in_them():
+def test_slots_are_listed_with_their_frames():
     assert slots_as_text(written("sink:3,window:6", 4)) == "sink 0 1 2, then 9 10 11"
     assert slots_as_text(written("window:7", 3)) == "7 8 2 3 4 5 6", "frame f lies in slot f mod 7"
     assert slots_as_text(written("window:7", 2)) == "0 1 2 3 4 5 -"
@@ -54,8 +54,8 @@ def test_slots_are_told_with_the_frames_in_them():
     assert max(map(len, as_text(written("full", 30)).splitlines())) <= 96
 
 
-def test_the_strip_carries_the_frames_numbers():
-    """The same kinds of slots with other frames in them look different, at any width of a cell."""
+def test_the_strip_encodes_frame_numbers():
+    """Slots of the same kind with other frames look different, at any cell width."""
     one, two = (picture(written("window:6", blocks))[:32] for blocks in (3, 5))
     assert not torch.equal(one, two)
     many = picture(written("window:120", 40))[:32]  # cells of 6 pixels, all of them blue
@@ -64,13 +64,13 @@ def test_the_strip_carries_the_frames_numbers():
     assert (many.amax(-1) > 0.85).any(0).float().mean() > 0.9, "and room between them"
 
 
-def test_what_a_rewind_cannot_bring_back_is_told():
+def test_frames_lost_in_a_rewind_are_listed():
     assert lost_by_rewinding(written("full", 4), 6) == []
     assert lost_by_rewinding(written("window:6", 4), 9) == [3, 4, 5]
     assert ranges([0, 1, 2, 6, 7, 9]) == "0-2, 6-7, 9"
 
 
-def test_a_blended_sink_keeps_what_it_took_in():
+def test_a_blended_sink_lists_the_blended_frames():
     assert blended_since(written("relative:3,window:6", 4), 3) == []
     memory = written("blended:3,window:6", 4)
     assert memory.held == (0, 1, 2, 9, 10, 11)

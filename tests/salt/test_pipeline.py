@@ -65,7 +65,7 @@ def test_two_prompts_are_two_clips(pipe):
 
 
 @pytest.mark.parametrize("policy", [None, "window:9", MemoryPolicy("sink", 9, 3)])
-def test_an_extension_goes_on_without_a_seam(pipe, policy):
+def test_an_extension_continues_the_clip_exactly(pipe, policy):
     whole = call(pipe, frames=33, memory_policy=policy)
     first = call(pipe, memory_policy=policy)
     rest = call(pipe, frames=12, memory=first.memory, history_latents=first.latents)

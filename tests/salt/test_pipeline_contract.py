@@ -1,4 +1,4 @@
-"""What users of diffusers expect of a pipeline: its signature, batches, embeddings, callbacks, saving, offloading."""
+"""The pipeline conventions of diffusers: signature, batches, embeddings, callbacks, saving, offloading."""
 
 import inspect
 from dataclasses import fields
@@ -93,7 +93,7 @@ def test_prompts_are_encoded_without_the_other_components():
     assert torch.equal(alone.encode_prompt(PROMPT)[0], whole.encode_prompt(PROMPT)[0])
 
 
-def test_components_that_are_optional_stay_away(tmp_path):
+def test_optional_components_may_be_missing(tmp_path):
     pipe = causal()
     prompt_embeds, _ = pipe.encode_prompt(PROMPT)
     pipe.text_encoder = pipe.tokenizer = None
@@ -127,7 +127,7 @@ def test_a_callback_replaces_latents_at_any_step(pipe):
     assert first.abs().max() > 0 and not torch.allclose(first, expected, atol=1e-4)
 
 
-def test_replaced_latents_are_what_later_blocks_remember():
+def test_later_blocks_remember_replaced_latents():
     pipe = causal()
     first = pipe(PROMPT, **CALL).latents
     longer = {**CALL, "num_frames": 21}
@@ -187,7 +187,7 @@ def test_a_prompt_change_is_seen_by_the_callback_of_its_block():
     assert torch.equal(seen[1], before) and torch.allclose(seen[2], after, atol=1e-6)
 
 
-def test_initial_noise_can_be_given(pipe):
+def test_initial_noise_as_latents(pipe):
     noise = torch.randn(1, 16, 3, 4, 4)
     found = pipe(PROMPT, latents=noise, **CALL).latents
     assert torch.equal(found, pipe(PROMPT, latents=noise, **CALL).latents)

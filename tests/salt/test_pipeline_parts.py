@@ -1,4 +1,4 @@
-"""The pipeline with the parts of a real Wan: UMT5, image-to-video, the tiny decoder, stock diffusers folders."""
+"""The pipeline with the components of a real Wan: UMT5, image-to-video, TAEHV, folders of diffusers."""
 
 import json
 import shutil
@@ -25,14 +25,14 @@ SHORT = {"num_frames": 9, "num_inference_steps": 1, "height": 32, "width": 32, "
 
 @pytest.fixture
 def parts(tmp_path):
-    """Folders as `salt pull` leaves them: vae, text_encoder and tokenizer, no index."""
+    """Folders as `salt pull` downloads them: vae, text_encoder and tokenizer, no model_index.json."""
     folder = tiny_system.umt5(tmp_path / "parts")
     tiny_system.vae().save_pretrained(folder / "vae")
     return folder
 
 
 def wan_folder(path, parts):
-    """What diffusers' own pipeline writes, knowing nothing of Salt."""
+    """A folder written by diffusers' own WanPipeline, without a student's spec."""
     torch.manual_seed(0)
     transformer = WanTransformer3DModel(**{**tiny_system.SMALL, "text_dim": 32})
     torch.nn.init.normal_(transformer.proj_out.weight, std=0.3)
@@ -52,7 +52,7 @@ def quiet(pipe):
     return pipe
 
 
-def test_a_stock_wan_folder_is_a_bidirectional_student_and_survives_saving(tmp_path, parts):
+def test_a_wan_folder_of_diffusers_is_a_bidirectional_student(tmp_path, parts):
     pipe = quiet(SaltPipeline.from_pretrained(wan_folder(tmp_path / "wan", parts)))
     assert pipe.spec == WAN_SPEC
     first = pipe(PROMPT, **SHORT).latents
@@ -85,7 +85,7 @@ def test_checkpoint_with_pulled_parts_from_the_command_line(tmp_path, parts, mon
     assert (tmp_path / "b.mp4").read_bytes() == (tmp_path / "a.mp4").read_bytes()
 
 
-def test_the_text_encoder_waits_outside_and_only_for_new_prompts(tmp_path, parts, monkeypatch):
+def test_the_text_encoder_is_offloaded_and_loaded_for_new_prompts(tmp_path, parts, monkeypatch):
     student = tmp_path / "student.safetensors"
     save_wan(tiny_system.student(text_dim=32), student, spec=StudentSpec())
     options = PipelineOptions(model=str(student), parts=parts, text_cache=tmp_path / "cache", dtype="bfloat16")

@@ -1,4 +1,4 @@
-"""The rollout as users lean on it: extension, prompts that change, guidance, cancelling, seeds."""
+"""Guarantees of the rollout: extension, prompt changes, guidance, cancelling, seeds."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_an_extended_clip_is_the_longer_clip_to_the_bit(student, policy, tmp_pat
     assert torch.equal(torch.cat([first, clip(student, 9, memory=again)], 2), whole)
 
 
-def test_a_block_is_the_same_whatever_the_length(student):
+def test_a_block_does_not_depend_on_the_clip_length(student):
     assert torch.equal(clip(student, 6), clip(student, 15)[:, :, :6])
 
 
@@ -110,7 +110,7 @@ def test_independent_first_frame(student):
         list(blocks(student, 8, settings=settings))
 
 
-def test_length_that_blocks_do_not_fill(student):
+def test_a_length_that_is_not_whole_blocks(student):
     with pytest.raises(
         ValueError, match=r"frames: found 20 latent frames, expected a multiple of the block of 3 \(18 or 21\)"
     ):
@@ -157,7 +157,7 @@ def test_initial_latents_are_context(student):
     assert not torch.allclose(torch.cat([b.latents for b in made], 2), other, atol=1e-3)
 
 
-def test_prompt_kept_until_its_block(student):
+def test_the_prompt_changes_at_its_block(student):
     schedule = PromptSchedule([PromptChange(0, text(0)), PromptChange(4, text(1))])
     changed, plain = clip(student, 9, conditioning=schedule), clip(student, 9)
     assert torch.equal(changed[:, :, :6], plain[:, :, :6]), (
@@ -166,7 +166,7 @@ def test_prompt_kept_until_its_block(student):
     assert not torch.allclose(changed[:, :, 6:], plain[:, :, 6:], atol=1e-3)
 
 
-def test_cut_forgets_and_goes_on(student):
+def test_cut_empties_the_memory(student):
     schedule = PromptSchedule([PromptChange(0, text(0)), PromptChange(6, text(1), "cut")])
     memory = student.new_memory(MemoryPolicy("sink", 9, 3), 1, 4, 6)
     made = clip(student, 9, conditioning=schedule, memory=memory)
@@ -179,7 +179,7 @@ def test_cut_forgets_and_goes_on(student):
 @pytest.mark.parametrize("policy", [MemoryPolicy(), MemoryPolicy("sink", 9, 3), MemoryPolicy("window", 9)], ids=str)
 @pytest.mark.parametrize("cut_at_once", [True, False])
 def test_recache_after_a_cut_encodes_the_new_scene_alone(student, policy, cut_at_once):
-    """In one go, and in an extension that is handed the whole clip."""
+    """In one rollout, and in an extension with the whole clip's latents."""
     changes = [PromptChange(0, text(0)), PromptChange(6, text(1), "cut"), PromptChange(9, text(2), "recache")]
     memory = student.new_memory(policy, 1, 4, 6)
     before = clip(student, 6 if cut_at_once else 9, conditioning=PromptSchedule(changes), memory=memory)
@@ -194,8 +194,8 @@ def test_recache_after_a_cut_encodes_the_new_scene_alone(student, policy, cut_at
 
 
 @pytest.mark.parametrize("switch", ["recache", "cut"])
-def test_a_change_that_another_overtakes_within_its_block_still_does_its_switch(student, switch):
-    """Both take effect at frame 6: the memory is treated as the first says, and the second's prompt holds."""
+def test_two_changes_within_a_block_both_switch_the_memory(student, switch):
+    """Both take effect at frame 6: the first one's switch is applied to the memory, the second one's prompt is used."""
     overtaken = [PromptChange(0, text(0)), PromptChange(4, text(1), switch), PromptChange(5, text(2))]
     alone = [PromptChange(0, text(0)), PromptChange(5, text(2), switch)]
     made, expected = (clip(student, 9, conditioning=PromptSchedule(changes)) for changes in (overtaken, alone))
@@ -266,7 +266,7 @@ def test_fused_rollout_with_a_prompt_change(student):
 
 
 def test_no_number_is_copied_to_the_device_inside_a_block(student, monkeypatch):
-    """Such a copy makes the host wait for a GPU (test_sync.py sees it on one; this sees it anywhere)."""
+    """Such a copy makes the host wait for a GPU (test_sync.py checks it on a GPU, this test anywhere)."""
 
     def forbid(make):
         def made(*values, device=None, **options):
@@ -289,7 +289,7 @@ def test_context_noise_is_written_and_remembered(student):
     assert torch.equal(noisy[:, :, :3], plain[:, :, :3]) and not torch.allclose(noisy, plain, atol=1e-3)
 
 
-def test_schedules_and_settings_that_make_no_sense():
+def test_invalid_schedules_and_settings():
     with pytest.raises(ValueError, match="the first at 0"):
         PromptSchedule([PromptChange(3, text(0))])
     with pytest.raises(ValueError, match="switch: found 'fade'"):

@@ -31,12 +31,12 @@ def test_custom_lists_and_counts():
 
 
 @pytest.mark.parametrize("steps", [(), (500, 1000), (1000, 0), (1200, 500), (500, 500)])
-def test_bad_step_lists_say_what_is_expected(steps):
+def test_invalid_step_lists(steps):
     with pytest.raises(ValueError, match="strictly falling values in"):
         Schedule(steps)
 
 
-def test_bad_shift_and_count():
+def test_invalid_shift_and_count():
     with pytest.raises(ValueError, match="shift: found 0"):
         Schedule(shift=0)
     with pytest.raises(ValueError, match="nfe: found 0"):

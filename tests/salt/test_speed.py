@@ -1,4 +1,4 @@
-"""What a pipeline may do to be quicker or smaller: the same clip, and one clear error where it cannot."""
+"""Acceleration presets of the pipeline: the same clip faster or in less memory, and errors where that is impossible."""
 
 import gc
 from types import SimpleNamespace
@@ -34,7 +34,7 @@ def latents(pipe, **options):
 
 
 def near(made, expected):
-    """Relative error of the first blocks: a rollout feeds on itself, and rounding grows."""
+    """Relative error of the first blocks; rounding errors grow from block to block."""
     return ((made - expected)[:, :, :9].norm() / expected[:, :, :9].norm()).item()
 
 
@@ -60,7 +60,7 @@ def test_fast_is_the_same_clip_compiled_once(pipe):
         pipe.set_acceleration("exact")
 
 
-def test_low_memory_halves_the_memory_and_waits_with_the_text_encoder(pipe):
+def test_low_memory_halves_the_memory_and_offloads_the_text_encoder(pipe):
     expected = latents(pipe)
     pipe.set_acceleration("low memory")
     made = pipe(PROMPT, output_type="latent", **CLIP)
@@ -68,7 +68,7 @@ def test_low_memory_halves_the_memory_and_waits_with_the_text_encoder(pipe):
     assert next(pipe.stream(PROMPT, **CLIP)).pixels.shape[3:] == (64, 64), "decoding in tiles"
 
 
-def test_fastest_says_what_it_needs(pipe):
+def test_fastest_names_its_requirements(pipe):
     with pytest.raises(ValueError, match="found 'fastest' with weights in torch.float32, expected torch.bfloat16"):
         pipe.set_acceleration("fastest")
     assert pipe.acceleration == AccelerationPreset()
@@ -78,13 +78,13 @@ def test_fastest_says_what_it_needs(pipe):
         fp8_linears(student)
 
 
-def test_a_moved_pipeline_forgets_what_was_recorded(pipe):
+def test_moving_a_pipeline_drops_its_graphs(pipe):
     pipe.acceleration = AccelerationPreset(compiled=True)
     pipe._graphed = CUDAGraphTransformer(pipe.transformer, lambda function: function)
     assert pipe.to("cpu") is pipe and pipe._graphed is None, "weights lie elsewhere after a move"
 
 
-def test_blocks_made_ahead_are_the_same_chunks(pipe, monkeypatch):
+def test_decoding_ahead_gives_the_same_chunks(pipe, monkeypatch):
     plain = list(pipe.stream(PROMPT, **CLIP))
     monkeypatch.setattr(async_decoder.AsyncDecoder, "overlaps", True)
     ahead = list(pipe.stream(PROMPT, **CLIP))
@@ -94,7 +94,7 @@ def test_blocks_made_ahead_are_the_same_chunks(pipe, monkeypatch):
         assert one.first_frame == other.first_frame and one.block.index == other.block.index
 
 
-def test_a_finished_block_is_handed_out_before_what_ended_the_next(pipe, monkeypatch):
+def test_a_finished_block_is_yielded_before_the_next_blocks_error(pipe, monkeypatch):
     monkeypatch.setattr(async_decoder.AsyncDecoder, "overlaps", True)
 
     def stop(step):
@@ -108,7 +108,7 @@ def test_a_finished_block_is_handed_out_before_what_ended_the_next(pipe, monkeyp
     assert seen == [0, 1]
 
 
-def test_frames_are_the_pixels_as_a_video_has_them(pipe, tmp_path):
+def test_frames_are_the_pixels_of_the_video_file(pipe, tmp_path):
     chunk = next(pipe.stream([PROMPT, PROMPT], **CLIP))
     assert chunk.frames.dtype == torch.uint8 and chunk.frames.shape == (2, 9, 64, 64, 3)
     expected = ((chunk.pixels + 1) * 127.5).round().to(torch.uint8)
@@ -119,7 +119,7 @@ def test_frames_are_the_pixels_as_a_video_has_them(pipe, tmp_path):
 
 
 @torch.no_grad()
-def test_a_dead_memory_leaves_its_buffers_and_a_held_one_does_not():
+def test_buffers_of_deleted_memories_are_reused_and_of_held_ones_not():
     spare, geometry = BufferPool(), MemoryGeometry(layers=1, heads=1, head_dim=8, height=1, width=2)
 
     def memory(policy=MemoryPolicy("sink", 9, 3)):  # noqa: B008 - frozen
@@ -140,8 +140,8 @@ def test_a_dead_memory_leaves_its_buffers_and_a_held_one_does_not():
     assert full.store is None, "a growing memory has no buffers of one size"
 
 
-def test_recordings_are_played_again_in_the_next_clip(pipe):
-    """On the CPU a recording is the function itself."""
+def test_graphs_are_replayed_in_the_next_clip(pipe):
+    """On the CPU a graph is replaced by the function itself."""
     pipe.acceleration = AccelerationPreset(compiled=True)  # as on CUDA, without the compiler
     recorded = []
     pipe._graphed = CUDAGraphTransformer(pipe.transformer, lambda function: recorded.append(1) or function)
@@ -151,8 +151,8 @@ def test_recordings_are_played_again_in_the_next_clip(pipe):
     assert torch.equal(latents(pipe), first) and len(recorded) == 2, "the same buffers, the same recordings"
 
 
-def test_guided_clips_leave_no_buffers_behind(pipe):
-    """Both memories' buffers go on to the next clip's, and so do the recordings that read them."""
+def test_clips_with_guidance_reuse_both_memories_buffers(pipe):
+    """Both memories' buffers are used for the next clip, and so are the graphs that read them."""
     pipe.acceleration = AccelerationPreset(fuse=True, compiled=True)
     recorded = []
     pipe._graphed = CUDAGraphTransformer(pipe.transformer, lambda function: recorded.append(1) or function)
@@ -167,7 +167,7 @@ def test_guided_clips_leave_no_buffers_behind(pipe):
     assert len(alive) == 2
 
 
-def test_weights_that_accelerate_moves_are_never_recorded(pipe):
+def test_weights_that_accelerate_moves_are_not_captured(pipe):
     pipe.acceleration = AccelerationPreset(compiled=True)
     recorded = []
     pipe._graphed = CUDAGraphTransformer(pipe.transformer, lambda function: recorded.append(1) or function)
@@ -178,7 +178,7 @@ def test_weights_that_accelerate_moves_are_never_recorded(pipe):
     assert torch.equal(latents(pipe), expected) and len(recorded) == before
 
 
-def test_low_memory_tiles_wans_decoder_alone_and_gives_it_back(pipe, tmp_path):
+def test_low_memory_tiles_only_wans_decoder_and_resets_it(pipe, tmp_path):
     torch.save(TinyDecoder().state_dict(), tmp_path / "taew2_1.pth")
     pipe.set_decoder(tmp_path / "taew2_1.pth")
     pipe.set_acceleration("low memory")

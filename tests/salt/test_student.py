@@ -1,4 +1,4 @@
-"""The student against diffusers' own class, and what it adds: timesteps per frame, hidden states, checkpointing."""
+"""The student compared with diffusers' class, and its additions: timesteps per frame, hidden states, checkpointing."""
 
 import pytest
 import torch
@@ -77,7 +77,7 @@ def test_hidden_state_after_a_block():
 
 @torch.no_grad()
 def test_positions_beyond_the_1024_table():
-    """Attention with RoPE depends on distances: the same clip far out gives the same flow, to float precision."""
+    """Attention with RoPE depends on distances: a clip at far positions gives the same flow, to float precision."""
     _, ours = pair()
     model, text = CausalModel(ours), Conditioning(torch.randn(1, 7, 32))
     clean, noisy = torch.randn(1, 16, 3, 4, 4), torch.randn(1, 16, 3, 4, 4)
@@ -117,8 +117,8 @@ def test_teacher_forcing_equals_a_rollout_with_perfect_memory():
 @pytest.mark.parametrize(
     "policy", [MemoryPolicy(), MemoryPolicy("sink", 6, 1), MemoryPolicy("relative", 6, 1)], ids=str
 )
-def test_gradient_checkpointing_sees_the_memory_of_its_own_forward(policy):
-    """Backward runs after later blocks were written; recomputed activations must not see them."""
+def test_gradient_checkpointing_recomputes_with_the_memory_of_its_forward(policy):
+    """Backward runs after later blocks were written; recomputed activations must not depend on them."""
     torch.manual_seed(0)
     latents, text = torch.randn(1, 16, 12, 4, 6), Conditioning(torch.randn(1, 12, 64))
 
@@ -184,8 +184,8 @@ def test_compile_does_not_recompile_per_block(whole):
 
 
 @torch.no_grad()
-def test_condition_channels_are_cut_to_the_block():
-    """Image-to-video by blocks: mask and condition cover the clip, a block gets its own frames of them."""
+def test_condition_channels_are_sliced_to_the_block():
+    """Image-to-video by blocks: mask and condition cover the clip, a block uses their frames at its position."""
     ours = pair(**I2V)[1]
     channels = torch.arange(6.0).view(1, 1, 6, 1, 1).expand(1, 20, 6, 4, 4)
     text = Conditioning(torch.randn(1, 512, 32), torch.randn(1, 9, 40), channels)
@@ -210,7 +210,7 @@ def test_input_that_does_not_fit_the_memory():
         student.new_memory(MemoryPolicy(), 1, 5, 6)
 
 
-def test_fingerprint_tells_models_apart():
+def test_fingerprints_of_models_differ():
     a, b = golden.student(), golden.student()
     assert fingerprint(a) == fingerprint(b)
     with torch.no_grad():
@@ -220,7 +220,7 @@ def test_fingerprint_tells_models_apart():
 
 @torch.no_grad()
 def test_compiled_code_is_the_same_for_every_layer():
-    """A layer's number inside compiled code would make it anew for each of 30 layers, until the compiler gives up."""
+    """A layer index inside compiled code would recompile it for each of 30 layers, up to the compiler's limit."""
     graphs = {}
     for layers in (2, 4):
         torch._dynamo.reset()

@@ -1,4 +1,4 @@
-"""The tiny decoder: streaming against a plain frame-by-frame telling of the same network, and its files.
+"""TAEHV: streaming compared with a plain frame-by-frame implementation of the same network, and its files.
 
 The network was also checked beside madebyollin/taehv itself, on random weights: equal to the last bit.
 """
@@ -16,7 +16,7 @@ from salt.models.taehv import TinyDecoder, TinyStreamDecoder, load_taehv
 
 @pytest.fixture(scope="module")
 def weights() -> dict[str, torch.Tensor]:
-    """Random, scaled so that pixels land on both sides of the [0, 1] they are clamped to."""
+    """Random weights, scaled so that pixels lie on both sides of the [0, 1] they are clamped to."""
     torch.manual_seed(3)
     found = {name: 1.6 * tensor for name, tensor in TinyDecoder().state_dict().items()}
     found["decoder.22.bias"] += 0.4
@@ -32,7 +32,7 @@ def path(weights, tmp_path_factory):
 
 
 class FrameByFrame:
-    """The same network told plainly: one frame goes in, the frames it becomes come out, place by place."""
+    """A plain implementation of the network: takes one latent frame, returns the frames it decodes to."""
 
     def __init__(self, weights):
         self.weights = weights
@@ -65,13 +65,13 @@ class FrameByFrame:
 
 
 def whole_clip(weights, latents_BCFHW):
-    told = FrameByFrame(weights)
-    frames = [out for frame in latents_BCFHW.unbind(2) for out in told.run(frame)]
+    reference = FrameByFrame(weights)
+    frames = [out for frame in latents_BCFHW.unbind(2) for out in reference.run(frame)]
     return torch.stack(frames, dim=2)[:, :, 3:].clamp(0, 1) * 2 - 1
 
 
 @pytest.mark.parametrize("sizes", [[5], [1, 3, 1], [1] * 5])
-def test_blocks_laid_end_to_end_are_the_whole_clip(weights, path, sizes):
+def test_concatenated_blocks_equal_the_whole_clip(weights, path, sizes):
     x = 2 * torch.randn(2, 16, 5, 2, 3)
     expected = whole_clip(weights, x)
     decoder = TinyStreamDecoder(load_taehv(path))
@@ -83,7 +83,7 @@ def test_blocks_laid_end_to_end_are_the_whole_clip(weights, path, sizes):
     assert (found - expected).abs().max() <= 1e-4
 
 
-def test_memory_is_carried_and_flat(path):
+def test_cache_is_carried_and_constant(path):
     decoder = TinyStreamDecoder(load_taehv(path))
     x = torch.randn(1, 16, 1, 2, 2)
     first, second = decoder.decode(x), decoder.decode(x)
@@ -114,7 +114,7 @@ def test_safetensors_and_wide_growing_blocks_load_alike(weights, path, tmp_path)
 
 
 class Payload:
-    """Would make a file if it were unpickled."""
+    """Creates a file if it is unpickled."""
 
     def __init__(self, target):
         self.target = target
@@ -154,7 +154,7 @@ def test_a_payload_is_not_run(tmp_path):
     with pytest.raises(ValueError, match=r"evil.pth: cannot be read as weights \(UnpicklingError\)"):
         load_taehv(tmp_path / "evil.pth")
     assert not target.exists()
-    pickle.loads(pickle.dumps(Payload(str(target)))).close()  # it would have worked
+    pickle.loads(pickle.dumps(Payload(str(target)))).close()  # the payload works
     assert target.exists()
 
 

@@ -1,4 +1,4 @@
-"""UMT5 as Wan reads it, its 8-bit option, and the cache of embeddings on disk."""
+"""UMT5 as Wan uses it, its 8-bit option, and the cache of embeddings on disk."""
 
 import importlib.util
 import sys
@@ -23,7 +23,7 @@ def test_embeddings_are_trimmed_to_their_length_and_zero_padded_to_512(folder):
     assert x[1, :2].abs().amax(1).min() > 0 and x[1, 2:].abs().max() == 0
 
 
-def test_padding_does_not_change_what_a_prompt_means(folder):
+def test_padding_does_not_change_an_embedding(folder):
     encoder = UMT5TextEncoder.from_pretrained(folder)
     encoder.model.float()
     ids = encoder.tokenizer("a red circle", return_tensors="pt").input_ids
@@ -49,7 +49,7 @@ def test_missing_parts_are_named(folder, tmp_path_factory):
         UMT5TextEncoder.from_pretrained(tmp_path_factory.mktemp("empty"))
 
 
-def test_int8_without_torchao_says_so(folder, monkeypatch):
+def test_int8_without_torchao_is_an_error(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(ValueError, match="int8 needs torchao"):
         UMT5TextEncoder.from_pretrained(folder, "int8")
@@ -66,28 +66,28 @@ class Counting:
     dim, max_length = 4, 6
 
     def __init__(self):
-        self.asked = []
+        self.encoded = []
 
     def encode(self, prompts):
-        self.asked += prompts
+        self.encoded += prompts
         out = torch.zeros(len(prompts), self.max_length, self.dim)
         for row, prompt in zip(out, prompts, strict=True):
             row[: len(prompt.split())] = len(prompt)
         return out
 
 
-def test_cache_asks_once_per_prompt_and_returns_the_same(tmp_path):
+def test_cache_encodes_each_prompt_once(tmp_path):
     inner = Counting()
     cached = CachedTextEncoder(lambda: inner, tmp_path / "cache", "counting")
     first = cached.encode(["a b", "a b c", "a b"])
-    assert inner.asked == ["a b", "a b c"] and torch.equal(first, Counting().encode(["a b", "a b c", "a b"]))
+    assert inner.encoded == ["a b", "a b c"] and torch.equal(first, Counting().encode(["a b", "a b c", "a b"]))
     again = CachedTextEncoder(lambda: inner, tmp_path / "cache", "counting").encode(["a b c", ""])
-    assert inner.asked == ["a b", "a b c", ""]
+    assert inner.encoded == ["a b", "a b c", ""]
     assert torch.equal(again[0], first[1]) and again[1].abs().max() == 0
     assert not list((tmp_path / "cache").glob("*.part"))
 
 
-def test_cache_tells_encoders_apart_and_makes_one_only_when_needed(tmp_path):
+def test_cache_distinguishes_encoders_and_loads_one_only_when_needed(tmp_path):
     CachedTextEncoder(Counting, tmp_path, "one").encode(["a"])
     made = []
 
@@ -98,13 +98,13 @@ def test_cache_tells_encoders_apart_and_makes_one_only_when_needed(tmp_path):
     CachedTextEncoder(make, tmp_path, "one").encode(["a"])
     assert not made
     CachedTextEncoder(make, tmp_path, "two").encode(["a"])
-    assert len(made) == 1 and made[0].asked == ["a"]
+    assert len(made) == 1 and made[0].encoded == ["a"]
 
 
-def test_a_damaged_cache_file_is_made_anew(tmp_path):
+def test_a_damaged_cache_file_is_replaced(tmp_path):
     inner = Counting()
     cached = CachedTextEncoder(lambda: inner, tmp_path, "counting")
     expected = cached.encode(["a b"])
     cached.path("a b").write_bytes(b"cut short")
-    assert torch.equal(cached.encode(["a b"]), expected) and len(inner.asked) == 2
-    assert torch.equal(cached.encode(["a b"]), expected) and len(inner.asked) == 2
+    assert torch.equal(cached.encode(["a b"]), expected) and len(inner.encoded) == 2
+    assert torch.equal(cached.encode(["a b"]), expected) and len(inner.encoded) == 2

@@ -1,11 +1,11 @@
-"""Prompts at seconds as text."""
+"""Parsing of timelines: prompts at seconds, as text."""
 
 import pytest
 
 from salt.conditioning import TimedPrompt, parse_timeline
 
 
-def test_lines_become_prompts_in_time():
+def test_lines_are_prompts_at_seconds():
     text = "a red circle\n\n 3.5 recache: a blue circle: bright\n7s cut : night\n9: day"
     assert parse_timeline(text) == (
         TimedPrompt(0.0, "a red circle"),
@@ -17,7 +17,7 @@ def test_lines_become_prompts_in_time():
 
 
 @pytest.mark.parametrize(
-    "text, complaint",
+    "text, message",
     [
         ("", "found no prompt"),
         ("0: a\nlater: b", "line 2: found 'later: b', expected SECONDS"),
@@ -27,6 +27,6 @@ def test_lines_become_prompts_in_time():
         ("0: a\n3:", "line 2: found no prompt after 3 s"),
     ],
 )
-def test_what_cannot_be_read_is_named(text, complaint):
-    with pytest.raises(ValueError, match=complaint):
+def test_errors_name_the_line(text, message):
+    with pytest.raises(ValueError, match=message):
         parse_timeline(text)
