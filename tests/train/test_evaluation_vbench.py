@@ -133,11 +133,11 @@ def test_a_folder_of_another_student_is_not_touched(tmp_path, monkeypatch):
     prompts = [Prompt("a circle", "a circle", ())]
     once = plan(prompts, samples=1)
     sample_all(untrained, "mine", once, tmp_path, 3)
-    with pytest.raises(ValueError, match="made with nfe 2, expected 4"):
+    with pytest.raises(ValueError, match="sampled with nfe 2, expected 4"):
         sample_all(untrained, "mine", once, tmp_path, 3, num_inference_steps=4)
-    with pytest.raises(ValueError, match="made with fingerprint"):
+    with pytest.raises(ValueError, match="sampled with fingerprint"):
         sample_all(lambda: untrained(1), "mine", once, tmp_path, 3)
-    with pytest.raises(ValueError, match="'a circle-0.mp4' made with seed"):
+    with pytest.raises(ValueError, match="'a circle-0.mp4' sampled with seed"):
         sample_all(untrained, "mine", plan(prompts, seed=5, samples=1), tmp_path, 3)
     # More prompts of the same student are added, and the record of earlier videos stays.
     sample_all(untrained, "moved", plan([Prompt("a square", "a square", ())], samples=1), tmp_path, 3)

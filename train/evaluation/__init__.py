@@ -1,1 +1,1 @@
-"""The judges' room: what a finished (or half-finished) student is measured by, and the command that asks for it."""
+"""Evaluation of students: ShapeBench, semigroup defect, drift, videos for VBench."""

@@ -99,7 +99,7 @@ def measure_defect(
 
 
 def conditioning_rows(conditioning: Conditioning, rows: slice) -> Conditioning:
-    """The given rows (prompts) of a conditioning."""
+    """Some rows (prompts) of a conditioning."""
     tensors = {name: value for name, value in vars(conditioning).items() if value is not None}
     return replace(conditioning, **{name: value[rows] for name, value in tensors.items()})
 

@@ -202,7 +202,7 @@ def _record(folder: Path, facts: dict[str, Any], samples: Sequence[Sample]) -> d
         for name, value in facts.items():
             if name != "student" and before.get(name) != value:
                 raise ValueError(
-                    f"{folder}: found videos made with {name} {before.get(name)}, expected {value} (or another --out)"
+                    f"{folder} has videos sampled with {name} {before.get(name)}, expected {value} (or another --out)"
                 )
     for sample in samples:
         row = sample.row
@@ -210,8 +210,8 @@ def _record(folder: Path, facts: dict[str, Any], samples: Sequence[Sample]) -> d
         for name in ("seed", "told"):
             if known.get(name) != row.get(name):
                 raise ValueError(
-                    f"{folder}: found {sample.file!r} made with {name} {known.get(name)!r}, expected {row.get(name)!r} "
-                    "(or another --out)"
+                    f"{folder} has {sample.file!r} sampled with {name} {known.get(name)!r}, expected "
+                    f"{row.get(name)!r} (or another --out)"
                 )
         rows[sample.file] = row
     # VBench-Long puts folders of its own beside the videos.

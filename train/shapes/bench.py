@@ -1,8 +1,8 @@
-"""ShapeBench: detectors on pixels that score a clip against its caption, exactly.
+"""ShapeBench: deterministic pixel detectors that score a clip against its caption.
 
-The background is a plane per colour channel, fitted robustly to each frame; what departs from it is the object. Its
-hue, its outline (against the same outlines the world draws), its centre on the torus from frame to frame, the sharpness
-of its edge and the steadiness of its look give one verdict each. Nothing is learned and nothing is sampled.
+The background is a plane per colour channel, fitted robustly to each frame; pixels that differ from it are the object.
+Its hue, its outline (compared with the outlines that the world renders), its centre on the torus over time, the
+sharpness of its edge and the steadiness of its appearance give one verdict each. No detector is learned.
 """
 
 from collections.abc import Sequence
@@ -14,17 +14,17 @@ from torch import Tensor
 
 from train.shapes.world import COLORS, DIRECTIONS, SHAPES, SIZE, SPEEDS, Scene, coverage, parse_caption, torus_delta
 
-SOFT = 0.12  # departure from the background (of 1) where an object begins
-MIN_AREA = 40  # pixels; less is a speck, not an object
+SOFT = 0.12  # minimum difference of an object from the background (of 1)
+MIN_AREA = 40  # pixels of an object
 SPEED_TOLERANCE = 0.25  # of the named speed
-SHARP = 0.55  # of the edge contrast that the world draws
+SHARP = 0.55  # of the edge contrast of rendered clips
 STEADY = 0.08  # frame-to-frame change of colour and of relative area that counts as flicker
 MAX_DRIFT = 0.15  # change of colour (of 1) and of relative area from the first to the last fifth
 
 
 @dataclass(frozen=True)
 class ClipScore:
-    """Verdicts (True is right) and the measurements behind them. `passed` is the conjunction prompt-following needs."""
+    """Verdicts (True is right) and the measurements behind them. `passed` combines those on content."""
 
     caption: str
     color: bool
@@ -55,7 +55,7 @@ VERDICTS = ("color", "shape", "direction", "speed", "count", "sharp", "steady", 
 
 @dataclass
 class Tracks:
-    """What segmentation found, frame by frame: alpha_THW, the object's share of each pixel, and the rest per frame."""
+    """Segmentation of a clip: alpha_THW, the object's share of each pixel, and measurements per frame."""
 
     alpha_THW: Tensor
     color_T3: Tensor  # mean colour of the object's core, NaN where there is none
@@ -93,7 +93,7 @@ def _torus_center(weight_THW: Tensor) -> Tensor:
 
 
 def count_objects(solid_THW: Tensor) -> Tensor:
-    """Connected groups of at least MIN_AREA pixels on the torus, per frame: labels spread until they settle."""
+    """Connected groups of at least MIN_AREA pixels on the torus, per frame: labels spread until they converge."""
     frames = solid_THW.shape[0]
     numbers = torch.arange(1, SIZE * SIZE + 1, device=solid_THW.device).view(1, SIZE, SIZE)
     labels = torch.where(solid_THW, numbers, 0)
@@ -129,7 +129,7 @@ def track(pixels_3THW: Tensor) -> Tracks:
 
 
 def _hue(rgb: Tensor) -> float:
-    """Hue in degrees of one RGB colour in [0, 1]; NaN where it has none to speak of."""
+    """Hue in degrees of one RGB colour in [0, 1]; NaN for (nearly) grey."""
     high, low = rgb.max(), rgb.min()
     if not bool(high - low > 0.25):
         return float("nan")
@@ -184,7 +184,7 @@ def _motion(tracks: Tracks) -> tuple[str, float]:
 
 
 def _sharpness(alpha_THW: Tensor) -> float:
-    """How fast the object's edge rises, 1 = as the world draws it: mean squared gradient per edge length."""
+    """How fast the object's edge rises, 1 = as rendered: mean squared gradient per edge length."""
     dx, dy = alpha_THW.diff(dim=2)[:, :-1], alpha_THW.diff(dim=1)[:, :, :-1]
     slope = (dx.square() + dy.square()).sqrt()
     steepness = slope.square().sum((1, 2)) / slope.sum((1, 2)).clamp_min(1e-6)
@@ -206,7 +206,7 @@ def _steadiness(tracks: Tracks) -> tuple[float, float]:
 def score_clip(pixels_3THW: Tensor, caption: str | Scene) -> ClipScore:
     """Score one clip, [3, T, 64, 64] in [-1, 1], against a caption of the shapes world.
 
-    Raises ValueError where the caption is none of the world's, or the clip is not of that shape.
+    Raises ValueError for another caption or shape.
     """
     scene = caption if isinstance(caption, Scene) else parse_caption(caption)
     if pixels_3THW.ndim != 4 or pixels_3THW.shape[0] != 3 or pixels_3THW.shape[2:] != (SIZE, SIZE):

@@ -1,4 +1,4 @@
-"""Shapes world: 64x64, 16 fps clips of one coloured shape on a muted background, with captions that say all there is.
+"""Shapes world: 64x64, 16 fps clips of one coloured shape on a muted background, fully described by their captions.
 
 A clip is one object moving at constant velocity on a torus: what leaves on the right comes back on the left, so
 direction and speed mean the same after 81 frames and after 477. There are 6 colours x 3 shapes x 4 directions x
@@ -34,7 +34,7 @@ EDGE = 1.5  # width in pixels over which an object's edge fades into the backgro
 
 @dataclass(frozen=True)
 class Scene:
-    """What a caption says."""
+    """The content of a caption."""
 
     speed: str
     color: str
@@ -66,7 +66,7 @@ _BY_CAPTION = {scene.caption: scene for scene in SCENES}
 
 
 def parse_caption(caption: str) -> Scene:
-    """The scene a caption names. Raises ValueError where it is none of the 144."""
+    """The scene of a caption. Raises ValueError for any but the 144 captions."""
     scene = _BY_CAPTION.get(" ".join(caption.lower().split()).rstrip("."))
     if scene is None:
         raise ValueError(f"not a shapes-world caption: {caption!r}; expected one like {SCENES[0].caption!r}")
@@ -110,13 +110,13 @@ class Clips:
     scenes: list[Scene]
 
 
-def render(scenes: Sequence[Scene], frames: int, generator: torch.Generator, first_frame: int = 0) -> Clips:
-    """Draw one clip per scene, `frames` pixel frames each, from a random start on a random background."""
+def render(scenes: Sequence[Scene], frames: int, generator: torch.Generator) -> Clips:
+    """Render one clip per scene, `frames` pixel frames each, with a random start and background."""
     count = len(scenes)
     start_B12 = SIZE * torch.rand(count, 1, 2, generator=generator)
     background_B3HW = random_backgrounds(count, generator)
     velocity_B12 = torch.tensor([scene.velocity for scene in scenes]).view(count, 1, 2)
-    time_1T1 = torch.arange(first_frame, first_frame + frames, dtype=torch.float32).view(1, frames, 1)
+    time_1T1 = torch.arange(frames, dtype=torch.float32).view(1, frames, 1)
     centers_BT2 = start_B12 + velocity_B12 * time_1T1
     axis = torch.arange(SIZE, dtype=torch.float32) + 0.5
     dx = torus_delta(axis - centers_BT2[..., 0:1]).unsqueeze(2)  # [B, T, 1, W]
@@ -130,5 +130,5 @@ def render(scenes: Sequence[Scene], frames: int, generator: torch.Generator, fir
 
 
 def random_scenes(count: int, generator: torch.Generator, pool: Sequence[Scene] = TRAIN_SCENES) -> list[Scene]:
-    """`count` scenes drawn evenly from `pool` (by default the 120 that may be trained on)."""
+    """`count` scenes drawn uniformly from `pool` (default: the 120 training scenes)."""
     return [pool[i] for i in torch.randint(len(pool), (count,), generator=generator).tolist()]

@@ -1,8 +1,8 @@
 """The ODE-regression stage: the student that distillation starts from.
 
 Causal Forcing's ODE stage: from any state on a guided trajectory of the causal teacher, behind clean blocks, predict
-the end of the trajectory. Clips and loss are those of `python -m train distill tiny_ode`; the loop is this experiment's
-(compiled, with Muon).
+the end of the trajectory. Clips and loss are those of `python -m train distill tiny_ode`; the loop and the optimizer
+(Muon) are this experiment's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from salt.models.word_embedder import WordEmbedder
 from train.config.loader import load_recipe
 from train.config.recipe import Recipe
 from train.data.clip_dataset import ClipDataset, generate_clips
-from train.experiments.tiny.compiled_forward import CompiledForward
 from train.experiments.tiny.run_state import placed
 from train.experiments.tiny.training_loop import ClipPhase, LoopSettings, LoopStep, train_phases
 from train.methods.ode_regression import trajectory_loss
@@ -41,7 +40,7 @@ def start_recipe(forced: Path, clips: Path, count: int) -> Recipe:
 
 def train_start(
     folder: Path, forced: Path, clips: int = 704, steps: int = 800, lr: float = 1e-3, seed: int = 5,
-    device: str = "cpu", compiled: bool = False,
+    device: str = "cpu",
 ) -> None:  # fmt: skip
     """Generate the missing clips, then train or resume; writes averaged weights to `folder`/final."""
     recipe = start_recipe(forced, folder / "clips", clips)
@@ -50,14 +49,13 @@ def train_start(
     words = WordEmbedder()
     texts = {prompt: words.encode([prompt])[0] for prompt in set(dataset.prompts)}
     model = placed(load_student(forced, dtype=torch.float32), device)
-    net = CompiledForward(model) if compiled else model
 
     def loss_of(step: LoopStep) -> Tensor:
         picked = torch.randint(len(dataset.paths), (step.clips,), generator=step.generator).tolist()
         latents, trajectory = _read_clips(dataset, picked, device)
         text = torch.stack([texts[dataset.prompts[i]] for i in picked]).to(device)
         samples = range(step.clips)
-        return trajectory_loss(net, latents, trajectory, Conditioning(text), samples, recipe, step.step)
+        return trajectory_loss(model, latents, trajectory, Conditioning(text), samples, recipe, step.step)
 
     phases = (ClipPhase(CLIP_FRAMES, BATCH, steps, lr, lr_end=0.02),)
     train_phases(folder, model, phases, loss_of, LoopSettings(seed, warmup=50, ema=0.99, log_every=25), device)

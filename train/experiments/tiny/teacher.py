@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.schedule import add_noise, warp
-from train.experiments.tiny.compiled_forward import CompiledForward
 from train.experiments.tiny.latent_dataset import Latents
 from train.experiments.tiny.run_state import placed
 from train.experiments.tiny.training_loop import ClipPhase, LoopSettings, LoopStep, train_phases
 
 UNIFORM_SHARE = 0.3  # of clips, whose sigma is uniform instead of warped
+UNEVEN_SHARE = 0.5  # of clips, which have one noise level per three frames
 PROMPT_DROPOUT = 0.1
 
 
@@ -65,7 +65,7 @@ def draw_sigmas(count: int, generator: torch.Generator, uniform_share: float = U
 
 
 def flow_matching_loss(
-    model: SaltTransformer3DModel | CompiledForward,
+    model: SaltTransformer3DModel,
     x0: Tensor,
     text: Tensor,
     generator: torch.Generator,
@@ -94,21 +94,14 @@ def train_teacher(
     phases: tuple[ClipPhase, ...] = FULL_PHASES,
     seed: int = 2,
     device: str = "cpu",
-    start: Path | None = None,
-    compiled: bool = False,
-    uneven: float = 0.5,
 ) -> None:
-    """Train or resume; writes the averaged weights to `folder`/final. CPU workers share each batch.
-
-    start: folder of initial weights. compiled: see `compiled_forward`. uneven: see `flow_matching_loss`.
-    """
+    """Train or resume; writes the averaged weights to `folder`/final. CPU workers share each batch."""
     data = Latents(latents_folder)
-    model = placed(SaltTransformer3DModel.from_pretrained(start) if start else new_transformer(seed), device)
-    net = CompiledForward(model) if compiled else model
+    model = placed(new_transformer(seed), device)
 
     def loss_of(step: LoopStep) -> Tensor:
         x0, text = data.batch(step.clips, step.phase.frames, step.generator, PROMPT_DROPOUT)
-        return flow_matching_loss(net, x0.to(device), text.to(device), step.generator, uneven)
+        return flow_matching_loss(model, x0.to(device), text.to(device), step.generator, UNEVEN_SHARE)
 
     settings = LoopSettings(seed, warmup=100, ema=0.998, log_every=50)
     train_phases(folder, model, phases, loss_of, settings, device)

@@ -17,7 +17,6 @@ from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
 from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.schedule import add_noise
-from train.experiments.tiny.compiled_forward import CompiledForward
 from train.experiments.tiny.latent_dataset import Latents
 from train.experiments.tiny.run_state import placed
 from train.experiments.tiny.teacher import PROMPT_DROPOUT, draw_sigmas
@@ -68,19 +67,14 @@ def train_forcing(
     phases: tuple[ClipPhase, ...] = FORCING_PHASES,
     seed: int = 3,
     device: str = "cpu",
-    compiled: bool = False,
 ) -> None:
-    """Train or resume from the teacher's weights; writes the averaged ones to `folder`/final.
-
-    compiled: see `compiled_forward`.
-    """
+    """Train or resume, starting from the teacher's weights; writes the averaged ones to `folder`/final."""
     data = Latents(latents_folder)
     model = placed(SaltTransformer3DModel.from_pretrained(teacher_folder), device)
-    net = CompiledForward(model) if compiled else model
 
     def loss_of(step: LoopStep) -> Tensor:
         x0, text = data.batch(step.clips, step.phase.frames, step.generator, PROMPT_DROPOUT)
-        return forcing_loss(net, x0.to(device), text.to(device), step.generator)
+        return forcing_loss(model, x0.to(device), text.to(device), step.generator)
 
     settings = LoopSettings(seed, warmup=50, ema=0.995, log_every=25)
     train_phases(folder, model, phases, loss_of, settings, device)
