@@ -1,17 +1,17 @@
-"""The error of a setting or argument that cannot be used: which field it is about, apart from what is wrong with it."""
+"""The error of an invalid setting or argument, which carries the field's name apart from the problem."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """A field that cannot be used as it was given.
+    """A setting or argument that is invalid, or that does not go with the others.
 
-    field: the name that the engine's Python calls it (`guidance_scale`). problem: the rest of the sentence, without the
-    name: `is not supported by bidirectional models`, or `found 80, expected 81 or 93`. value: shown behind the name
-    where it is part of the sentence: `guidance_scale=3.0 needs a negative prompt`.
+    field: its name in the engine's Python (`guidance_scale`). problem: the rest of the sentence, without the name:
+    `is not supported by bidirectional models`, or `found 80, expected 81 or 93`. value: shown after the name where it
+    is part of the sentence: `guidance_scale=3.0 needs a negative prompt`.
 
-    `str(error)` is the sentence in the engine's names. A host that calls the field otherwise (a widget, a socket, an
-    option of the command line) says `error.phrased("cfg")`, and need not take the text apart.
+    `str(error)` is the sentence with the engine's name. A host with another name for the field (a widget, a socket, a
+    command-line option) uses `error.phrased("cfg")` instead of parsing the text.
     """
 
     def __init__(self, field: str, problem: str, value: object = None) -> None:

@@ -71,7 +71,7 @@ class SeededNoise:
             for seed in self._seeds
         ]
         drawn = torch.stack(rows).to(self.dtype)
-        # Pinned, so that the copy is asynchronous and the host goes on to launch the block.
+        # Pinned, so that the copy is asynchronous and the host can launch the block meanwhile.
         return (
             drawn.pin_memory().to(self.device, non_blocking=True)
             if self.device.type == "cuda"

@@ -178,7 +178,7 @@ def rollout(
         `memory.origin` are ignored); an extension needs them only for a prompt change that recaches.
     on_step: called before every model call; an exception from it ends the rollout, and the memory stays usable.
     on_step_end: called after every denoising step with the block's latents [B, C, F, H, W], which after a block's last
-        step are clean; the rollout goes on with the latents that it returns.
+        step are clean; the rollout continues with the latents that it returns.
     Raises InputError for a length that blocks do not fill, a block that does not fit into the policy's window, guidance
     without a negative conditioning, and a recache without the latents for it.
     """
@@ -188,8 +188,8 @@ def rollout(
             raise InputError("guidance", "needs a negative conditioning", settings.guidance)
         unconditional = negative_memory or memory.empty_like()
         branches.append(Branch.of(unconditional, negative, settings.frames_per_block))
-    given = 0 if initial_latents is None else initial_latents.shape[2]
-    lengths = block_lengths(memory.next_frame + given, frames, settings)
+    initial_frames = 0 if initial_latents is None else initial_latents.shape[2]
+    lengths = block_lengths(memory.next_frame + initial_frames, frames, settings)
     memory.policy.check_block(max(lengths))
     run = _Run(model, branches, noise, settings, len(lengths), on_step, on_step_end)
     if history_latents is not None:
@@ -198,7 +198,7 @@ def rollout(
         for latents in known.split(context_lengths(known.shape[2], settings), dim=2):
             run.remember(latents)
     if initial_latents is not None:
-        for latents in initial_latents.split(context_lengths(given, settings), dim=2):
+        for latents in initial_latents.split(context_lengths(initial_frames, settings), dim=2):
             run.context_pass(latents, -1)
             run.remember(latents)
     yield from run.blocks(lengths)

@@ -1,4 +1,4 @@
-"""The clock of the engine: step lists, shift, sigma and timestep, noising, flow and x0, the Euler operator.
+"""Noise schedule and flow-matching arithmetic: step lists, shift, sigma and timestep, noising, x0 and Euler steps.
 
 Flow matching as Wan 2.1 and Salt use it (arXiv 2604.03118, section 3): x_t = (1 - sigma) x0 + sigma eps,
 flow v = eps - x0, timestep = 1000 sigma. A *step* is a point on the unwarped axis (0, 1000]; the shift warps it.

@@ -118,14 +118,9 @@ class DefectMeter(Generic[Condition]):
     """
 
     def __init__(
-        self,
-        model: FlowModel[Condition],
-        noise: NoiseSource,
-        schedule: Schedule,
-        triples: Sequence[Triple] = TRIPLES,
-        operators: Sequence[Operator] = OPERATORS,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+        self, model: FlowModel[Condition], noise: NoiseSource, schedule: Schedule, triples: Sequence[Triple] = TRIPLES,
+        operators: Sequence[Operator] = OPERATORS, dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
         for triple in triples:
             check_triple(triple, schedule.steps)
         self.model, self.noise, self.shift, self.dtype = model, noise, schedule.shift, dtype
@@ -164,7 +159,7 @@ class DefectMeter(Generic[Condition]):
             other = euler(x_m, self.flow(replace(inputs, x=x_m, timestep=t_m)), m, e)
         else:
             direct = flow_to_x0(x, v_s, s)
-            # A draw that the rollout never makes, so that the noise is fresh to this block.
+            # A draw that the rollout does not use, so that the noise is fresh to this block.
             x_m = add_noise(direct, self.noise(inputs.start_frame, x.shape[2], -1), m)
             other = flow_to_x0(x_m, self.flow(replace(inputs, x=x_m, timestep=t_m)), m)
         return (direct - other).square().flatten(1).sum(1) / (direct - x).square().flatten(1).sum(1)

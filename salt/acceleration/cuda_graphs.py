@@ -79,7 +79,7 @@ class _Recording:
 class CUDAGraphTransformer:
     """A student's transformer, called as `CausalModel` calls it, that replays recordings where shapes are fixed.
 
-    record: makes a recording of a function; tests on the CPU pass one that returns the function itself.
+    record: records a function; tests on the CPU pass one that returns the function itself.
     """
 
     def __init__(self, student: DeviceTransformer, record: Record | None = None) -> None:

@@ -19,7 +19,7 @@ GROUP = 32
 
 
 def storage_dtype(precision: Precision, model_dtype: torch.dtype) -> torch.dtype:
-    """dtype of the buffers. fp8 lies in uint8 buffers (float8 has no index operations).
+    """dtype of the buffers. fp8 is stored in uint8 buffers (float8 has no index operations).
 
     Raises InputError where this torch has no float8_e4m3fn.
     """

@@ -182,7 +182,7 @@ def blend_weights(windows: list[slice], scale: int, device: torch.device | str =
         if i + 1 < len(windows) and (fall := (window.stop - windows[i + 1].start) * scale):
             weight[-fall:] *= _ramp(fall, device).flip(0)
         ramps.append(weight)
-    # Evenly spread windows can lie three deep in places; dividing by the sum makes that right as well.
+    # Evenly spread windows can overlap three times in places; dividing by the sum is correct there too.
     total = torch.zeros(windows[-1].stop * scale, device=device)
     for window, weight in zip(windows, ramps, strict=True):
         total[window.start * scale : window.stop * scale] += weight

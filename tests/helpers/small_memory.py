@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from salt.memory import MemoryGeometry, MemoryPolicy
+from salt.memory import KVMemory, MemoryGeometry, MemoryPolicy
 
 GEOMETRY = MemoryGeometry(layers=2, heads=2, head_dim=8, height=1, width=2)
 POLICIES = [
@@ -33,3 +33,11 @@ def write(memory, frames=3, value=None):
             k, v = torch.full_like(k, value), torch.full_like(v, value)
         passing.attend(layer, q, k, v, dense)
     memory.commit(passing)
+
+
+def written(policy: MemoryPolicy, blocks: int) -> KVMemory:
+    """A memory into which `blocks` blocks of three latent frames were written."""
+    memory = KVMemory(policy, GEOMETRY)
+    for _ in range(blocks):
+        write(memory)
+    return memory

@@ -12,7 +12,7 @@ from salt.memory.quantization import dequantise_into, quantise, row_layout
 from salt.model_input import ModelInput
 from salt.models.causal_model import CausalModel
 from tests.helpers import golden
-from tests.helpers.small_memory import GEOMETRY, POLICIES, dense, write
+from tests.helpers.small_memory import GEOMETRY, POLICIES, dense, write, written
 
 
 def seen(memory, frames=3):
@@ -32,9 +32,7 @@ def seen(memory, frames=3):
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 @torch.no_grad()
 def test_kept_frames(policy):
-    memory = KVMemory(policy, GEOMETRY)
-    for _ in range(8):
-        write(memory)
+    memory = written(policy, 8)
     keys = seen(memory)
     window = policy.window or 27
     assert keys.shape[1] == window * GEOMETRY.tokens
@@ -46,9 +44,7 @@ def test_kept_frames(policy):
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 @torch.no_grad()
 def test_denoising_does_not_change_the_memory(policy):
-    memory = KVMemory(policy, GEOMETRY)
-    for _ in range(5):
-        write(memory)
+    memory = written(policy, 5)
     memory.open(read=3)  # opening a block evicts
     held, before = memory.held, [memory.store.gather(0, memory.slot_index(memory.held))[0].clone()]
     for _ in range(3):
@@ -59,9 +55,7 @@ def test_denoising_does_not_change_the_memory(policy):
 
 @torch.no_grad()
 def test_reading_is_a_view_not_a_copy():
-    memory = KVMemory(MemoryPolicy("sink", 12, 3), GEOMETRY)
-    for _ in range(8):
-        write(memory)
+    memory = written(MemoryPolicy("sink", 12, 3), 8)
     pointers = []
 
     def spy(q, k, v):
@@ -99,9 +93,7 @@ def test_cyclic_positions():
 def test_relative_positions_are_reassigned():
     policy = MemoryPolicy("relative", 9, 1)
     assert list(policy.block_positions(300, 3, 6)) == [6, 7, 8]
-    memory = KVMemory(policy, GEOMETRY)
-    for _ in range(7):
-        write(memory)
+    memory = written(policy, 7)
     (segment,) = memory.open(read=3).segments
     from salt.rope import rotary_table
 
@@ -198,9 +190,7 @@ def test_windowed_memory_is_constant_and_full_memory_grows():
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 @torch.no_grad()
 def test_fork_shares_nothing_mutable(policy):
-    memory = KVMemory(policy, GEOMETRY)
-    for _ in range(4):
-        write(memory)
+    memory = written(policy, 4)
     branch = memory.fork()
     held = memory.held
     before = memory.store.gather(0, memory.slot_index(held))[0].clone()
@@ -236,9 +226,7 @@ def test_the_same_blocks_after_a_rewind_give_the_same_clip():
 
 @torch.no_grad()
 def test_frames_lost_in_a_rewind_are_not_read():
-    memory = KVMemory(MemoryPolicy("window", 9), GEOMETRY)
-    for _ in range(7):
-        write(memory)
+    memory = written(MemoryPolicy("window", 9), 7)
     memory.trim(15)
     assert memory.held == (12, 13, 14)
     assert seen(memory).shape[1] == 6 * GEOMETRY.tokens
@@ -246,9 +234,7 @@ def test_frames_lost_in_a_rewind_are_not_read():
 
 @torch.no_grad()
 def test_cut_starts_new_sinks_at_its_frame():
-    memory = KVMemory(MemoryPolicy("sink", 9, 3), GEOMETRY)
-    for _ in range(4):
-        write(memory)
+    memory = written(MemoryPolicy("sink", 9, 3), 4)
     memory.cut()
     assert memory.held == () and memory.next_frame == 12
     for _ in range(5):
@@ -258,9 +244,7 @@ def test_cut_starts_new_sinks_at_its_frame():
 
 @torch.no_grad()
 def test_interrupted_forward_leaves_a_usable_memory():
-    memory = KVMemory(MemoryPolicy("sink", 9, 3), GEOMETRY)
-    for _ in range(5):
-        write(memory)
+    memory = written(MemoryPolicy("sink", 9, 3), 5)
     passing = memory.open(write=3, read=3)  # fused; the forward fails half way through
     q = torch.randn(1, 12, 2, 8)
     passing.attend(0, q, q, q, dense)
