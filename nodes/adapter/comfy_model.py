@@ -67,8 +67,10 @@ def memory_geometry(model: ModelPatcher, batch: int, height: int, width: int) ->
     """
     wan = wan_model(model)
     _, p_h, p_w = wan.patch_size
-    if height % p_h or width % p_w:
-        raise InputError("latent size", f"found {height}x{width}, expected multiples of the patch {p_h}x{p_w}")
+    for name, size, patch in (("width", width, p_w), ("height", height, p_h)):
+        if size % patch:
+            found, multiple = size * PIXELS_PER_LATENT, patch * PIXELS_PER_LATENT
+            raise InputError(name, f"found {found} pixels, expected a multiple of {multiple}")
     return MemoryGeometry(len(wan.blocks), wan.num_heads, wan.dim // wan.num_heads, height // p_h, width // p_w, batch)
 
 
@@ -154,8 +156,8 @@ def conds_of_frames(conds: Conds, start: int, frames: int) -> Conds:
         if channels is not None:
             have = channels.cond.shape[2]
             if start < 0 or start + frames > have:
-                expected = f"expected it to cover {start} to {start + frames}"
-                raise InputError("image conditioning", f"found {have} latent frames, {expected}")
+                needed = f"the rollout needs {start} to {start + frames}"
+                raise InputError("positive", f"has image conditioning for {have} latent frames, and {needed}")
             here = type(channels)(channels.cond[:, :, start : start + frames])
             cond = {**cond, "model_conds": {**cond["model_conds"], "c_concat": here}}
         cut.append(cond)

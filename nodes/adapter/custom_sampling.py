@@ -12,6 +12,7 @@ from ...salt.noise import SeededNoise
 from ...salt.rollout import RolloutSettings, Stepping
 from ...salt.schedule import NUM_TRAIN_TIMESTEPS, Schedule
 from .buffer_pool import pool_of
+from .input_errors import widget_names
 from .previews import preview_decoder
 from .rollout_runner import NEGATIVE, RolloutPlan, new_clip_memory, run_blocks
 from .sampler import SamplerInputs
@@ -50,6 +51,7 @@ def check_inputs(inputs: SamplerInputs) -> None:
         raise InputError("guider", f"that guides by {', '.join(others)} is not supported; use BasicGuider or CFGGuider")
 
 
+@widget_names(frames="latent_image")
 def sample_clip(
     inputs: SamplerInputs, frames_per_block: int, stepping: Stepping, policy: MemoryPolicy | None
 ) -> Tensor:

@@ -7,28 +7,27 @@ from contextlib import contextmanager
 
 from ...salt.errors import InputError
 
-# Fields of the engine that nodes call otherwise.
+# Fields of the engine that the nodes call otherwise.
 WIDGETS = {
-    "guidance": "cfg",
-    "guidance_scale": "cfg",
-    "negative_prompt": "negative",
-    "num_inference_steps": "nfe",
-    "num_frames": "seconds",
-    "prompt": "positive",
+    "changes": "prompts",
     "prompt_schedule": "prompts",
-    "memory_policy": "policy",
-    "image": "start_image",
-    "initial_latents": "latents",
+    "frames": "seconds",
+    "guidance": "cfg",
     "history_latents": "latents",
+    "initial_latents": "latents",
 }
 
 
 @contextmanager
-def widget_names() -> Iterator[None]:
-    """While open, or on a decorated function: an InputError about a field of the engine names the widget instead."""
+def widget_names(**widgets: str) -> Iterator[None]:
+    """While open, or on a decorated function: an InputError about a field of the engine names the widget instead.
+
+    widgets: fields whose widget on this node is another than in WIDGETS.
+    """
     try:
         yield
     except InputError as error:
-        if error.field not in WIDGETS:
+        widget = {**WIDGETS, **widgets}.get(error.field, error.field)
+        if widget == error.field:
             raise
-        raise InputError(WIDGETS[error.field], error.problem, error.value) from None
+        raise InputError(widget, error.problem, error.value) from None

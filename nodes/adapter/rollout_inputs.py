@@ -71,8 +71,8 @@ def schedule_of(nfe: str, steps: str, shift: float, spec: StudentSpec | None) ->
         return Schedule(step_list(int(nfe)), shift)
     try:
         return Schedule(check_steps([float(s) for s in steps.replace(";", ",").split(",") if s.strip()]), shift)
-    except ValueError as error:
-        expected = f"expected falling numbers as 1000, 750, 500 ({error})"
+    except ValueError:
+        expected = "expected falling numbers in (0, 1000], as 1000, 750, 500"
         raise InputError("steps", f"found {steps!r}, {expected}") from None
 
 

@@ -17,6 +17,7 @@ from ..io_types import ClipMemory, Conditioning
 from .buffer_pool import memory_for_output, pool_of
 from .comfy_model import LATENT_CHANNELS, Conds, compute_dtype, memory_geometry, new_memory
 from .fingerprint import fingerprint
+from .input_errors import widget_names
 from .previews import PreviewDecoder, RolloutProgress, preview_decoder
 from .sampler import SamplerInputs, SamplerOutput, sample
 
@@ -86,6 +87,7 @@ class RolloutResult:
     report: str
 
 
+@widget_names()
 def run_rollout(model: ModelPatcher, plan: RolloutPlan) -> RolloutResult:
     """Run a plan. ComfyUI loads the MODEL with room for the memory; the plan's own memory is copied, never written.
 

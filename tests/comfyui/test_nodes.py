@@ -31,7 +31,7 @@ def test_what_cannot_be_is_said_with_what_to_do(inside):
         "image latent": "expected a Wan 2.1 video [B, 16, F, H, W]",
         "no vae": "start_image needs Wan 2.1's VAE connected to vae",
         "steps": "steps: found '500, 700', expected falling numbers",
-        "size": "expected multiples of the patch 2x2",
+        "size": "width: found 72 pixels, expected a multiple of 16",
         "other model": "memory was written by another model or LoRA",
         "policy beside a memory": "policy window:6 does not fit the memory, whose own is relative:3,window:12",
         "other size": "found batch, channels, height, width [1, 16, 8, 12], expected the memory's [1, 16, 8, 8]",

@@ -63,8 +63,8 @@ class Types:
         return SimpleNamespace(Input=partial(Slot, name), Output=partial(Slot, name), name=name)
 
 
-def nodes() -> list[type]:
-    """All node classes of the pack. Run in a process of its own: it replaces modules."""
+def import_pack() -> None:
+    """The pack as the module `pack`. Run in a process of its own: it replaces ComfyUI's modules by stubs."""
     api: Any = ModuleType("comfy_api")
     latest: Any = ModuleType("comfy_api.latest")
     latest.ComfyExtension, latest.io, latest.ui = object, Types(), SimpleNamespace()
@@ -76,6 +76,11 @@ def nodes() -> list[type]:
     assert spec is not None and spec.loader is not None
     module = sys.modules["pack"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+
+
+def nodes() -> list[type]:
+    """All node classes of the pack."""
+    import_pack()
     names = importlib.import_module("pack.nodes").NODE_MODULES
     return [node for name in names for node in importlib.import_module(f"pack.nodes.{name}").NODES]
 

@@ -1,0 +1,76 @@
+"""What leaves nodes out of the extension, and how errors of the engine name widgets. Without a ComfyUI, on stubs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+def in_pack(program: str) -> Any:
+    """What `program` assigns to `result`, in a process that has imported the pack as `pack`."""
+    start = f"import json, sys\nsys.path.insert(0, {str(HERE)!r})\nimport schemas\nschemas.import_pack()\n"
+    command = [sys.executable, "-c", f"{start}{program}\nprint(json.dumps(result))"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+REGISTER = """
+import asyncio
+import pack.nodes as extension
+
+load = extension.importlib.import_module
+
+def fail(name, package=None):
+    if name == ".nodes_decode":
+        raise {error}("no such thing")
+    return load(name, package)
+
+extension.importlib.import_module = fail
+try:
+    nodes = asyncio.run(extension.SaltExtension().get_node_list())
+    result = [node.__name__ for node in nodes]
+except AttributeError as error:
+    result = str(error)
+"""
+
+
+def test_a_missing_package_leaves_out_the_nodes_that_need_it():
+    names = in_pack(REGISTER.format(error="ImportError"))
+    assert "SaltDecode" not in names and "SaltRollout" in names and len(names) == 14
+
+
+def test_a_mistake_of_ours_leaves_out_nothing_silently():
+    assert in_pack(REGISTER.format(error="AttributeError")) == "no such thing"
+
+
+def test_errors_about_fields_of_the_engine_name_the_widget():
+    program = """
+from pack.nodes.adapter.input_errors import widget_names
+from pack.salt.errors import InputError
+
+def said(*error, **widgets):
+    try:
+        with widget_names(**widgets):
+            raise InputError(*error)
+    except InputError as found:
+        return [found.field, str(found)]
+
+result = [
+    said("guidance", "needs a negative conditioning", 3.0),
+    said("frames", "found 7 latent frames, expected 6 or 9"),
+    said("frames", "found 7 latent frames, expected 6 or 9", frames="latent_image"),
+    said("window", "found 2, expected at least 3"),
+]
+"""
+    assert in_pack(program) == [
+        ["cfg", "cfg=3.0 needs a negative conditioning"],
+        ["seconds", "seconds: found 7 latent frames, expected 6 or 9"],
+        ["latent_image", "latent_image: found 7 latent frames, expected 6 or 9"],
+        ["window", "window: found 2, expected at least 3"],
+    ]
