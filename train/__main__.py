@@ -5,15 +5,16 @@ import sys
 from collections.abc import Sequence
 
 from train.command_line import run_command
-from train.data.precompute import add_precompute
-from train.distill import add_distill
+from train.data.command import add_precompute
+from train.distill_command import add_distill
 from train.evaluation.command import add_evaluate
-from train.experiments.ablation.runner import add_reproduce
+from train.experiments.ablation.command import add_reproduce
 from train.experiments.tiny.command import add_tiny
-from train.memory_estimate.report import add_estimate
+from train.memory_estimate.command import add_estimate
 
 
 def parser() -> argparse.ArgumentParser:
+    """The commands' modules import torch and the rest when a command runs: an argument mistake is answered at once."""
     root = argparse.ArgumentParser(prog="python -m train", description=__doc__)
     root.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = root.add_subparsers(required=True, metavar="COMMAND")

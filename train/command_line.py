@@ -4,12 +4,11 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from salt.acceleration.device import usable_device
 from salt.errors import InputError
-from train.config.recipe import RecipeError
-from train.distributed.launch import is_main_process
+from train.distributed.environment import check_launcher, is_main_process
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+DEVICE, DEVICE_HELP = "auto", "cpu, cuda, ... (default: CUDA where there is one)"  # of the option --device
 
 
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
@@ -19,8 +18,9 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
     """
     arguments = parser.parse_args(argv)
     try:
+        check_launcher()
         if hasattr(arguments, "device"):
-            usable_device(arguments.device)
+            arguments.device = _device(arguments.device)
         arguments.run(arguments)
     except KeyboardInterrupt:
         print("interrupted; run the command again to resume", file=sys.stderr)
@@ -35,8 +35,21 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
     return 0
 
 
+def _device(name: str) -> str:
+    """The device of the option --device. Raises InputError for one that is not here."""
+    import torch
+
+    from salt.acceleration.device import usable_device
+
+    if name == DEVICE:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return str(usable_device(name))
+
+
 def _sentence(error: Exception, arguments: argparse.Namespace) -> str:
     """An error in one line; a field that is an option of the command is called by the option's name."""
+    from train.config.recipe import RecipeError
+
     text = str(error)
     if isinstance(error, InputError) and not isinstance(error, RecipeError) and hasattr(arguments, error.field):
         text = error.phrased(f"--{error.field.replace('_', '-')}")

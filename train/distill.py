@@ -1,7 +1,4 @@
-"""`python -m train distill RECIPE`: from a recipe to an exported student, in one process or several.
-
-A run resumes from its newest checkpoint. Several processes: `accelerate launch -m train distill ...`.
-"""
+"""From a recipe to an exported student, in one process or several. A run resumes from its newest checkpoint."""
 
 from __future__ import annotations
 
@@ -15,20 +12,14 @@ import yaml
 from accelerate.utils import broadcast_object_list
 
 from salt.checkpoints import load_student
-from train.config.loader import load_recipe
+from salt.io.atomic import write_text
+from train.config.loader import read_values
 from train.config.model_configs import check_backbones
 from train.config.recipe import Recipe, RecipeError
 from train.config.validation import check_recipe, check_settings, missing_files
 from train.data.clip_dataset import generate_clips
-from train.distributed.launch import (
-    Mode,
-    check_mode,
-    is_main_process,
-    process_count,
-    process_device,
-    process_state,
-    resolve_mode,
-)
+from train.distributed.environment import is_main_process, process_count
+from train.distributed.launch import Mode, check_mode, process_device, process_state, resolve_mode
 from train.dry_run import dry_run_recipe
 from train.export import export, last_values, push
 from train.memory_estimate.report import available_memory, check_memory
@@ -48,34 +39,42 @@ FIXED_KEYS = ("stage", "models", "rollout", "run.seed", "optimisation.optimizer"
 FREE_KEYS = ("models.offload", "models.checkpointing", "models.keep")
 
 
-def save_recipe(recipe: Recipe) -> None:
-    """Write all settings to `recipe.yaml` in the run's folder.
+def save_recipe(recipe: Recipe, done: int = 0) -> None:
+    """Write all settings to `recipe.yaml` in the run's folder, and what they change in a run of `done` updates.
 
+    `history` in it has an entry per changed setting: the update after which it holds, its key, and both values.
     Raises RecipeError where the folder holds a run that this recipe cannot resume.
     """
     path = Path(recipe.run.out) / "recipe.yaml"
     settings = yaml.safe_load(yaml.safe_dump(_plain(recipe.to_dict()), sort_keys=False))
+    history: list[dict[str, object]] = []
     if path.exists():
-        before, now = _fixed_settings(yaml.safe_load(path.read_text(encoding="utf-8"))), _fixed_settings(settings)
-        changed = [key for key in now if before.get(key) != now[key]]
-        if changed:
-            key = changed[0]
-            raise RecipeError(
-                key,
-                f"found {now[key]}, expected {before.get(key)}: {recipe.run.out} holds a run with it. Resume with the "
-                "same value, or choose another run.out",
-            )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        before = read_values(path)
+        history = before.pop("history", [])
+        old, new = _by_key(before), _by_key(settings)
+        changed = [key for key in new if old.get(key) != new[key]]
+        for key in changed:
+            if _is_fixed(key):
+                raise RecipeError(
+                    key,
+                    f"found {new[key]}, expected {old.get(key)}: {recipe.run.out} holds a run with it. Resume with the "
+                    "same value, or choose another run.out",
+                )
+        history = [*history, *({"update": done, "key": key, "old": old.get(key), "new": new[key]} for key in changed)]
+    written = settings | ({"history": history} if history else {})
+    write_text(path, yaml.safe_dump(written, sort_keys=False, allow_unicode=True))
 
 
-def _fixed_settings(settings: dict[str, object]) -> dict[str, object]:
-    """The settings that a resumed run may not change, by key."""
-    fixed: dict[str, object] = {}
+def _by_key(settings: dict[str, object]) -> dict[str, object]:
+    """Nested settings as `section.key: value`."""
+    flat: dict[str, object] = {}
     for section, value in settings.items():
-        keys = {f"{section}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {section: value}
-        fixed |= {key: v for key, v in keys.items() if (section in FIXED_KEYS or key in FIXED_KEYS)}
-    return {key: value for key, value in fixed.items() if key not in FREE_KEYS}
+        flat |= {f"{section}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {section: value}
+    return flat
+
+
+def _is_fixed(key: str) -> bool:
+    return (key in FIXED_KEYS or key.partition(".")[0] in FIXED_KEYS) and key not in FREE_KEYS
 
 
 def _plain(value: object) -> object:
@@ -89,7 +88,7 @@ def distill(recipe: Recipe, mode: Mode, repository: str = "") -> Path:
     """Train to the recipe's last update and export; returns the student's file."""
     trainer = TRAINERS[recipe.stage](recipe, mode)
     if trainer.accelerator.is_main_process:
-        save_recipe(recipe)
+        save_recipe(recipe, trainer.folder.updates())
     samples = SampleGrid(trainer) if recipe.run.sample_every else None
     done = trainer.run(partial(_sample, trainer, samples) if samples else None)
     path = export(trainer, done)
@@ -142,9 +141,8 @@ def dry_run(recipe: Recipe, mode: Mode) -> list[str]:
     return lines + [f"  missing: {error}" for error in missing_files(recipe)]
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Distil a student (or train its initial student: stages ode and tf)."""
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
+def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    """The command `python -m train distill`, with its recipe read."""
     if arguments.keep is not None:
         recipe = replace(recipe, run=replace(recipe.run, keep=arguments.keep))
     mode = resolve_mode(arguments.mode)
@@ -159,16 +157,3 @@ def run(arguments: argparse.Namespace) -> None:
     if is_main_process():
         print("\n".join(lines))
     process_state().destroy_process_group()
-
-
-def add_distill(commands: argparse._SubParsersAction) -> None:
-    command = commands.add_parser("distill", help=run.__doc__, description=__doc__)
-    command.add_argument("recipe", type=Path, help="a YAML file, or the name of one in train/recipes")
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="as optimisation.lr=1e-5")
-    command.add_argument("--dry-run", action="store_true", help="two updates with tiny random models, on any machine")
-    command.add_argument(
-        "--mode", choices=("auto", "single", "ddp", "fsdp"), default="auto", help="how several processes are used"
-    )
-    command.add_argument("--keep", type=int, metavar="N", help="complete checkpoints to keep (run.keep)")
-    command.add_argument("--push", default="", metavar="OWNER/NAME", help="upload the export to the hub")
-    command.set_defaults(run=run)

@@ -14,6 +14,7 @@ from salt.io.atomic import write_text
 from train.config.recipe import Recipe
 from train.methods.base import Trainer
 from train.models import student_spec
+from train.monitoring.metrics_logger import MEASURED
 
 STAGES = {
     "distill": "distribution matching distillation",
@@ -45,11 +46,11 @@ def export(trainer: Trainer, done: int) -> Path:
 
 
 def last_values(curve: Path) -> dict[str, float]:
-    """The newest value of every quantity in a losses.csv; empty without the file."""
+    """The newest value of every quantity in a losses.csv, but time and memory; empty without the file."""
     if not curve.exists():
         return {}
     with curve.open() as file:
-        return {row["name"]: float(row["value"]) for row in csv.DictReader(file)}
+        return {row["name"]: float(row["value"]) for row in csv.DictReader(file) if row["name"] not in MEASURED}
 
 
 def model_card(recipe: Recipe, done: int, values: dict[str, float]) -> str:

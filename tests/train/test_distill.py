@@ -207,6 +207,17 @@ def test_a_run_resumes_only_with_its_own_settings(tmp_path, capsys, monkeypatch)
     lighter = ("models.checkpointing=false", "models.keep=input", "models.offload=true")
     assert main(["distill", str(path), "optimisation.lr=1e-5", *lighter, "--keep", "1"]) == 0
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+    written = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert written["optimisation"]["lr"] == 1e-5 and written["optimisation"]["updates"] == 2
+    changed = {entry["key"]: (entry["update"], entry["old"], entry["new"]) for entry in written["history"]}
+    assert changed == {
+        "optimisation.lr": (1, 2e-6, 1e-5), "optimisation.updates": (1, 1, 2), "models.checkpointing": (1, True, False),
+        "models.keep": (1, "attention", "input"), "models.offload": (1, False, True), "run.keep": (1, 2, 1),
+    }  # fmt: skip
+    assert main(["distill", str(tmp_path / "run" / "recipe.yaml"), "optimisation.lr=2e-5"]) == 0
+    history = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["history"]
+    assert history[:6] == written["history"] and len(history) == 7
+    assert history[6] == {"update": 2, "key": "optimisation.lr", "old": 1e-5, "new": 2e-5}
     assert main(["distill", str(path), "run.out=" + str(tmp_path / "other"), "optimisation.updates=1"]) == 0
 
 

@@ -16,9 +16,10 @@ from train.config.loader import load_recipe
 from train.config.model_configs import backbones, meta_model
 from train.config.recipe import RecipeError
 from train.memory_estimate.allocations import AllocationCounter, without_storage
+from train.memory_estimate.command import add_estimate
 from train.memory_estimate.estimate import add_up, estimate, estimates
 from train.memory_estimate.model_bytes import kv_memory_bytes
-from train.memory_estimate.report import add_estimate, available_memory, check_memory, remedies, table
+from train.memory_estimate.report import available_memory, check_memory, remedies, table
 from train.memory_estimate.tracing import Activations, Tracer
 from train.methods.sc_dmd import SCDMDTrainer
 from train.rollout.random_draws import UpdateDraws

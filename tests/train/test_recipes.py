@@ -40,7 +40,7 @@ def test_the_released_numbers(setting, start, aligned):
         assert (opt.betas, opt.weight_decay, opt.clip, opt.critic_per_generator) == ((0.0, 0.999), 0.01, 10.0, 5)
         assert str(recipe.policy) == ("sink:3,window:12" if setting == "longlive" else "full")
         assert (recipe.rollout.frames, recipe.rollout.frames_per_block) == (21, 3)
-        assert recipe.data.negative.startswith("色调艳丽") and recipe.models.teacher.endswith("14B")
+        assert recipe.data.negative.startswith("色调艳丽") and recipe.models.teacher.endswith("14B-Diffusers")
     assert load_recipe("causal_forcing_frame_salt").rollout.frames_per_block == 1
 
 

@@ -30,6 +30,7 @@ from train.evaluation import vbench
 from train.methods.sc_dmd import SCDMDTrainer
 from train.models import build_student, export_student
 from train.monitoring.divergence_guard import Diverged, DivergenceGuard
+from train.monitoring.metrics_logger import MEASURED
 from train.rollout.random_draws import UpdateDraws
 from train.sample_grid import SampleGrid
 
@@ -39,7 +40,8 @@ MAPS = Path("/proc/self/maps")
 
 def curve(folder):
     with (Path(folder) / "losses.csv").open() as file:
-        return [(int(r["step"]), r["name"], r["value"]) for r in csv.DictReader(file)]
+        rows = [(int(r["step"]), r["name"], r["value"]) for r in csv.DictReader(file)]
+    return [row for row in rows if row[1] not in MEASURED]
 
 
 def test_resume_continues_to_the_bit(tmp_path):
@@ -196,11 +198,37 @@ def test_the_divergence_guard_stops_and_names_the_checkpoint(tmp_path, monkeypat
     monkeypatch.setattr(trainer, "update", lambda u: {**update(u), **({"dmd": float("nan")} if u == 2 else {})})
     with pytest.raises(Diverged, match="update 3: dmd is nan; stopped, last good checkpoint: step-00000002"):
         trainer.run()
+
+
+def test_the_divergence_guard_compares_each_norm_with_its_own_history():
     guard = DivergenceGuard(10.0)
     for i in range(20):
-        guard.check(i, {"norm": 1.0})
-    with pytest.raises(Diverged, match="over 10 times its median"):
-        guard.check(20, {"norm": 11.0})
+        guard.check(i, {"norm": 1.0, "critic_norm": 100.0})
+    resumed = DivergenceGuard(10.0)
+    resumed.load(guard.state())
+    for one in (guard, resumed):
+        with pytest.raises(Diverged, match="update 20: gradient norm 11 is over 10 times its median 1"):
+            one.check(20, {"norm": 11.0, "critic_norm": 100.0})
+        with pytest.raises(Diverged, match="update 20: the critic's gradient norm 1.1e.03 is over 10 times its median"):
+            one.check(20, {"norm": 1.0, "critic_norm": 1100.0})
+
+
+def test_a_critic_that_diverges_ends_the_run(tmp_path, monkeypatch):
+    """In any of its updates, not in the last one only."""
+    trainer = SCDMDTrainer(tiny_recipes.recipe(tmp_path, optimisation=dict(updates=2)))
+    real = trainer.critic.step
+    calls = []
+
+    def step(*arguments):
+        calls.append(arguments)
+        return real(*arguments) if len(calls) != 3 else float("nan")
+
+    monkeypatch.setattr(trainer.critic, "step", step)
+    with pytest.raises(Diverged, match="update 2: critic_norm is nan; stopped, last good checkpoint: step-00000001"):
+        trainer.run()
+    monkeypatch.setattr(trainer, "update_critic", lambda step, warmup: {"critic": step, "critic_norm": 5.0 - step})
+    values = trainer.update(1)
+    assert (values["critic"], values["critic_mean"], values["critic_norm"]) == (3, 2.5, 3.0)
 
 
 def test_an_interrupted_write_leaves_the_checkpoint_before(tmp_path):

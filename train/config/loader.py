@@ -58,17 +58,25 @@ def find_recipe(path: Path) -> Path:
     return path
 
 
-def _read(path: Path, derived: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Values of a file over those of its base; lists and mappings within a section are replaced as a whole.
-
-    derived: the files that name this one as their base, which it may not name in turn.
-    """
+def read_values(path: Path) -> dict[str, Any]:
+    """Keys and values of a recipe's file. Raises RecipeError where it is no YAML, or has something else in it."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError("recipe", f"is not valid YAML ({' '.join(str(error).split())})", file=path) from error
     if not isinstance(values, dict):
         raise RecipeError("recipe", f"found {type(values).__name__}, expected keys and values", file=path)
+    return values
+
+
+def _read(path: Path, derived: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Values of a file over those of its base; lists and mappings within a section are replaced as a whole.
+
+    derived: the files that name this one as their base, which it may not name in turn. `history`, which a run's
+    `recipe.yaml` may have, is left out.
+    """
+    values = read_values(path)
+    values.pop("history", None)
     named = values.pop("base", None)
     if named is None:
         return values

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from salt.io.prompt_files import read_prompts
 from salt.schedule import STEP_LISTS
+from train.config.downloads import WAN_PTH_FILES, with_download
 from train.config.recipe import Recipe, RecipeError
 
 AT_LEAST_ONE = {
@@ -22,8 +23,10 @@ AT_LEAST_ZERO = {
 
 def check_recipe(recipe: Recipe, processes: int = 1) -> None:
     """Raise RecipeError for missing files and for settings that cannot work together. Loads nothing heavy."""
-    for error in missing_files(recipe):
-        raise error
+    errors = missing_files(recipe)
+    if errors:
+        more = f" ({len(errors) - 1} more missing, all are listed by --dry-run)" if errors[1:] else ""
+        raise RecipeError(errors[0].field, errors[0].problem + more)
     check_settings(recipe, processes)
 
 
@@ -39,12 +42,25 @@ def _missing_models(recipe: Recipe) -> list[RecipeError]:
         needed |= {"teacher": models.teacher, "critic": models.critic}
     for name, path in needed.items():
         if (path or name != "critic") and not Path(path or "/nonexistent").exists():
-            errors.append(RecipeError(f"models.{name}", f"found no such file {path!r}, expected a checkpoint"))
-    if models.text != "words" and not recipe.data.embeddings and not Path(models.text).is_dir():
-        errors.append(RecipeError("models.text", f"found no such folder {models.text!r}, expected text_encoder/ in it"))
-    if recipe.run.sample_every and not Path(models.vae or "/nonexistent").is_dir():
-        errors.append(RecipeError("models.vae", f"found no such folder {models.vae!r}, run.sample_every needs it"))
+            problem = with_download(f"found no such file {path!r}, expected a checkpoint", path)
+            errors.append(RecipeError(f"models.{name}", problem))
+    if models.text != "words" and not recipe.data.embeddings:
+        errors += _missing_folder("text", models.text, ("text_encoder", "tokenizer"), "expected text_encoder/ in it")
+    if recipe.run.sample_every:
+        errors += _missing_folder("vae", models.vae, ("config.json",), "run.sample_every needs it")
     return errors
+
+
+def _missing_folder(name: str, path: str, contents: tuple[str, ...], reason: str) -> list[RecipeError]:
+    """An error if the folder `models.{name}` is missing, or is one in Wan's own layout instead of diffusers'."""
+    folder = Path(path or "/nonexistent")
+    if not folder.is_dir():
+        problem = f"found no such folder {path!r}, {reason}"
+    elif any((folder / file).exists() for file in WAN_PTH_FILES) and not all((folder / x).exists() for x in contents):
+        problem = f"found Wan's own layout in {path!r}, expected diffusers' ({', '.join(contents)})"
+    else:
+        return []
+    return [RecipeError(f"models.{name}", with_download(problem, path))]
 
 
 def _missing_data(recipe: Recipe) -> list[RecipeError]:
@@ -55,16 +71,24 @@ def _missing_data(recipe: Recipe) -> list[RecipeError]:
         try:
             check_prompt_file(Path(data.prompts))
         except RecipeError as error:
-            errors.append(error)
+            errors.append(RecipeError(error.field, with_download(error.problem, data.prompts)))
+    command = f"`python -m train precompute {recipe.name}{_precompute_option(recipe)}`"
     for name in ("embeddings", "images", "clips"):
         folder = getattr(data, name)
         if folder and not Path(folder).is_dir():
-            problem = f"found no such folder {folder!r}, `python -m train precompute` creates it"
+            problem = f"found no such folder {folder!r}, {command} creates it"
             errors.append(RecipeError(f"data.{name}", problem))
         elif folder and name != "embeddings" and not any(Path(folder).iterdir()):  # a prompt can be embedded later
-            problem = f"found nothing in {folder!r}, `python -m train precompute` fills it"
+            problem = f"found nothing in {folder!r}, {command} fills it"
             errors.append(RecipeError(f"data.{name}", problem))
     return errors
+
+
+def _precompute_option(recipe: Recipe) -> str:
+    """What `precompute` needs beside the recipe."""
+    if recipe.data.images:
+        return " --images FOLDER"
+    return " --videos FOLDER" if recipe.stage == "tf" and recipe.data.prompts != "shapes" else ""
 
 
 def check_prompt_file(path: Path) -> None:

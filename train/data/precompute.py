@@ -1,11 +1,10 @@
-"""`python -m train precompute`: prompt embeddings, start images and clips, computed once before a run.
+"""Prompt embeddings, start images and clips, computed once before a run.
 
 Resumable: files that exist are kept.
 """
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from salt.io.prompt_files import read_prompts
 from salt.models.text_encoder import CachedTextEncoder, UMT5TextEncoder
 from salt.pipeline.components import load_components
 from salt.pipeline.start_image import IMAGE_SUFFIXES, image_channels, image_embeddings, start_pixels
-from train.config.loader import load_recipe
 from train.config.recipe import Recipe, RecipeError
 from train.config.validation import check_prompt_file, check_settings
 from train.data.clip_dataset import generate_clips
@@ -105,30 +103,3 @@ def precompute_recipe(recipe: Recipe, pictures: Path | None, videos: Path | None
 
 def _print_clip(folder: str, count: int) -> None:
     print(f"{folder}: clip {count}", flush=True)
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Precompute prompt embeddings, start images, a teacher's trajectories or encoded videos for a run."""
-    source: Path = arguments.source
-    if source.suffix == ".txt":
-        check_prompt_file(source)
-        prompts = read_prompts(source)
-        new = precompute_embeddings(prompts, arguments.text, arguments.out, arguments.device)
-        print(f"{arguments.out}: {new} of {len(prompts)} prompts embedded, the others exist")
-        return
-    recipe = load_recipe(source, arguments.overrides)
-    for line in precompute_recipe(recipe, arguments.images, arguments.videos, arguments.device):
-        print(line)
-
-
-def add_precompute(commands: argparse._SubParsersAction) -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    command = commands.add_parser("precompute", help=run.__doc__, description=__doc__)
-    command.add_argument("source", type=Path, help="a prompt file (.txt), or a recipe whose data is computed")
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="for a recipe, as distill takes them")
-    command.add_argument("--text", default="", help="folder with text_encoder/ and tokenizer/, for a prompt file")
-    command.add_argument("--out", default="data/embeddings", help="folder of a prompt file's embeddings")
-    command.add_argument("--images", type=Path, help="folder of pictures named by prompt line, for an I2V recipe")
-    command.add_argument("--videos", type=Path, help="folder of NAME.mp4 and NAME.txt (caption), for the stage tf")
-    command.add_argument("--device", default=device)
-    command.set_defaults(run=run)

@@ -43,6 +43,11 @@ class CheckpointFolder:
         """Complete checkpoints, oldest first."""
         return [p for p in sorted(self.folder.glob("step-*")) if _is_complete(p)]
 
+    def updates(self) -> int:
+        """Finished updates in the newest complete checkpoint, 0 where there is none."""
+        complete = self.complete()
+        return int(complete[-1].name.rpartition("-")[2]) if complete else 0
+
     def latest(self) -> dict[str, Any] | None:
         """The parts of the newest complete checkpoint, or None where there is none.
 

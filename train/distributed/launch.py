@@ -12,20 +12,11 @@ from accelerate import PartialState
 
 from salt.errors import InputError
 from train.config.recipe import Recipe, RecipeError
+from train.distributed.environment import process_count
 
 Mode = Literal["single", "ddp", "fsdp"]
 # Processes wait while one of them writes a checkpoint or the last video. NCCL's default is 10 minutes.
 COLLECTIVE_TIMEOUT = timedelta(hours=4)
-
-
-def process_count() -> int:
-    """Processes that the launcher (torchrun, accelerate) has started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main_process() -> bool:
-    """Whether this is the process that prints, known before the processes have joined."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def process_state() -> PartialState:

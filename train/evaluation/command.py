@@ -12,9 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from salt.io.atomic import check_writable, write_text
+from train.command_line import DEVICE, DEVICE_HELP
 
 if TYPE_CHECKING:
     from salt.pipeline import SaltPipeline
@@ -38,7 +37,7 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
                          help="steps per block; shapes 2 4 8, others the student's own; vbench takes one")  # fmt: skip
     command.add_argument("--frames", type=int, help="latent frames of a clip (default: shapes, defect and vbench 21, "
                          "drift and vbench-long 120, which is half a minute)")  # fmt: skip
-    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    command.add_argument("--device", default=DEVICE, help=DEVICE_HELP)
     shapes = command.add_argument_group("shapes")
     shapes.add_argument("--teacher", type=Path, help="a teacher, scored in 50 guided steps, in blocks or whole as "
                         "its file says")  # fmt: skip
@@ -100,6 +99,8 @@ def _check_vbench(args: argparse.Namespace) -> None:
 
 def open_pipeline(args: argparse.Namespace) -> SaltPipeline:
     """The student with its text encoder and VAE; a transformer/ in a pipeline's folder uses that folder's parts."""
+    import torch
+
     from salt.pipeline.components import INDEX
     from salt.pipeline.from_options import PipelineOptions, load_pipeline
 
@@ -204,7 +205,7 @@ def _drift(args: argparse.Namespace, out: Path) -> None:
 
 
 def _vbench(args: argparse.Namespace, out: Path, long: bool = False) -> None:
-    from train.distributed.launch import is_main_process
+    from train.distributed.environment import is_main_process
     from train.evaluation.vbench import plan, read_list, sample_all
 
     prompts = read_list(args.prompts, args.extended)[: args.limit]

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
-from salt.errors import InputError
-from train.config.loader import load_recipe
 from train.config.recipe import Recipe, RecipeError
 from train.distributed.launch import Mode
 from train.memory_estimate.estimate import GIB, estimate, estimates
@@ -82,20 +78,3 @@ def available_memory(device: torch.device) -> int:
         lines = dict(line.split(":", 1) for line in info.read_text().splitlines())
         return int(lines["MemAvailable"].split()[0]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def add_estimate(commands: argparse._SubParsersAction) -> None:
-    """The command `estimate RECIPE [key=value ...] [--gpus 1 8 64]`."""
-    about = "Print how much memory a recipe needs on each GPU; its checkpoints need not exist."
-    one = commands.add_parser("estimate", help=about, description=about)
-    one.add_argument("recipe", help="a YAML file, or the name of one of ours")
-    one.add_argument("overrides", nargs="*", metavar="key=value", help="for example models.offload=true")
-    one.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64])
-    one.set_defaults(run=run)
-
-
-def run(args: argparse.Namespace) -> None:
-    if min(args.gpus) < 1:
-        raise InputError("gpus", f"found {min(args.gpus)}, expected 1 or more")
-    recipe = load_recipe(args.recipe, args.overrides)
-    Console().print(table(recipe, args.gpus))

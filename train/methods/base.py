@@ -6,6 +6,7 @@ that train the initial student). Counterpart in Self Forcing: `Trainer.__init__`
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -46,6 +47,11 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+
+def largest(values: list[float]) -> float:
+    """The largest of the values; NaN where one of them is."""
+    return float(torch.tensor(values, dtype=torch.float64).max())
 
 
 class Trainer(ABC):
@@ -92,18 +98,21 @@ class Trainer(ABC):
         run, opt = self.recipe.run, self.recipe.optimisation
         with MetricsLogger(self.recipe, self.accelerator, done) as logger:
             while done < opt.updates:
+                began = time.perf_counter()
                 values = self.update(done)
+                seconds = time.perf_counter() - began
+                values["lr"] = self.student.optimizer.param_groups[0]["lr"]
                 try:
                     self.guard.check(done + 1, values)
                 except Diverged as error:
                     newest = [p.name for p in self.folder.complete()[-1:]] or ["none yet"]
                     raise Diverged(f"{error}; stopped, last good checkpoint: {newest[0]}") from None
                 done += 1
-                logger.update(done, values)
+                logger.update(done, values, seconds)
                 if (run.save_every and done % run.save_every == 0) or done == opt.updates:
                     self.save(done)
                 if on_update is not None and (more := on_update(done)):
-                    logger.update(done, more)
+                    logger.add(done, more)
         return done
 
     @property
@@ -159,7 +168,8 @@ class Trainer(ABC):
             learner.model.load_optimizer_state(learner.optimizer, parts[f"{name}_optimizer"])
         states = parts["run"]["rng"]
         torch.set_rng_state(states[self.accelerator.process_index % len(states)])
-        self.guard.norms.extend(parts["run"]["norms"])
+        norms = parts["run"]["norms"]  # a list in checkpoints of version 0.1, the student's
+        self.guard.load({"norm": norms} if isinstance(norms, list) else norms)
         return int(parts["run"]["updates"])
 
     def save(self, done: int) -> None:
@@ -169,7 +179,7 @@ class Trainer(ABC):
         for name, learner in self.learners.items():
             parts[name] = learner.model.state()
             parts[f"{name}_optimizer"] = learner.model.optimizer_state(learner.optimizer)
-        parts["run"] = {"updates": done, "rng": [row.clone() for row in states.cpu()], "norms": list(self.guard.norms)}
+        parts["run"] = {"updates": done, "rng": [row.clone() for row in states.cpu()], "norms": self.guard.state()}
         if self.accelerator.is_main_process:
             self.folder.save(done, parts)
         self.accelerator.wait_for_everyone()

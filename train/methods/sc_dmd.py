@@ -13,6 +13,8 @@ step the optimizer. Counterparts in Self Forcing:
 
 from __future__ import annotations
 
+from statistics import fmean
+
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ from train.data.batch import Batch
 from train.distributed.launch import Mode
 from train.distributed.offloading import OffloadedModel
 from train.distributed.parallel import DistributedModel
-from train.methods.base import Trainer
+from train.methods.base import Trainer, largest
 from train.methods.sc_dmd_losses import alignment_term, critic_term, dmd_term, semigroup_term
 from train.models import build_critic, build_teacher
 from train.rollout.gradient_rollout import rollout_with_grad
@@ -45,23 +47,30 @@ class SCDMDTrainer(Trainer):
         self.teacher = OffloadedModel(wrapped, self.device, offload)
 
     def update(self, update: int) -> dict[str, float]:
-        """`critic_per_generator` critic updates, then one generator update; mean losses over the global batch."""
+        """`critic_per_generator` critic updates, then one generator update; mean losses over the global batch.
+
+        `critic` is the last critic update's loss, `critic_mean` the mean over all of them, `critic_norm` the largest
+        norm of their gradients.
+        """
         per_generator = self.recipe.optimisation.critic_per_generator  # 5 (Salt, section 4)
-        values: dict[str, float] = {}
-        for i in range(per_generator):
-            values |= self.update_critic(update * per_generator + i, self.warmup(update))
-        return values | self.update_generator(update)
+        first, warmup = update * per_generator, self.warmup(update)
+        steps = [self.update_critic(first + i, warmup) for i in range(per_generator)]
+        means = {
+            "critic_mean": fmean(step["critic"] for step in steps),
+            "critic_norm": largest([step["critic_norm"] for step in steps]),
+        }
+        return steps[-1] | means | self.update_generator(update)
 
     def update_critic(self, step: int, warmup: float) -> dict[str, float]:
-        """One update of the critic. step: counts critic updates."""
+        """One update of the critic; its loss and its gradient's norm. step: counts critic updates."""
         draws = draw_update(self.recipe, step, "critic")  # K and exit step, as the generator draws them (section 3.3)
         values = []
         for batch in self.micro_batches(self.critic, step, "critic"):
             loss, parts = self.critic_loss(batch, draws, step)
             (loss / self.accumulation_steps).backward()
             values.append(parts)
-        self.critic.step(self.recipe.optimisation.clip, warmup)
-        return self.mean_values(values)
+        norm = self.critic.step(self.recipe.optimisation.clip, warmup)
+        return self.mean_values(values) | {"critic_norm": norm}
 
     def update_generator(self, update: int) -> dict[str, float]:
         """One update of the student."""

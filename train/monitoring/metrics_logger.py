@@ -1,21 +1,32 @@
-"""Metrics of a training run: progress bar, losses.csv, its plot at the end, and a tracker (TensorBoard, wandb)."""
+"""Metrics of a training run: lines and progress bar, losses.csv, its plot, and a tracker (TensorBoard, wandb)."""
 
 from __future__ import annotations
 
 import csv
+import os
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
 from accelerate import Accelerator
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from train.config.recipe import Recipe
 from train.monitoring.plots import plot_curve
 
+LINE_SECONDS = 10.0  # at least, between two lines
+PLOT_SECONDS = 60.0  # at least, between two drawings of the plot
+MEASURED = ("seconds", "memory_gib", "seconds_left")  # what the logger adds to a method's values
+
 
 class MetricsLogger:
-    """Writes losses to the progress bar, losses.csv and the tracker, in the main process only.
+    """Writes metrics to the terminal, losses.csv and the tracker, and draws their plot, in the main process only.
 
+    There is a line for the first update, the last, and those between that come at least LINE_SECONDS after the line
+    before. A terminal has a progress bar below them.
     done: finished updates of a resumed run; later rows of losses.csv are dropped.
     """
 
@@ -30,15 +41,17 @@ class MetricsLogger:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[losses]}"),
         )
         self.progress = Progress(*columns, disable=not accelerator.is_main_process)
-        self.task = self.progress.add_task(recipe.name, total=recipe.optimisation.updates, completed=done, losses="")
+        self.first = done
+        self.began = self.printed = self.plotted = time.monotonic()
+        self.task = self.progress.add_task(recipe.name, total=recipe.optimisation.updates, completed=done)
         if recipe.run.tracker != "none":
             accelerator.init_trackers(recipe.name, config=_flatten(recipe.to_dict()))
 
     def __enter__(self) -> MetricsLogger:
         self.progress.start()
+        self.began = self.printed = self.plotted = time.monotonic()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -47,12 +60,28 @@ class MetricsLogger:
         for tracker in self.accelerator.trackers:
             tracker.finish()
         if self.accelerator.is_main_process and self.csv.exists():
-            plot_curve(self.csv, self.folder / "losses.png", self.recipe.name)
+            self._plot()
 
-    def update(self, update: int, values: dict[str, float]) -> None:
-        """Log `values` after `update` finished generator updates."""
-        text = " ".join(f"{k} {v:.3g}" for k, v in values.items())
-        self.progress.update(self.task, completed=update, losses=text)
+    def update(self, update: int, values: dict[str, float], seconds: float) -> None:
+        """Log `values` after `update` finished updates of the student, with seconds, memory and time left."""
+        now, updates = time.monotonic(), self.recipe.optimisation.updates
+        # With the time that samples and checkpoints take.
+        left = (now - self.began) / (update - self.first) * (updates - update)
+        shown = values | {"seconds": seconds, "memory_gib": memory_gib(self.accelerator.device)}
+        text = " ".join(f"{k} {v:.3g}" for k, v in shown.items())
+        self.progress.update(self.task, completed=update)
+        due = update in (self.first + 1, updates) or now - self.printed >= LINE_SECONDS
+        if due and self.accelerator.is_main_process:
+            line = f"{self.recipe.name}: update {update}/{updates}, {text}, left {timedelta(seconds=round(left))}"
+            self.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self.printed = now
+        self.add(update, shown | {"seconds_left": left})
+        if self.accelerator.is_main_process and now - self.plotted >= PLOT_SECONDS:
+            self._plot()
+            self.plotted = now
+
+    def add(self, update: int, values: dict[str, float]) -> None:
+        """Write more values of an update to losses.csv and the tracker."""
         if self.recipe.run.tracker != "none":
             self.accelerator.log(values, step=update)
         if not self.accelerator.is_main_process:
@@ -64,6 +93,9 @@ class MetricsLogger:
                 writer.writerow(["step", "name", "value"])
             writer.writerows([update, name, f"{value:.9g}"] for name, value in values.items())
 
+    def _plot(self) -> None:
+        plot_curve(self.csv, self.folder / "losses.png", self.recipe.name)
+
     def _drop_rows_after(self, done: int) -> None:
         """Remove rows that a killed run wrote after its last checkpoint: this run writes them again."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -72,6 +104,13 @@ class MetricsLogger:
         lines = self.csv.read_text().splitlines()
         kept = [line for line in lines[1:] if line.split(",")[0].isdigit() and int(line.split(",")[0]) <= done]
         self.csv.write_text("\n".join([*lines[:1], *kept]) + "\n")
+
+
+def memory_gib(device: torch.device) -> float:
+    """GiB that this process occupies: the most so far of a GPU's memory, or the RAM that it has now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device) / 2**30
+    return psutil.Process(os.getpid()).memory_info().rss / 2**30
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from types import ModuleType
 
+from salt.io.atomic import atomic_write
+
 COLUMNS = 4
 
 
@@ -39,5 +41,6 @@ def plot_curve(curve: Path, out: Path, title: str) -> None:
         axis.grid(alpha=0.3)
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
-    figure.savefig(out, dpi=80)
+    with atomic_write(out) as partial:  # it is drawn again and again while somebody looks at it
+        figure.savefig(partial, dpi=80, format="png")
     pyplot.close(figure)

@@ -3,7 +3,7 @@
 import sys
 
 from train.command_line import run_single_command
-from train.experiments.ablation.runner import add_arguments
+from train.experiments.ablation.command import add_arguments
 
 if __name__ == "__main__":
     sys.exit(run_single_command("python -m train.experiments.ablation", __doc__, add_arguments))

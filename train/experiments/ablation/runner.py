@@ -1,7 +1,6 @@
 """Runs arms of the study, one after another, resumable, and writes tables of all recorded scores.
 
-The command is `python -m train.experiments.ablation`, or `python -m train reproduce`. An arm of one seed has the run
-folder `OUT/ARM/seed-N`, with its scores in it.
+An arm of one seed has the run folder `OUT/ARM/seed-N`, with its scores in it.
 """
 
 from __future__ import annotations
@@ -84,18 +83,3 @@ def existing_students(out: Path) -> dict[str, Path]:
     """Path of a student per scored arm, of the first seed that still has one."""
     found = {name: sorted(out.glob(f"{name}/seed-*/export/{name}.safetensors")) for name in finished(out)}
     return {name: paths[0] for name, paths in found.items() if paths}
-
-
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """The options of the command; `run` is the function above."""
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="for all arms, as optimisation.updates=60")
-    command.add_argument("--arms", nargs="+", default=[], metavar="ARM", help="names or groups (default: all)")
-    command.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    command.add_argument("--prompts", type=int, default=48, help="of ShapeBench's list, held-out ones first")
-    command.add_argument("--out", type=Path, default=Path("runs/study"))
-    command.set_defaults(run=run)
-
-
-def add_reproduce(commands: argparse._SubParsersAction) -> None:
-    """Add the command to `python -m train`."""
-    add_arguments(commands.add_parser("reproduce", help=run.__doc__, description=__doc__))

@@ -6,19 +6,20 @@ import argparse
 import os
 from pathlib import Path
 
-import torch
-
-from salt.spec import TINY_FOLDER
+from train.command_line import DEVICE, DEVICE_HELP
 
 
 def tiny(arguments: argparse.Namespace) -> None:
     """Train salt-tiny, or one stage of it."""
+    from salt.spec import TINY_FOLDER
     from train.experiments.tiny import build
 
     out: Path = arguments.out
     budget = build.BUDGETS[arguments.budget]
+    on_gpu = arguments.device.startswith("cuda")
+    workers = arguments.workers or (1 if on_gpu else os.cpu_count() or 1)
     for stage in build.STAGES if arguments.stage == "all" else (arguments.stage,):
-        build.run_stage(stage, out, budget, arguments.device, arguments.workers)
+        build.run_stage(stage, out, budget, arguments.device, workers)
     if arguments.stage in ("all", "student"):
         teachers, student = (build.TEACHER_ASSETS, TINY_FOLDER) if arguments.install else (out, out / "tiny")
         build.ship(out, teachers, student, budget)
@@ -27,16 +28,14 @@ def tiny(arguments: argparse.Namespace) -> None:
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """The options of the command; `run` is `tiny`."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     command.add_argument("--stage", choices=("vae", "teacher", "student", "all"), default="all")
     command.add_argument("--budget", choices=("quick", "full"), default="full", help="quick: a test run of minutes")
     command.add_argument("--out", type=Path, default=Path("runs/tiny"), help="checkpoints, curves, results; resumable")
-    command.add_argument("--device", default=device)
+    command.add_argument("--device", default=DEVICE, help=DEVICE_HELP)
     command.add_argument(
         "--workers",
         type=int,
-        default=1 if device == "cuda" else os.cpu_count() or 1,
-        help="single-threaded worker processes that share each batch (CPU)",
+        help="single-threaded worker processes that share each batch (default: one per CPU core; 1 on a GPU)",
     )
     command.add_argument("--install", action="store_true", help="write to the repository's assets instead of OUT")
     command.set_defaults(run=tiny)

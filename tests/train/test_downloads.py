@@ -1,0 +1,57 @@
+"""Missing files of a recipe: each error has the command that downloads the file to the path that the recipe names."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from train.config.downloads import download_command
+from train.config.loader import RECIPES, load_recipe
+from train.config.recipe import RecipeError
+from train.config.validation import check_recipe, missing_files
+
+ROOT = Path(__file__).parents[2]
+WAN = [p.stem for p in sorted(RECIPES.glob("*.yaml")) if not p.stem.startswith("tiny")]
+
+
+@pytest.mark.parametrize("name", WAN)
+def test_everything_missing_has_a_command_that_creates_it(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    errors = missing_files(load_recipe(name))
+    assert errors and all(len(str(error)) <= 400 for error in errors)
+    for error in errors:
+        if error.field == "data.prompts" and name.startswith("i2v"):
+            continue  # prompts of one's own pictures
+        found = re.search(
+            r"hf download (\S+) (\S+ )?--local-dir (\S+)|python -m train (precompute|distill)", str(error)
+        )
+        assert found, error
+        if found[1]:
+            path = (Path(found[3]) / (found[2] or "").strip()).as_posix()
+            assert path in str(error).partition(": hf download")[0]
+    with pytest.raises(RecipeError, match=rf"{len(errors) - 1} more missing, all are listed by --dry-run") as first:
+        check_recipe(load_recipe(name))
+    assert len(str(first.value)) <= 400
+
+
+def test_commands_fit_the_path():
+    assert download_command("/data/Wan2.1-T2V-14B/vae") == (
+        "hf download Wan-AI/Wan2.1-T2V-14B-Diffusers --local-dir /data/Wan2.1-T2V-14B-Diffusers"
+    )
+    command = "hf download zhuhz22/Causal-Forcing framewise/causal_ode.pt --local-dir checkpoints"
+    assert download_command("checkpoints/framewise/causal_ode.pt") == command
+    assert download_command("checkpoints/mine.pt") == download_command("") == ""
+    documented = (ROOT / "docs/training.md").read_text()
+    for path in ("checkpoints/Wan2.1-T2V-1.3B-Diffusers", "checkpoints/ode_init.pt"):
+        assert download_command(path) in documented
+
+
+def test_the_hubs_other_layout_is_named(tmp_path):
+    folder = tmp_path / "Wan2.1-T2V-1.3B"
+    folder.mkdir()
+    (folder / "Wan2.1_VAE.pth").touch()
+    recipe = load_recipe("self_forcing", [f"models.text={folder}", f"models.vae={folder}"])
+    errors = {error.field: str(error) for error in missing_files(recipe)}
+    for field in ("models.text", "models.vae"):
+        assert f"found Wan's own layout in '{folder}', expected diffusers'" in errors[field]
+        assert errors[field].endswith(f"hf download Wan-AI/Wan2.1-T2V-1.3B-Diffusers --local-dir {folder}-Diffusers")

@@ -1,0 +1,48 @@
+"""`python -m train precompute`: prompt embeddings, start images and clips, computed once before a run.
+
+Resumable: files that exist are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from train.command_line import DEVICE, DEVICE_HELP
+
+
+def precompute(arguments: argparse.Namespace) -> None:
+    """Precompute prompt embeddings, start images, a teacher's trajectories or encoded videos for a run."""
+    from salt.io.prompt_files import read_prompts
+    from train.config.loader import load_recipe
+    from train.config.validation import check_prompt_file
+
+    source: Path = arguments.source
+    if source.suffix == ".txt":
+        check_prompt_file(source)
+        prompts = read_prompts(source)
+
+        from train.data.precompute import precompute_embeddings
+
+        new = precompute_embeddings(prompts, arguments.text, arguments.out, arguments.device)
+        print(f"{arguments.out}: {new} of {len(prompts)} prompts embedded, the others exist")
+        return
+    recipe = load_recipe(source, arguments.overrides)  # a mistake in it is said before the slow import below
+
+    from train.data.precompute import precompute_recipe
+
+    for line in precompute_recipe(recipe, arguments.images, arguments.videos, arguments.device):
+        print(line)
+
+
+def add_precompute(commands: argparse._SubParsersAction) -> None:
+    """Add the command to `python -m train`."""
+    command = commands.add_parser("precompute", help=precompute.__doc__, description=__doc__)
+    command.add_argument("source", type=Path, help="a prompt file (.txt), or a recipe whose data is computed")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="for a recipe, as distill takes them")
+    command.add_argument("--text", default="", help="folder with text_encoder/ and tokenizer/, for a prompt file")
+    command.add_argument("--out", default="data/embeddings", help="folder of a prompt file's embeddings")
+    command.add_argument("--images", type=Path, help="folder of pictures named by prompt line, for an I2V recipe")
+    command.add_argument("--videos", type=Path, help="folder of NAME.mp4 and NAME.txt (caption), for the stage tf")
+    command.add_argument("--device", default=DEVICE, help=DEVICE_HELP)
+    command.set_defaults(run=precompute)

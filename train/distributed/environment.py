@@ -1,0 +1,32 @@
+"""What the launcher says about this process in its environment, known before torch is imported."""
+
+from __future__ import annotations
+
+import os
+
+from salt.errors import InputError
+
+
+def process_count() -> int:
+    """Processes that the launcher (torchrun, accelerate) has started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that prints, known before the processes have joined."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def check_launcher() -> None:
+    """Raise InputError where accelerate was asked for several processes and has started this one alone.
+
+    Its launcher does so with `--cpu`, and without `--multi_gpu` where it sees fewer than two GPUs. It then sets the
+    address at which the processes were to meet, and not their number.
+    """
+    accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+    if accelerate and "WORLD_SIZE" not in os.environ:
+        raise InputError(
+            "accelerate launch --num_processes",
+            "found one process, expected several (accelerate starts one where it uses no GPU): use torchrun "
+            "--nproc_per_node N -m train ...",
+        )
