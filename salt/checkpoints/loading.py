@@ -10,7 +10,8 @@ from accelerate import init_empty_weights
 from diffusers.models.modeling_utils import no_init_weights
 
 from ..models.transformer_salt import SaltTransformer3DModel
-from .lora import is_lora, merge_lora, read_lora
+from .lora import is_lora, read_lora
+from .lora_merge import LoraSource, lora_files, merge_loras
 from .reader import Weights, read_checkpoint
 from .tensor_files import find_files, open_tensors
 
@@ -21,26 +22,27 @@ def load_student(
     weights: Weights = "auto",
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
-    lora: str | Path | None = None,
+    lora: LoraSource | None = None,
 ) -> SaltTransformer3DModel:
     """The student in any file that `read_checkpoint` reads, in eval mode.
 
     `dtype=None` keeps the dtype of the file, and on the CPU its weights stay memory-mapped. With a half-precision
     `dtype` the weights that diffusers keeps in float32 (norms, modulations, the time embedder) are float32 here too.
-    `lora`, a LongLive or peft LoRA, is merged before weights are converted. Memory peaks near one copy of the model.
+    `lora`, one file or several (`LoraFile` for a strength), is merged before weights are converted. Memory peaks near
+    one copy of the model.
 
     Raises `CheckpointError` for a file that is damaged or not a Wan 2.1 transformer.
     """
-    checkpoint = read_checkpoint(path, weights)
+    checkpoint, loras = read_checkpoint(path, weights), lora_files(lora)
     with no_init_weights(), init_empty_weights(include_buffers=False):
         model = SaltTransformer3DModel(**checkpoint.config)
-    load_dtype = None if lora else dtype
+    load_dtype = None if loras else dtype
     # A single weight that stays mapped would keep the whole file in memory beside the converted copy.
     converts = load_dtype is not None and load_dtype != checkpoint.dtype
     for name, tensor in checkpoint.tensors():
         _assign(model, name, _placed(name, tensor, load_dtype, device, converts))
-    if lora is not None:
-        merge_lora(model, lora)
+    if loras:
+        merge_loras(model, loras)
         for name, parameter in list(model.named_parameters()):
             _assign(model, name, _placed(name, parameter.data, dtype, device))
     for module in model.modules():
@@ -54,15 +56,15 @@ def describe(path: str | Path) -> dict[str, Any]:
 
     Keys: path, format, variant, weights (chosen by "auto"), available, heads, head_dim, dim, layers, ffn, text_dim,
     in_channels, parameters, dtype, bytes (on disk, of all files), spec (dict or None). Of a LoRA: path, format,
-    layers (adapted linear layers), rank, alpha, bytes. Raises `CheckpointError` as `read_checkpoint` does.
+    layers (adapted ones), rank, alpha, scale, whole differences, bytes. Raises `CheckpointError` as
+    `read_checkpoint` does.
     """
     path = Path(path)
     files, _ = find_files(path)
     size = sum(file.stat().st_size for file in files)
     if is_lora(open_tensors(files[0])[0]):
         lora = read_lora(files[0])
-        summary = {"layers": len(lora.modules), "rank": lora.rank, "alpha": lora.alpha}
-        return {"path": str(path), "format": "LoRA, peft names", **summary, "bytes": size}
+        return {"path": str(path), "format": f"LoRA, {lora.names} names", **lora.summary(), "bytes": size}
     found = read_checkpoint(path)
     config = found.config
     heads, width = config["num_attention_heads"], config["attention_head_dim"]

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..checkpoints import LoraFile
 
 DTYPES = ("float32", "float16", "bfloat16")
 NOT_WRITTEN = (".pt", ".pth", ".ckpt", ".bin")  # files that only other tools write; hardly the name of a folder
@@ -13,8 +17,24 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("source", type=Path, help="released .pt, safetensors, diffusers or sharded folder")
     command.add_argument("target", type=Path, help="a name ending in .safetensors, or a folder to be diffusers'")
     command.add_argument("--weights", default="auto", choices=("auto", "ema", "regular", "critic"))
-    command.add_argument("--lora", type=Path, help="a LoRA to merge in")
+    add_lora_argument(command)
     command.add_argument("--dtype", choices=DTYPES, help="default: as in the source")
+
+
+def add_lora_argument(command: argparse._ActionsContainer) -> None:
+    command.add_argument(
+        "--lora",
+        action="append",
+        metavar="FILE[:STRENGTH]",
+        help="a LoRA to merge in, as style.safetensors:0.8 (default: 1); may be given again",
+    )
+
+
+def loras_of(arguments: argparse.Namespace) -> tuple[LoraFile, ...] | None:
+    """The LoRAs of `--lora`; None without the option. Raises InputError for a strength that is 0 or no number."""
+    from ..checkpoints import LoraFile
+
+    return tuple(map(LoraFile.parse, arguments.lora)) if arguments.lora else None
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -26,6 +46,6 @@ def run(arguments: argparse.Namespace) -> None:
 
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
     spec = read_checkpoint(arguments.source, arguments.weights).spec
-    model = load_student(arguments.source, weights=arguments.weights, lora=arguments.lora)
+    model = load_student(arguments.source, weights=arguments.weights, lora=loras_of(arguments))
     save_student(model, arguments.target, spec=spec, dtype=dtype)
     print(f"written: {arguments.target}")

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .convert import add_lora_argument, loras_of
+
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("prompt", nargs="?", help="what to show")
@@ -61,7 +63,7 @@ def add_model_arguments(command: argparse.ArgumentParser) -> None:
     model.add_argument("--model", default="salt-tiny", help="pipeline folder, or a checkpoint (default: salt-tiny)")
     model.add_argument("--parts", type=Path, help="folder with vae/, text_encoder/, tokenizer/ (default: the pulled)")
     model.add_argument("--weights", default="auto", choices=("auto", "ema", "regular"))
-    model.add_argument("--lora", type=Path)
+    add_lora_argument(model)
     model.add_argument("--decoder", default="wan", help="wan, or the path of taew2_1 (TAEHV): cheaper, a little softer")
     model.add_argument("--tiles", action="store_true", help="decode with Wan's VAE in tiles, where frames do not fit")
     model.add_argument("--device", help="default: CUDA where there is one")
@@ -98,7 +100,7 @@ OPTIONS = {
         name: f"--{name}"
         for name in (
             *("seconds", "width", "height", "image", "steps", "shift", "stepping", "seed"),
-            *("prefer", "parts", "tiles", "decoder", "device", "dtype"),
+            *("prefer", "parts", "tiles", "decoder", "device", "dtype", "lora"),
         )
     },
     **{name: f"--memory: {name}" for name in ("window", "sink", "blend")},
@@ -143,7 +145,7 @@ def run(arguments: argparse.Namespace) -> None:
     from .generation import GenerationOptions, generate_many, generate_one
 
     pipeline = PipelineOptions(
-        model=arguments.model, parts=arguments.parts, weights=arguments.weights, lora=arguments.lora,
+        model=arguments.model, parts=arguments.parts, weights=arguments.weights, lora=loras_of(arguments),
         decoder=arguments.decoder, tiles=arguments.tiles, device=arguments.device, dtype=arguments.dtype,
         text_precision=arguments.text_precision, text_cache=arguments.text_cache, prefer=arguments.prefer,
     )  # fmt: skip

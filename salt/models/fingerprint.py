@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 SAMPLES_PER_WEIGHT = 16
 HEX_DIGITS = 16
+ADAPTER_WEIGHT = re.compile(r"\.lora_[AB]\.([^.]+)\.")  # a parameter's name -> the adapter's
 
 
 def stored_values(weight: Tensor) -> Tensor:
@@ -32,6 +36,27 @@ def evenly_spaced(stored: Tensor) -> Tensor:
     return flat[:: max(flat.numel() // SAMPLES_PER_WEIGHT, 1)][:SAMPLES_PER_WEIGHT]
 
 
+def active_adapters(model: nn.Module) -> dict[str, list[float]]:
+    """LoRA adapters that act beside a model's weights, by name, each with the scales that its layers have."""
+    scales: dict[str, set[float]] = {}
+    for layer in cast(Iterator[Any], model.modules()):
+        # peft's layers, without importing peft, which takes seconds.
+        if hasattr(layer, "merged_adapters") and not layer.disable_adapters and not layer.merged:
+            for name in layer.active_adapters:
+                if name in layer.scaling:
+                    scales.setdefault(name, set()).add(float(layer.scaling[name]))
+    return {name: sorted(scales[name]) for name in sorted(scales)}
+
+
+def _effective_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The parameters that act, by the names that they have without adapters around them."""
+    active = active_adapters(model)
+    for name, parameter in model.named_parameters():
+        adapter = ADAPTER_WEIGHT.search(name)
+        if adapter is None or adapter[1] in active:
+            yield name.replace(".base_layer.", "."), parameter
+
+
 def fingerprint(model: nn.Module) -> str:
     """16 hex digits that tell two models apart: configuration, names and shapes, and 16 values of every parameter.
 
@@ -42,7 +67,7 @@ def fingerprint(model: nn.Module) -> str:
     config = {k: v for k, v in dict(getattr(model, "config", {})).items() if not k.startswith("_")}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     samples = []
-    for name, parameter in sorted(model.named_parameters()):
+    for name, parameter in sorted(_effective_parameters(model)):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         if parameter.device.type == "meta":
             raise ValueError(
@@ -50,6 +75,8 @@ def fingerprint(model: nn.Module) -> str:
                 "model; enable_model_cpu_offload() moves whole models"
             )
         samples.append(evenly_spaced(stored_values(parameter)).float())
+    if scales := active_adapters(model):
+        digest.update(json.dumps(scales).encode())
     if samples:
         digest.update(torch.cat(samples).bfloat16().view(torch.int16).cpu().numpy().tobytes())
     return digest.hexdigest()[:HEX_DIGITS]

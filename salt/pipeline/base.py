@@ -29,16 +29,19 @@ from .components import (
     load_components,
     tiny_folder,
 )
+from .lora import SaltLoraMixin, adapter_state
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from ..checkpoints.lora_merge import LoraSource
 
 # Wan 2.1's own sizes and steps, for folders that have no student's settings.
 WAN_SIZE = (480, 832)
 WAN_SPEC = StudentSpec(frames_per_block=0, steps=step_list(50))
 
 
-class SaltPipelineBase(DiffusionPipeline):
+class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
     """Components and settings of `SaltPipeline`, which documents the constructor's arguments."""
 
     model_cpu_offload_seq = "text_encoder->image_encoder->transformer->vae"
@@ -85,6 +88,7 @@ class SaltPipelineBase(DiffusionPipeline):
         self.buffer_pool = BufferPool()
         self._prompt_encoder: TextEncoder | None = WordEmbedder(**words) if words else None
         self._graphed: CUDAGraphTransformer | None = None
+        self._graphed_adapters: tuple[Any, ...] = ()
         self._decoder: Callable[[], FrameDecoder] | None = None
         self._tiling: Tiling | None = None
 
@@ -107,7 +111,7 @@ class SaltPipelineBase(DiffusionPipeline):
         *,
         parts: str | Path,
         weights: Literal["auto", "ema", "regular", "critic"] = "auto",
-        lora: str | Path | None = None,
+        lora: LoraSource | None = None,
         student: StudentSpec | None = None,
         prompt_encoder: TextEncoder | None = None,
         torch_dtype: torch.dtype | None = None,
@@ -115,7 +119,8 @@ class SaltPipelineBase(DiffusionPipeline):
         """A student in any file that `salt.checkpoints` reads, with the other components from a diffusers folder.
 
         parts: that folder, with `vae/` and `text_encoder/`. student: the settings, where the file has none
-        (`StudentSpec()`, blocks of 3 in 4 steps, is assumed then). prompt_encoder: used instead of the folder's.
+        (`StudentSpec()`, blocks of 3 in 4 steps, is assumed then). prompt_encoder: used instead of the folder's. lora:
+        files to be merged, each a path or a `LoraFile` with its strength.
         Errors: `CheckpointError`, FileNotFoundError.
         """
         from ..checkpoints import load_student, read_checkpoint
@@ -186,6 +191,10 @@ class SaltPipelineBase(DiffusionPipeline):
         preset = preset_of(preference)
         if self.acceleration.compiled and preset != self.acceleration:
             raise InputError("prefer", f"found {preference!r} on a compiled pipeline, expected a new pipeline")
+        if preset.fp8 and adapter_state(self.transformer):
+            raise InputError(
+                "prefer", f"found {preference!r} with LoRA adapters, expected them merged (lora=) or fused"
+            )
         if preset.fp8:
             fp8_linears(self.transformer)
         if preset.compiled and not self.acceleration.compiled:
@@ -205,6 +214,7 @@ class SaltPipelineBase(DiffusionPipeline):
     def _discard_graphs(self) -> None:
         records = self.acceleration.compiled and self.run_device.type == "cuda"
         self._graphed = CUDAGraphTransformer(self.transformer) if records else None
+        self._graphed_adapters = adapter_state(self.transformer) if records else ()
 
     def set_decoder(self, decoder: str | Path | Callable[[], FrameDecoder] = "wan") -> None:
         """What turns latents into frames.
@@ -237,6 +247,8 @@ class SaltPipelineBase(DiffusionPipeline):
         return WanStreamDecoder(self.vae, self._tiling or (Tiling() if self.acceleration.tiles else None))
 
     def _components(self) -> PipelineComponents:
+        if self._graphed is not None and adapter_state(self.transformer) != self._graphed_adapters:
+            self._discard_graphs()
         offloaded = hasattr(self.transformer, "_hf_hook")
         return PipelineComponents(
             transformer=self.transformer,

@@ -13,7 +13,8 @@ from transformers.utils import logging as transformers_logging
 
 from ..acceleration.presets import Preference
 from ..checkpoints import read_checkpoint
-from ..checkpoints.lora import merge_lora
+from ..checkpoints.lora import read_lora
+from ..checkpoints.lora_merge import LoraSource, lora_files, merge_loras
 from ..errors import InputError
 from ..io.hub import WAN, models_folder
 from ..models.text_encoder import CachedTextEncoder, TextEncoder, TextPrecision, UMT5TextEncoder
@@ -36,7 +37,7 @@ class PipelineOptions:
     model: str = TINY_NAME
     parts: Path | None = None
     weights: Literal["auto", "ema", "regular"] = "auto"
-    lora: Path | None = None
+    lora: LoraSource | None = None
     decoder: str = "wan"
     tiles: bool = False
     device: str | None = None
@@ -64,10 +65,12 @@ def load_pipeline(options: PipelineOptions, device: torch.device) -> SaltPipelin
         raise InputError("tiles", "is not supported by the tiny decoder, which needs none")
     parts = _parts_folder(options)
     dtype = getattr(torch, options.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    for file in lora_files(options.lora):
+        read_lora(file.path)  # fails before gigabytes of weights are read
     if options.is_folder and options.parts is None:
         pipe = _load_folder(options, parts, device, dtype)
     else:
-        read_checkpoint(options.model, options.weights)  # fails before gigabytes of text encoder are read
+        read_checkpoint(options.model, options.weights)  # as early as a LoRA
         pipe = SaltPipeline.from_single_file(
             options.model,
             parts=parts,
@@ -119,7 +122,7 @@ def _load_folder(options: PipelineOptions, folder: Path, device: torch.device, d
     if encoder is not None:
         pipe.set_prompt_encoder(encoder)
     if options.lora is not None:
-        merge_lora(pipe.transformer, options.lora)
+        merge_loras(pipe.transformer, options.lora)
     return pipe
 
 

@@ -20,6 +20,7 @@ from ..rollout import OnStepEnd, Stepping
 from .base import SaltPipelineBase
 from .components import PipelineComponents
 from .inputs import PipelineInputs, PromptAt
+from .lora import lora_scale
 from .prepare import PreparedRun, prepare
 from .progress import Bar, CallbackTensors, OnStep, StepEnd, StepProgress
 from .prompts import encode_prompts
@@ -165,6 +166,7 @@ class SaltPipeline(SaltPipelineBase):
         negative_prompt_embeds: Tensor | None = None,
         output_type: OutputType = "pil",
         return_dict: bool = True,
+        attention_kwargs: dict[str, Any] | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ["latents"],  # noqa: B006 - as in diffusers, never changed
     ) -> SaltPipelineOutput | tuple:
@@ -172,18 +174,35 @@ class SaltPipeline(SaltPipelineBase):
 
         output_type: `pil` lists of images, `np` [B, T, H, W, 3] in [0, 1], `pt` [B, T, 3, H, W] in [0, 1], or `latent`.
         return_dict False: (frames, latents, memory).
+        attention_kwargs: {"scale": s}: LoRA adapters act s times.
         callback_on_step_end(pipeline, index, timestep, tensors): after every denoising step, counted over all blocks.
             tensors: those named in callback_on_step_end_tensor_inputs, of `latents` (the block's [B, C, F, H, W], clean
             after its last step), `prompt_embeds` and `negative_prompt_embeds`. It may return a dict; its `latents`
             replace the block's.
         Raises InputError for an argument that does not fit the model, the memory or another argument.
         """
-        components, inputs = self._components(), PipelineInputs.from_arguments(locals())
+        inputs = PipelineInputs.from_arguments(locals())
         if output_type not in get_args(OutputType):
             raise InputError("output_type", f"found {output_type!r}, expected pil, np, pt or latent")
-        prepared, on_step_end = self._prepare(
-            components, inputs, callback_on_step_end, callback_on_step_end_tensor_inputs
-        )
+        with lora_scale(self.transformer, attention_kwargs):
+            components = self._components()
+            prepared, on_step_end = self._prepare(
+                components, inputs, callback_on_step_end, callback_on_step_end_tensor_inputs
+            )
+            clip, frames = self._whole_clip(components, prepared, on_step_end, output_type)
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return frames, clip, prepared.memory
+        return SaltPipelineOutput(frames, clip, prepared.noise.seeds, prepared.memory, prepared.negative_memory)
+
+    def _whole_clip(
+        self,
+        components: PipelineComponents,
+        prepared: PreparedRun,
+        on_step_end: OnStepEnd | None,
+        output_type: OutputType,
+    ) -> tuple[Tensor, Tensor | np.ndarray | list[list[Image.Image]]]:
+        """Latents and frames of a clip."""
         bar: Bar = cast(Any, self).progress_bar(total=prepared.model_calls)
         parts: list[Tensor] = []
         pixels: list[Tensor] = []
@@ -196,13 +215,9 @@ class SaltPipeline(SaltPipelineBase):
                     parts.append(chunk.latents)
                     pixels.append(chunk.pixels.cpu())
         clip = torch.cat(parts, dim=2)
-        frames = clip
-        if output_type != "latent":
-            frames = self.video_processor.postprocess_video(torch.cat(pixels, dim=2), output_type=output_type)
-        self.maybe_free_model_hooks()
-        if not return_dict:
-            return frames, clip, prepared.memory
-        return SaltPipelineOutput(frames, clip, prepared.noise.seeds, prepared.memory, prepared.negative_memory)
+        if output_type == "latent":
+            return clip, clip
+        return clip, self.video_processor.postprocess_video(torch.cat(pixels, dim=2), output_type=output_type)
 
     def _prepare(
         self, components: PipelineComponents, inputs: PipelineInputs, callback: Callback | None, tensors: Sequence[str]

@@ -21,8 +21,10 @@ def load(name: str) -> ModuleType:
     """The module `tests/NAME` of the checkout. The packages around it are empty, so that nothing else is imported."""
     folder = checkout()
     assert folder is not None
-    packages = {PACKAGE: folder, f"{PACKAGE}.pipelines": folder / "pipelines"}
-    packages[f"{PACKAGE}.pipelines.testing_utils"] = folder / "pipelines" / "testing_utils"
+    packages = {PACKAGE: folder}
+    for part in ("pipelines", "models"):
+        packages[f"{PACKAGE}.{part}"] = folder / part
+        packages[f"{PACKAGE}.{part}.testing_utils"] = folder / part / "testing_utils"
     for package, path in packages.items():
         if package not in sys.modules:
             module = ModuleType(package)

@@ -13,6 +13,7 @@ from tests.helpers import diffusers_mixins, tiny_system
 if diffusers_mixins.checkout() is None:
     pytest.skip("DIFFUSERS_PATH names no diffusers checkout", allow_module_level=True)
 common = diffusers_mixins.load("pipelines.testing_utils.common")
+lora = diffusers_mixins.load("pipelines.testing_utils.lora")
 memory = diffusers_mixins.load("pipelines.testing_utils.memory")
 
 TEXT_WIDTH = 32
@@ -98,6 +99,10 @@ class TestCausalMemory(Config, memory.MemoryTesterMixin):
     pass
 
 
+class TestCausalLora(Config, lora.LoraTesterMixin):
+    pass
+
+
 class _WithEmbeddings(EmbeddingsConfig, common.PipelineTesterMixin):
     pass
 
@@ -105,4 +110,4 @@ class _WithEmbeddings(EmbeddingsConfig, common.PipelineTesterMixin):
 def test_the_call_takes_what_wan_pipeline_takes():
     names = set(common.inspect.signature(WanPipeline.__call__).parameters)
     known = set(common.inspect.signature(SaltPipeline.__call__).parameters)
-    assert names - known == {"guidance_scale_2", "attention_kwargs", "max_sequence_length"}
+    assert names - known == {"guidance_scale_2", "max_sequence_length"}
