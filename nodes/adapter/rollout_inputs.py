@@ -48,9 +48,9 @@ class RolloutInputs:
 
 @dataclass(frozen=True)
 class ClipStart:
-    """Where a clip starts or goes on. size: latent (height, width).
+    """Where a clip starts or continues. size: latent (height, width).
 
-    start: latents [B, 16, F, H, W] that a new clip starts with. memory: what an existing clip goes on from; history:
+    start: latents [B, 16, F, H, W] that a new clip starts with. memory: of a clip to continue; history:
     its latents so far.
     """
 
@@ -109,18 +109,18 @@ def plan_rollout(inputs: RolloutInputs, clip: ClipStart, policy: MemoryPolicy | 
     chosen = clip.memory.memory.policy if clip.memory is not None else policy or spec.policy
     chosen.check_block(spec.frames_per_block)
     return RolloutPlan(
-        settings,
-        chosen,
-        prompts,
-        length.frames,
-        clip.size,
-        inputs.seed,
-        clip.batch,
-        inputs.negative if inputs.cfg != 1 else None,
-        clip.start,
-        clip.memory,
-        clip.history,
-        inputs.vae,
+        settings=settings,
+        policy=chosen,
+        prompts=prompts,
+        frames=length.frames,
+        size=clip.size,
+        seed=inputs.seed,
+        batch=clip.batch,
+        negative=inputs.negative if inputs.cfg != 1 else None,
+        start=clip.start,
+        memory=clip.memory,
+        history=clip.history,
+        vae=inputs.vae,
     )
 
 
@@ -187,6 +187,6 @@ def history_latents(memory: ClipMemory, latents: Latent) -> Tensor:
 
 
 def clip_of_memory(memory: ClipMemory, history: Tensor | None) -> ClipStart:
-    """The clip that a memory goes on with; size and batch are the memory's."""
+    """A clip to continue; size and batch are the memory's."""
     g = memory.memory.geometry
     return ClipStart((g.height * 2, g.width * 2), g.batch, None, memory, history)

@@ -32,7 +32,7 @@ NEGATIVE = "negative"
 class RolloutPlan:
     """A rollout to run. size: latent (height, width). frames: new latent frames. negative: for guidance other than 1.
 
-    start: latents [B, 16, F, H, W], as a LATENT holds them, that the clip starts with. memory: what it goes on from;
+    start: latents [B, 16, F, H, W], as a LATENT holds them, that the clip starts with. memory: of a clip to continue;
     history: the clip so far, which a prompt change that recaches needs. vae: for previews.
     """
 
@@ -51,7 +51,7 @@ class RolloutPlan:
 
     @property
     def first_frame(self) -> int:
-        """Latent frame of the clip at which the rollout goes on."""
+        """Latent frame of the clip at which the rollout starts."""
         return 0 if self.memory is None else self.memory.memory.next_frame
 
     @property
