@@ -11,6 +11,8 @@ from pathlib import Path
 import yaml
 
 from salt.io.atomic import write_text
+from salt.pipeline.components import TINY_NAME
+from train.config.downloads import download_command
 from train.config.recipe import Recipe
 from train.methods.base import Trainer
 from train.models import student_spec
@@ -85,7 +87,11 @@ The licences of its initial checkpoint and of its teacher apply to it.
 ## Use
 
 ComfyUI: put `{recipe.name}.safetensors` in `models/diffusion_models` and load it with *Load Salt Student*.
-Without ComfyUI: `salt generate "a prompt" --model {recipe.name}.safetensors` (`salt generate --help`).
+Without ComfyUI (`salt generate --help`):
+
+```
+{usage(recipe)}
+```
 
 ## Last values of the run
 
@@ -100,6 +106,18 @@ These are losses, not scores of the videos, which `python -m train evaluate` com
 ```yaml
 {settings}```
 """
+
+
+def usage(recipe: Recipe) -> str:
+    """The commands that make a video with the exported student, with the text encoder and VAE that it needs."""
+    model = f"--model {recipe.name}.safetensors"
+    if recipe.models.text == "words":
+        return f'salt generate "a red circle moving right" {model} --parts {TINY_NAME}'
+    if recipe.data.images:
+        folder = "Wan2.1-I2V-14B-480P-Diffusers"
+        download = download_command(folder)
+        return f'{download}\nsalt generate "a prompt" {model} --image start.png --parts {folder}'
+    return f'salt pull wan-text-encoder wan-tokenizer wan-vae\nsalt generate "a prompt" {model}'
 
 
 def push(folder: Path, repository: str, revision_note: str) -> str:

@@ -61,7 +61,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def add_model_arguments(command: argparse.ArgumentParser) -> None:
     model = command.add_argument_group("the model")
     model.add_argument("--model", default="salt-tiny", help="pipeline folder, or a checkpoint (default: salt-tiny)")
-    model.add_argument("--parts", type=Path, help="folder with vae/, text_encoder/, tokenizer/ (default: the pulled)")
+    model.add_argument(
+        "--parts", type=Path, help="folder with vae/, text_encoder/, tokenizer/, or salt-tiny (default: the pulled)"
+    )
     model.add_argument("--weights", default="auto", choices=("auto", "ema", "regular"))
     add_lora_argument(model)
     model.add_argument("--decoder", default="wan", help="wan, or the path of taew2_1 (TAEHV): cheaper, a little softer")

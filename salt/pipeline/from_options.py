@@ -18,6 +18,7 @@ from ..checkpoints.lora_merge import LoraSource, lora_files, merge_loras
 from ..errors import InputError
 from ..io.hub import WAN, models_folder
 from ..models.text_encoder import CachedTextEncoder, TextEncoder, TextPrecision, UMT5TextEncoder
+from ..spec import TINY_FOLDER
 from .components import INDEX, TINY_NAME
 from .pipeline import SaltPipeline
 
@@ -29,9 +30,9 @@ class PipelineOptions:
     """What `load_pipeline` loads.
 
     model: a pipeline folder, a checkpoint, or `salt-tiny`. parts: folder with the checkpoint's vae/, text_encoder/ and
-    tokenizer/ (default: the one that `salt pull` fills). decoder: `wan`, or the path of taew2_1. tiles: decode with
-    Wan's VAE in tiles. dtype: of the transformer (default: bfloat16 on CUDA, else float32). text_cache: folder for
-    prompt embeddings. prefer: see `SaltPipeline.set_acceleration`.
+    tokenizer/, or `salt-tiny` for its own (default: the folder that `salt pull` fills). decoder: `wan`, or the path of
+    taew2_1. tiles: decode with Wan's VAE in tiles. dtype: of the transformer (default: bfloat16 on CUDA, else float32).
+    text_cache: folder for prompt embeddings. prefer: see `SaltPipeline.set_acceleration`.
     """
 
     model: str = TINY_NAME
@@ -95,6 +96,8 @@ def _parts_folder(options: PipelineOptions) -> Path:
     if options.parts is not None:
         if options.model == TINY_NAME and not path.exists():
             raise InputError("parts", f"cannot be combined with {TINY_NAME}, which has its own; name a checkpoint too")
+        if str(options.parts) == TINY_NAME and not options.parts.exists():
+            return TINY_FOLDER
         if not options.parts.is_dir():
             raise InputError("parts", f"found no such folder {options.parts}, expected vae/ and text_encoder/ in it")
         return options.parts
