@@ -10,6 +10,7 @@ from typing import Generic, Literal, TypeVar
 from torch import Tensor
 
 from .errors import InputError
+from .io.prompt_files import split_lines
 
 T = TypeVar("T")
 Switch = Literal["keep", "recache", "cut"]
@@ -17,7 +18,14 @@ SWITCHES: tuple[Switch, ...] = ("keep", "recache", "cut")
 
 
 _TIMELINE_LINE = re.compile(
-    r"^\s*(?P<seconds>\d+(?:\.\d*)?|\.\d+)\s*s?\s*(?P<switch>[a-z]+)?\s*:\s*(?P<text>.*)$", re.IGNORECASE
+    r"^\s*(?P<seconds>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*s?\s*(?P<switch>[a-z]+)?\s*[:\uff1a]\s*(?P<text>.*)$",
+    re.IGNORECASE | re.DOTALL,
+)
+# What someone means as a time, and is none of ours: 0,5 or -1 or 00:05 before the colon.
+_OTHER_TIME = re.compile(
+    r"^\s*(?P<time>[-+\u2212]?(?:[0-9][0-9.,e+-]*:[0-9]{1,2}(?::[0-9]{1,2})?(?:[.,][0-9]+)?|[0-9.,]*[0-9][0-9.,e+-]*))"
+    r"\s*s?\s*(?:keep|recache|cut)?\s*[:\uff1a]",
+    re.IGNORECASE,
 )
 
 
@@ -104,16 +112,20 @@ def parse_timeline(text: str) -> tuple[TimedPrompt, ...]:
     without a prompt.
     """
     prompts: list[TimedPrompt] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(split_lines(text), 1):
         if not line.strip():
             continue
-        found = _TIMELINE_LINE.match(line)
+        found, other = _TIMELINE_LINE.match(line), _OTHER_TIME.match(line)
+        if other is not None and (found is None or other["time"] != found["seconds"]):
+            raise InputError(
+                "timeline", f"line {number}: found the time {other['time']!r}, expected seconds from 0 on, as 3.5"
+            )
         if found is None and not prompts:
             prompts.append(TimedPrompt(0.0, line.strip()))
             continue
         if found is None:
             raise InputError(
-                "timeline", f"line {number}: found {line.strip()!r}, expected SECONDS [keep|recache|cut]: PROMPT"
+                "timeline", f"line {number}: found {line.strip()[:80]!r}, expected SECONDS [keep|recache|cut]: PROMPT"
             )
         seconds, switch = float(found["seconds"]), (found["switch"] or "keep").lower()
         if switch not in SWITCHES:

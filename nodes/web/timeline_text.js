@@ -7,16 +7,21 @@
 
 export const MODES = ["keep", "recache", "cut"];
 export const STEP = 0.25; // seconds; what the mouse and the arrow keys snap to
-const LINE = /^\s*(\d+(?:\.\d*)?|\.\d+)\s*s?\s*([a-z]+)?\s*:\s*(.*)$/i;
+const LINE = /^\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*s?\s*([a-z]+)?\s*[:\uff1a]\s*(.*)$/is;
+// What someone means as a time, and is none of ours: 0,5 or -1 or 00:05 before the colon.
+const OTHER_TIME =
+  /^\s*([-+\u2212]?(?:[0-9][0-9.,e+-]*:[0-9]{1,2}(?::[0-9]{1,2})?(?:[.,][0-9]+)?|[0-9.,]*[0-9][0-9.,e+-]*))\s*s?\s*(?:keep|recache|cut)?\s*[:\uff1a]/i;
 
 /** Lines to {changes}, or {error: {line, found, expected}} for the first line that cannot be read. */
 export function parse(text) {
   const changes = [];
-  const lines = text.split(/\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]/);
+  const lines = text.split(/\r\n|[\n\r]/);
   for (const [index, line] of lines.entries()) {
     if (!line.trim()) continue;
     const wrong = (found, expected) => ({ error: { line: index + 1, found, expected } });
     const found = LINE.exec(line);
+    const other = OTHER_TIME.exec(line);
+    if (other && other[1] !== found?.[1]) return wrong(other[1], "SECONDS, as 3.5");
     if (!found && !changes.length) {
       changes.push({ seconds: 0, text: line.trim(), mode: "keep" });
       continue;
@@ -101,7 +106,7 @@ export function extent(changes, clip = 0) {
 }
 
 function oneLine(text) {
-  return text.replace(/\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*/g, " ").trim();
+  return text.replace(/\s*[\n\r]\s*/g, " ").trim();
 }
 
 function replaced(changes, index, what) {

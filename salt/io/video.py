@@ -19,7 +19,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-import imageio.v3 as iio
 import imageio_ffmpeg
 import numpy as np
 import torch
@@ -27,9 +26,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..spec import FPS
-from .atomic import check_writable, replace_file, require_file
+from .atomic import check_writable, replace_file
+from .images import open_image, uint8_pixels
+from .video_frames import video_frames
 
 log = logging.getLogger(__name__)
+
+MAX_VIDEO_BYTES = 2**33  # of a video that is read whole, as float pixels
 
 
 class VideoWriteError(OSError):
@@ -231,37 +234,51 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
 
     size: (H, W) in pixels, see `fit`. Raises OSError if there is no such file, ValueError if it is not an image.
     """
-    path = require_file(path, "an image")
-    try:
-        picture = iio.imread(path, plugin="pillow", index=0, mode="RGB", rotate=True)
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises any of them for damaged files
-        raise ValueError(f"{path}: cannot be read as an image ({error})") from error
-    pixels = _from_uint8(np.asarray(picture)[None])
+    pixels = open_image(path)
     return fit(pixels, size) if size is not None else pixels
 
 
-def read_video(path: str | Path, size: tuple[int, int] | None = None, frames: int | None = None) -> Tensor:
-    """Read a video file as pixels [1, 3, T, H, W] in [-1, 1], float32.
+def read_video(
+    path: str | Path,
+    size: tuple[int, int] | None = None,
+    frames: int | None = None,
+    *,
+    start: float = 0.0,
+    longest: int | None = None,
+) -> Tensor:
+    """Read a video file as pixels [1, 3, T, H, W] in [-1, 1], float32, at 16 frames per second.
 
-    size: (H, W) in pixels, see `fit`; frames are resized as they are read. frames: read only so many. Raises OSError if
-    there is no such file, ValueError if it is not a video or has fewer than `frames`.
+    A file of another rate is resampled by time. size: (H, W) in pixels, see `fit`; frames are resized as they are read.
+    frames: read only so many, from `start` seconds on. longest: refuse a video of more frames; without it and `frames`,
+    one of more than MAX_VIDEO_BYTES. Raises OSError if there is no such file, ValueError if it is not a video, has
+    fewer than `frames` or is too long; its length is looked at before it is read.
     """
-    path = require_file(path, "a video")
     pieces = []
-    try:
-        reader = imageio_ffmpeg.read_frames(path)
-        width, height = next(reader)["size"]
-        for raw in reader:
-            pixels = _from_uint8(np.frombuffer(raw, np.uint8).reshape(1, height, width, 3))
+    with video_frames(path, start) as (info, pictures):
+        height, width = size or (info.height, info.width)
+        limit = longest or MAX_VIDEO_BYTES // (12 * height * width)
+        if frames is None and info.frames > limit:
+            raise ValueError(_too_long(path, info.frames, limit))
+        for picture in pictures:
+            pixels = uint8_pixels(picture[None])
             pieces.append(fit(pixels, size) if size is not None else pixels)
             if len(pieces) == frames:
                 break
-        reader.close()
-    except (OSError, RuntimeError, KeyError) as error:
-        raise ValueError(f"{path}: cannot be read as a video") from error
+            if frames is None and len(pieces) > limit:  # the file does not say its length, or says it wrong
+                raise ValueError(_too_long(path, max(len(pieces), info.frames), limit))
     if len(pieces) < (frames or 1):
-        raise ValueError(f"{path}: has {len(pieces)} frames, expected at least {frames or 1}")
+        at = f" from {start:g} s on" if start else ""
+        raise ValueError(f"{path}: has {len(pieces)} frames at {FPS} a second{at}, expected at least {frames or 1}")
+    if 0 < info.fps < FPS - 0.5:
+        log.warning("%s: found %g frames a second; frames are repeated to make %d", path, info.fps, FPS)
     return torch.cat(pieces, dim=2)
+
+
+def _too_long(path: str | Path, found: int, limit: int) -> str:
+    return (
+        f"{path}: found {found / FPS:.4g} s of video ({found} frames at {FPS} a second), expected at most "
+        f"{limit / FPS:.4g} s ({limit} frames); cut it, or read a part of it"
+    )
 
 
 def fit(pixels_B3THW: Tensor, size: tuple[int, int]) -> Tensor:
@@ -275,8 +292,3 @@ def fit(pixels_B3THW: Tensor, size: tuple[int, int]) -> Tensor:
     top, left = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
     x = x[..., top : top + size[0], left : left + size[1]]
     return x.unflatten(0, (batch, time)).transpose(1, 2).contiguous()
-
-
-def _from_uint8(pictures_THW3: np.ndarray) -> Tensor:
-    """uint8 [T, H, W, 3] -> float pixels [1, 3, T, H, W] in [-1, 1]."""
-    return (torch.from_numpy(pictures_THW3.copy()).float() / 127.5 - 1).permute(3, 0, 1, 2)[None]

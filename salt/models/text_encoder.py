@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import ftfy
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..io.atomic import write_tensors
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, UMT5EncoderModel
 
+TOKEN_EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")  # one tensor; files hold either name or both
 TOKENS = 512  # Wan 2.1's text length
 TextPrecision = Literal["bf16", "int8"]
 
@@ -58,6 +59,7 @@ class UMT5TextEncoder:
         max_length: int = TOKENS,
         device: torch.device | str | None = None,
     ) -> None:
+        tie_embeddings(model)
         self.model, self.tokenizer, self.max_length, self.device = model, tokenizer, max_length, device
 
     @classmethod
@@ -67,7 +69,8 @@ class UMT5TextEncoder:
         """From a diffusers folder with `text_encoder/` and `tokenizer/`; the model is loaded to the CPU.
 
         precision `int8` stores the linear layers' weights in 8 bits (through torchao; 5.7 instead of 11.4 GB).
-        Raises FileNotFoundError when the folder lacks them, ValueError when `int8` needs torchao and it is missing.
+        Raises FileNotFoundError when the folder lacks them, ValueError when its weights are incomplete, and when `int8`
+        needs torchao and it is missing.
         """
         from transformers import AutoTokenizer, UMT5EncoderModel
 
@@ -76,6 +79,7 @@ class UMT5TextEncoder:
             if not (folder / part).is_dir():
                 raise FileNotFoundError(f"{folder} has no folder {part}/, which Wan's text encoder needs")
         model = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.bfloat16)
+        _check_complete(model, folder / "text_encoder")
         if precision == "int8":
             quantise(model)
         return cls(model.eval(), AutoTokenizer.from_pretrained(folder / "tokenizer"), device=device)
@@ -86,7 +90,10 @@ class UMT5TextEncoder:
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Tensor:
-        """Embeddings [B, max_length, dim] in the model's dtype, on the computing device. Longer prompts are cut."""
+        """Embeddings [B, max_length, dim] in the model's dtype, on the computing device. Longer prompts are cut.
+
+        Raises ValueError for embeddings that are not finite.
+        """
         tokens = self.tokenizer(
             [clean(p) for p in prompts],
             padding="max_length",
@@ -108,7 +115,39 @@ class UMT5TextEncoder:
         finally:
             if device != before:
                 nn.Module.to(self.model, before)
-        return x_BLD * mask_BL[:, :, None].to(x_BLD)
+        x_BLD = torch.where(mask_BL[:, :, None].bool(), x_BLD, 0)
+        if not x_BLD.isfinite().all():
+            raise ValueError(
+                f"text encoder: found embeddings that are not finite for {prompts[0][:80]!r}, expected numbers "
+                f"(weights in {x_BLD.dtype}; are its files complete?)"
+            )
+        return x_BLD
+
+
+def tie_embeddings(model: PreTrainedModel) -> None:
+    """Give a UMT5 encoder the token embeddings of its files. They are stored once, as `shared`; transformers 5.0 to 5.2
+    leaves the copy that the encoder reads at its initial values."""
+    from transformers import UMT5EncoderModel
+
+    if isinstance(model, UMT5EncoderModel) and model.encoder.embed_tokens.weight is not model.shared.weight:
+        model.encoder.embed_tokens = model.shared
+
+
+def _check_complete(model: UMT5EncoderModel, folder: Path) -> None:
+    """Raise ValueError where safetensors files lack weights of the model, which transformers fills with random ones."""
+    stored: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            stored |= set(file.keys())
+    if TOKEN_EMBEDDINGS[0] not in stored and TOKEN_EMBEDDINGS[1] in stored:
+        model.shared = model.encoder.embed_tokens
+    missing = sorted(
+        set(model.state_dict()) - stored - ({*TOKEN_EMBEDDINGS} if {*TOKEN_EMBEDDINGS} & stored else set())
+    )
+    if stored and missing:
+        raise ValueError(
+            f"{folder}: found no {missing[0]} ({len(missing)} weights are missing), expected all of UMT5's"
+        )
 
 
 def quantise(model: torch.nn.Module) -> None:

@@ -183,22 +183,16 @@ def plan_length(
     def pixels(blocks: int) -> int:
         return (start_frames + first + blocks * block) * temporal_scale - lead
 
-    if inputs.num_frames is not None:
-        wanted = float(inputs.num_frames)
-    else:
-        wanted = DEFAULT_SECONDS if inputs.seconds is None else inputs.seconds
-        if not (math.isfinite(wanted) and wanted > 0):
-            raise InputError("seconds", f"found {wanted:g}, expected a number above 0")
-        wanted = math.ceil(wanted * FPS - 1e-6)
-        started = start_frames * temporal_scale - lead
-        if start_frames and wanted <= started:
-            raise InputError("seconds", f"found {wanted / FPS:g}, expected more than the start's {started / FPS:.4g} s")
+    wanted = wanted_frames(inputs)
+    started = start_frames * temporal_scale - lead
+    if inputs.num_frames is None and start_frames and wanted <= started:
+        raise InputError("seconds", f"found {wanted / FPS:g}, expected more than the start's {started / FPS:.4g} s")
     exact = ((wanted + lead) / temporal_scale - start_frames - first) / block
     least = 0 if first else 1
     below, above = max(math.floor(exact), least), max(math.ceil(exact), least)
     if inputs.num_frames is not None and pixels(above) != inputs.num_frames:
         near = " or ".join(dict.fromkeys(str(pixels(n)) for n in (below, above)))
-        after = f" after a start of {start_frames} latent frames" if start_frames else ""
+        after = f" after a start of {started} frames" if start_frames else ""
         raise InputError(
             "num_frames",
             f"found {inputs.num_frames}, expected {near} (blocks of {block * temporal_scale} frames{after})",
@@ -209,6 +203,16 @@ def plan_length(
         rounded = f"{total} frames ({total / FPS:g} s)"
         note = f"{inputs.seconds:g} s rounded up to {rounded}, whole blocks of {block * temporal_scale}"
     return Length(first + above * block, total, note)
+
+
+def wanted_frames(inputs: PipelineInputs) -> int:
+    """Pixel frames that are asked for, before they are fitted to whole blocks. Raises InputError for bad seconds."""
+    if inputs.num_frames is not None:
+        return inputs.num_frames
+    seconds = DEFAULT_SECONDS if inputs.seconds is None else inputs.seconds
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise InputError("seconds", f"found {seconds:g}, expected a number above 0")
+    return math.ceil(seconds * FPS - 1e-6)
 
 
 def change_frame(seconds: float, temporal_scale: int = 4) -> int:

@@ -18,7 +18,7 @@ from ..noise import NoiseSource, SeededNoise
 from ..rollout import RolloutSettings, count_model_calls
 from ..spec import FPS
 from .components import PipelineComponents
-from .inputs import Length, PipelineInputs, change_frame, plan_length
+from .inputs import Length, PipelineInputs, change_frame, plan_length, wanted_frames
 from .prompts import encode_prompts
 from .start_image import image_channels, image_embeddings, start_pixels
 
@@ -87,7 +87,8 @@ def prepare(components: PipelineComponents, inputs: PipelineInputs) -> PreparedR
     latent_size = (size[0] // components.spatial_scale, size[1] // components.spatial_scale)
     pixels = None
     if inputs.image is not None:
-        pixels = start_pixels(inputs.image, size, batch, inputs.num_videos_per_prompt)
+        longest = wanted_frames(inputs) + components.temporal_scale * max(spec.frames_per_block, 1)
+        pixels = start_pixels(inputs.image, size, batch, inputs.num_videos_per_prompt, longest)
     initial = _initial_latents(components, inputs, pixels, (batch, config.out_channels, *latent_size))
     past = 0 if inputs.memory is None else inputs.memory.next_frame
     start_frames = 0 if initial is None else initial.shape[2]

@@ -7,9 +7,9 @@ embeddings of the first frame.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 from PIL import Image
@@ -17,36 +17,64 @@ from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..errors import InputError
+from ..io.images import DAMAGED, image_pixels
 from ..io.video import fit, read_image, read_video
+from ..io.video_frames import VIDEO_SUFFIXES, video_info
 from ..models.streaming_vae import encode_video
+from ..spec import FPS
 
+LARGEST_PIXEL = 2.0  # resizing may leave [-1, 1] a little; 0 to 255 is another scale
 StartImage = str | Path | Image.Image | Tensor
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def start_pixels(image: StartImage, size: tuple[int, int], batch: int, per_prompt: int = 1) -> Tensor:
+def start_pixels(
+    image: StartImage, size: tuple[int, int], batch: int, per_prompt: int = 1, longest: int | None = None
+) -> Tensor:
     """Pixels [batch, 3, T, H, W] in [-1, 1] of a start, scaled and cut to `size` (H, W).
 
-    image: an image or mp4 file, a PIL image, or a tensor [3, H, W], [B, 3, H, W] or [B, 3, T, H, W] in [-1, 1].
-    per_prompt: clips of every prompt; B is 1, `batch`, or the number of prompts.
-    Errors: FileNotFoundError; ValueError for a file that is neither; InputError for a tensor of another shape.
+    image: an image or video file, a PIL image, or a tensor [3, H, W], [B, 3, H, W] or [B, 3, T, H, W] in [-1, 1].
+    per_prompt: clips of every prompt; B is 1, `batch`, or the number of prompts. longest: frames of the clip; a video
+    that does not fit in it is not read.
+    Errors: FileNotFoundError; ValueError for a file that is neither; InputError for what cannot be a start.
     """
     if isinstance(image, (str, Path)):
-        if Path(image).suffix.lower() in (*IMAGE_SUFFIXES, ""):
-            pixels = read_image(image, size)
-        else:
-            pixels = read_video(image, size)
-            pixels = pixels[:, :, : (pixels.shape[2] - 1) // 4 * 4 + 1]
+        pixels = _file_pixels(Path(image), size, longest)
     elif isinstance(image, Image.Image):
-        array = np.asarray(image.convert("RGB")).copy()
-        pixels = fit(torch.from_numpy(array).permute(2, 0, 1)[None, :, None].float() / 127.5 - 1, size)
+        try:
+            pixels = fit(image_pixels(image), size)
+        except DAMAGED as error:  # Pillow reads a file when its pixels are first asked for
+            raise InputError("image", f"cannot be used ({error})") from error
     else:
-        pixels = image[None] if image.ndim == 3 else image
-        pixels = pixels[:, :, None] if pixels.ndim == 4 else pixels
-        if pixels.ndim != 5 or pixels.shape[1] != 3:
-            raise InputError("image", f"found shape {list(image.shape)}, expected [3, H, W] or [B, 3, T, H, W]")
-        pixels = fit(pixels, size)
+        pixels = fit(_tensor_pixels(image), size)
     return repeat_rows(pixels, "image", batch, per_prompt)
+
+
+def _file_pixels(path: Path, size: tuple[int, int], longest: int | None) -> Tensor:
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        return read_image(path, size)
+    found = video_info(path).frames
+    if longest is not None and found > longest:
+        raise InputError(
+            "image",
+            f"found a start of {found / FPS:.4g} s in {path}, expected less than the clip's {longest / FPS:g} s",
+        )
+    pixels = read_video(path, size, longest=longest)
+    return pixels[:, :, : (pixels.shape[2] - 1) // 4 * 4 + 1]
+
+
+def _tensor_pixels(image: Tensor) -> Tensor:
+    """A tensor of any of the accepted layouts as [B, 3, T, H, W]. Raises InputError for any other."""
+    if not isinstance(image, Tensor):
+        raise InputError("image", f"found {type(image).__name__}, expected a path, a PIL image or a tensor")
+    pixels = image[None] if image.ndim == 3 else image
+    pixels = pixels[:, :, None] if pixels.ndim == 4 else pixels
+    if pixels.ndim != 5 or pixels.shape[1] != 3 or 0 in pixels.shape:
+        raise InputError("image", f"found shape {list(image.shape)}, expected [3, H, W] or [B, 3, T, H, W]")
+    largest = pixels.abs().amax().item() if pixels.is_floating_point() else math.nan
+    if not largest <= LARGEST_PIXEL:  # which NaN is not either
+        found = f"values up to {largest:g}" if pixels.is_floating_point() else str(pixels.dtype).removeprefix("torch.")
+        raise InputError("image", f"found {found}, expected floats in [-1, 1]")
+    return pixels
 
 
 def repeat_rows(rows: Tensor, field: str, batch: int, per_prompt: int = 1) -> Tensor:

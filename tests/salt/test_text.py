@@ -5,6 +5,8 @@ import sys
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 
 from salt.models.text_encoder import TOKENS, CachedTextEncoder, UMT5TextEncoder, clean
 from tests.helpers import tiny_system
@@ -108,3 +110,46 @@ def test_a_damaged_cache_file_is_replaced(tmp_path):
     cached.path("a b").write_bytes(b"cut short")
     assert torch.equal(cached.encode(["a b"]), expected) and len(inner.encoded) == 2
     assert torch.equal(cached.encode(["a b"]), expected) and len(inner.encoded) == 2
+
+
+def untied(monkeypatch, value: float) -> None:
+    """transformers 5.0 to 5.2: the encoder's token embeddings are not the ones of the file."""
+    real = transformers.UMT5EncoderModel.from_pretrained
+
+    def load(*args, **keywords):
+        model = real(*args, **keywords)
+        model.encoder.embed_tokens = torch.nn.Embedding(*model.shared.weight.shape, dtype=model.shared.weight.dtype)
+        torch.nn.init.constant_(model.encoder.embed_tokens.weight, value)
+        return model
+
+    monkeypatch.setattr(transformers.UMT5EncoderModel, "from_pretrained", load)
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_token_embeddings_are_tied_after_loading(folder, monkeypatch, value):
+    expected = UMT5TextEncoder.from_pretrained(folder).encode(["a red circle"])
+    untied(monkeypatch, value)
+    assert torch.equal(UMT5TextEncoder.from_pretrained(folder).encode(["a red circle"]), expected)
+
+
+def test_files_that_lack_weights_are_refused_and_either_name_of_the_embeddings_is_read(folder):
+    path = folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    expected = UMT5TextEncoder.from_pretrained(folder).encode(["a red circle"])
+    renamed = {"encoder.embed_tokens.weight" if n == "shared.weight" else n: x for n, x in tensors.items()}
+    save_file(renamed, path, {"format": "pt"})
+    assert torch.equal(UMT5TextEncoder.from_pretrained(folder).encode(["a red circle"]), expected)
+    for name, found in (
+        ("shared.weight", r"encoder.embed_tokens.weight \(2"),
+        ("encoder.block.0.layer.0.SelfAttention.q.weight", r"encoder.block.0.layer.0.SelfAttention.q.weight \(1"),
+    ):
+        save_file({n: x for n, x in tensors.items() if n != name}, path, {"format": "pt"})
+        with pytest.raises(ValueError, match=f"text_encoder: found no {found} weights are missing"):
+            UMT5TextEncoder.from_pretrained(folder)
+
+
+def test_embeddings_that_are_not_finite_are_an_error(folder):
+    encoder = UMT5TextEncoder.from_pretrained(folder)
+    torch.nn.init.constant_(encoder.model.get_parameter("encoder.final_layer_norm.weight"), float("nan"))
+    with pytest.raises(ValueError, match="text encoder: found embeddings that are not finite for 'a red circle'"):
+        encoder.encode(["a red circle"])

@@ -288,7 +288,7 @@ def test_videos_are_read(tmp_path):
     assert (whole[0] - clip(9)).abs().max() < 0.05
     assert torch.equal(read_video(tmp_path / "a.mp4", frames=5), whole[:, :, :5])
     assert read_video(tmp_path / "a.mp4", size=(16, 16)).shape == (1, 3, 9, 16, 16)
-    with pytest.raises(ValueError, match="a.mp4: has 9 frames, expected at least 13"):
+    with pytest.raises(ValueError, match="a.mp4: has 9 frames at 16 a second, expected at least 13"):
         read_video(tmp_path / "a.mp4", frames=13)
 
 

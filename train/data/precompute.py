@@ -14,10 +14,11 @@ from torch import nn
 
 from salt.errors import InputError
 from salt.io.atomic import write_tensors
+from salt.io.images import IMAGE_SUFFIXES
 from salt.io.prompt_files import read_prompts
 from salt.models.text_encoder import CachedTextEncoder, UMT5TextEncoder
 from salt.pipeline.components import load_components
-from salt.pipeline.start_image import IMAGE_SUFFIXES, image_channels, image_embeddings, start_pixels
+from salt.pipeline.start_image import image_channels, image_embeddings, start_pixels
 from train.config.recipe import Recipe, RecipeError
 from train.config.validation import check_prompt_file, check_settings
 from train.data.clip_dataset import generate_clips
