@@ -118,7 +118,8 @@ def untied(monkeypatch, value: float) -> None:
 
     def load(*args, **keywords):
         model = real(*args, **keywords)
-        model.encoder.embed_tokens = torch.nn.Embedding(*model.shared.weight.shape, dtype=model.shared.weight.dtype)
+        rows, width = model.shared.weight.shape
+        model.encoder.embed_tokens = torch.nn.Embedding(rows, width, dtype=model.shared.weight.dtype)
         torch.nn.init.constant_(model.encoder.embed_tokens.weight, value)
         return model
 
