@@ -5,14 +5,16 @@ import sys
 from collections.abc import Callable, Sequence
 
 from salt.errors import InputError
+from salt.io.interruption import exit_code, termination_as_interrupt
 from train.distributed.environment import check_launcher, is_main_process
 
-EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+EXIT_ERROR = 2
 DEVICE, DEVICE_HELP = "auto", "cpu, cuda, ... (default: CUDA where there is one)"  # of the option --device
 
 
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
-    """Parse and run; 0 if it worked, 2 after an error (one line on stderr), 130 after Ctrl-C.
+    """Parse and run; 0 if it worked, 2 after an error (one line on stderr), 130 after Ctrl-C, 143
+    after SIGTERM.
 
     The parsed arguments have `run`, the command's function, and may have `device` and `debug` (errors are raised).
     """
@@ -21,10 +23,11 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
         check_launcher()
         if hasattr(arguments, "device"):
             arguments.device = _device(arguments.device)
-        arguments.run(arguments)
-    except KeyboardInterrupt:
+        with termination_as_interrupt():
+            arguments.run(arguments)
+    except KeyboardInterrupt as interruption:
         print("interrupted; run the command again to resume", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return exit_code(interruption)
     except (ValueError, OSError, RuntimeError) as error:
         if getattr(arguments, "debug", False):
             raise

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import InputError
+from ..io.interruption import exit_code, termination_as_interrupt
 from . import convert, demo, generate, inspect, pull, run_workflow
 
 COMMANDS = (generate, demo, convert, inspect, pull, run_workflow)
-FAILED, INTERRUPTED = 2, 130  # exit codes
+FAILED = 2  # exit code
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,15 +31,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 when it worked, 2 after an error (one line on stderr), 130 after Ctrl-C."""
+    """Run a command; 0 when it worked, 2 after an error (one line on stderr), 130 after Ctrl-C, 143 after SIGTERM."""
     arguments = parser().parse_args(argv)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("salt").setLevel(logging.INFO)
     try:
-        arguments.run(arguments)
-    except KeyboardInterrupt:
+        with termination_as_interrupt():
+            arguments.run(arguments)
+    except KeyboardInterrupt as interruption:
         print("interrupted; what was finished is kept", file=sys.stderr)
-        return INTERRUPTED
+        return exit_code(interruption)
     except (ValueError, OSError, RuntimeError) as error:
         if arguments.debug:
             raise

@@ -56,7 +56,7 @@ def generate_one(
         inputs |= load_clip_memory(pipe, extend, guided="guidance_scale" in inputs)
     elif save_memory is not None:
         inputs["negative_memory"] = negative_memory_to_save(pipe, inputs)
-    clip = write_clip(pipe, prompt, out, options.seed, inputs)
+    clip = write_clip(pipe, prompt, out, options.seed, inputs, keep_latents=save_memory is not None)
     if save_memory is not None and clip.memory is not None:
         past = [inputs["history_latents"]] if "history_latents" in inputs else []
         latents = [*past, *clip.latents]

@@ -20,7 +20,7 @@ from ..memory import KVMemory, load_memory, save_memory
 from ..memory.serialization import negative_path
 from ..models.fingerprint import fingerprint
 from ..pipeline import PipelineInputs, SaltPipeline
-from ..pipeline.async_decoder import DECODER_WARM_UP
+from ..pipeline.async_decoder import most_latents_for_extension
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def save_clip_memory(
 def _latents_shape(pipe: SaltPipeline, memory: KVMemory) -> tuple[int, ...]:
     """[B, C, F, H, W] of the latents beside a memory: as many as the decoder needs, and as a recache may re-encode."""
     g, (_, p_h, p_w) = memory.geometry, pipe.transformer.config.patch_size
-    frames = min(memory.next_frame, max(DECODER_WARM_UP, memory.policy.window or memory.next_frame))
+    frames = min(memory.next_frame, most_latents_for_extension(memory.policy) or memory.next_frame)
     return g.batch, pipe.transformer.config.out_channels, frames, g.height * p_h, g.width * p_w
 
 

@@ -6,14 +6,16 @@ before.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .partial_files import new_partial, written_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,12 +34,15 @@ def require_file(path: str | Path, expected: str) -> Path:
 def check_writable(path: str | Path, suffix: str) -> Path:
     """Check, before any work is done for it, that a file can be written to `path`; creates its folder.
 
+    Returns the file that will be written, which is a symbolic link's target.
+
     Raises ValueError for a name that does not end in `suffix`, OSError (naming the path) when the folder cannot be
     created or written to, or when the path is itself a folder.
     """
     path = Path(path)
     if path.suffix.lower() != suffix:
         raise ValueError(f"{path}: expected a file name that ends in {suffix}")
+    path = written_path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path}: expected a file to write, found a folder")
     try:
@@ -54,37 +59,39 @@ def check_writable(path: str | Path, suffix: str) -> Path:
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it replaces `path` when the block ends.
 
-    When the block fails what was at `path` stays and the temporary file is removed. Creates the folder. Raises OSError
-    where the system refuses.
+    A symbolic link stays, and its target is replaced. When the block fails what was at `path` stays and the temporary
+    file is removed; one that a killed process left behind is removed by the next call for the same path. Creates the
+    folder. Raises OSError where the system refuses.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    path = written_path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = new_partial(path, ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         replace_file(partial, path)
     finally:
-        # Not there after a success, nor if the folder could not be created.
-        if partial.exists():
-            partial.unlink()
+        partial.unlink(missing_ok=True)  # not there after a success
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path` to write files to; it replaces `path`, a folder, when the block ends.
 
-    A temporary folder that a killed process left behind is removed by the next call for the same path. Raises OSError
-    where the system refuses.
+    When the block fails what was at `path` stays and the temporary folder is removed; one that a killed process left
+    behind is removed by the next call for the same path. Raises OSError where the system refuses.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    for file in sorted(partial.iterdir()):
-        _sync_file(file)
-    shutil.rmtree(path, ignore_errors=True)
-    os.rename(partial, path)
-    _sync_folder(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = new_partial(path, ".partial")
+    try:
+        partial.mkdir()
+        yield partial
+        for file in sorted(partial.iterdir()):
+            _sync_file(file)
+        shutil.rmtree(path, ignore_errors=True)
+        os.rename(partial, path)
+        _sync_folder(path.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # not there after a success
 
 
 def replace_file(source: Path, target: Path) -> None:
@@ -123,12 +130,22 @@ def _sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+# What a system says that does not flush folders (Windows, some network and user-space file systems).
+_CANNOT_SYNC = (errno.EACCES, errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.EPERM)
+
+
 def _sync_folder(path: Path) -> None:
     """Flush the entries of a folder to disk, where the system can do that."""
-    if os.name == "nt":
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
         return
-    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
     finally:
         os.close(handle)

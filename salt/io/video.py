@@ -3,7 +3,8 @@
 A video is written to a hidden file beside its target, as a fragmented mp4 that is playable up to where it ends, and
 moved to the target when it is closed. Whatever ends the run (the last frame, an exception, Ctrl-C, a full disk), the
 frames written so far are a playable file. An incomplete video never replaces an older one; it is saved beside it as
-NAME.partial.mp4. Only a kill of the whole process tree leaves the hidden file behind, itself playable.
+NAME.partial.mp4. Only a kill of the process (SIGKILL) leaves the hidden file behind, itself playable, until the next
+video of the same name is written.
 
 Layout: pixels [B, 3, T, H, W] or, for one clip, [3, T, H, W], float in [-1, 1].
 """
@@ -13,7 +14,6 @@ import logging
 import math
 import subprocess
 import tempfile
-import uuid
 import warnings
 from pathlib import Path
 from types import TracebackType
@@ -28,11 +28,13 @@ from torch import Tensor
 from ..spec import FPS
 from .atomic import check_writable, replace_file
 from .images import open_image, uint8_pixels
+from .partial_files import new_partial
 from .video_frames import video_frames
 
 log = logging.getLogger(__name__)
 
 MAX_VIDEO_BYTES = 2**33  # of a video that is read whole, as float pixels
+PARTIAL_ENDING = ".partial.mp4"
 
 
 class VideoWriteError(OSError):
@@ -46,8 +48,8 @@ class VideoWriter:
     column. When an exception (also Ctrl-C) ends the block, the frames written so far become the file. An existing
     target is replaced only by a complete video; otherwise the incomplete one is saved beside it, with a warning.
 
-    path: the target, ending in .mp4. fps: frames per second. Raises ValueError for another suffix or fps, OSError
-    (naming the path) if the target cannot be written.
+    path: the target, ending in .mp4; a symbolic link stays, and its target is written. fps: frames per second.
+    Raises ValueError for another suffix or fps, OSError (naming the path) if the target cannot be written.
     """
 
     def __init__(self, path: str | Path, fps: float = FPS):
@@ -58,7 +60,7 @@ class VideoWriter:
         self.frames = 0
         self._size: tuple[int, int] | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._partial = self.path.with_name(f".{self.path.stem}.{uuid.uuid4().hex[:8]}.partial.mp4")
+        self._partial = new_partial(self.path, PARTIAL_ENDING)
 
     def __enter__(self) -> "VideoWriter":
         return self
@@ -181,7 +183,7 @@ def _ffmpeg(*arguments: str, log: IO[bytes] | int) -> "subprocess.Popen[bytes]":
 
 def _index(path: Path) -> None:
     """Remux a fragmented mp4 with an index, which seeks better. If that fails, the fragmented one stays."""
-    indexed = path.with_suffix(".indexed.mp4")
+    indexed = path.with_name(f"{path.name}.indexed.mp4")
     copy = _ffmpeg(
         *["-i", str(path), "-c", "copy", "-movflags", "+faststart", "-f", "mp4", str(indexed)], log=subprocess.DEVNULL
     )

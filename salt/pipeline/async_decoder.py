@@ -15,11 +15,18 @@ from torch import Tensor
 
 from ..cuda_streams import side_stream
 from ..io.video import to_uint8
+from ..memory import MemoryPolicy
 from ..models.streaming_vae import FrameDecoder
 from ..rollout import Block
 
 # Latent frames that a decoder must have seen to go on without a visible seam (error 3e-5 with random weights).
 DECODER_WARM_UP = 30
+
+
+def most_latents_for_extension(policy: MemoryPolicy) -> int | None:
+    """Latent frames at the end of a clip that its extension may use: as many as the decoder needs to go on, and as a
+    recache may re-encode. None: all of them."""
+    return None if policy.window is None else max(DECODER_WARM_UP, policy.window)
 
 
 @dataclass

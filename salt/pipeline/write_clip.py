@@ -14,6 +14,7 @@ from torch import Tensor
 from ..io.video import VideoWriter
 from ..memory import KVMemory
 from ..rollout import Step
+from .async_decoder import most_latents_for_extension
 from .pipeline import SaltPipeline
 from .run import Chunk
 
@@ -96,17 +97,22 @@ class ProgressDisplay:
 
 @dataclass
 class WrittenClip:
-    """latents: [B, C, F, H, W] of every block. memory: as the rollout left it; None for bidirectional models."""
+    """latents: [B, C, F, H, W] of the latest blocks, where they were asked for. memory: as the rollout left it.
+
+    A bidirectional model has no memory: None.
+    """
 
     stats: GenerationStats
     latents: list[Tensor] = field(default_factory=list)
     memory: KVMemory | None = None
 
 
-def write_clip(pipe: SaltPipeline, prompt: str, out: Path, seed: int, inputs: dict[str, Any]) -> WrittenClip:
+def write_clip(
+    pipe: SaltPipeline, prompt: str, out: Path, seed: int, inputs: dict[str, Any], keep_latents: bool = False
+) -> WrittenClip:
     """Write one clip, frame by frame as blocks finish; after an interruption the file holds the finished ones.
 
-    inputs: further arguments of `SaltPipeline.stream`.
+    inputs: further arguments of `SaltPipeline.stream`. keep_latents: return the latents that an extension needs.
     """
     latents: list[Tensor] = []
     memory = None
@@ -114,6 +120,10 @@ def write_clip(pipe: SaltPipeline, prompt: str, out: Path, seed: int, inputs: di
         for chunk in pipe.stream(prompt, seed=seed, on_step=display.step, **inputs):
             video.write(chunk.frames[0])
             display.chunk(chunk)
-            latents.append(chunk.latents)
             memory = chunk.memory
+            if keep_latents and memory is not None:
+                latents.append(chunk.latents)
+                most = most_latents_for_extension(memory.policy)
+                while most is not None and sum(x.shape[2] for x in latents[1:]) >= most:
+                    latents.pop(0)
     return WrittenClip(display.stats, latents, memory)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -20,6 +21,7 @@ from salt.cli.generation import GenerationOptions, clip_name, unfinished_clips
 from salt.io.video import VideoWriter, read_video
 from salt.memory import load_memory
 from salt.pipeline import SaltPipeline
+from salt.pipeline.write_clip import write_clip
 from tests.helpers import tiny_system
 
 PROMPT = "a fast red circle moving right"
@@ -296,7 +298,27 @@ def test_a_full_disk_keeps_the_frames_written_so_far(model, tmp_path, capsys, mo
     assert out.read_bytes() == b"an older video" and frames_of(tmp_path / "a.partial.mp4") == 12
 
 
-def test_ctrl_c_leaves_a_playable_file(model, tmp_path):
+def test_latents_of_written_blocks_are_let_go(model, tmp_path, monkeypatch):
+    held, real = [], SaltPipeline.stream
+
+    def spy(self, *arguments, **more):
+        for chunk in real(self, *arguments, **more):
+            held.append(weakref.ref(chunk.latents))
+            yield chunk
+
+    monkeypatch.setattr(SaltPipeline, "stream", spy)
+    clip = ("--frames", 12 * 14 - 3, "--memory", "window:6")
+    assert generate(model, tmp_path / "a.mp4", *clip) == 0 and len(held) == 14
+    pipe, inputs = SaltPipeline.from_pretrained(model), {"num_frames": 12 * 14 - 3, "memory_policy": "window:6"}
+    kept = write_clip(pipe, PROMPT, tmp_path / "b.mp4", 0, inputs)
+    assert not kept.latents and not any(ref() is not None for ref in held)
+    kept = write_clip(pipe, PROMPT, tmp_path / "b.mp4", 0, inputs, keep_latents=True)
+    assert sum(x.shape[2] for x in kept.latents) == 30
+    assert sum(ref() is not None for ref in held) == 10
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_playable_file(model, tmp_path, number, code):
     out = tmp_path / "a.mp4"
     command = [
         sys.executable,
@@ -323,8 +345,8 @@ def test_ctrl_c_leaves_a_playable_file(model, tmp_path):
         if any(p.stat().st_size > 2000 for p in tmp_path.glob(".a.*.partial.mp4")):
             break
     time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    process.send_signal(number)
+    assert process.wait(timeout=60) == code
     assert 0 < frames_of(out) < 3009 and [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
 
 

@@ -277,7 +277,7 @@ def test_ctrl_c_cancels_the_run_on_the_server(send, stub, monkeypatch, started):
 
     stub.waits, stub.started = 1000, started
     monkeypatch.setattr("salt.cli.run_workflow.time.sleep", interrupt)
-    assert send() == cli.INTERRUPTED
+    assert send() == 130
     assert ("/queue", {"delete": ["n1"]}) in stub.posted
     assert (("/interrupt", {"prompt_id": "n1"}) in stub.posted) is started, "only our own run is interrupted"
 
