@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Generic, Literal
 
@@ -25,6 +26,7 @@ from .noise import NoiseSource
 from .schedule import NUM_TRAIN_TIMESTEPS, Schedule, add_noise, euler, flow_to_x0
 
 Stepping = Literal["sde", "ode"]
+MAX_GUIDANCE = 100.0
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ class RolloutSettings:
     schedule: the step list; its length is the number of function evaluations (NFE) per block. stepping: `sde` re-noises
     x0, `ode` takes Euler steps; a tuple has one of them for every transition between two steps.
     frames_per_block: latent frames per block. independent_first_frame: the first block of a clip is one latent frame.
-    guidance: scale of classifier-free guidance, 1 = off (one model call per step). context_timestep: noise level of the
-    context pass in [0, 1000), 0 = clean. fuse: the context pass of a block and the first step of the next block are one
-    forward (same result).
+    guidance: scale of classifier-free guidance, 0 to 100, 1 = off (one model call per step). context_timestep: noise
+    level of the context pass in [0, 1000), 0 = clean. fuse: the context pass of a block and the first step of the next
+    block are one forward (same result).
     Raises InputError for a value out of range. Source: Salt (arXiv 2604.03118, section 3); context pass: Self Forcing.
     """
 
@@ -51,6 +53,8 @@ class RolloutSettings:
     def __post_init__(self) -> None:
         if self.frames_per_block < 1:
             raise InputError("frames_per_block", f"found {self.frames_per_block}, expected 1 or more")
+        if not 0 <= self.guidance <= MAX_GUIDANCE:
+            raise InputError("guidance", f"found {self.guidance}, expected 0 to {MAX_GUIDANCE:g}, 1 for none")
         transitions = self.schedule.nfe - 1
         each = self.stepping if isinstance(self.stepping, tuple) else (self.stepping,)
         if not {*each} <= {"sde", "ode"} or (isinstance(self.stepping, tuple) and len(each) != transitions):
@@ -180,7 +184,7 @@ def rollout(
     on_step_end: called after every denoising step with the block's latents [B, C, F, H, W], which after a block's last
         step are clean; the rollout continues with the latents that it returns.
     Raises InputError for a length that blocks do not fill, a block that does not fit into the policy's window, guidance
-    without a negative conditioning, and a recache without the latents for it.
+    without a negative conditioning, a recache without the latents for it, and a memory that another rollout writes.
     """
     branches = [Branch.of(memory, conditioning, settings.frames_per_block)]
     if settings.guidance != 1.0:
@@ -192,16 +196,19 @@ def rollout(
     lengths = block_lengths(memory.next_frame + initial_frames, frames, settings)
     memory.policy.check_block(max(lengths))
     run = _Run(model, branches, noise, settings, len(lengths), on_step, on_step_end)
-    if history_latents is not None:
-        forgotten = max(history_latents.shape[2] - (memory.next_frame - memory.origin), 0)  # before a cut
-        known = history_latents[:, :, forgotten:]
-        for latents in known.split(context_lengths(known.shape[2], settings), dim=2):
-            run.remember(latents)
-    if initial_latents is not None:
-        for latents in initial_latents.split(context_lengths(initial_frames, settings), dim=2):
-            run.context_pass(latents, -1)
-            run.remember(latents)
-    yield from run.blocks(lengths)
+    with ExitStack() as held:
+        for field, branch in zip(("memory", "negative_memory"), branches, strict=False):
+            held.enter_context(branch.memory.writing(field))
+        if history_latents is not None:
+            forgotten = max(history_latents.shape[2] - (memory.next_frame - memory.origin), 0)  # before a cut
+            known = history_latents[:, :, forgotten:]
+            for latents in known.split(context_lengths(known.shape[2], settings), dim=2):
+                run.remember(latents)
+        if initial_latents is not None:
+            for latents in initial_latents.split(context_lengths(initial_frames, settings), dim=2):
+                run.context_pass(latents, -1)
+                run.remember(latents)
+        yield from run.blocks(lengths)
 
 
 class _Run(Generic[Condition]):

@@ -15,6 +15,7 @@ from torch import Tensor
 from .errors import InputError
 
 NUM_TRAIN_TIMESTEPS = 1000
+MIN_SHIFT, MAX_SHIFT = 0.01, 100.0
 STEP_LISTS: dict[int, tuple[float, ...]] = {
     8: (1000, 875, 750, 625, 500, 375, 250, 125),
     4: (1000, 750, 500, 250),
@@ -56,8 +57,9 @@ def timestep_to_sigma(timestep: Tensor | float) -> Tensor:
 class Schedule:
     """The steps of a block and the shift that warps them to noise levels.
 
-    steps: before the shift, strictly falling, in (0, 1000]; one model call each. shift: above 0; 1 leaves steps as they
-    are. Raises InputError for other values. Source: Wan 2.1's flow-matching schedule as in Salt (arXiv 2604.03118).
+    steps: before the shift, strictly falling, in (0, 1000]; one model call each. shift: 0.01 to 100; 1 leaves steps as
+    they are. Raises InputError for other values. Source: Wan 2.1's flow-matching schedule as in Salt (arXiv
+    2604.03118).
     """
 
     steps: tuple[float, ...] = STEP_LISTS[4]
@@ -65,8 +67,8 @@ class Schedule:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", check_steps(self.steps))
-        if not self.shift > 0:
-            raise InputError("shift", f"found {self.shift}, expected a number above 0")
+        if not MIN_SHIFT <= self.shift <= MAX_SHIFT:
+            raise InputError("shift", f"found {self.shift}, expected {MIN_SHIFT:g} to {MAX_SHIFT:g}")
 
     @classmethod
     def of(cls, nfe: int, shift: float = 5.0) -> Schedule:

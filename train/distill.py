@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 
 from salt.checkpoints import load_student
 from salt.io.atomic import write_text
+from salt.io.folder_lock import folder_lock
 from train.config.loader import read_values
 from train.config.model_configs import check_backbones
 from train.config.recipe import Recipe, RecipeError
@@ -85,7 +87,15 @@ def _plain(value: object) -> object:
 
 
 def distill(recipe: Recipe, mode: Mode, repository: str = "") -> Path:
-    """Train to the recipe's last update and export; returns the student's file."""
+    """Train to the recipe's last update and export; returns the student's file.
+
+    Raises FolderInUseError where another run trains in the recipe's folder.
+    """
+    with folder_lock(Path(recipe.run.out)) if is_main_process() else nullcontext():
+        return _distill(recipe, mode, repository)
+
+
+def _distill(recipe: Recipe, mode: Mode, repository: str) -> Path:
     trainer = TRAINERS[recipe.stage](recipe, mode)
     if trainer.accelerator.is_main_process:
         save_recipe(recipe, trainer.folder.updates())

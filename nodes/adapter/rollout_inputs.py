@@ -12,7 +12,7 @@ from ...salt.errors import InputError
 from ...salt.memory import MemoryPolicy
 from ...salt.rollout import RolloutSettings, Stepping
 from ...salt.schedule import Schedule, check_steps, step_list
-from ...salt.spec import StudentSpec
+from ...salt.spec import FPS, StudentSpec
 from ..io_types import ClipMemory, Conditioning, Latent, TimedConditioning
 from .input_errors import widget_names
 from .rollout_runner import LATENT_CHANNELS, RolloutPlan
@@ -121,7 +121,34 @@ def plan_rollout(inputs: RolloutInputs, clip: ClipStart, policy: MemoryPolicy | 
         memory=clip.memory,
         history=clip.history,
         vae=inputs.vae,
+        notes=notes_on_effect(inputs, prompts, first_frame(clip) + length.frames, spec.frames_per_block),
     )
+
+
+def first_frame(clip: ClipStart) -> int:
+    """Latent frame of the clip at which new frames begin."""
+    before = 0 if clip.memory is None else clip.memory.memory.next_frame
+    return before + (0 if clip.start is None else clip.start.shape[2])
+
+
+def notes_on_effect(
+    inputs: RolloutInputs, prompts: list[PromptChange[Conditioning]], end: int, frames_per_block: int
+) -> list[str]:
+    """What the report says about inputs without effect on a clip of `end` latent frames.
+
+    They are no errors: a graph may keep its negative prompt while cfg is 1, and one prompt schedule may serve a clip
+    and its extensions.
+    """
+    from ...salt.pipeline.effect import changes_past_end
+
+    notes = []
+    if inputs.negative is not None and inputs.cfg == 1:
+        notes.append("negative has no effect at cfg 1")
+    if late := changes_past_end([p.frame for p in prompts], end, frames_per_block):
+        times = ", ".join(f"{frame * 4 / FPS:g} s" for frame in late)
+        last = (end - frames_per_block) * 4 / FPS
+        notes.append(f"prompts at {times} have no effect: the clip's last block begins at {last:g} s")
+    return notes
 
 
 def check_connections(inputs: RolloutInputs, memory: ClipMemory | None, policy: MemoryPolicy | None) -> None:

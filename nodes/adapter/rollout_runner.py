@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ...salt.acceleration.finite_check import FiniteCheck
 from ...salt.conditioning import PromptChange, PromptSchedule
 from ...salt.memory import MemoryPolicy, estimate_bytes
 from ...salt.noise import NoiseSource, SeededNoise
@@ -32,6 +33,7 @@ NEGATIVE = "negative"
 class RolloutPlan:
     """A rollout to run. size: latent (height, width). frames: new latent frames. negative: for guidance other than 1.
 
+    notes: on inputs that have no effect, for the report.
     start: latents [B, 16, F, H, W], as a LATENT holds them, that the clip starts with. memory: of a clip to continue;
     history: the clip so far, which a prompt change that recaches needs. vae: for previews.
     """
@@ -48,6 +50,7 @@ class RolloutPlan:
     memory: ClipMemory | None = None
     history: Tensor | None = None
     vae: VAE | None = None
+    notes: Sequence[str] = ()
 
     @property
     def first_frame(self) -> int:
@@ -80,7 +83,8 @@ class RolloutPlan:
 
 @dataclass(frozen=True)
 class RolloutResult:
-    """latents: start and new frames [B, 16, F, H, W], as a LATENT holds them. report: frames and speed, in words."""
+    """latents: start and new frames [B, 16, F, H, W], as a LATENT holds them. report: frames and speed, in words,
+    and which inputs have had no effect."""
 
     latents: Tensor
     memory: ClipMemory
@@ -112,7 +116,7 @@ def run_rollout(model: ModelPatcher, plan: RolloutPlan) -> RolloutResult:
     sigmas = torch.tensor([*plan.settings.schedule.sigmas, 0.0], dtype=torch.float32)
     output = sample(model, conds, noise, sigmas, run, seed=plan.seed, reserve=(on_device, plan.frames_per_call))
     memory, report = output.extra
-    return RolloutResult(output.latents, memory, report)
+    return RolloutResult(output.latents, memory, "; ".join([report, *plan.notes]))
 
 
 def run_in_sampler(inputs: SamplerInputs, plan: RolloutPlan) -> SamplerOutput[tuple[ClipMemory, str]]:
@@ -163,11 +167,12 @@ def run_blocks(
 ) -> tuple[list[Tensor], str]:
     """The engine's loop with progress and previews: the new blocks in the model's space, and the report.
 
-    start, history: as in the plan, but on the device and in the model's space.
+    start, history: as in the plan, but on the device and in the model's space. Raises NotFiniteError for a block of NaN
+    or infinity.
     """
     earlier = [latents for latents in (history, start) if latents is not None and latents.shape[2]]
     progress = RolloutProgress(plan.model_calls, decoder, earlier)
-    blocks = []
+    blocks, checks = [], FiniteCheck()
     for block in rollout(
         inputs.model,
         prompts,
@@ -181,6 +186,9 @@ def run_blocks(
         history_latents=history,
         on_step=progress.step,
     ):
+        checks.add(block)
+        checks.check_known()
         blocks.append(block.latents)
         progress.block(block)
+    checks.check()
     return blocks, progress.report()

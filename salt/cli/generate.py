@@ -38,7 +38,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="another prompt from then on; may be given again",
     )
     clip.add_argument(
-        "--switch", choices=("keep", "recache", "cut"), default="recache", help="what --prompt-at does to the memory"
+        "--switch", choices=("keep", "recache", "cut"), help="what --prompt-at does to the memory (recache)"
     )
     steps = command.add_argument_group("steps and memory")
     steps.add_argument("--nfe", type=int, help="model evaluations per block (2, 4, 8, ...; default: the student's)")
@@ -94,6 +94,7 @@ OPTIONS = {
     "prompt_schedule": "--prompt-at",
     "memory_policy": "--memory",
     "policy": "--memory",
+    "guidance": "--guidance",
     "guidance_scale": "--guidance",
     "negative_prompt": "--negative",
     "memory": "--extend",
@@ -126,8 +127,13 @@ def inputs_of(arguments: argparse.Namespace) -> dict[str, Any]:
     inputs = {key: value for key, value in values.items() if value is not None}
     if arguments.guidance != 1.0:
         inputs |= {"guidance_scale": arguments.guidance, "negative_prompt": arguments.negative}
+    elif arguments.negative:
+        raise ValueError("--negative has no effect without --guidance, which is 1")
     if arguments.prompt_at:
-        inputs["prompt_schedule"] = [(_seconds(at), text, arguments.switch) for at, text in arguments.prompt_at]
+        switch = arguments.switch or "recache"
+        inputs["prompt_schedule"] = [(_seconds(at), text, switch) for at, text in arguments.prompt_at]
+    elif arguments.switch:
+        raise ValueError("--switch has no effect without --prompt-at")
     return inputs | ({"fuse": True} if arguments.fuse else {})
 
 

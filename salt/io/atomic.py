@@ -20,6 +20,8 @@ from .partial_files import new_partial, written_path
 if TYPE_CHECKING:
     from torch import Tensor
 
+PARTIAL_FOLDER = ".partial"  # ending of a folder's hidden name
+
 
 def require_file(path: str | Path, expected: str) -> Path:
     """The path of an existing file. Raises FileNotFoundError or IsADirectoryError saying what was expected."""
@@ -81,7 +83,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     behind is removed by the next call for the same path. Raises OSError where the system refuses.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = new_partial(path, ".partial")
+    partial = new_partial(path, PARTIAL_FOLDER)
     try:
         partial.mkdir()
         yield partial

@@ -8,7 +8,8 @@ sampled in a single rollout.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -52,6 +53,23 @@ class KVMemory:
         self.held: tuple[int, ...] = ()
         self._frames_hint = frames or 0
         self.store: Store | None = None
+        self.in_use = False
+
+    @contextmanager
+    def writing(self, field: str = "memory") -> Iterator[None]:
+        """Held by a rollout from its first block to its end. Raises InputError about `field` where another holds it."""
+        self.check_free(field)
+        self.in_use = True
+        try:
+            yield
+        finally:
+            self.in_use = False
+
+    def check_free(self, field: str = "memory") -> None:
+        if self.in_use:
+            raise InputError(
+                field, "is being written by another rollout: exhaust or close that one first, or go on from a fork()"
+            )
 
     @property
     def nbytes(self) -> int:

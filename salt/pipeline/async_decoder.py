@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..acceleration.finite_check import FiniteFlag
 from ..cuda_streams import side_stream
 from ..io.video import to_uint8
 from ..memory import MemoryPolicy
@@ -32,10 +33,11 @@ def most_latents_for_extension(policy: MemoryPolicy) -> int | None:
 @dataclass
 class PendingFrames:
     """A block being decoded. pixels: [B, 3, T, H, W] float32 in [-1, 1] on the decoder's device; frames: the same as
-    uint8 [B, T, H, W, 3] on the CPU. Neither may be read before `wait`."""
+    uint8 [B, T, H, W, 3] on the CPU. finite: whether the pixels are. None of them may be read before `wait`."""
 
     pixels: Tensor
     frames: Tensor
+    finite: FiniteFlag
     done: torch.cuda.Event | None = None
 
     def wait(self) -> PendingFrames:
@@ -70,13 +72,14 @@ class AsyncDecoder:
         with on_stream:
             pixels = self.decoder.decode(latents_BCFHW)
             images = to_uint8(pixels.transpose(0, 1).flatten(1, 2)).unflatten(0, (pixels.shape[0], -1))
+            finite = FiniteFlag.of(pixels)
             if self.stream is None:
-                return PendingFrames(pixels, images.cpu())
+                return PendingFrames(pixels, images.cpu(), finite)
             frames = torch.empty(images.shape, dtype=torch.uint8, pin_memory=True)
             frames.copy_(images.contiguous(), non_blocking=True)
             done = torch.cuda.Event()
             done.record(self.stream)
-        return PendingFrames(pixels, frames, done)
+        return PendingFrames(pixels, frames, finite, done)
 
 
 def decode_ahead(

@@ -24,7 +24,7 @@ from .lora import lora_scale
 from .prepare import PreparedRun, prepare
 from .progress import Bar, CallbackTensors, OnStep, StepEnd, StepProgress
 from .prompts import encode_prompts
-from .run import Chunk, run_blocks, run_chunks
+from .run import Chunk, run_chunks, run_latents
 from .start_image import StartImage
 
 OutputType = Literal["pil", "np", "pt", "latent"]
@@ -179,7 +179,8 @@ class SaltPipeline(SaltPipelineBase):
             tensors: those named in callback_on_step_end_tensor_inputs, of `latents` (the block's [B, C, F, H, W], clean
             after its last step), `prompt_embeds` and `negative_prompt_embeds`. It may return a dict; its `latents`
             replace the block's.
-        Raises InputError for an argument that does not fit the model, the memory or another argument.
+        Raises InputError for an argument that does not fit the model, the memory or another argument, NotFiniteError
+        where the student computes NaN or infinity.
         """
         inputs = PipelineInputs.from_arguments(locals())
         if output_type not in get_args(OutputType):
@@ -208,8 +209,7 @@ class SaltPipeline(SaltPipelineBase):
         pixels: list[Tensor] = []
         with StepProgress(bar) as progress:
             if output_type == "latent":
-                parts += [] if prepared.initial_latents is None else [prepared.initial_latents]
-                parts += [block.latents for block in run_blocks(components, prepared, progress.step, on_step_end)]
+                parts = run_latents(components, prepared, progress.step, on_step_end)
             else:
                 for chunk in run_chunks(components, prepared, self.new_decoder(), progress.step, on_step_end):
                     parts.append(chunk.latents)

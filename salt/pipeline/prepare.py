@@ -18,6 +18,7 @@ from ..noise import NoiseSource, SeededNoise
 from ..rollout import RolloutSettings, count_model_calls
 from ..spec import FPS
 from .components import PipelineComponents
+from .effect import check_effects
 from .inputs import Length, PipelineInputs, change_frame, plan_length, wanted_frames
 from .prompts import encode_prompts
 from .start_image import image_channels, image_embeddings, start_pixels
@@ -115,6 +116,7 @@ def prepare(components: PipelineComponents, inputs: PipelineInputs) -> PreparedR
         conditioning, negative = _with_image(components, conditioning, negative, pixels, past + length.frames)
     noise_shape = (batch, config.out_channels, length.frames, *latent_size)
     history = inputs.history_latents
+    check_effects(inputs, settings, conditioning, memory, start_frames + length.frames)
     return PreparedRun(
         length=length,
         settings=settings,
@@ -195,6 +197,7 @@ def _memory(
     for name in ("memory", "negative_memory"):
         memory: KVMemory | None = getattr(inputs, name)
         if memory is not None:
+            memory.check_free(name)
             memory.check_fits(geometry, identity, name)
     if inputs.memory is None:
         policy = components.acceleration.policy(inputs.policy(components.spec))

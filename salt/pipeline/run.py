@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..acceleration.finite_check import FiniteCheck, NotFiniteError, block_name
 from ..conditioning import Conditioning
 from ..memory import KVMemory
 from ..model_input import FlowModel, ModelInput
@@ -16,7 +17,7 @@ from ..models.causal_model import BidirectionalModel, CausalModel
 from ..models.streaming_vae import FrameDecoder
 from ..rollout import Block, OnStepEnd, rollout
 from ..sampling import sample_bidirectional
-from .async_decoder import DECODER_WARM_UP, AsyncDecoder, decode_ahead, decode_in_turn
+from .async_decoder import DECODER_WARM_UP, AsyncDecoder, PendingFrames, decode_ahead, decode_in_turn
 from .components import PipelineComponents
 from .prepare import PreparedRun
 from .progress import OnStep
@@ -49,8 +50,8 @@ def run_chunks(
     on_step: OnStep | None = None,
     on_step_end: OnStepEnd | None = None,
 ) -> Iterator[Chunk]:
-    """Yield every block as soon as its frames are decoded."""
-    decoding, first_frame = AsyncDecoder(decoder, components.device), 0
+    """Yield every block as soon as its frames are decoded. Raises NotFiniteError in place of NaN and infinity."""
+    decoding, first_frame, checks = AsyncDecoder(decoder, components.device), 0, FiniteCheck()
     if prepared.history_latents is not None:
         decoding.begin(prepared.history_latents[:, :, -DECODER_WARM_UP:])
     start = [] if prepared.initial_latents is None else [prepared.initial_latents]
@@ -58,17 +59,40 @@ def run_chunks(
     def latents_of(block: Block) -> Tensor:
         return block.latents if block.index else torch.cat([*start, block.latents], dim=2)
 
+    def begin(block: Block) -> PendingFrames:
+        checks.add(block)
+        return decoding.begin(latents_of(block))
+
     # Weights that accelerate offloads would be fetched and sent away by turns.
     ordered = decode_ahead if decoding.overlaps and not components.offloaded else decode_in_turn
     began = time.perf_counter()
     blocks = run_blocks(components, prepared, on_step, on_step_end)
-    for block, pending in ordered(blocks, lambda block: decoding.begin(latents_of(block))):
+    for block, pending in ordered(blocks, begin):
         ready = pending.wait()
+        checks.check(block)
+        if not ready.finite.wait():
+            raise NotFiniteError(f"{block_name(block)}: the decoder's output is not finite (NaN or infinity)")
         seconds = time.perf_counter() - began
         latents = latents_of(block)
         yield Chunk(block, ready.pixels, ready.frames, latents, first_frame, seconds, prepared.memory)
         first_frame += ready.pixels.shape[2]
         began = time.perf_counter()
+
+
+def run_latents(
+    components: PipelineComponents,
+    prepared: PreparedRun,
+    on_step: OnStep | None = None,
+    on_step_end: OnStepEnd | None = None,
+) -> list[Tensor]:
+    """Latents of all blocks, those of a start first. Raises NotFiniteError in place of NaN and infinity."""
+    checks, parts = FiniteCheck(), [] if prepared.initial_latents is None else [prepared.initial_latents]
+    for block in run_blocks(components, prepared, on_step, on_step_end):
+        checks.add(block)
+        checks.check_known()
+        parts.append(block.latents)
+    checks.check()
+    return parts
 
 
 @torch.no_grad()

@@ -177,3 +177,23 @@ def test_guidance_with_a_negative_prompt(pipe):
     plain, guided = call(pipe), call(pipe, guidance_scale=3.0, negative_prompt="a slow blue square moving up")
     assert guided.negative_memory.next_frame == 6
     assert not torch.allclose(plain.latents, guided.latents, atol=1e-4)
+
+
+def test_two_streams_over_one_memory_are_refused(pipe):
+    def stream(memory=None):
+        return pipe.stream(
+            PROMPT, num_frames=21 if memory is None else 24, num_inference_steps=1, seed=0, memory=memory
+        )
+
+    first = stream()
+    memory = next(first).memory
+    with pytest.raises(InputError, match="memory is being written by another rollout"):
+        stream(memory)
+    forked = stream(memory.fork())
+    list(first)
+    early, late = stream(memory), stream(memory)
+    next(early)
+    with pytest.raises(InputError, match="memory is being written by another rollout"):
+        next(late)
+    early.close()
+    assert len(list(stream(memory))) == 2 and next(forked).block.index == 0

@@ -1,22 +1,26 @@
 """Checkpoints of a run, written atomically, so that a killed run resumes from the newest complete one.
 
 A checkpoint is a folder `step-NNNNNNNN` with one file per kind of state and, written last, `complete.json` with their
-sizes. It is written under a hidden name, flushed to disk, and renamed. Unsharded tensors are stored, so a run may
-resume on another number of processes.
+sizes. It is written under a hidden name, flushed to disk, and renamed. A damaged one is named and set aside, and the
+run goes on from the one before. Unsharded tensors are stored, so a run may resume on another number of processes.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from salt.io.atomic import atomic_folder
+from salt.io.atomic import PARTIAL_FOLDER, atomic_folder
+from salt.io.partial_files import remove_leftovers
 
 COMPLETE_FILE = "complete.json"
+DAMAGED_PREFIX = "damaged-"
 
 
 class CheckpointFolder:
@@ -48,22 +52,76 @@ class CheckpointFolder:
         complete = self.complete()
         return int(complete[-1].name.rpartition("-")[2]) if complete else 0
 
-    def latest(self) -> dict[str, Any] | None:
-        """The parts of the newest complete checkpoint, or None where there is none.
+    def newest(self) -> Path | None:
+        """The newest checkpoint whose files are whole, to the bit; None without one. Call it in one process.
 
-        Files are memory-mapped, so that the processes of a machine do not each hold all tensors. A write to a tensor
-        is private to the process, and a file removed meanwhile stays readable.
+        A damaged one is named on stderr and renamed to `damaged-step-NNNNNNNN`, so that it is not counted among those
+        that are kept.
         """
-        complete = self.complete()
-        if not complete:
-            return None
-        paths = [complete[-1] / name for name in json.loads((complete[-1] / COMPLETE_FILE).read_text())["files"]]
-        return {path.stem: torch.load(path, map_location="cpu", weights_only=True, mmap=True) for path in paths}
+        for name in {path.name[1:].partition(".")[0] for path in self.folder.glob(".step-*")}:
+            remove_leftovers(self.folder / name, PARTIAL_FOLDER)
+        for folder in sorted(self.folder.glob("step-*"), reverse=True):
+            damage = _damage(folder)
+            if damage is None:
+                return folder
+            aside = folder.with_name(DAMAGED_PREFIX + folder.name)
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            print(f"{folder}: is damaged ({damage}); it is now {aside.name}, and not used", file=sys.stderr)
+        return None
+
+    def latest(self) -> dict[str, Any] | None:
+        """The parts of the newest whole checkpoint, or None where there is none. Call it in one process."""
+        newest = self.newest()
+        return None if newest is None else load_checkpoint(newest)
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any]:
+    """The parts of a checkpoint.
+
+    Files are memory-mapped, so that the processes of a machine do not each hold all tensors. A write to a tensor is
+    private to the process, and a file removed meanwhile stays readable.
+    """
+    paths = [folder / name for name in _file_sizes(folder)]
+    return {path.stem: torch.load(path, map_location="cpu", weights_only=True, mmap=True) for path in paths}
+
+
+def _file_sizes(folder: Path) -> dict[str, int]:
+    """Names and sizes of a checkpoint's files. Raises OSError, ValueError or KeyError where they are not known."""
+    content = json.loads((folder / COMPLETE_FILE).read_text())
+    if not isinstance(content, dict) or not isinstance(content["files"], dict):
+        raise ValueError("found another content")
+    return content["files"]
 
 
 def _is_complete(folder: Path) -> bool:
+    return _incomplete(folder) is None
+
+
+def _incomplete(folder: Path) -> str | None:
+    """What of a checkpoint is missing, or of another size than was written; None where nothing is."""
     try:
-        files = json.loads((folder / COMPLETE_FILE).read_text())["files"]
-    except (OSError, ValueError, KeyError):
-        return False
-    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files.items())
+        sizes = _file_sizes(folder)
+    except (OSError, ValueError, KeyError) as error:
+        return f"{COMPLETE_FILE}: {error}"
+    for name, size in sizes.items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            return f"{name}: found {'no such file' if found is None else f'{found} bytes'}, expected {size}"
+    return None
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, by its sizes and by the checksums in its files; None for a whole one."""
+    if incomplete := _incomplete(folder):
+        return incomplete
+    for name in _file_sizes(folder):
+        try:
+            with zipfile.ZipFile(folder / name) as file:
+                bad = file.testzip()
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
+            return f"{name}: {error}"
+        if bad is not None:
+            return f"{name}: its checksum of {bad} differs"
+    return None

@@ -15,17 +15,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import ProjectConfiguration, broadcast_object_list
 from torch import Tensor
 
 from salt.models.transformer_salt import SaltTransformer3DModel
 from train.config.recipe import Recipe
 from train.data.batch import Batch
 from train.data.prompts import Prompts
-from train.distributed.checkpointing import CheckpointFolder
+from train.distributed.checkpointing import CheckpointFolder, load_checkpoint
 from train.distributed.ema import Ema
 from train.distributed.launch import Mode, mean_over_processes, process_state
 from train.distributed.parallel import DistributedModel
+from train.distributed.stop_request import StopRequest
 from train.models import build_student, export_student, make_optimizer
 from train.monitoring.divergence_guard import Diverged, DivergenceGuard
 from train.monitoring.metrics_logger import MetricsLogger
@@ -92,11 +93,12 @@ class Trainer(ABC):
     def run(self, on_update: Callable[[int], dict[str, float]] | None = None) -> int:
         """Train; returns the number of finished updates. on_update: called after each, returns what else to log.
 
+        Ctrl-C or SIGTERM in any process ends the run after the update, with a checkpoint, by a KeyboardInterrupt.
         Raises Diverged when a loss is not finite or the gradient norm jumps; the last complete checkpoint is kept.
         """
-        done = self.resume()
+        done = saved = self.resume()
         run, opt = self.recipe.run, self.recipe.optimisation
-        with MetricsLogger(self.recipe, self.accelerator, done) as logger:
+        with MetricsLogger(self.recipe, self.accelerator, done) as logger, StopRequest() as stop:
             while done < opt.updates:
                 began = time.perf_counter()
                 values = self.update(done)
@@ -111,6 +113,11 @@ class Trainer(ABC):
                 logger.update(done, values, seconds)
                 if (run.save_every and done % run.save_every == 0) or done == opt.updates:
                     self.save(done)
+                    saved = done
+                if stop.requested_anywhere(self.device):
+                    if saved != done:
+                        self.save(done)
+                    stop.interrupt()
                 if on_update is not None and (more := on_update(done)):
                     logger.add(done, more)
         return done
@@ -156,10 +163,13 @@ class Trainer(ABC):
         return norm
 
     def resume(self) -> int:
-        """Load the newest complete checkpoint; returns the number of finished updates (0 without one)."""
-        parts = self.folder.latest()
-        if parts is None:
+        """Load the newest whole checkpoint; returns the number of finished updates (0 without one)."""
+        newest = [self.folder.newest() if self.accelerator.is_main_process else None]
+        if self.accelerator.num_processes > 1:  # all of them read the same one
+            broadcast_object_list(newest)
+        if newest[0] is None:
             return 0
+        parts = load_checkpoint(newest[0])
         if parts["ema"]:
             self.student.model.load_state(parts["ema"])
             self.ema.update()

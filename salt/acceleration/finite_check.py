@@ -1,0 +1,77 @@
+"""Finds blocks whose numbers are not finite. The device answers, and the host does not wait for it inside a block."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..rollout import Block
+
+
+class NotFiniteError(RuntimeError):
+    """NaN or infinity in place of a clip; the message names the block and what computed it."""
+
+
+@dataclass
+class FiniteFlag:
+    """Whether a tensor is finite, as the device has answered or will. Read `value` after `wait`."""
+
+    value: Tensor
+    done: torch.cuda.Event | None = None
+
+    @classmethod
+    def of(cls, x: Tensor) -> FiniteFlag:
+        """Ask on the current stream."""
+        finite = torch.isfinite(x).all()
+        if not x.is_cuda:
+            return cls(finite.cpu())
+        value = torch.empty((), dtype=torch.bool, pin_memory=True)
+        value.copy_(finite, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record(torch.cuda.current_stream(x.device))
+        return cls(value, done)
+
+    @property
+    def known(self) -> bool:
+        """Whether the device has answered."""
+        return self.done is None or self.done.query()
+
+    def wait(self) -> bool:
+        if self.done is not None:
+            self.done.synchronize()
+        return bool(self.value)
+
+
+class FiniteCheck:
+    """Checks blocks in order. `add` a block when it is computed, and `check` when the host waits for it anyway."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[Block, FiniteFlag]] = deque()
+
+    def add(self, block: Block) -> None:
+        self._waiting.append((block, FiniteFlag.of(block.latents)))
+
+    def check_known(self) -> None:
+        """Check the blocks about which the device has answered; does not wait. Raises NotFiniteError."""
+        while self._waiting and self._waiting[0][1].known:
+            self._check_first()
+
+    def check(self, block: Block | None = None) -> None:
+        """Check up to `block`, or all; waits for the device. Raises NotFiniteError."""
+        while self._waiting and (block is None or self._waiting[0][0].index <= block.index):
+            self._check_first()
+
+    def _check_first(self) -> None:
+        block, flag = self._waiting.popleft()
+        if not flag.wait():
+            raise NotFiniteError(
+                f"{block_name(block)}: the student's output is not finite (NaN or infinity), so the clip ends before "
+                "it. A damaged weight file, a LoRA of another model or float16 can be the reason"
+            )
+
+
+def block_name(block: Block) -> str:
+    return f"block {block.index + 1} of {block.count} (latent frames {block.start} to {block.stop - 1})"
