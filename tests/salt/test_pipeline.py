@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from salt.checkpoints import save_wan
+from salt.errors import InputError
 from salt.memory import MemoryPolicy
 from salt.pipeline import SaltPipeline
 from salt.schedule import STEP_LISTS
