@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...salt.memory import KVMemory, MemoryFileError, load_memory, save_memory
-from ...salt.memory.serialization import NEGATIVE_SUFFIX, negative_path
+from ...salt.memory import KVMemory, MemoryFileError, load_memory
+from ...salt.memory.serialization import NEGATIVE_SUFFIX, load_negative, save_clip
 from ..io_types import ClipMemory
 from .comfy_model import memory_geometry
 from .fingerprint import fingerprint
@@ -46,30 +46,27 @@ def save_clip_memory(clip: ClipMemory, filename_prefix: str) -> Path:
 
     folder, name, counter, *_ = folder_paths.get_save_image_path(filename_prefix, folder_paths.get_output_directory())
     path = Path(folder) / f"{name}_{counter:05}_.safetensors"
-    # The unconditional branch first: a file that lacks the branch it should have would guide wrongly, silently.
-    if clip.negative is not None:
-        save_memory(clip.negative, negative_path(path))
-    save_memory(clip.memory, path)
+    save_clip(path, clip.memory, clip.negative)
     return path
 
 
 def load_clip_memory(path: Path, model: ModelPatcher | None) -> ClipMemory:
-    """A memory file with its unconditional branch; with a MODEL, only one written by that MODEL.
+    """The memory of a file with its unconditional branch; with a MODEL, only one written by that MODEL.
 
     Raises MemoryFileError naming the file.
     """
-    negative = negative_path(path)
-    return ClipMemory(load_branch(path, model), load_branch(negative, model) if negative.is_file() else None)
+    identity = None if model is None else fingerprint(model)
+    clip = ClipMemory(load_memory(path, fingerprint=identity), load_negative(path, fingerprint=identity))
+    if model is not None:
+        for memory in clip.branches:
+            check_geometry(memory, path, model)
+    return clip
 
 
-def load_branch(path: Path, model: ModelPatcher | None) -> KVMemory:
-    if model is None:
-        return load_memory(path)
-    memory = load_memory(path, fingerprint=fingerprint(model))
-    # Equal weights may be read as other heads: their number is not in the shapes.
+def check_geometry(memory: KVMemory, path: Path, model: ModelPatcher) -> None:
+    """Equal weights may be read as other heads: their number is not in the shapes. Raises MemoryFileError."""
     found = memory.geometry
     expected = memory_geometry(model, found.batch, found.height * 2, found.width * 2)
     if found != expected:
         in_file, of_model = (f"{g.layers} layers, {g.heads} heads of {g.head_dim}" for g in (found, expected))
         raise MemoryFileError(f"{path}: found a memory of {in_file}, expected the model's {of_model}")
-    return memory

@@ -21,7 +21,7 @@ from ..io.prompt_files import read_prompts
 from ..models.word_embedder import WordEmbedder
 from ..pipeline.from_options import PipelineOptions, load_pipeline
 from ..pipeline.write_clip import GenerationStats, write_clip
-from .memory_files import load_clip_memory, negative_memory_to_save, save_clip_memory
+from .memory_files import clip_part, load_clip_memory, negative_memory_to_save, save_clip_memory
 
 # Processes that are done wait so long for the slowest; NCCL's own limit is ten minutes.
 PROCESS_TIMEOUT = timedelta(days=7)
@@ -60,7 +60,8 @@ def generate_one(
     if save_memory is not None and clip.memory is not None:
         past = [inputs["history_latents"]] if "history_latents" in inputs else []
         latents = [*past, *clip.latents]
-        save_clip_memory(pipe, save_memory, clip.memory, inputs.get("negative_memory"), latents)
+        parts = clip_part(prompt, options.seed, inputs, extend)
+        save_clip_memory(pipe, save_memory, clip.memory, inputs.get("negative_memory"), latents, parts)
     return clip.stats
 
 

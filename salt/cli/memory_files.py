@@ -1,11 +1,12 @@
-"""Files of a clip's memory between two commands: the memory, its unconditional branch, and the clip's last latents.
+"""The file of a clip between two commands: memory, unconditional branch, last latents, prompts and settings.
 
-NAME.safetensors is the memory; beside it are NAME.negative.safetensors, where the clip was guided, and
-NAME.safetensors.latents.safetensors.
+Older versions wrote three files: NAME.safetensors, NAME.negative.safetensors for a guided clip, and
+NAME.safetensors.latents.safetensors. They are still read, and replaced by one.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..errors import InputError
-from ..io.atomic import write_tensors
-from ..memory import KVMemory, load_memory, save_memory
-from ..memory.serialization import negative_path
+from ..io.partial_files import written_path
+from ..memory import KVMemory, MemoryFileError, load_memory
+from ..memory.serialization import (
+    has_negative,
+    is_clip_file,
+    load_negative,
+    negative_path,
+    read_clip_latents,
+    read_clip_parts,
+    save_clip,
+)
 from ..models.fingerprint import fingerprint
 from ..pipeline import PipelineInputs, SaltPipeline
 from ..pipeline.async_decoder import most_latents_for_extension
@@ -38,17 +47,14 @@ def load_clip_memory(pipe: SaltPipeline, path: Path, guided: bool) -> dict[str, 
     memory = load_memory(path, fingerprint=identity, device=device)
     inputs: dict[str, Any] = {"memory": memory}
     if guided:
-        negative = negative_path(path)
-        if not negative.is_file():
+        if not has_negative(path):
             raise InputError(
                 "guidance_scale",
-                f"needs the unconditional branch, which a guided clip leaves beside its memory; there is no {negative}",
+                f"needs the unconditional branch, which the memory of a guided clip has; there is none in {path}",
             )
-        inputs["negative_memory"] = load_memory(negative, fingerprint=identity, device=device)
-    latents = latents_path(path)
-    if latents.is_file():
-        inputs["history_latents"] = _load_latents(latents, _latents_shape(pipe, memory))
-    return inputs
+        inputs["negative_memory"] = load_negative(path, fingerprint=identity, device=device)
+    latents = _load_latents(path, _latents_shape(pipe, memory))
+    return inputs if latents is None else {**inputs, "history_latents": latents}
 
 
 def negative_memory_to_save(pipe: SaltPipeline, arguments: dict[str, Any]) -> KVMemory | None:
@@ -67,22 +73,41 @@ def negative_memory_to_save(pipe: SaltPipeline, arguments: dict[str, Any]) -> KV
 
 
 def save_clip_memory(
-    pipe: SaltPipeline, path: Path, memory: KVMemory, negative: KVMemory | None, latents: list[torch.Tensor]
+    pipe: SaltPipeline,
+    path: Path,
+    memory: KVMemory,
+    negative: KVMemory | None,
+    latents: list[torch.Tensor],
+    parts: list[dict[str, Any]],
 ) -> None:
-    """Write a memory and the files beside it, in place of those of an older memory of this name."""
-    # The negative first: a memory beside the negative of another would be guided wrongly, silently.
-    if negative is not None:
-        save_memory(negative, negative_path(path))
-    else:
-        negative_path(path).unlink(missing_ok=True)
-    save_memory(memory, path)
+    """Write a clip's memory, atomically, in place of an older one of this name. parts: see `clip_part`."""
+    path = written_path(path)
+    older = _older_files(path)
     clip = torch.cat([x.cpu().float() for x in latents], dim=2)
-    count, target = _latents_shape(pipe, memory)[2], latents_path(path)
-    if clip.shape[2] >= count:
-        write_tensors(target, {"latents": clip[:, :, -count:].contiguous()})
-    else:
-        target.unlink(missing_ok=True)
+    count = _latents_shape(pipe, memory)[2]
+    known = clip[:, :, -count:] if clip.shape[2] >= count else None
+    save_clip(path, memory, negative, known, parts)
+    for file in older:
+        file.unlink(missing_ok=True)
+    if known is None:
         log.info("%s: written without latents, as those before this part are not known", path)
+
+
+def clip_part(prompt: str, seed: int, inputs: dict[str, Any], extend: Path | None) -> list[dict[str, Any]]:
+    """Prompts and settings of a clip, those of the memory that it extends first."""
+    settings = {key: value for key, value in inputs.items() if not isinstance(value, (torch.Tensor, KVMemory))}
+    plain = json.loads(json.dumps({"prompt": prompt, "seed": seed, **settings}, default=str))
+    return [*(read_clip_parts(extend) if extend is not None else []), plain]
+
+
+def _older_files(path: Path) -> list[Path]:
+    """What an older version wrote beside the memory at `path`, which a file with all of its clip replaces."""
+    if not path.is_file():
+        return []
+    try:
+        return [] if is_clip_file(path) else [negative_path(path), latents_path(path)]
+    except MemoryFileError:  # another file, which is replaced; those beside it are not known
+        return []
 
 
 def _latents_shape(pipe: SaltPipeline, memory: KVMemory) -> tuple[int, ...]:
@@ -92,12 +117,21 @@ def _latents_shape(pipe: SaltPipeline, memory: KVMemory) -> tuple[int, ...]:
     return g.batch, pipe.transformer.config.out_channels, frames, g.height * p_h, g.width * p_w
 
 
-def _load_latents(path: Path, expected: tuple[int, ...]) -> torch.Tensor:
+def _load_latents(path: Path, expected: tuple[int, ...]) -> torch.Tensor | None:
+    """The latents in a clip's file, or beside one of an older version; None where there are none."""
+    beside = latents_path(path)
+    if is_clip_file(path):
+        latents = read_clip_latents(path)
+        if latents is None or tuple(latents.shape) == expected:
+            return latents
+        raise MemoryFileError(f"{path}: latents: found shape {tuple(latents.shape)}, expected {expected}")
+    if not beside.is_file():
+        return None
     try:
-        latents = load_file(path)["latents"]
+        latents = load_file(beside)["latents"]
         found = f"latents of shape {tuple(latents.shape)}"
         if tuple(latents.shape) == expected:
             return latents
     except (SafetensorError, KeyError) as error:
         found = f"no latents that can be read ({error})"
-    raise ValueError(f"{path}: found {found}, expected shape {expected}; remove it to go on without")
+    raise ValueError(f"{beside}: found {found}, expected shape {expected}; remove it to go on without")

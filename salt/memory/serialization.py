@@ -1,12 +1,20 @@
-"""Memory files: the kept frames of every layer and a JSON description, in one safetensors file."""
+"""Memory files: the kept frames of every layer and a JSON description, in one safetensors file.
+
+The file of a clip also holds the memory of its unconditional branch, its last latents, and the prompts and settings of
+its parts, so that what belongs together is replaced together. Older versions wrote a second file for the branch; such
+a pair is still read.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from ..io.atomic import require_file, write_tensors
 from .cache import KVMemory
@@ -14,7 +22,9 @@ from .policy import MemoryPolicy
 from .store import MemoryGeometry, buffer_names
 
 FORMAT = "salt-memory-1"
-NEGATIVE_SUFFIX = ".negative"  # of the unconditional branch, before the file ending
+NEGATIVE_SUFFIX = ".negative"  # of the unconditional branch's file beside an older memory file, before the file ending
+NEGATIVE = "negative."  # before the tensor names of the unconditional branch, in a clip's file
+LATENTS = "latents"
 
 
 class MemoryFileError(ValueError):
@@ -22,20 +32,50 @@ class MemoryFileError(ValueError):
 
 
 def save_memory(memory: KVMemory, path: str | Path) -> None:
-    """Write a memory, atomically: an existing file is replaced only by a complete one.
+    """Write a memory alone, atomically: an existing file is replaced only by a complete one.
 
     Raises ValueError for an empty memory and OSError when the folder cannot be written.
     """
+    write_tensors(path, _tensors(memory, "", path), {"salt_memory": json.dumps(_description(memory))})
+
+
+def save_clip(
+    path: str | Path,
+    memory: KVMemory,
+    negative: KVMemory | None = None,
+    latents: Tensor | None = None,
+    parts: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Write a clip's memory with all that belongs to it, atomically, in one file; errors as for `save_memory`.
+
+    negative: of the unconditional branch. latents: [B, C, F, H, W], the clip's last. parts: prompt and settings of the
+    rollouts that made the clip, in order, as JSON can hold them.
+    """
+    tensors = _tensors(memory, "", path)
+    metadata = {"salt_memory": json.dumps(_description(memory)), "salt_clip": json.dumps(list(parts))}
+    if negative is not None:
+        tensors |= _tensors(negative, NEGATIVE, path)
+        metadata["salt_memory_negative"] = json.dumps(_description(negative))
+    if latents is not None:
+        tensors[LATENTS] = latents
+    write_tensors(path, tensors, metadata)
+
+
+def _tensors(memory: KVMemory, prefix: str, path: str | Path) -> dict[str, Tensor]:
+    """The kept frames by name. Raises ValueError for an empty memory."""
     if memory.store is None or not memory.held:
         raise ValueError(f"{path}: the memory is empty; a rollout must have written it")
     index = memory.slot_index(memory.held)
     names = buffer_names(memory.policy.precision)
-    tensors = {
-        f"layers.{i}.{name}": part.index_select(1, index.to(part.device)).contiguous().cpu()
+    return {
+        f"{prefix}layers.{i}.{name}": part.index_select(1, index.to(part.device)).contiguous().cpu()
         for i, layer in enumerate(memory.store.buffers)
         for name, part in zip(names, layer, strict=True)
     }
-    info = {
+
+
+def _description(memory: KVMemory) -> dict[str, Any]:
+    return {
         "format": FORMAT,
         "policy": memory.policy.to_dict(),
         "geometry": memory.geometry.to_dict(),
@@ -46,18 +86,63 @@ def save_memory(memory: KVMemory, path: str | Path) -> None:
         "next_frame": memory.next_frame,
         "context_sigma": memory.context_sigma,
     }
-    write_tensors(path, tensors, {"salt_memory": json.dumps(info)})
 
 
 def negative_path(path: Path) -> Path:
-    """The file of the unconditional branch's memory, beside that of a clip sampled with guidance."""
+    """The file of the unconditional branch's memory that an older version wrote beside that of a guided clip."""
     return path.with_name(f"{path.stem}{NEGATIVE_SUFFIX}{path.suffix}")
 
 
-def read_memory_info(path: str | Path) -> dict:
-    """The description in a memory file, without its tensors. Raises MemoryFileError for any other file."""
+def is_clip_file(path: str | Path) -> bool:
+    """Whether a memory file holds all of its clip, so that files beside it are no part of it."""
     with _opened(path) as file:
-        text = (file.metadata() or {}).get("salt_memory")
+        return "salt_clip" in (file.metadata() or {})
+
+
+def read_clip_parts(path: str | Path) -> list[dict[str, Any]]:
+    """Prompts and settings of the rollouts that made the clip in a memory file; none where the file has none."""
+    with _opened(path) as file:
+        text = (file.metadata() or {}).get("salt_clip")
+    try:
+        parts = json.loads(text) if text else []
+    except json.JSONDecodeError as error:
+        raise MemoryFileError(f"{path}: its parts `salt_clip` are damaged ({error})") from error
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise MemoryFileError(f"{path}: its parts `salt_clip` are no list of objects")
+    return parts
+
+
+def read_clip_latents(path: str | Path) -> Tensor | None:
+    """The last latents [B, C, F, H, W] of the clip in a memory file; None where the file has none."""
+    with _opened(path) as file:
+        return file.get_tensor(LATENTS) if LATENTS in file.keys() else None  # noqa: SIM118 (no mapping)
+
+
+def has_negative(path: str | Path) -> bool:
+    """Whether a memory file has the unconditional branch in it; or beside it, in a file of an older version."""
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+    return "salt_memory_negative" in metadata or ("salt_clip" not in metadata and negative_path(Path(path)).is_file())
+
+
+def load_negative(
+    path: str | Path, *, fingerprint: str | None = None, device: torch.device | str = "cpu"
+) -> KVMemory | None:
+    """The memory of the unconditional branch in, or beside, a memory file; None where there is none."""
+    if not has_negative(path):
+        return None
+    if is_clip_file(path):
+        return load_memory(path, fingerprint=fingerprint, device=device, prefix=NEGATIVE)
+    return load_memory(negative_path(Path(path)), fingerprint=fingerprint, device=device)
+
+
+def read_memory_info(path: str | Path, prefix: str = "") -> dict:
+    """The description in a memory file, without its tensors; of the unconditional branch with the prefix `negative.`.
+
+    Raises MemoryFileError for any other file.
+    """
+    with _opened(path) as file:
+        text = (file.metadata() or {}).get("salt_memory_negative" if prefix else "salt_memory")
     try:
         info = json.loads(text) if text else {}
     except json.JSONDecodeError as error:
@@ -74,14 +159,16 @@ def load_memory(
     geometry: MemoryGeometry | None = None,
     device: torch.device | str = "cpu",
     residence: str | None = None,
+    prefix: str = "",
 ) -> KVMemory:
     """Read a memory from a file; a rollout continues from it.
 
     fingerprint, geometry: of the model and clip size that it must fit. device: of the buffers. residence: `device` or
-    `cpu`, instead of the file's. Raises MemoryFileError, naming the differing field, for a file that does not fit, and
-    for one that is damaged or not a memory file.
+    `cpu`, instead of the file's. prefix: `negative.` for the unconditional branch (see `load_negative`). Raises
+    MemoryFileError, naming the differing field, for a file that does not fit, and for one that is damaged or not a
+    memory file.
     """
-    info = read_memory_info(path)
+    info = read_memory_info(path, prefix)
     saved = MemoryGeometry(**info["geometry"])
     if geometry is not None and (difference := saved.difference(geometry)):
         raise MemoryFileError(f"{path}: {difference}")
@@ -100,7 +187,7 @@ def load_memory(
         present = set(file.keys())
         for i, layer in enumerate(store.buffers):
             for name, buffer in zip(names, layer, strict=True):
-                key = f"layers.{i}.{name}"
+                key = f"{prefix}layers.{i}.{name}"
                 expected = (buffer.shape[0], len(memory.held), *buffer.shape[2:])
                 found = tuple(file.get_slice(key).get_shape()) if key in present else None
                 if found != expected:

