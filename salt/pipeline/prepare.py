@@ -131,7 +131,10 @@ def prepare(components: PipelineComponents, inputs: PipelineInputs) -> PreparedR
 
 
 def _check_support(components: PipelineComponents, inputs: PipelineInputs) -> None:
-    """Raise InputError for what this kind of model does not take."""
+    """Raise InputError for what this kind of model does not take, and a memory that another rollout writes."""
+    for name in ("memory", "negative_memory"):
+        if (memory := getattr(inputs, name)) is not None:
+            memory.check_free(name)
     if components.bidirectional:
         for name in ("memory", "memory_policy", "history_latents", "prompt_schedule", "initial_latents"):
             if getattr(inputs, name) not in (None, ()):
@@ -197,7 +200,6 @@ def _memory(
     for name in ("memory", "negative_memory"):
         memory: KVMemory | None = getattr(inputs, name)
         if memory is not None:
-            memory.check_free(name)
             memory.check_fits(geometry, identity, name)
     if inputs.memory is None:
         policy = components.acceleration.policy(inputs.policy(components.spec))

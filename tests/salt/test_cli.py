@@ -264,7 +264,7 @@ def test_latents_that_do_not_belong_to_the_memory_are_refused(model, tmp_path, c
     assert read_clip_latents(memory) is None, "the latents of the first part are not known any more"
     save_clip(memory, load_memory(memory), latents=latents[:, :, :4])
     assert generate(model, tmp_path / "b.mp4", *more) == 2
-    assert f"{memory}: latents: found shape (1, 16, 4, 4, 4), expected (1, 16, 8" in capsys.readouterr().err
+    assert f"{memory}: latents: found shape (1, 16, 4, 4, 4), expected (1, 16, 9" in capsys.readouterr().err
 
 
 def test_a_device_that_is_not_available(monkeypatch):

@@ -10,7 +10,8 @@ from types import FrameType, TracebackType
 import torch
 
 from salt.io.interruption import TERMINATION_SIGNALS, Terminated, signals_handled_by
-from train.distributed.launch import is_main_process, mean_over_processes
+from train.distributed.environment import is_main_process
+from train.distributed.launch import mean_over_processes
 
 
 class StopRequest:
