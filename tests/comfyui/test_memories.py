@@ -20,6 +20,7 @@ def test_a_saved_memory_goes_on_like_one_that_was_not(inside):
         assert found[name]["listed"] == f"salt_memories/{name}_00001_.safetensors [output]"
         assert found[name]["path"] and found[name]["equal"]
     assert found["second name differs"]
+    assert found["files"] == [f"{name}_.safetensors" for name in ("guided_00001", "guided_00002", "plain_00001")]
     assert "fingerprint differs" in found["other model"] and "guided" in found["other model"]
     assert "guided" in found["other heads"] and "2 heads of 128, expected the model's" in found["other heads"]
     assert "none.safetensors [output]: found no such file" in found["absent"]

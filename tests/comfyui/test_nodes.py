@@ -19,6 +19,14 @@ def test_an_extension_equals_the_clip_made_in_one_go(inside):
         assert "frames per second" in case["report"]
 
 
+def test_inputs_without_effect_are_in_the_report(inside):
+    found = inside(CASES, "without_effect")
+    assert found["cfg 1"].endswith("; negative has no effect at cfg 1")
+    assert "no effect" not in found["cfg 2"]
+    assert found["late"].endswith("; prompts at 9 s have no effect: the clip's last block begins at 1.5 s")
+    assert "block 1 of 3 (latent frames 0 to 2): the student's output is not finite" in found["nan"]
+
+
 def test_what_cannot_be_is_said_with_what_to_do(inside):
     found = inside(CASES, "refusals")
     messages = {

@@ -181,14 +181,14 @@ def test_guidance_with_a_negative_prompt(pipe):
 
 
 def test_two_streams_over_one_memory_are_refused(pipe):
-    def stream(memory=None, frames=24):
-        return pipe.stream(PROMPT, num_frames=frames, num_inference_steps=1, seed=0, memory=memory)
+    def stream(memory=None):
+        return pipe.stream(PROMPT, num_frames=21, num_inference_steps=1, seed=0, memory=memory)
 
-    first = stream(frames=21)
+    first = stream()
     memory = next(first).memory
     with pytest.raises(InputError, match="memory is being written by another rollout"):
         stream(memory)
-    forked = stream(memory.fork(), frames=21)
+    forked = stream(memory.fork())
     list(first)
     early, late = stream(memory), stream(memory)
     next(early)

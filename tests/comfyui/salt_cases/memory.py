@@ -51,6 +51,7 @@ def files():
     other_heads = refusal(NODES.SaltLoadMemory.execute, listed, heads)
     wan.num_heads //= 2
     return found | {
+        "files": sorted(p.name for p in Path(path).parent.iterdir() if p.is_file()),
         "second name differs": again != path and Path(path).is_file(),
         "other model": refusal(NODES.SaltLoadMemory.execute, listed, other),
         "other heads": other_heads,

@@ -356,8 +356,24 @@ def evictions():
     }
 
 
+def without_effect():
+    """Reports of rollouts with inputs that change nothing, and of one with the same inputs that do; NaN."""
+    negative = [[torch.zeros_like(text(PROMPT)[0][0]), {}]]
+    timed = IO_TYPES.TimedConditioning
+    prompts = [timed(0.0, text(PROMPT), "keep"), timed(1.0, text(OTHER), "keep"), timed(9.0, text(PROMPT), "keep")]
+    broken = tiny()
+    broken.add_patches({"diffusion_model.head.head.weight": (torch.full((1,), float("nan")),)}, 1.0)
+    return {
+        "cfg 1": rollout(tiny(), negative=negative)[2],
+        "cfg 2": rollout(tiny(), negative=negative, cfg=2.0)[2],
+        "late": rollout(tiny(), positive=None, prompts=prompts)[2],
+        "nan": refusal(rollout, broken),
+    }
+
+
 if __name__ == "__main__":
     run_case(
+        without_effect,
         parity,
         extension,
         refusals,
