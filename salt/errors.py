@@ -14,6 +14,9 @@ class InputError(ValueError):
     command-line option) uses `error.phrased("cfg")` instead of parsing the text.
     """
 
+    # ComfyUI shows this name; its own begins with the path of the pack.
+    __module__ = "salt.errors"
+
     def __init__(self, field: str, problem: str, value: object = None) -> None:
         self.field, self.problem, self.value = field, problem, value
         super().__init__(self.phrased(field))

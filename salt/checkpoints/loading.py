@@ -13,7 +13,7 @@ from ..models.transformer_salt import SaltTransformer3DModel
 from .lora import is_lora, read_lora
 from .lora_merge import LoraSource, lora_files, merge_loras
 from .reader import Weights, read_checkpoint
-from .tensor_files import find_files, open_tensors
+from .tensor_files import find_files, open_tensors, shorten
 
 
 def load_student(
@@ -55,9 +55,9 @@ def describe(path: str | Path) -> dict[str, Any]:
     """A summary of a weight file or folder, for display. Reads only names and shapes.
 
     Keys: path, format, variant, weights (chosen by "auto"), available, heads, head_dim, dim, layers, ffn, text_dim,
-    in_channels, parameters, dtype, bytes (on disk, of all files), spec (dict or None). Of a LoRA: path, format,
-    layers (adapted ones), rank, alpha, scale, whole differences, bytes. Raises `CheckpointError` as
-    `read_checkpoint` does.
+    in_channels, parameters, dtype, bytes (on disk, of all files), ignored (names of what is no weight of the model),
+    spec (dict or None). Of a LoRA: path, format, layers (adapted ones), rank, alpha, scale, whole differences, bytes.
+    Raises `CheckpointError` as `read_checkpoint` does.
     """
     path = Path(path)
     files, _ = find_files(path)
@@ -84,6 +84,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         "parameters": found.parameters,
         "dtype": str(found.dtype).removeprefix("torch."),
         "bytes": size,
+        "ignored": shorten(found.ignored) or None,
         "spec": found.spec and found.spec.to_dict(),
     }
 

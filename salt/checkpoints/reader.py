@@ -15,7 +15,7 @@ from ..memory import MemoryPolicy
 from ..spec import StudentSpec
 from .tensor_files import CheckpointError, find_files, metadata_json, open_tensors, shorten
 from .wan_config import check_shapes, infer_config, variant_of
-from .wan_keys import check_is_wan, match_names
+from .wan_keys import A_LORA, check_is_wan, match_names
 
 Weights = Literal["auto", "ema", "regular", "critic"]
 
@@ -43,13 +43,13 @@ MAPPED_SHARE, MIN_MAPPED_BYTES = 16, 64 * 2**20
 
 @dataclass(frozen=True)
 class Entry:
-    """Location of one weight: `file`, `name` in it, and the name of its fp8 scale if it has one."""
+    """Location of one weight: `file`, `name` in it, and its fp8 scale if it has one, which may lie in another file."""
 
     file: Path
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    scale: str | None = None
+    scale: torch.Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
     def bytes(self) -> int:
@@ -61,7 +61,8 @@ class Checkpoint:
     """A student's weights in a file: identified, named and checked, but not read yet.
 
     config: arguments of the model class. entries: every weight by diffusers' name. weights: which of the `available`
-    kinds was chosen. spec: the student's recipe, None where the file has none.
+    kinds was chosen. spec: the student's recipe, None where the file has none. ignored: names of what else the file
+    holds, an optimizer or a counter.
     """
 
     path: Path
@@ -73,6 +74,7 @@ class Checkpoint:
     entries: dict[str, Entry]
     spec: StudentSpec | None = None
     metadata: dict[str, str] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -106,7 +108,7 @@ class Checkpoint:
                 content = _state_dicts(open_tensors(entry.file)[0], entry.file)[self.weights]
                 opened, mapped = entry.file, 0
             mapped += entry.bytes
-            yield name, _weight(content[entry.name], content[entry.scale] if entry.scale else None)
+            yield name, _weight(content[entry.name], entry.scale)
 
 
 def read_checkpoint(path: str | Path, weights: Weights = "auto") -> Checkpoint:
@@ -128,6 +130,7 @@ def read_checkpoint(path: str | Path, weights: Weights = "auto") -> Checkpoint:
     origins: dict[str, Path] = {}
     metadata: dict[str, str] = {}
     state_dicts: dict[str, dict[str, torch.Tensor]] = {}
+    ignored: list[str] = []
     kind = "regular"
     for file in files:
         content, file_metadata = open_tensors(file)
@@ -141,6 +144,7 @@ def read_checkpoint(path: str | Path, weights: Weights = "auto") -> Checkpoint:
         tensors |= state_dicts[kind]
         origins |= dict.fromkeys(state_dicts[kind], file)
         metadata |= file_metadata
+        ignored += _ignored(content, kind, state_dicts[kind])
     names = match_names((name for name in tensors if not name.endswith((*IGNORED, *SCALES))), where)
     check_is_wan(names, where)
     entries = {name: _entry(origins[raw], raw, tensors, where) for name, raw in sorted(names.canonical.items())}
@@ -149,7 +153,7 @@ def read_checkpoint(path: str | Path, weights: Weights = "auto") -> Checkpoint:
     check_shapes(shapes, names.extra, config, where)
     return Checkpoint(
         path=path,
-        format=_format(files, path, names.spelling, any(entry.scale for entry in entries.values())),
+        format=_format(files, path, names.spelling, any(entry.scale is not None for entry in entries.values())),
         variant=variant_of(config, where),
         weights=kind,
         available=tuple(state_dicts),
@@ -157,28 +161,45 @@ def read_checkpoint(path: str | Path, weights: Weights = "auto") -> Checkpoint:
         entries=entries,
         spec=_spec(metadata_json(metadata, "salt", where), where) or recipe,
         metadata=metadata,
+        ignored=tuple(ignored),
     )
 
 
 def _state_dicts(content: dict[str, Any], file: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """The state dicts in a weight file, by kind of weights."""
-    if content and all(isinstance(value, torch.Tensor) for value in content.values()):
-        return {"regular": content}
+    """The state dicts in a weight file, by kind of weights. What else the file holds is left alone."""
     if any(key in content for key in LORA_KEYS) and not any(key in content for key in WEIGHTS_KEYS):
-        raise CheckpointError(f"{file} is a LoRA: pass it as lora= together with its base model")
+        raise CheckpointError(f"{file} is {A_LORA}")
     found: dict[str, dict[str, torch.Tensor]] = {}
     for key, kind in WEIGHTS_KEYS.items():
-        state_dict = content.get(key)
-        if not isinstance(state_dict, dict) or kind in found:
-            continue
-        invalid = [str(name) for name, value in state_dict.items() if not isinstance(value, torch.Tensor)]
-        if invalid or not state_dict:
-            raise CheckpointError(f"{file}: {key} holds {shorten(invalid) or 'nothing'}; expected tensors by name")
-        found[kind] = state_dict
+        tensors = _tensors(content.get(key))
+        if tensors and kind not in found:
+            found[kind] = tensors
+    if not found and (tensors := _tensors(content)):
+        found["regular"] = tensors
     if not found:
         keys = shorten(map(str, content)) or "nothing"
         raise CheckpointError(f"{file} holds {keys}; expected weights by name, or {', '.join(WEIGHTS_KEYS)}")
     return found
+
+
+def _tensors(value: Any) -> dict[str, torch.Tensor]:
+    """The weights of a state dict, without counters (`step`, `n_averaged`) and what is no tensor."""
+    if not isinstance(value, dict):
+        return {}
+    return {
+        name: tensor
+        for name, tensor in value.items()
+        if isinstance(name, str) and isinstance(tensor, torch.Tensor) and ("." in name or tensor.numel() > 1)
+    }
+
+
+def _ignored(content: dict[str, Any], kind: str, used: dict[str, torch.Tensor]) -> list[str]:
+    """Names of what lies beside the weights in a file: `critic`, or `generator: step`."""
+    key = next((key for key, value in WEIGHTS_KEYS.items() if value == kind and _tensors(content.get(key))), None)
+    if key is None:
+        return [str(name) for name in content if name not in used]
+    beside = [str(name) for name, value in content.items() if name not in WEIGHTS_KEYS or not _tensors(value)]
+    return beside + [f"{key}: {name}" for name in content[key] if name not in used]
 
 
 def _choose_weights(state_dicts: dict[str, dict[str, torch.Tensor]], weights: str, file: Path) -> str:
@@ -205,7 +226,8 @@ def _entry(file: Path, raw: str, tensors: dict[str, torch.Tensor], where: str) -
         raise CheckpointError(
             f"{where}: {raw} has scales of shape {list(tensors[scale].shape)}; expected one, or one per output channel"
         )
-    return Entry(file, raw, tuple(tensor.shape), tensor.dtype, scale)
+    # A copy: the tensor itself would keep its file mapped.
+    return Entry(file, raw, tuple(tensor.shape), tensor.dtype, tensors[scale].clone() if scale else None)
 
 
 def _weight(tensor: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:

@@ -19,10 +19,13 @@ SUFFIXES = (".safetensors", ".sft", ".pt", ".pth", ".ckpt", ".bin")
 INDEX_SUFFIX = ".index.json"
 DIFFUSERS_STEM = "diffusion_pytorch_model"
 MAX_LISTED_NAMES = 5
+WEB_PAGE = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<error")
 
 
 class CheckpointError(ValueError):
     """A weight file that cannot be used or written. The message names the file, what was found and what is expected."""
+
+    __module__ = "salt.checkpoints.tensor_files"
 
 
 def shorten(names: Iterable[str]) -> str:
@@ -51,10 +54,14 @@ def open_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         what = "empty"
     elif b"git-lfs" in head:
         what = "a git-LFS pointer, not the file it stands for"
+    elif head.lstrip().lower().startswith(WEB_PAGE):
+        what = "a web page, not weights: the download failed (a login or an error page). Download it again"
     elif head.startswith(b"GGUF"):
         what = "a GGUF file, which only ComfyUI's loaders read"
     elif head.startswith((b"\x80", b"(")):
         what = "a bare pickle, which may hold code; it was not opened. Save it again with torch.save, tensors only"
+    elif head.isascii() and (text := head.decode("ascii")).replace("\n", " ").isprintable():
+        what = f"a text that begins with {text[:40]!r}, not weights: the download failed. Download it again"
     else:
         what = "neither a safetensors file nor a torch zip archive"
     raise CheckpointError(f"{path} is {what}")

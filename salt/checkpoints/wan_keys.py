@@ -59,16 +59,22 @@ WRAPPERS = {"_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod", "
 PREFIXES = ("base_model", "model", "diffusion_model", "transformer")
 COMFY_MODEL_PREFIX = "model.diffusion_model."
 
-# Part of a name -> the kind of model that has such names, for the error message about a wrong file.
+A_LORA = "a LoRA: load its base model, and add it there (ComfyUI: Load LoRA; command line: --lora; Python: lora=)"
+# Pattern of a name, without wrappers and prefixes -> the kind of model that has such names, for the error message about
+# a wrong file. The first that fits counts.
 FOREIGN_MODELS = (
-    ("input_blocks.", "a Stable Diffusion UNet"),
-    ("down_blocks.", "a diffusers UNet"),
-    ("double_blocks.", "a Flux or Hunyuan transformer"),
-    ("joint_blocks.", "a Stable Diffusion 3 transformer"),
-    ("transformer_blocks.", "another diffusers transformer"),
-    ("encoder.block.", "a T5 text encoder"),
-    ("decoder.", "an autoencoder"),
-    ("lora_", "a LoRA: pass it as lora= together with its base model"),
+    (r".*(lora_|\.lora\.|hada_|lokr_|\.diff(_[bm])?$)", A_LORA),
+    (r"(controlnet_|control_model\.|input_hint_block)", "a ControlNet"),
+    (r"(encoder|decoder)\.block\.", "a T5 text encoder"),
+    (r"text_model\.", "a CLIP text encoder"),
+    (r"vision_model\.|visual\.", "a CLIP image encoder"),
+    (r"((decoder|language_model)\.)?layers\.|embed_tokens", "a language model"),
+    (r"(first_stage_model\.)?(encoder|decoder|quant_conv|post_quant_conv)\.", "an autoencoder"),
+    (r"(input_blocks|middle_block|output_blocks)\.", "a Stable Diffusion UNet"),
+    (r"(down_blocks|mid_block|up_blocks)\.", "a diffusers UNet"),
+    (r"(double_blocks|single_blocks)\.", "a Flux or Hunyuan transformer"),
+    (r"joint_blocks\.", "a Stable Diffusion 3 transformer"),
+    (r"(single_)?transformer_blocks\.", "another diffusers transformer"),
 )
 
 
@@ -140,5 +146,6 @@ def check_is_wan(names: MatchedNames, where: str) -> None:
     if len(names.canonical) > len(names.extra):
         return
     keys = [*names.extra, *names.canonical.values()]
-    kind = next((kind for part, kind in FOREIGN_MODELS if any(part in key for key in keys)), "another model")
+    plain = [strip_wrappers(key) for key in keys]
+    kind = next((kind for part, kind in FOREIGN_MODELS if any(re.match(part, key) for key in plain)), "another model")
     raise CheckpointError(f"{where}: expected a Wan 2.1 transformer; its keys look like {kind}: {shorten(keys)}")

@@ -27,6 +27,8 @@ MAX_MESSAGE_LENGTH = 600  # characters of a server's message
 class ServerError(RuntimeError):
     """A request that the server refused or could not fulfil, with its own message, on one line."""
 
+    __module__ = "salt.comfy_client.client"
+
 
 class RequestRefused(ServerError):
     """An HTTP error status. body: the server's answer, as far as it is needed for a message."""

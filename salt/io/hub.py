@@ -48,6 +48,8 @@ Progress = Callable[[str, int, int], None]  # file, bytes so far, bytes in all
 class HubError(RuntimeError):
     """A failed download: the message names the file, what happened, and what can be done."""
 
+    __module__ = "salt.io.hub"
+
 
 @dataclass(frozen=True)
 class Part:

@@ -40,6 +40,8 @@ PARTIAL_ENDING = ".partial.mp4"
 class VideoWriteError(OSError):
     """Writing stopped early. The message names the file, how many frames were written, and which of them were kept."""
 
+    __module__ = "salt.io.video"
+
 
 class VideoWriter:
     """Context manager that writes an H.264 mp4 (yuv420p, playable everywhere) frame by frame.

@@ -30,6 +30,8 @@ LATENTS = "latents"
 class MemoryFileError(ValueError):
     """A memory file that cannot be used; the message names the file, what it has and what is expected."""
 
+    __module__ = "salt.memory.serialization"
+
 
 def save_memory(memory: KVMemory, path: str | Path) -> None:
     """Write a memory alone, atomically: an existing file is replaced only by a complete one.

@@ -22,6 +22,8 @@ SCALE = 0.125  # near the spread of UMT5 embeddings, and exact in every float ty
 class UnknownWordError(ValueError):
     """A prompt has a word outside salt-tiny's vocabulary."""
 
+    __module__ = "salt.models.word_embedder"
+
     def __init__(self, word: str, prompt: str, vocabulary: Sequence[str]):
         super().__init__(f"unknown word {word!r} in prompt {prompt!r}; salt-tiny knows only: {', '.join(vocabulary)}")
         self.word = word

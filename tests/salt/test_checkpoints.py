@@ -240,6 +240,49 @@ def test_scaled_fp8(tmp_path: Path) -> None:
         assert (close - model.blocks[1].attn1.to_q.weight).norm() < 0.04 * close.norm()
 
 
+def test_scales_in_another_shard(tmp_path: Path) -> None:
+    model, table = tiny(), {}
+    weights, scales, expected = {}, {}, {}
+    for name, tensor in wan_names(model).items():
+        weights[name], key = tensor, to_diffusers(name) or ""
+        expected[key] = tensor
+        if tensor.ndim == 2 and name.startswith("blocks."):
+            scale = tensor.abs().max() / 400
+            weights[name] = (tensor / scale).to(torch.float8_e4m3fn)
+            scales[name.removesuffix("weight") + "weight_scale"] = scale
+            expected[key] = (weights[name].float() * scale).bfloat16()
+    for part, held in enumerate((weights, scales), start=1):
+        save_file(held, tmp_path / f"model-0000{part}-of-00002.safetensors")
+        table |= dict.fromkeys(held, f"model-0000{part}-of-00002.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
+    assert_same(read_checkpoint(tmp_path).state_dict, expected)
+
+
+def test_what_lies_beside_good_weights(tmp_path: Path) -> None:
+    """It is left alone and named by `describe`."""
+    model, path = tiny(), tmp_path / "student.pt"
+    weights = wan_names(model)
+    for content, ignored in (
+        ({"generator": weights, "critic": {}, "step": 3}, "critic, step"),
+        (
+            {"generator": weights | {"_extra_state": None}, "generator_ema": {}},
+            "generator_ema, generator: _extra_state",
+        ),
+        (weights | {"n_averaged": torch.tensor(7), "epoch": 2}, "n_averaged, epoch"),
+    ):
+        torch.save(content, path)
+        assert_same(load_student(path).state_dict(), model.state_dict())
+        assert describe(path)["ignored"] == ignored
+
+
+def test_another_class_name_of_the_same_model(tmp_path: Path) -> None:
+    model = tiny()
+    folder = save_diffusers(model, tmp_path / "folder")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"_class_name": "CausalWanTransformer3DModel"}))
+    assert_same(load_student(folder).state_dict(), model.state_dict())
+
+
 @pytest.mark.parametrize("kind", ["longlive", "peft"])
 def test_lora_is_merged(kind: str, tmp_path: Path) -> None:
     model = tiny()
@@ -261,7 +304,7 @@ def test_lora_is_merged(kind: str, tmp_path: Path) -> None:
         lora = tmp_path / "adapter"
         lora.mkdir()
         save_file(factors, lora / "adapter_model.safetensors")
-        peft.LoraConfig(r=4, lora_alpha=alpha).save_pretrained(lora)
+        peft.LoraConfig(r=4, lora_alpha=alpha).save_pretrained(str(lora))
     found = load_student(base, lora=lora)
     assert type(found) is SaltTransformer3DModel and found.state_dict().keys() == expected.keys()
     for name, tensor in found.state_dict().items():

@@ -1,6 +1,7 @@
 """Invalid checkpoints: each raises one `CheckpointError` that names the file, what was found and what is expected."""
 
 import errno
+import importlib.util
 import json
 import os
 import pickle
@@ -18,6 +19,7 @@ from salt.checkpoints.writer import write_safetensors
 from salt.io import atomic
 from salt.models.transformer_salt import SaltTransformer3DModel
 
+SALT = Path(atomic.__file__).parents[1]
 SMALL = {"num_attention_heads": 1, "attention_head_dim": 128, "ffn_dim": 96, "num_layers": 2, "text_dim": 32}
 
 
@@ -75,6 +77,10 @@ def test_code_is_never_run(weights: dict[str, torch.Tensor], tmp_path: Path) -> 
 OTHER_MODELS = {
     "Stable Diffusion UNet": ["model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.decoder.conv.weight"],
     "Flux": ["double_blocks.0.img_attn.qkv.weight", "img_in.weight"],
+    "a diffusers UNet": ["down_blocks.0.resnets.0.conv1.weight", "mid_block.attentions.0.norm.weight"],
+    "an autoencoder": ["decoder.up_blocks.0.resnets.0.conv1.weight", "encoder.down_blocks.0.resnets.0.conv1.weight"],
+    "a LoRA": ["lora_unet_down_blocks_0_attn.lora_down.weight"],
+    "a CLIP text encoder": ["text_model.encoder.layers.0.mlp.fc1.weight"],
     "autoencoder": ["decoder.conv1.weight", "encoder.conv1.weight"],
     "T5 text encoder": ["encoder.block.0.layer.0.weight", "shared.weight"],
     "another model": ["wte.weight"],
@@ -128,8 +134,8 @@ def test_a_config_that_does_not_fit_the_tensors(weights: dict[str, torch.Tensor]
     assert "not JSON" in error_of(path)
     save_file(weights, path, {"salt": json.dumps({"policy": {"kind": "elephant"}})})
     assert "elephant" in error_of(path)
-    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "FluxTransformer2DModel"}))
-    assert "FluxTransformer2DModel" in error_of(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    assert "expected a JSON object" in error_of(tmp_path)
 
 
 def test_weights_that_the_file_does_not_have(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
@@ -154,7 +160,7 @@ def test_loras(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
         return load_student(base, lora=path)
 
     torch.save({"generator_lora": pair}, lora)
-    assert "pass it as lora=" in error_of(lora)
+    assert "is a LoRA: load its base model" in error_of(lora)
     merge(lora)
     torch.save({"generator_lora": {f"{name}A.weight": torch.zeros(4, 128)}}, lora)
     assert "1 factors for 1 layers" in error_of(lora, merge)
@@ -165,12 +171,24 @@ def test_loras(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     assert "is not a LoRA" in error_of(base, merge)
 
 
+def test_errors_are_named_without_the_path_of_the_pack() -> None:
+    """ComfyUI imports a pack under its path, and shows an error's class with its module."""
+    for file, name in (("errors.py", "InputError"), ("checkpoints/tensor_files.py", "CheckpointError")):
+        spec = importlib.util.spec_from_file_location(f"/home/me/custom_nodes/Salt.{file}", SALT / file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        assert "/home/me" not in getattr(module, name).__module__
+
+
 def test_missing_files_and_files_of_other_formats(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     assert "does not exist" in error_of(tmp_path / "nowhere.pt")
     for content, what in (
         (b"GGUF\x03\x00\x00\x00\x00\x00", "GGUF"),
         (b"version git-lfs/spec/v1\noid", "git-LFS pointer"),
-        (b"<html>not found</html>", "neither"),
+        (b"\n<!DOCTYPE html><title>Sign in</title>", "a web page, not weights: the download failed"),
+        (b"Invalid username or password.", "a text that begins with 'Invalid username"),
+        (b"\x00\x01\x02\x03\x04\x05\x06\x07\x08\x09", "neither"),
     ):
         path = tmp_path / "student.safetensors"
         path.write_bytes(content)
