@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from salt.errors import InputError
 from salt.io.interruption import exit_code, termination_as_interrupt
-from train.distributed.environment import check_launcher, is_main_process
+from train.distributed.environment import check_launcher, is_main_process, own_cuda_device
 
 EXIT_ERROR = 2
 DEVICE, DEVICE_HELP = "auto", "cpu, cuda, ... (default: CUDA where there is one)"  # of the option --device
@@ -45,7 +45,7 @@ def _device(name: str) -> str:
     from salt.acceleration.device import usable_device
 
     if name == DEVICE:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return own_cuda_device() if torch.cuda.is_available() else "cpu"
     return str(usable_device(name))
 
 

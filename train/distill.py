@@ -133,10 +133,11 @@ def dry_run(recipe: Recipe, mode: Mode) -> list[str]:
         if process_count() > 1:
             broadcast_object_list(folders)
         folder = Path(folders[0])
-        # Every process writes the same files, each of them atomically, so that none waits for another.
+        # Every process writes the same models, each file atomically, so that none waits for another.
         small = dry_run_recipe(recipe, folder, process_count())
         if small.stage != "distill":
             generate_clips(small, process_device())
+            state.wait_for_everyone()  # each has generated its share
         distill(replace(small, optimisation=replace(small.optimisation, updates=1)), mode)
         path = distill(small, mode)
         values = last_values(Path(small.run.out) / "losses.csv")

@@ -7,7 +7,6 @@ Trajectories are generated from prompts alone (CausVid, arXiv 2412.07772, sectio
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.schedule import Schedule
 from train.config.recipe import Recipe, RecipeError
 from train.data.prompts import Prompts
+from train.data.shards import own_shards, with_progress
 from train.models import build_teacher
 from train.rollout.random_draws import seed_for
 from train.rollout.recipe_rollout import clip_noise, flow_model, rollout_settings, run_rollout
@@ -106,31 +106,36 @@ def trajectories(
     return clip, recorder.trajectory()
 
 
-def generate_clips(recipe: Recipe, device: torch.device, on_clip: Callable[[int], None] | None = None) -> int:
-    """Write the trajectories that `data.clips` still lacks, `start.clips` in all; returns how many it wrote.
+def clip_paths(recipe: Recipe, count: int) -> list[Path]:
+    """The files of `count` clips."""
+    return [Path(recipe.data.clips) / f"{i:06d}.safetensors" for i in range(count)]
 
-    Resumable: every clip has its own seed and file. on_clip: called with the number of clips that exist.
+
+def generate_clips(recipe: Recipe, device: torch.device) -> int:
+    """Write this process's share of the trajectories that `data.clips` still lacks; returns how many it wrote.
+
+    Resumable: every clip has its own seed and file. There are `start.clips` in all, in shards of a micro-batch.
     """
-    folder = Path(recipe.data.clips)
-    missing = [i for i in range(recipe.start.clips) if not (folder / f"{i:06d}.safetensors").exists()]
-    if not missing:
+    paths = clip_paths(recipe, recipe.start.clips)
+    shards = own_shards(paths, recipe.optimisation.micro_batch)
+    if not shards:
         return 0
     teacher = build_teacher(recipe)
     nn.Module.to(teacher, device)
     prompts = Prompts(recipe, device)
     dtype = torch.bfloat16 if recipe.optimisation.precision == "bf16" else torch.float32
-    batch = recipe.optimisation.micro_batch
-    for at in range(0, len(missing), batch):
-        numbers = missing[at : at + batch]
+    written = 0
+    for numbers in with_progress(shards, recipe.data.clips):
         texts = [prompts.prompt(0, i, "clips") for i in numbers]
         both = prompts.conditioning(texts)
         seeds = [seed_for(recipe.run.seed, "clips", i) for i in numbers]
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             clean, states = trajectories(teacher, *both, recipe, seeds)
         for i, text, latents, trajectory in zip(numbers, texts, clean, states, strict=True):
+            if paths[i].exists():
+                continue
             tensors = {"latents": latents, "trajectory": trajectory}
             tensors = {name: x.to(dtype) for name, x in tensors.items()}
-            write_tensors(folder / f"{i:06d}.safetensors", tensors, {"prompt": text})
-        if on_clip is not None:
-            on_clip(recipe.start.clips - len(missing) + at + len(numbers))
-    return len(missing)
+            write_tensors(paths[i], tensors, {"prompt": text})
+            written += 1
+    return written

@@ -1,6 +1,7 @@
 """`python -m train precompute`: prompt embeddings, start images and clips, computed once before a run.
 
-Resumable: files that exist are kept.
+Resumable: files that exist are kept. Several processes share the work:
+`torchrun --nproc_per_node 8 -m train precompute ...`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def precompute(arguments: argparse.Namespace) -> None:
         from train.data.precompute import precompute_embeddings
 
         new = precompute_embeddings(prompts, arguments.text, arguments.out, arguments.device)
-        print(f"{arguments.out}: {new} of {len(prompts)} prompts embedded, the others exist")
+        print(f"{arguments.out}: {new} of {len(prompts)} prompts embedded")
         return
     recipe = load_recipe(source, arguments.overrides)  # a mistake in it is said before the slow import below
 

@@ -14,6 +14,9 @@ from salt.io.atomic import write_tensors
 from salt.io.video import read_video
 from salt.models.streaming_vae import encode_video
 from train.config.recipe import Recipe, RecipeError
+from train.data.clip_dataset import clip_paths
+from train.data.cost import announce, clip_bytes
+from train.data.shards import own_shards, with_progress
 from train.rollout.random_draws import generator_for
 from train.shapes.world import random_scenes, render
 
@@ -21,10 +24,8 @@ PIXELS_PER_LATENT = 8  # rows and columns, of Wan's autoencoder
 Source = tuple[str, Callable[[], Tensor]]  # caption, pixels [1, 3, T, H, W]
 
 
-def encode_videos(
-    recipe: Recipe, videos: Path | None, device: torch.device, on_clip: Callable[[int], None] | None = None
-) -> int:
-    """Write the clips that `data.clips` still lacks; returns how many.
+def encode_videos(recipe: Recipe, videos: Path | None, device: torch.device) -> int:
+    """Write this process's share of the clips that `data.clips` still lacks; returns how many.
 
     videos: a folder of `NAME.mp4` with captions in `NAME.txt`, cut to the recipe's length and size from their start;
     None: `start.clips` scenes of the Shapes world, where `data.prompts` is `shapes`.
@@ -33,20 +34,19 @@ def encode_videos(
     if not Path(recipe.models.vae or "/nonexistent").is_dir():
         raise RecipeError("models.vae", f"found no such folder {recipe.models.vae!r}, expected the autoencoder")
     sources = _scenes(recipe) if videos is None else _videos(recipe, videos)
-    folder = Path(recipe.data.clips)
-    missing = [i for i in range(len(sources)) if not (folder / f"{i:06d}.safetensors").exists()]
-    if not missing:
+    paths = clip_paths(recipe, len(sources))
+    announce("data.clips", recipe.data.clips, paths, clip_bytes(recipe), 0)
+    shards = own_shards(paths, 1)
+    if not shards:
         return 0
     vae = AutoencoderKLWan.from_pretrained(recipe.models.vae, torch_dtype=torch.float32).requires_grad_(False)
     nn.Module.to(vae, device)
     dtype = torch.bfloat16 if recipe.optimisation.precision == "bf16" else torch.float32
-    for done, i in enumerate(missing):
+    for (i,) in with_progress(shards, recipe.data.clips):
         caption, pixels = sources[i]
         latents = encode_video(vae, pixels().to(device))[0]
-        write_tensors(folder / f"{i:06d}.safetensors", {"latents": latents.to(dtype)}, {"prompt": caption})
-        if on_clip is not None:
-            on_clip(len(sources) - len(missing) + done + 1)
-    return len(missing)
+        write_tensors(paths[i], {"latents": latents.to(dtype)}, {"prompt": caption})
+    return len(shards)
 
 
 def _pixel_frames(recipe: Recipe) -> int:

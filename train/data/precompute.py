@@ -1,15 +1,13 @@
 """Prompt embeddings, start images and clips, computed once before a run.
 
-Resumable: files that exist are kept.
+Resumable: files that exist are kept. Several processes (torchrun) share the work; the files are those of one process.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import torch
-from rich.progress import track
 from torch import nn
 
 from salt.errors import InputError
@@ -21,26 +19,35 @@ from salt.pipeline.components import load_components
 from salt.pipeline.start_image import image_channels, image_embeddings, start_pixels
 from train.config.recipe import Recipe, RecipeError
 from train.config.validation import check_prompt_file, check_settings
-from train.data.clip_dataset import generate_clips
+from train.data.clip_dataset import clip_paths, generate_clips
+from train.data.cost import announce, embedding_cost, start_image_bytes, trajectory_cost
 from train.data.encode_videos import encode_videos
 from train.data.prompts import EMBEDDINGS_KEY
+from train.data.shards import own_shards, with_progress
 
 PROMPTS_AT_A_TIME = 8
 
 
 def precompute_embeddings(prompts: list[str], text: str, out: str, device: str) -> int:
-    """Embed the prompts that the folder `out` lacks; returns how many. text: folder of the text encoder."""
+    """Embed this process's share of the prompts that the folder `out` lacks; returns how many.
+
+    text: folder of the text encoder.
+    """
     if not Path(text or "/nonexistent").is_dir():
         raise InputError("text", f"found no such folder {text!r}, expected text_encoder/ and tokenizer/ in it")
     encoder = CachedTextEncoder(lambda: UMT5TextEncoder.from_pretrained(text, device=device), out, EMBEDDINGS_KEY)
-    new = [p for p in dict.fromkeys(prompts) if not encoder.path(p).exists()]
-    for at in track(range(0, len(new), PROMPTS_AT_A_TIME), "embeddings", disable=not new):
-        encoder.encode(new[at : at + PROMPTS_AT_A_TIME])
-    return len(new)
+    distinct = list(dict.fromkeys(prompts))
+    paths = [encoder.path(prompt) for prompt in distinct]
+    announce("data.embeddings", out, paths, *embedding_cost(), exact=False)
+    written = 0
+    for shard in with_progress(own_shards(paths, PROMPTS_AT_A_TIME), out):
+        written += sum(not paths[i].exists() for i in shard)
+        encoder.encode([distinct[i] for i in shard])
+    return written
 
 
 def precompute_start_images(recipe: Recipe, pictures: Path, device: str) -> int:
-    """Encode the start image of every prompt line that `data.images` lacks; returns how many.
+    """Encode this process's share of the start images, one per prompt line, that `data.images` lacks; returns how many.
 
     pictures: a folder; the picture of line N is named N (with or without leading zeros), with any suffix that the
     engine reads. Raises InputError, before anything is computed, for a line that has none.
@@ -52,9 +59,11 @@ def precompute_start_images(recipe: Recipe, pictures: Path, device: str) -> int:
     without = [i for i in range(len(lines)) if i not in named]
     if without:
         raise InputError("images", f"found no picture of prompt line {without[0]} in {pictures}, expected one a line")
-    out, r = Path(recipe.data.images), recipe.rollout
-    new = [i for i in range(len(lines)) if not (out / f"{i:06d}.safetensors").exists()]
-    if not new:
+    out, r = recipe.data.images, recipe.rollout
+    paths = [Path(out) / f"{i:06d}.safetensors" for i in range(len(lines))]
+    announce("data.images", out, paths, start_image_bytes(recipe), 0)
+    shards = own_shards(paths, 1)
+    if not shards:
         return 0
     parts = load_components(recipe.models.text)
     if parts.image_encoder is None or parts.image_processor is None:
@@ -64,15 +73,15 @@ def precompute_start_images(recipe: Recipe, pictures: Path, device: str) -> int:
     for model in (parts.vae, parts.image_encoder):
         nn.Module.to(model, torch.device(device))
     scale = int(parts.vae.config["scale_factor_spatial"])
-    for line in track(new, "start images"):
+    for (line,) in with_progress(shards, out):
         pixels = start_pixels(named[line], (r.height * scale, r.width * scale), 1)
         pixels = pixels.to(torch.device(device))
         tensors = {
             "image": image_embeddings(parts.image_encoder, parts.image_processor, pixels)[0],
             "channels": image_channels(parts.vae, pixels, r.frames)[0],
         }
-        write_tensors(out / f"{line:06d}.safetensors", {name: x.bfloat16() for name, x in tensors.items()})
-    return len(new)
+        write_tensors(paths[line], {name: x.bfloat16() for name, x in tensors.items()})
+    return len(shards)
 
 
 def precompute_recipe(recipe: Recipe, pictures: Path | None, videos: Path | None, device: str) -> list[str]:
@@ -89,18 +98,14 @@ def precompute_recipe(recipe: Recipe, pictures: Path | None, videos: Path | None
         done.append(f"{data.images}: {precompute_start_images(recipe, pictures, device)} start images")
     if recipe.stage != "distill":
         check_settings(recipe)
-        progress, target = partial(_print_clip, data.clips), torch.device(device)
         if recipe.stage == "ode":
-            new = generate_clips(recipe, target, progress)
+            announce("data.clips", data.clips, clip_paths(recipe, recipe.start.clips), *trajectory_cost(recipe))
+            new = generate_clips(recipe, torch.device(device))
         else:
-            new = encode_videos(recipe, videos, target, progress)
+            new = encode_videos(recipe, videos, torch.device(device))
         done.append(f"{data.clips}: {new} clips")
     if not done:
         raise RecipeError(
             "data", f"found nothing to precompute for {recipe.name}, expected embeddings, images or clips"
         )
     return done
-
-
-def _print_clip(folder: str, count: int) -> None:
-    print(f"{folder}: clip {count}", flush=True)

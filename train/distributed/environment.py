@@ -12,9 +12,19 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def process_rank() -> int:
+    """This process's number among all of them, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def is_main_process() -> bool:
     """Whether this is the process that prints, known before the processes have joined."""
-    return os.environ.get("RANK", "0") == "0"
+    return process_rank() == 0
+
+
+def own_cuda_device() -> str:
+    """The GPU of this process among those of its machine."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if process_count() > 1 else "cuda"
 
 
 def check_launcher() -> None:
