@@ -20,6 +20,11 @@ def test_batches_equal_the_engines(inside):
     assert max(inside(PARITY, "batch").values()) <= 1e-4
 
 
+def test_every_spelling_of_a_lora_file_gives_core_s_weights(inside):
+    found = inside(PARITY, "lora_files")
+    assert set(found) == {"peft", "musubi", "lightx2v", "adapter name"} and max(found.values()) <= 1e-5
+
+
 def test_lora_of_core_equals_lora_of_the_engine(inside):
     found = inside(PARITY, "lora")
     assert max(found["error"], found["error as a hook"]) <= 1e-4 and found["moved"] > 0.02

@@ -177,5 +177,53 @@ def image_to_video() -> dict[str, float]:
     return {**errors, "moved": error(other, expected)}
 
 
+def lora_files() -> dict[str, float]:
+    """Largest difference of any weight after core's LoRA loader and after the engine's, per kind of file."""
+    import comfy.lora
+    import comfy.sd
+
+    model = golden_model(dtype=torch.float32)
+    base = model.model.state_dict()
+    draw = torch.Generator().manual_seed(2)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw) * 0.1
+
+    def pair(layer: str, ends: str, rank: int) -> dict[str, torch.Tensor]:
+        down, up = ends.split()
+        return {f"{layer}.{down}.weight": random(rank, 128), f"{layer}.{up}.weight": random(128, rank)}
+
+    flat, dotted = "lora_unet_blocks_1_self_attn_q", "diffusion_model.blocks.0.cross_attn.o"
+    files = {
+        "peft": pair(dotted, "lora_A lora_B", 4) | pair("diffusion_model.blocks.1.self_attn.v", "lora_A lora_B", 8),
+        "musubi": pair(flat, "lora_down lora_up", 4) | {f"{flat}.alpha": torch.tensor(1.5)},
+        "lightx2v": pair(dotted, "lora_down lora_up", 4)
+        | {
+            f"{dotted}.diff_b": random(128),
+            "diffusion_model.blocks.0.norm3.diff": random(128),
+            "diffusion_model.blocks.0.modulation.diff": random(1, 6, 128),
+            "diffusion_model.head.head.diff": random(64, 128),
+        },
+        "adapter name": pair(dotted, "lora_A.default lora_B.default", 4),
+    }
+    errors = {}
+    for name, tensors in files.items():
+        path = FOLDER / f"{name}.safetensors"
+        save_file(tensors, path)
+        patched, _ = comfy.sd.load_lora_for_models(model, None, load_file(path), 0.7, 0.0)
+        student = PACK.checkpoints.load_student(TINY, lora=PACK.checkpoints.LoraFile(path, 0.7)).state_dict()
+        changed, worst = 0, 0.0
+        for weight, tensor in student.items():
+            key = f"diffusion_model.{PACK.checkpoints.wan_keys.to_wan(weight)}"
+            expected = base[key].float().clone()
+            if key in patched.patches:
+                expected = comfy.lora.calculate_weight(patched.patches[key], expected, key)
+                changed += not torch.equal(expected, base[key].float())
+            worst = max(worst, (expected - tensor.float()).abs().max().item())
+        parts = {key.partition(".lora_")[0].removesuffix(".alpha") for key in tensors}
+        errors[name] = worst if changed == len(parts) else float(changed)
+    return errors
+
+
 if __name__ == "__main__":
-    run_case(goldens, guidance, batch, lora, fp8, image_to_video)
+    run_case(goldens, guidance, batch, lora, lora_files, fp8, image_to_video)
