@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .io.fields import shown
 
 NUM_TRAIN_TIMESTEPS = 1000
 MIN_SHIFT, MAX_SHIFT = 0.01, 100.0
@@ -26,19 +27,21 @@ STEP_LISTS: dict[int, tuple[float, ...]] = {
 def step_list(nfe: int) -> tuple[float, ...]:
     """The evenly spaced step list with `nfe` steps; 8, 4 and 2 are the lists Salt trains on.
 
-    Raises InputError for nfe < 1.
+    Raises InputError for nfe below 1 or above NUM_TRAIN_TIMESTEPS.
     """
-    if nfe < 1:
-        raise InputError("nfe", f"found {nfe}, expected 1 or more")
+    if not 1 <= nfe <= NUM_TRAIN_TIMESTEPS:
+        raise InputError("nfe", f"found {shown(nfe)}, expected 1 to {NUM_TRAIN_TIMESTEPS}")
     return STEP_LISTS.get(nfe) or tuple(NUM_TRAIN_TIMESTEPS * (nfe - i) / nfe for i in range(nfe))
 
 
 def check_steps(steps: Sequence[float]) -> tuple[float, ...]:
-    """Validate a step list: at least one step, strictly falling, within (0, 1000]."""
+    """Validate a step list: at least one step and at most 1000, strictly falling, within (0, 1000]."""
+    if len(steps) > NUM_TRAIN_TIMESTEPS:
+        raise InputError("steps", f"found {len(steps)}, expected at most {NUM_TRAIN_TIMESTEPS}")
     steps = tuple(float(s) for s in steps)
     falling = all(a > b for a, b in zip(steps, steps[1:], strict=False))
     if not steps or not falling or not (0 < steps[-1] and steps[0] <= NUM_TRAIN_TIMESTEPS):
-        raise InputError("steps", f"found {list(steps)}, expected strictly falling values in (0, 1000]")
+        raise InputError("steps", f"found {shown(list(steps))}, expected strictly falling values in (0, 1000]")
     return steps
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
+from .io.fields import Between, read_fields
 from .memory import MemoryPolicy
 from .schedule import STEP_LISTS, Schedule
 
@@ -20,7 +22,7 @@ class StudentSpec:
     `Schedule`. policy: of its memory. independent_first_frame: the first block of a clip is one latent frame.
     """
 
-    frames_per_block: int = 3
+    frames_per_block: Annotated[int, Between(0, 10**4)] = 3
     steps: tuple[float, ...] = STEP_LISTS[4]
     shift: float = 5.0
     policy: MemoryPolicy = field(default_factory=MemoryPolicy)
@@ -35,9 +37,7 @@ class StudentSpec:
 
     @classmethod
     def from_dict(cls, values: dict) -> StudentSpec:
-        known = {k: v for k, v in values.items() if k in cls.__dataclass_fields__}
-        if "steps" in known:
-            known["steps"] = tuple(known["steps"])
-        if isinstance(known.get("policy"), dict):
-            known["policy"] = MemoryPolicy(**known["policy"])
-        return cls(**known)
+        """The inverse of `to_dict`; other keys are passed over. Raises FieldError (a ValueError) for a wrong value."""
+        spec = read_fields(cls, values)
+        spec.schedule  # noqa: B018 (checks steps and shift)
+        return spec

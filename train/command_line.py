@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from salt.errors import InputError
 from salt.io.interruption import exit_code, termination_as_interrupt
+from salt.io.printable import one_line
 from train.distributed.environment import check_launcher, is_main_process, own_cuda_device
 
 EXIT_ERROR = 2
@@ -56,7 +57,7 @@ def _sentence(error: Exception, arguments: argparse.Namespace) -> str:
     text = str(error)
     if isinstance(error, InputError) and not isinstance(error, RecipeError) and hasattr(arguments, error.field):
         text = error.phrased(f"--{error.field.replace('_', '-')}")
-    return " ".join(text.splitlines()) or type(error).__name__
+    return one_line(text) if text else type(error).__name__
 
 
 def run_single_command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ...salt.acceleration.finite_check import FiniteCheck
+from ...salt.acceleration.free_memory import check_bytes
 from ...salt.conditioning import PromptChange, PromptSchedule
 from ...salt.memory import MemoryPolicy, estimate_bytes
 from ...salt.noise import NoiseSource, SeededNoise
 from ...salt.rollout import RolloutSettings, block_lengths, count_model_calls, rollout
+from ...salt.spec import FPS
 from ..io_types import ClipMemory, Conditioning
 from .buffer_pool import memory_for_output, pool_of
 from .comfy_model import LATENT_CHANNELS, Conds, compute_dtype, memory_geometry, new_memory
@@ -111,6 +114,11 @@ def run_rollout(model: ModelPatcher, plan: RolloutPlan) -> RolloutResult:
     branches = 2 if plan.negative is not None else 1
     size = branches * estimate_bytes(plan.policy, geometry, compute_dtype(model), total)
     on_device = size if plan.policy.residence == "device" else 0
+    # What lies in main memory; room on a GPU is made by ComfyUI, which moves other models out.
+    in_main = 4 * LATENT_CHANNELS * plan.batch * total * math.prod(plan.size)
+    in_main += size if model.load_device.type == "cpu" else size - on_device
+    seconds = plan.frames * 4 // FPS
+    check_bytes("seconds", in_main, torch.device("cpu"), f"a clip of {seconds} s", "seconds", seconds)
     # Image conditioning is cut to absolute frames, so it is fitted to the whole clip.
     noise = torch.zeros(plan.batch, LATENT_CHANNELS, total, *plan.size)
     sigmas = torch.tensor([*plan.settings.schedule.sigmas, 0.0], dtype=torch.float32)

@@ -1,1 +1,1 @@
-"""Acceleration of the pipeline: presets, CUDA graphs, and the choice of the device."""
+"""Acceleration of the pipeline: presets, CUDA graphs, the choice of the device, and what is free on it."""

@@ -213,7 +213,7 @@ def _choose_weights(state_dicts: dict[str, dict[str, torch.Tensor]], weights: st
 def _spec(facts: dict[str, Any], where: str) -> StudentSpec | None:
     try:
         return StudentSpec.from_dict(facts) if facts else None
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{where}: its metadata `salt` is not a student's recipe: {error}") from error
 
 

@@ -6,8 +6,8 @@ system can reclaim them. `CheckpointError` is the one error class of this packag
 
 from __future__ import annotations
 
-import json
 import pickle
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ..io.fields import FieldError, parse_object, read_object
+from ..io.remote_names import local_path
+from ..io.torch_archive import ArchiveError, check_archive, check_tensors
+
 SUFFIXES = (".safetensors", ".sft", ".pt", ".pth", ".ckpt", ".bin")
 INDEX_SUFFIX = ".index.json"
 DIFFUSERS_STEM = "diffusion_pytorch_model"
-MAX_LISTED_NAMES = 5
+MAX_LISTED_NAMES, MAX_NAME_LENGTH = 5, 100
 WEB_PAGE = (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<error")
 
 
@@ -30,7 +34,7 @@ class CheckpointError(ValueError):
 
 def shorten(names: Iterable[str]) -> str:
     """The first five of `names` and how many there are, for an error message."""
-    names = list(names)
+    names = [name[:MAX_NAME_LENGTH] for name in names]
     more = f", ... ({len(names)} in all)" if len(names) > MAX_LISTED_NAMES else ""
     return ", ".join(names[:MAX_LISTED_NAMES]) + more
 
@@ -77,15 +81,20 @@ def _open_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _open_torch(path: Path) -> dict[str, Any]:
+    size = path.stat().st_size
     try:
+        check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if isinstance(content, dict):
+            check_tensors(content, size)
+    except ArchiveError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except pickle.UnpicklingError as error:
         reason = next(
             (line.strip() for line in str(error).splitlines() if "Unsupported" in line or "GLOBAL" in line), error
         )
         raise CheckpointError(f"{path} holds more than tensors, possibly code; none of it was run: {reason}") from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        size = path.stat().st_size
+    except (zipfile.BadZipFile, RuntimeError, OSError, EOFError, LookupError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"{path} is damaged or cut short ({size} bytes): {reason}") from error
     if not isinstance(content, dict):
@@ -132,7 +141,10 @@ def _indexed(index: Path) -> list[Path]:
     table = read_json(index).get("weight_map")
     if not isinstance(table, dict) or not table:
         raise CheckpointError(f"{index} has no `weight_map` that says which file holds which tensor")
-    files = sorted({index.parent / name for name in table.values()})
+    try:
+        files = sorted({local_path(index.parent, name) for name in table.values()})
+    except ValueError as error:
+        raise CheckpointError(f"{index}: weight_map: {error}") from None
     absent = [file.name for file in files if not file.exists()]
     if absent:
         raise CheckpointError(f"{index}: {len(absent)} of its {len(files)} files are missing: {shorten(absent)}")
@@ -142,12 +154,9 @@ def _indexed(index: Path) -> list[Path]:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises `CheckpointError` for anything else."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds {type(value).__name__}; expected a JSON object")
-    return value
+        return read_object(path)
+    except (OSError, FieldError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def metadata_json(metadata: Mapping[str, str], key: str, where: str) -> dict[str, Any]:
@@ -155,9 +164,6 @@ def metadata_json(metadata: Mapping[str, str], key: str, where: str) -> dict[str
     if key not in metadata:
         return {}
     try:
-        value = json.loads(metadata[key])
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{where}: its metadata `{key}` is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{where}: its metadata `{key}` is {value!r}; expected an object")
-    return value
+        return parse_object(metadata[key])
+    except FieldError as error:
+        raise CheckpointError(f"{where}: its metadata `{key}`: {error}") from error

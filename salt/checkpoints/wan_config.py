@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Annotated, Any
 
 from accelerate import init_empty_weights
 from diffusers import WanTransformer3DModel
 
+from ..io.fields import Between, Count, FieldError, read_fields, shown
 from .tensor_files import CheckpointError, shorten
 
 # Keys of Wan's own configs, ComfyUI's metadata and the golden files -> diffusers' keys.
@@ -20,6 +22,23 @@ CONFIG_ALIASES = {
     "in_dim": "in_channels",
     "out_dim": "out_channels",
 }
+
+
+@dataclass(frozen=True)
+class DeclaredConfig:
+    """The numbers of a declared configuration, by diffusers' keys, with their types and ranges."""
+
+    num_attention_heads: Count | None = None
+    attention_head_dim: Count | None = None
+    num_layers: Count | None = None
+    ffn_dim: Count | None = None
+    in_channels: Count | None = None
+    out_channels: Count | None = None
+    dim: Count | None = None
+    text_dim: Count | None = None
+    freq_dim: Count | None = None
+    eps: Annotated[float, Between(0, 1)] | None = None
+    rope_max_seq_len: Count | None = None
 
 
 def infer_config(
@@ -60,7 +79,7 @@ def infer_config(
         "added_kv_proj_dim": inner if block + "attn2.add_k_proj.weight" in shapes else None,
         "pos_embed_seq_len": shape(image + "pos_embed")[1] if image + "pos_embed" in shapes else None,
     }
-    settings = _normalize_config(declared or {})
+    settings = _normalize_config(declared or {}, where)
     heads = settings.get("num_attention_heads", inner // 128)
     if not heads or inner % heads:
         raise CheckpointError(
@@ -81,19 +100,19 @@ def infer_config(
     return config
 
 
-def _normalize_config(declared: Mapping[str, Any]) -> dict[str, Any]:
+def _normalize_config(declared: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The numbers of a configuration under diffusers' keys, without those that only the tensors determine.
 
     Its class name says nothing that they do not: every trainer calls its own class otherwise.
     """
     inner = declared.get("transformer", declared)
-    known = {CONFIG_ALIASES.get(key, key): value for key, value in inner.items()}
-    numbers = ("num_attention_heads", "attention_head_dim", "num_layers", "ffn_dim", "in_channels", "out_channels")
-    return {
-        key: known[key]
-        for key in (*numbers, "dim", "text_dim", "freq_dim", "eps", "rope_max_seq_len")
-        if known.get(key) is not None
-    }
+    if not isinstance(inner, Mapping):
+        raise CheckpointError(f"{where}: config.transformer: found {shown(inner)}, expected an object")
+    try:
+        config = read_fields(DeclaredConfig, {CONFIG_ALIASES.get(key, key): value for key, value in inner.items()})
+    except FieldError as error:
+        raise CheckpointError(f"{where}: its configuration: {error}") from error
+    return {key: value for key, value in vars(config).items() if value is not None}
 
 
 def variant_of(config: Mapping[str, Any], where: str) -> str:

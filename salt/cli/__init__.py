@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from ..errors import InputError
 from ..io.interruption import exit_code, termination_as_interrupt
+from ..io.printable import PrintableFormatter, one_line
 from . import convert, demo, generate, inspect, pull, run_workflow
 
 COMMANDS = (generate, demo, convert, inspect, pull, run_workflow)
@@ -33,7 +34,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 when it worked, 2 after an error (one line on stderr), 130 after Ctrl-C, 143 after SIGTERM."""
     arguments = parser().parse_args(argv)
-    logging.basicConfig(format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("salt").setLevel(logging.INFO)
     try:
         with termination_as_interrupt():
@@ -46,6 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         field = generate.OPTIONS.get(error.field) if isinstance(error, InputError) else None
         text = error.phrased(field) if isinstance(error, InputError) and field else str(error)
-        print("error:", " ".join(text.splitlines()) or type(error).__name__, file=sys.stderr)
+        print("error:", one_line(text) if text else type(error).__name__, file=sys.stderr)
         return FAILED
     return 0

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..checkpoints import LoraFile
 
+from ..io.printable import printable
+
 DTYPES = ("float32", "float16", "bfloat16")
 NOT_WRITTEN = (".pt", ".pth", ".ckpt", ".bin")  # files that only other tools write; hardly the name of a folder
 
@@ -48,4 +50,4 @@ def run(arguments: argparse.Namespace) -> None:
     spec = read_checkpoint(arguments.source, arguments.weights).spec
     model = load_student(arguments.source, weights=arguments.weights, lora=loras_of(arguments))
     save_student(model, arguments.target, spec=spec, dtype=dtype)
-    print(f"written: {arguments.target}")
+    print(f"written: {printable(arguments.target)}")

@@ -18,10 +18,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from ..io.printable import printable
     from ..pipeline.from_options import PipelineOptions
     from .generation import GenerationOptions, generate_one
 
     inputs = {"num_frames": FRAMES, "fuse": True, "num_inference_steps": arguments.nfe}
     options = GenerationOptions(PipelineOptions(device="cpu"), arguments.seed, inputs)
     stats = generate_one(arguments.prompt, arguments.out, options)
-    print(f'{arguments.out}: "{arguments.prompt}", {stats}')
+    print(f'{arguments.out}: "{printable(arguments.prompt)}", {stats}')

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..io.printable import printable
 from .convert import add_lora_argument, loras_of
 
 
@@ -162,4 +163,4 @@ def run(arguments: argparse.Namespace) -> None:
         generate_many(arguments.prompts, arguments.out, options)
         return
     stats = generate_one(arguments.prompt, arguments.out, options, arguments.extend, arguments.save_memory)
-    print(f"{arguments.out}: {stats}")
+    print(f"{printable(arguments.out)}: {stats}")

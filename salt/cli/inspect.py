@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..io.printable import printable
+
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("path", type=Path, help="checkpoint file or folder, LoRA, or memory file")
@@ -15,10 +17,10 @@ def run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("what", "value", title=arguments.path.name, show_header=False)
+    table = Table("what", "value", title=printable(arguments.path.name), show_header=False)
     for key, value in describe_file(arguments.path).items():
-        table.add_row(key, value)
-    Console().print(table)
+        table.add_row(printable(key), printable(value))
+    Console(markup=False, emoji=False, highlight=False).print(table)
 
 
 def describe_file(path: Path) -> dict[str, str]:
@@ -35,13 +37,14 @@ def describe_file(path: Path) -> dict[str, str]:
 
 
 def _memory(path: Path, info: dict[str, Any]) -> dict[str, str]:
+    from ..io.fields import read_fields
     from ..memory import MemoryPolicy
     from ..memory.inspect import ranges
 
     g, held = info["geometry"], info["held"]
     return {
         "format": "Salt memory",
-        "policy": str(MemoryPolicy(**info["policy"])),
+        "policy": str(read_fields(MemoryPolicy, info["policy"])),
         "next latent frame": str(info["next_frame"]),
         "holds": f"{len(held)} latent frames ({ranges(held)})",
         "geometry": f"{g['layers']} layers, {g['heads']} heads of {g['head_dim']}, {g['height']}x{g['width']} tokens",

@@ -15,10 +15,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
     from rich.table import Table
 
     from ..io.hub import PARTS, models_folder, pull
+    from ..io.printable import printable
 
     if not arguments.parts:
         table = Table("part", "what it is", "from")
@@ -27,16 +28,18 @@ def run(arguments: argparse.Namespace) -> None:
         Console().print(table)
         print(f"`salt pull PART ...` puts them under {arguments.to or models_folder()}")
         return
-    with Progress("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn()) as bar:
+    with Progress(
+        TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    ) as bar:
         tasks: dict[str, TaskID] = {}
 
         def show(file: str, done: int, total: int) -> None:
             if file not in tasks:
-                tasks[file] = bar.add_task(file, total=total)
+                tasks[file] = bar.add_task(printable(file), total=total)
             bar.update(tasks[file], completed=done, total=total)
 
         paths = pull(
             arguments.parts, arguments.to, endpoint=arguments.endpoint, revision=arguments.revision, progress=show
         )
     for path in paths:
-        print(path)
+        print(printable(path))

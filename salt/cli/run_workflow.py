@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..io.atomic import require_file
+from ..io.printable import printable
 
 if TYPE_CHECKING:
-    from ..comfy_client.client import ComfyServer
+    from ..comfy_client.client import ComfyServer, Record
     from ..comfy_client.workflow import Prompt
 
 POLL_SECONDS = 0.5
+LOST_POLLS = 20  # so often in a row a run may be neither queued nor running nor in the history
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -43,29 +45,34 @@ def run(arguments: argparse.Namespace) -> None:
     if not paths:
         raise ValueError(f"{arguments.file}: the run left no file, expected a node in it that saves something")
     for path in paths:
-        print(path)
+        print(printable(path))
 
 
 def read_graph(path: Path) -> dict[str, Any]:
     """A workflow of either format. Raises ValueError for a file that is none."""
+    from ..comfy_client.workflow import check_prompt, is_browser_format
+    from ..io.fields import FieldError, read_object
+
     try:
-        graph = json.loads(require_file(path, "a ComfyUI workflow").read_text(encoding="utf-8"))
-    except ValueError as error:  # no JSON, or no text
-        raise ValueError(f"{path}: found no JSON ({error}), expected a ComfyUI workflow") from None
-    nodes = graph.get("nodes", graph.values()) if isinstance(graph, dict) else None
-    if not nodes or not all(isinstance(node, dict) and ("class_type" in node or "type" in node) for node in nodes):
-        raise ValueError(f"{path}: found JSON of another kind, expected a ComfyUI workflow")
+        graph = read_object(require_file(path, "a ComfyUI workflow"))
+        if not is_browser_format(graph):
+            check_prompt(graph)
+    except FieldError as error:
+        raise ValueError(f"{path}: {error}, expected a ComfyUI workflow") from None
     return graph
 
 
 def as_prompt(graph: dict[str, Any], info: dict[str, Any], path: Path) -> Prompt:
     """The workflow as the server takes it. Raises ValueError naming nodes that it does not have."""
-    from ..comfy_client.workflow import is_browser_format, to_prompt
+    from ..comfy_client.workflow import is_browser_format, names_of, to_prompt
 
-    prompt = to_prompt(graph, info) if is_browser_format(graph) else graph
+    try:
+        prompt = to_prompt(graph, info) if is_browser_format(graph) else graph
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if missing := sorted({node["class_type"] for node in prompt.values()} - info.keys()):
         hint = "; is ComfyUI-Salt in its custom_nodes?" if any(name.startswith("Salt") for name in missing) else ""
-        raise ValueError(f"{path}: found nodes that this server does not have: {', '.join(missing)}{hint}")
+        raise ValueError(f"{path}: found nodes that this server does not have: {names_of(missing)}{hint}")
     return prompt
 
 
@@ -78,7 +85,7 @@ def set_widget(prompt: Prompt, change: str) -> None:
     matches = {
         number
         for number, about in prompt.items()
-        if node in (number, about["class_type"], about.get("_meta", {}).get("title"))
+        if node in (number, about["class_type"], (about.get("_meta") or {}).get("title"))
     }
     if len(matches) != 1:
         among = ", ".join(f"{n} ({prompt[n]['class_type']})" for n in sorted(matches or prompt))
@@ -98,17 +105,28 @@ def _value(text: str, target: str) -> Any:
         raise ValueError(f"--set {target}: found {text!r}, expected a number, true or false") from None
 
 
-def wait_for(server: ComfyServer, number: str, title: str) -> dict[str, Any]:
-    """The record of a run, once it is finished, with a progress line until then. Ctrl-C cancels it on the server."""
+def wait_for(server: ComfyServer, number: str, title: str) -> Record:
+    """The record of a run, once it is finished, with a progress line until then. Ctrl-C cancels it on the server.
+
+    Raises ServerError when the server no longer has the run (it was restarted, or its queue and history were cleared).
+    """
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()) as bar:
-        task = bar.add_task(title)
+    from ..comfy_client.client import ServerError
+
+    with Progress(SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()) as bar:
+        task, lost = bar.add_task(printable(title)), 0
         try:
             while (record := server.history(number)) is None:
                 ahead = server.queue_position(number)
+                lost = lost + 1 if ahead is None else 0  # once: it may have ended between the two questions
+                if lost > LOST_POLLS:
+                    raise ServerError(
+                        f"{server.url}: the run {number} is neither queued nor running nor in the history; the server "
+                        "was restarted, or its queue and history were cleared"
+                    )
                 status = {None: "", 0: "  running"}.get(ahead, f"  waiting for {ahead} before it")
-                bar.update(task, description=title + status)
+                bar.update(task, description=printable(title + status))
                 time.sleep(POLL_SECONDS)
         except KeyboardInterrupt:
             server.cancel(number)

@@ -10,10 +10,13 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,12 +38,15 @@ from huggingface_hub.utils import (
 )
 
 from .atomic import replace_file
+from .remote_names import local_path
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 HUB_PROGRESS_BAR = "huggingface_hub.http_get"
 HASH_CHUNK_BYTES = 2**20
+MAX_LISTED_FILES = 1000  # of one part: a list that goes on without end is not read on
+HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 Progress = Callable[[str, int, int], None]  # file, bytes so far, bytes in all
 
@@ -115,19 +121,48 @@ def _list_files(api: HfApi, part: Part, revision: str) -> list[tuple[str, RepoFi
     what = f"{part.repo}/{part.folder}"
     with _as_hub_error(what, api):
         commit = api.model_info(part.repo, revision=revision).sha or revision
-        tree = [
-            file for file in api.list_repo_tree(part.repo, part.folder, revision=commit) if isinstance(file, RepoFile)
-        ]
+        listed = islice(api.list_repo_tree(part.repo, part.folder, revision=commit), MAX_LISTED_FILES)
+        tree = [file for file in listed if isinstance(file, RepoFile) and isinstance(file.path, str)]
     chosen = [file for file in tree if any(fnmatch(Path(file.path).name, name) for name in part.names)]
     if not chosen:
         existing = ", ".join(Path(file.path).name for file in tree) or "nothing"
         raise HubError(f"{what} on the hub has no {' or '.join(part.names)}; it has {existing}")
+    for file in chosen:
+        _check_entry(file, part)
     return [(commit, file) for file in chosen]
 
 
+def _digest(file: RepoFile) -> tuple[str, str]:
+    """Kind and value of the hash that the hub lists for a file."""
+    return ("sha256", file.lfs.sha256) if file.lfs else ("git", file.blob_id)
+
+
+def _check_entry(file: RepoFile, part: Part) -> None:
+    """Raise HubError for an entry of the hub's list that is no file of this part, or lacks its size or hash."""
+    where = f"{part.repo}/{part.folder}"
+    try:
+        local_path(Path(part.folder), file.path.removeprefix(f"{part.folder}/"))
+    except ValueError as error:
+        raise HubError(f"{where}: {error}; it was not downloaded") from None
+    digest = _digest(file)[1]
+    if not file.path.startswith(f"{part.folder}/"):
+        raise HubError(f"{where}: the hub lists {file.path!r:.100}, expected files of that folder")
+    if not isinstance(file.size, int) or file.size < 0 or not isinstance(digest, str) or not HASH.fullmatch(digest):
+        raise HubError(
+            f"{file.path}: the hub lists size {file.size!r:.30}, hash {digest!r:.70}; expected a size and a hash"
+        )
+
+
+def _check_disk(file: RepoFile, folder: Path, present: int) -> None:
+    """Raise HubError where the disk has less room than the rest of the file takes."""
+    free = shutil.disk_usage(folder).free
+    if file.size - present > free:
+        raise HubError(f"{file.path}: needs {file.size - present:,} bytes in {folder}, {free:,} are free")
+
+
 def _download(api: HfApi, repo: str, commit: str, file: RepoFile, target: Path, progress: Progress | None) -> Path:
-    kind, digest = ("sha256", file.lfs.sha256) if file.lfs else ("git", file.blob_id)
-    destination = target / repo.rpartition("/")[2] / file.path
+    kind, digest = _digest(file)
+    destination = target / repo.rpartition("/")[2] / file.path  # checked by _check_entry
     if destination.is_file() and destination.stat().st_size == file.size and _hash(destination, kind) == digest:
         if progress:
             progress(file.path, file.size, file.size)
@@ -136,6 +171,7 @@ def _download(api: HfApi, repo: str, commit: str, file: RepoFile, target: Path, 
     partial = destination.with_name(f".{destination.name}.{digest[:12]}.part")
     with _as_hub_error(f"{repo}/{file.path}", api):
         destination.parent.mkdir(parents=True, exist_ok=True)
+        _check_disk(file, destination.parent, partial.stat().st_size if partial.exists() else 0)
         try:
             _complete(hf_hub_url(repo, file.path, revision=commit, endpoint=api.endpoint), api, file, partial, progress)
         finally:
@@ -169,13 +205,15 @@ def _complete(url: str, api: HfApi, file: RepoFile, partial: Path, progress: Pro
 
 
 class _ProgressWriter(io.BufferedWriter):
-    """A file opened for appending that reports its size after every write."""
+    """A file opened for appending that reports its size after every write, and takes no more than the hub listed."""
 
     def __init__(self, path: Path, entry: RepoFile, progress: Progress | None) -> None:
         super().__init__(io.FileIO(path, "ab"))
         self.entry, self.progress = entry, progress
 
     def write(self, data: Buffer, /) -> int:
+        if self.tell() + memoryview(data).nbytes > self.entry.size:
+            raise HubError(f"{self.entry.path}: the hub sends more than the {self.entry.size:,} bytes that it lists")
         written = super().write(data)
         if self.progress:
             self.progress(self.entry.path, self.tell(), self.entry.size)

@@ -19,7 +19,7 @@ from .attention import MemoryPass, Segment
 from .policy import MemoryPolicy
 from .store import MemoryGeometry, Store, estimate_bytes
 
-GROWTH_FACTOR = 1.5  # of a full memory's buffers when they are too small
+GROWTH_FACTOR = 1.5  # of buffers that are too small
 
 
 class KVMemory:
@@ -28,8 +28,9 @@ class KVMemory:
     Use: `memory.open(read=F)` for a denoising step, `memory.open(write=F)` for a context pass, or both at once for the
     fused pass; pass the result to the model; after a forward that wrote, call `memory.commit(memory_pass)`.
 
-    policy, geometry: what is kept, and its shape. dtype: the model's. frames: latent frames of the clip, with which
-    policy `full` allocates at once. fingerprint: of the model that writes it (checked on load).
+    policy, geometry: what is kept, and its shape. dtype: the model's. frames: latent frames of the clip, for which
+    buffers are allocated at once; without it, and for a longer clip, they grow up to the policy's window. fingerprint:
+    of the model that writes it (checked on load).
     origin: latent frame at which the scene starts; next_frame: latent frame at which the next block starts; held: the
     latent frames kept; context_sigma: noise level in [0, 1] of the latest context pass.
     Raises ValueError (InputError for a field) for blocks and frames that do not fit.
@@ -72,6 +73,11 @@ class KVMemory:
             )
 
     @property
+    def home(self) -> torch.device:
+        """The device that the buffers lie on."""
+        return torch.device("cpu") if self.policy.residence == "cpu" else self.device
+
+    @property
     def nbytes(self) -> int:
         """Bytes allocated; 0 before the first use."""
         return self.store.nbytes if self.store is not None else 0
@@ -99,7 +105,8 @@ class KVMemory:
             slots = max(needed, self.policy.slots(self._frames_hint))
             self.store = Store(self.policy, self.geometry, self.dtype, self.device, slots)
         elif self.store.slots < needed:
-            self.store.grow(max(needed, int(self.store.slots * GROWTH_FACTOR)))
+            roomy = int(self.store.slots * GROWTH_FACTOR)
+            self.store.grow(max(needed, self.policy.slots(roomy)))
         return self.store
 
     def open(self, write: int | Sequence[int] = (), read: int = 0) -> MemoryPass:

@@ -82,7 +82,7 @@ class MemoryPolicy:
 
     def slots(self, frames: int) -> int:
         """Frames of storage needed for a clip of `frames` latent frames."""
-        return frames if self.window is None else self.window
+        return frames if self.window is None else min(frames, self.window)
 
     def slot(self, frame: int, origin: int) -> int:
         """Where a frame is stored: a pure function of its index, so that layout does not depend on history."""

@@ -38,7 +38,7 @@ def row_layout(precision: Precision, head_dim: int) -> tuple[int, int, torch.dty
     if precision != "int4":
         return head_dim, 1, torch.float32
     group = min(GROUP, head_dim // 2)
-    if head_dim % (2 * group):
+    if not group or head_dim % (2 * group):
         raise InputError("precision", f"needs a head_dim that is a multiple of {2 * GROUP}, found {head_dim}", "int4")
     return head_dim // 2, head_dim // group, torch.float16
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..acceleration.free_memory import check_bytes
+from ..errors import InputError
 from ..io.atomic import require_file, write_tensors
+from ..io.fields import FieldError, parse_json, parse_object, read_fields, read_value, shown
 from .cache import KVMemory
-from .policy import MemoryPolicy
-from .store import MemoryGeometry, buffer_names
+from .description import MemoryDescription
+from .store import MemoryGeometry, buffer_names, estimate_bytes, row_kinds
 
 FORMAT = "salt-memory-1"
 NEGATIVE_SUFFIX = ".negative"  # of the unconditional branch's file beside an older memory file, before the file ending
@@ -106,12 +110,9 @@ def read_clip_parts(path: str | Path) -> list[dict[str, Any]]:
     with _opened(path) as file:
         text = (file.metadata() or {}).get("salt_clip")
     try:
-        parts = json.loads(text) if text else []
-    except json.JSONDecodeError as error:
-        raise MemoryFileError(f"{path}: its parts `salt_clip` are damaged ({error})") from error
-    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-        raise MemoryFileError(f"{path}: its parts `salt_clip` are no list of objects")
-    return parts
+        return read_value(list[dict[str, Any]], parse_json(text) if text else [], "salt_clip")
+    except FieldError as error:
+        raise MemoryFileError(f"{path}: its parts `salt_clip`: {error}") from error
 
 
 def read_clip_latents(path: str | Path) -> Tensor | None:
@@ -143,15 +144,21 @@ def read_memory_info(path: str | Path, prefix: str = "") -> dict:
 
     Raises MemoryFileError for any other file.
     """
+    return _read_description(path, prefix)[0]
+
+
+def _read_description(path: str | Path, prefix: str) -> tuple[dict[str, Any], MemoryDescription]:
+    """The description as it stands in the file, and with its fields checked."""
+    key = "salt_memory_negative" if prefix else "salt_memory"
     with _opened(path) as file:
-        text = (file.metadata() or {}).get("salt_memory_negative" if prefix else "salt_memory")
+        text = (file.metadata() or {}).get(key)
     try:
-        info = json.loads(text) if text else {}
-    except json.JSONDecodeError as error:
-        raise MemoryFileError(f"{path}: its description is damaged ({error})") from error
-    if info.get("format") != FORMAT:
-        raise MemoryFileError(f"{path}: found format {info.get('format')!r}, expected {FORMAT!r} (a Salt memory file)")
-    return info
+        values = parse_object(text) if text else {}
+        if (found := values.get("format")) != FORMAT:
+            raise MemoryFileError(f"{path}: found format {shown(found)}, expected {FORMAT!r} (a Salt memory file)")
+        return values, read_fields(MemoryDescription, values)
+    except FieldError as error:
+        raise MemoryFileError(f"{path}: its description `{key}`: {error}") from error
 
 
 def load_memory(
@@ -170,33 +177,46 @@ def load_memory(
     MemoryFileError, naming the differing field, for a file that does not fit, and for one that is damaged or not a
     memory file.
     """
-    info = read_memory_info(path, prefix)
-    saved = MemoryGeometry(**info["geometry"])
-    if geometry is not None and (difference := saved.difference(geometry)):
+    info = _read_description(path, prefix)[1]
+    if geometry is not None and (difference := info.geometry.difference(geometry)):
         raise MemoryFileError(f"{path}: {difference}")
-    if fingerprint is not None and info["fingerprint"] != fingerprint:
+    if fingerprint is not None and info.fingerprint != fingerprint:
         raise MemoryFileError(
-            f"{path}: fingerprint differs: found {info['fingerprint'] or 'none'}, expected {fingerprint} "
+            f"{path}: fingerprint differs: found {info.fingerprint[:80] or 'none'}, expected {fingerprint} "
             "(the memory was written by another model)"
         )
-    policy = MemoryPolicy(**{**info["policy"], **({"residence": residence} if residence else {})})
-    memory = KVMemory(policy, saved, getattr(torch, info["dtype"]), device, fingerprint=info["fingerprint"])
-    memory.origin, memory.next_frame = info["origin"], info["next_frame"]
-    memory.held, memory.context_sigma = tuple(info["held"]), info["context_sigma"]
-    store = memory.allocated(memory.next_frame)
+    policy = replace(info.policy, residence=residence) if residence else info.policy
+    dtype = getattr(torch, info.dtype)
+    memory = KVMemory(policy, info.geometry, dtype, device, fingerprint=info.fingerprint)
+    memory.origin, memory.next_frame = info.origin, info.next_frame
+    memory.held, memory.context_sigma = info.held, info.context_sigma
     names = buffer_names(policy.precision)
     with _opened(path) as file:
-        present = set(file.keys())
-        for i, layer in enumerate(store.buffers):
+        frames = memory.next_frame - memory.origin
+        try:
+            # Before anything is allocated: a file that claims a shape has to hold it.
+            _check_shapes(file, info, prefix, path)
+            check_bytes("memory", estimate_bytes(policy, info.geometry, dtype, frames), memory.home, "its buffers")
+        except InputError as error:
+            raise MemoryFileError(f"{path}: {error}") from None
+        index = memory.slot_index(memory.held)
+        for i, layer in enumerate(memory.allocated(memory.next_frame).buffers):
             for name, buffer in zip(names, layer, strict=True):
-                key = f"{prefix}layers.{i}.{name}"
-                expected = (buffer.shape[0], len(memory.held), *buffer.shape[2:])
-                found = tuple(file.get_slice(key).get_shape()) if key in present else None
-                if found != expected:
-                    raise MemoryFileError(f"{path}: {key}: found {found or 'nothing'}, expected shape {expected}")
-                index = memory.slot_index(memory.held).to(buffer.device)
-                buffer.index_copy_(1, index, file.get_tensor(key).to(device=buffer.device, dtype=buffer.dtype))
+                part = file.get_tensor(f"{prefix}layers.{i}.{name}").to(device=buffer.device, dtype=buffer.dtype)
+                buffer.index_copy_(1, index.to(buffer.device), part)
     return memory
+
+
+def _check_shapes(file: safe_open, info: MemoryDescription, prefix: str, path: str | Path) -> None:
+    """Raise MemoryFileError unless the file holds every layer's tensors in the shapes that its description says."""
+    g, present = info.geometry, set(file.keys())
+    rows = row_kinds(info.policy.precision, getattr(torch, info.dtype), g.head_dim)
+    named = list(zip(buffer_names(info.policy.precision), rows, strict=True))
+    for key, values in ((f"{prefix}layers.{i}.{name}", n) for i in range(g.layers) for name, (n, _) in named):
+        expected = (g.batch, len(info.held), g.tokens, g.heads, values)
+        found = tuple(file.get_slice(key).get_shape()) if key in present else None
+        if found != expected:
+            raise MemoryFileError(f"{path}: {key}: found {found or 'nothing'}, expected shape {expected}")
 
 
 def _opened(path: str | Path) -> safe_open:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..cuda_streams import side_stream
+from ..io.fields import Count
 from .policy import CYCLE_FRAMES, MemoryPolicy, Precision
 from .quantization import dequantise_into, quantise, row_bytes, row_layout, storage_dtype
 
@@ -20,12 +21,12 @@ from .quantization import dequantise_into, quantise, row_bytes, row_layout, stor
 class MemoryGeometry:
     """Shape of a latent frame's keys and values: `height` x `width` patch tokens in each of `layers` layers."""
 
-    layers: int
-    heads: int
-    head_dim: int
-    height: int
-    width: int
-    batch: int = 1
+    layers: Count
+    heads: Count
+    head_dim: Count
+    height: Count
+    width: Count
+    batch: Count = 1
 
     @property
     def tokens(self) -> int:
@@ -47,7 +48,7 @@ class MemoryGeometry:
 def estimate_bytes(
     policy: MemoryPolicy, geometry: MemoryGeometry, dtype: torch.dtype, frames: int = CYCLE_FRAMES
 ) -> int:
-    """Bytes of a memory for a clip of `frames` latent frames (windowed policies do not depend on it)."""
+    """Bytes of a memory for a clip of `frames` latent frames (windowed policies hold no more than their window)."""
     rows = geometry.layers * geometry.batch * policy.slots(frames) * geometry.tokens * geometry.heads
     return 2 * rows * row_bytes(policy.precision, dtype, geometry.head_dim)
 
@@ -78,17 +79,15 @@ class Store:
 
     def _allocate(self, slots: int) -> tuple[Tensor, ...]:
         g = self.geometry
-        codes, scales, scale_dtype = row_layout(self.precision, g.head_dim)
-        kinds = [(codes, storage_dtype(self.precision, self.dtype))] * 2 + [(scales, scale_dtype)] * 2 * (scales > 0)
         return tuple(
             torch.zeros(
                 g.batch, slots, g.tokens, g.heads, n, dtype=dtype, device=self.home, pin_memory=self._pinned
             )
-            for n, dtype in kinds
+            for n, dtype in row_kinds(self.precision, self.dtype, g.head_dim)
         )  # fmt: skip
 
     def grow(self, slots: int) -> None:
-        """Enlarge to `slots` slots (policy `full` only); views of the old buffers stay valid and unchanged."""
+        """Enlarge to `slots` slots; views of the old buffers stay valid and unchanged."""
         for i, old in enumerate(self.buffers):
             new = self._allocate(slots)
             for source, target in zip(old, new, strict=True):
@@ -159,6 +158,12 @@ class Store:
             old, gone = self.gather(layer, sink), self.gather(layer, evicted)
             k, v = (keep * a + (1 - keep) * b for a, b in zip(old, gone, strict=True))
             self.put(layer, sink, k, v)
+
+
+def row_kinds(precision: Precision, dtype: torch.dtype, head_dim: int) -> list[tuple[int, torch.dtype]]:
+    """Values per row and dtype of a layer's tensors, in the order of `Store.buffers`."""
+    codes, scales, scale_dtype = row_layout(precision, head_dim)
+    return [(codes, storage_dtype(precision, dtype))] * 2 + [(scales, scale_dtype)] * 2 * (scales > 0)
 
 
 def buffer_names(precision: Precision) -> tuple[str, ...]:

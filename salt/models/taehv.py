@@ -14,6 +14,7 @@ pixels [B, 3, T, H, W] in [-1, 1]. Inside, x_NCHW holds N = B * T single frames,
 """
 
 import pickle
+import zipfile
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..io.atomic import require_file
+from ..io.torch_archive import check_archive, check_tensors
 from .streaming_vae import LatentStream
 
 LATENT_CHANNELS = 16
@@ -165,8 +167,20 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        check_archive(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, LookupError, ValueError) as error:
+        if isinstance(found, dict):
+            check_tensors(found, path.stat().st_size)
+    except (
+        zipfile.BadZipFile,
+        pickle.UnpicklingError,
+        SafetensorError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        LookupError,
+        ValueError,
+    ) as error:
         # torch reads bytes that are not a zip file as an old pickle, which fails in any of these ways. Its advice to
         # load with weights_only=False is not passed on.
         reason = type(error).__name__ if "weights_only" in str(error) or not str(error) else str(error).splitlines()[0]

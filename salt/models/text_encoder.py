@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..io.atomic import write_tensors
+from ..io.model_folders import check_model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, UMT5EncoderModel
@@ -78,11 +79,16 @@ class UMT5TextEncoder:
         for part in ("text_encoder", "tokenizer"):
             if not (folder / part).is_dir():
                 raise FileNotFoundError(f"{folder} has no folder {part}/, which Wan's text encoder needs")
-        model = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.bfloat16)
+            check_model_folder(folder / part)
+        model = UMT5EncoderModel.from_pretrained(
+            folder / "text_encoder", dtype=torch.bfloat16, trust_remote_code=False, use_safetensors=True
+        )
         _check_complete(model, folder / "text_encoder")
         if precision == "int8":
             quantise(model)
-        return cls(model.eval(), AutoTokenizer.from_pretrained(folder / "tokenizer"), device=device)
+        return cls(
+            model.eval(), AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False), device=device
+        )
 
     @property
     def dim(self) -> int:

@@ -15,6 +15,7 @@ from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenize
 from ..acceleration.cuda_graphs import CUDAGraphTransformer
 from ..acceleration.presets import PREFERENCES, Preference, compile_blocks, fp8_linears, preset_of
 from ..errors import InputError
+from ..io.model_folders import check_model_folder
 from ..memory import BufferPool
 from ..models.streaming_vae import FrameDecoder, Tiling, WanStreamDecoder
 from ..models.text_encoder import TextEncoder, UMT5TextEncoder
@@ -27,6 +28,7 @@ from .components import (
     PipelineComponents,
     as_salt_transformer,
     load_components,
+    read_index,
     tiny_folder,
 )
 from .lora import SaltLoraMixin, adapter_state
@@ -102,7 +104,12 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
         """As `DiffusionPipeline.from_pretrained`; also reads Wan 2.1's diffusers folders, and the name `salt-tiny`."""
         name = pretrained_model_name_or_path
         folder = tiny_folder() if str(name) == TINY_NAME and not Path(name).exists() else name
-        return super().from_pretrained(folder, **kwargs)
+        if kwargs.pop("trust_remote_code", False):
+            raise InputError("trust_remote_code", "is not supported: Python code of a model is never run")
+        if Path(folder).is_dir():
+            check_model_folder(Path(folder))
+            read_index(Path(folder))
+        return super().from_pretrained(folder, **{"use_safetensors": True, **kwargs, "trust_remote_code": False})
 
     @classmethod
     def from_single_file(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from accelerate import init_empty_weights
@@ -15,6 +14,8 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..acceleration.cuda_graphs import CUDAGraphTransformer
 from ..acceleration.presets import AccelerationPreset
+from ..io.fields import Between, FieldError, read_fields, read_object, shown
+from ..io.model_folders import check_model_folder
 from ..memory import BufferPool
 from ..models.text_encoder import TextEncoder
 from ..models.transformer_salt import SaltTransformer3DModel
@@ -62,6 +63,30 @@ class PipelineComponents:
         return hasattr(self.transformer, "_hf_hook")
 
 
+@dataclass(frozen=True)
+class WordTable:
+    """Arguments of `WordEmbedder` in a model_index.json."""
+
+    dim: Annotated[int, Between(1, 2**16)] = 4096
+    max_length: Annotated[int, Between(1, 2**12)] = 16
+    vocabulary: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class IndexFields:
+    """The keys of this project in a model_index.json."""
+
+    words: WordTable | None = None
+    default_size: tuple[Annotated[int, Between(1, 2**16)], ...] | None = None
+    student: StudentSpec | None = None
+
+    def __post_init__(self) -> None:
+        if self.student is not None:
+            self.student.schedule  # noqa: B018 (checks steps and shift)
+        if self.default_size is not None and len(self.default_size) != 2:
+            raise ValueError(f"default_size: found {shown(self.default_size)}, expected height and width")
+
+
 @dataclass
 class LoadedComponents:
     """The components of a folder beside the transformer. `text_folder` is the folder of a UMT5, where there is one."""
@@ -94,28 +119,35 @@ def load_components(folder: str | Path, dtype: torch.dtype | None = None) -> Loa
         raise FileNotFoundError(
             f"{folder}: found no vae/config.json, expected Wan's components (vae/, text_encoder/, ...)"
         )
-    index = _read_index(folder)
+    check_model_folder(folder)
+    index = read_index(folder)
     words, text_folder = index.get("words"), folder if (folder / "text_encoder").is_dir() else None
     if words is None and text_folder is None:
         raise FileNotFoundError(f"{folder}: found no text_encoder/, expected Wan's text encoder in it")
-    vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
+    vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32, use_safetensors=True).eval()
     loaded = LoadedComponents(vae, words, text_folder, index.get("default_size"))
     if (folder / "image_encoder").is_dir():
         from transformers import CLIPImageProcessor, CLIPVisionModel
 
-        loaded.image_encoder = CLIPVisionModel.from_pretrained(folder / "image_encoder", dtype=dtype or torch.float32)
-        loaded.image_processor = CLIPImageProcessor.from_pretrained(folder / "image_processor")
+        loaded.image_encoder = CLIPVisionModel.from_pretrained(
+            folder / "image_encoder", dtype=dtype or torch.float32, trust_remote_code=False, use_safetensors=True
+        )
+        loaded.image_processor = CLIPImageProcessor.from_pretrained(folder / "image_processor", trust_remote_code=False)
     return loaded
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
+def read_index(folder: Path) -> dict[str, Any]:
+    """The model_index.json of a folder, {} without one. Raises ValueError, naming the file, for a wrong value."""
     path = folder / INDEX
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: is damaged ({error})") from error
+        index = read_object(path)
+        # Only the keys of this project are read here, and checked; diffusers reads the others.
+        read_fields(IndexFields, index)
+        return index
+    except FieldError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def as_salt_transformer(transformer: WanTransformer3DModel) -> SaltTransformer3DModel:

@@ -17,6 +17,7 @@ from ..models.streaming_vae import encode_video
 from ..noise import NoiseSource, SeededNoise
 from ..rollout import RolloutSettings, count_model_calls
 from ..spec import FPS
+from .clip_limits import check_clip_fits
 from .components import PipelineComponents
 from .effect import check_effects
 from .inputs import Length, PipelineInputs, change_frame, plan_length, wanted_frames
@@ -86,6 +87,7 @@ def prepare(components: PipelineComponents, inputs: PipelineInputs) -> PreparedR
     _check_support(components, inputs)
     size = _pixel_size(components, inputs)
     latent_size = (size[0] // components.spatial_scale, size[1] // components.spatial_scale)
+    check_clip_fits(components, inputs, size)
     pixels = None
     if inputs.image is not None:
         longest = wanted_frames(inputs) + components.temporal_scale * max(spec.frames_per_block, 1)

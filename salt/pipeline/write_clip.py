@@ -11,6 +11,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
+from ..io.printable import printable
 from ..io.video import VideoWriter
 from ..memory import KVMemory
 from ..rollout import Step
@@ -52,8 +53,12 @@ class ProgressDisplay:
 
     def __init__(self, title: str) -> None:
         self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"), TimeElapsedColumn()
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
         )
+        title = printable(title)
         self.task = self.bar.add_task(title if len(title) <= 40 else title[:39] + "…", status="", total=None)
         self.began = time.perf_counter()
         self.frames, self.first, self.ended = 0, 0.0, self.began

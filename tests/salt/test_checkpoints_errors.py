@@ -131,7 +131,7 @@ def test_a_config_that_does_not_fit_the_tensors(weights: dict[str, torch.Tensor]
     save_file(weights, path, {"config": json.dumps({"heads": 3})})
     assert "do not divide" in error_of(path)
     save_file(weights, path, {"config": "{"})
-    assert "not JSON" in error_of(path)
+    assert "no valid JSON" in error_of(path)
     save_file(weights, path, {"salt": json.dumps({"policy": {"kind": "elephant"}})})
     assert "elephant" in error_of(path)
     (tmp_path / "config.json").write_text("[]")
@@ -207,6 +207,15 @@ def test_missing_files_and_files_of_other_formats(weights: dict[str, torch.Tenso
     assert "expected a JSON object" in error_of(index)
     save_file(weights | {"blocks.0.ffn.0.weight": torch.zeros(96, 64, dtype=torch.uint8)}, path)
     assert "torch.uint8" in error_of(path)
+
+
+@pytest.mark.parametrize("name", ["../a.safetensors", "/a.safetensors", "..\\a.safetensors", "C:a", "a\0", 7, ["a"]])
+def test_an_index_that_names_files_outside_its_folder(name: object, tmp_path: Path) -> None:
+    index = tmp_path / "in" / "model.safetensors.index.json"
+    index.parent.mkdir()
+    save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors")
+    index.write_text(json.dumps({"weight_map": {"x": name}}))
+    assert "weight_map: found the file name" in error_of(index)
 
 
 @pytest.mark.parametrize("save", [save_wan, save_diffusers])

@@ -162,7 +162,7 @@ def test_prompt_at_and_memory_policy(model, tmp_path):
         (("--frames", 20), "error: --frames: found 20, expected 9 or 21"),
         (("--frames", 9, "--seconds", 1), "error: --frames cannot be combined with `seconds`"),
         (("--width", 0), "error: --width: found 0 pixels, expected 1 or more"),
-        (("--nfe", 0), "error: --nfe: found 0, expected 1 or more"),
+        (("--nfe", 0), "error: --nfe: found 0, expected 1 to 1000"),
         (("--prompt-at", -1, PROMPT), "error: --prompt-at: found a change at -1 s, expected above 0"),
         (("--memory", "ring:3"), "error: --memory: found 'ring:3'"),
         (("--memory", ""), "error: --memory: found ''"),

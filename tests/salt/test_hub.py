@@ -33,6 +33,7 @@ class Hub(ThreadingHTTPServer):
         self.cuts: list[int] = []  # the next downloads are cut off after so many bytes
         self.content: dict[str, bytes | None] = {}  # served instead of the listed content; None: 404
         self.ignores_ranges = False
+        self.row: dict[str, object] = {}  # listed for every file instead of the right values
         self.refusal: str | None = None  # the error code in the answer for every repository
 
     @property
@@ -84,7 +85,7 @@ class Handler(BaseHTTPRequestHandler):
             row["oid"] = hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
             if len(data) > 1000:
                 row["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
-            rows.append(row)
+            rows.append(row | self.server.row)
         self.answer(200, json.dumps(rows).encode())
 
     def download(self, repo: str, revision: str, path: str) -> None:
@@ -196,6 +197,41 @@ def test_missing_parts_revisions_and_files_are_named(hub: Hub, tmp_path: Path) -
         with pytest.raises(HubError, match=message):
             pull(["salt-cf"], tmp_path, endpoint=hub.endpoint)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        *({"path": path} for path in ("checkpoints/../../salt_cf.pt", "/tmp/salt_cf.pt", "checkpoints/C:/salt_cf.pt")),
+        *(
+            {"path": path}
+            for path in ("checkpoints/..\\..\\/salt_cf.pt", "checkpoints/\0/salt_cf.pt", "other/salt_cf.pt")
+        ),
+        {"lfs": {"oid": "../../../escaped", "size": 1, "pointerSize": 1}},
+        {"size": "many", "lfs": None},
+        {"size": -1, "lfs": None},
+    ],
+)
+def test_a_hub_that_lists_no_plain_file_is_refused_before_anything_is_written(
+    hub: Hub, tmp_path: Path, row: dict[str, object]
+) -> None:
+    hub.row = row
+    with pytest.raises(HubError, match=r"found the file name|expected files of that folder|expected a size and a hash"):
+        pull(["salt-cf"], tmp_path / "in", endpoint=hub.endpoint)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_hub_that_sends_more_than_it_lists_is_cut_off(hub: Hub, tmp_path: Path) -> None:
+    hub.content["checkpoints/salt_cf.pt"] = LARGE * 2
+    with pytest.raises(HubError):
+        pull(["salt-cf"], tmp_path, endpoint=hub.endpoint)
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= len(LARGE)
+
+
+def test_a_file_larger_than_the_disk_is_refused(hub: Hub, tmp_path: Path) -> None:
+    hub.row = {"size": 10**18, "lfs": None}
+    with pytest.raises(HubError, match=r"checkpoints/salt_cf.pt: needs 1,000,000,000,000,000,000 bytes in "):
+        pull(["salt-cf"], tmp_path, endpoint=hub.endpoint)
 
 
 def test_no_network(tmp_path: Path) -> None:

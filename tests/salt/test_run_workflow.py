@@ -71,13 +71,15 @@ class Stub:
 
     def __init__(self):
         self.info, self.outputs, self.messages, self.waits = INFO, OUTPUTS, [], 2
-        self.refusal, self.started = None, False
+        self.refusal, self.started, self.lost = None, False, False
         self.posted = []
 
     def get(self, path, query):
         if path == "/object_info":
             return self.info
         if path == "/queue":
+            if self.lost:
+                return {"queue_running": [], "queue_pending": []}
             ours, other = [[2, "n1", {}, {}, []]], [[1, "other", {}, {}, []]]
             return {"queue_running": ours if self.started else other, "queue_pending": [] if self.started else ours}
         if path == "/history/n1":
@@ -157,6 +159,26 @@ def test_a_second_run_overwrites_nothing_and_stays_in_the_folder(send, stub, tmp
     assert send() == 0
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["clip (2).mp4", "clip.mp4"]
     assert (tmp_path / "out" / "clip.mp4").read_text() == "content of video/clip.mp4"
+
+
+@pytest.mark.parametrize("name", ["..", "a/..", "/", "C:clip.mp4", "a\0b", "..\\..", 7])
+def test_a_servers_file_name_that_is_none_is_refused(send, stub, tmp_path, capsys, name):
+    stub.outputs = {"2": {"images": [{"filename": name, "subfolder": "x", "type": "output"}]}}
+    assert send() == cli.FAILED
+    assert "file name" in one_line(capsys) and not (tmp_path / "out").exists()
+
+
+def test_a_run_that_the_server_lost_is_not_waited_for(send, stub, capsys, monkeypatch):
+    monkeypatch.setattr("salt.cli.run_workflow.LOST_POLLS", 2)
+    stub.waits, stub.lost = 1000, True
+    assert send() == cli.FAILED
+    assert "n1 is neither queued nor running nor in the history" in one_line(capsys)
+
+
+def test_a_result_that_is_too_large_is_refused(send, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("salt.comfy_client.client.MAX_RESULT_BYTES", 5)
+    assert send() == cli.FAILED
+    assert "/view: the answer has more than 5 bytes" in one_line(capsys) and not list((tmp_path / "out").iterdir())
 
 
 def test_a_browser_workflow_is_converted_with_the_servers_node_definitions(send, stub):

@@ -151,7 +151,9 @@ def test_a_payload_is_not_run(tmp_path):
     bad = io.BytesIO()
     torch.save({"decoder.1.weight": Payload(str(target))}, bad)
     (tmp_path / "evil.pth").write_bytes(bad.getvalue())
-    with pytest.raises(ValueError, match=r"evil.pth: cannot be read as weights \(UnpicklingError\)"):
+    with pytest.raises(
+        ValueError, match=r"evil.pth: cannot be read as weights \(holds more than tensors, possibly code"
+    ):
         load_taehv(tmp_path / "evil.pth")
     assert not target.exists()
     pickle.loads(pickle.dumps(Payload(str(target)))).close()  # the payload works

@@ -1,6 +1,7 @@
 """Recipes: the released numbers; errors of one line, raised before any weight is read."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from torch.torch_version import TorchVersion
@@ -165,3 +166,18 @@ def test_backbones_that_do_not_fit_together_are_errors(tmp_path):
         check_backbones(replace(good, models=replace(good.models, teacher="Wan2.1-I2V-14B")))
     with pytest.raises(RecipeError, match="data.images: found none"):
         check_backbones(load_recipe("i2v", ["data.images="]))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("data: &a [x, x]\nname: [*a, *a]", "found the alias \\*a"),
+        ("[" * 20_000, "nested too deeply"),
+        (f"optimisation: {{updates: {'9' * 5000}}}", "not valid YAML"),
+    ],
+)
+def test_yaml_that_stands_for_more_than_it_says(text: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=expected) as caught:
+        load_recipe(tmp_path / "r.yaml")
+    assert "r.yaml" in str(caught.value) and len(str(caught.value)) < 400

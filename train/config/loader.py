@@ -16,6 +16,23 @@ from train.config.recipe import Recipe, RecipeError
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
+class RecipeYaml(yaml.SafeLoader):
+    """Plain values only. Aliases are refused: a few lines of them stand for gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"found the alias *{self.peek_event().anchor}, expected the values themselves")
+        return super().compose_node(parent, index)
+
+
+def load_yaml(text: str) -> object:
+    """The value of a YAML text. Raises YAMLError or ValueError (an integer of thousands of digits)."""
+    try:
+        return yaml.load(text, Loader=RecipeYaml)
+    except RecursionError:
+        raise yaml.YAMLError("found values that are nested too deeply, expected fewer levels") from None
+
+
 class Dataclass(Protocol):
     """Any dataclass (typeshed's `DataclassInstance`, which does not exist at run time)."""
 
@@ -61,8 +78,8 @@ def find_recipe(path: Path) -> Path:
 def read_values(path: Path) -> dict[str, Any]:
     """Keys and values of a recipe's file. Raises RecipeError where it is no YAML, or has something else in it."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = load_yaml(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, ValueError) as error:
         raise RecipeError("recipe", f"is not valid YAML ({' '.join(str(error).split())})", file=path) from error
     if not isinstance(values, dict):
         raise RecipeError("recipe", f"found {type(values).__name__}, expected keys and values", file=path)
@@ -94,8 +111,8 @@ def _read(path: Path, derived: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 def _override_value(text: str, override: str) -> object:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return load_yaml(text)
+    except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(repr(override), f"is not valid YAML ({' '.join(str(error).split())})") from error
 
 

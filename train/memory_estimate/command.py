@@ -28,4 +28,4 @@ def run(args: argparse.Namespace) -> None:
 
     from train.memory_estimate.report import table
 
-    Console().print(table(recipe, args.gpus))
+    Console(markup=False, emoji=False).print(table(recipe, args.gpus))

@@ -12,8 +12,9 @@ from typing import Any
 import psutil
 import torch
 from accelerate import Accelerator
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from salt.io.printable import printable
 from train.config.recipe import Recipe
 from train.monitoring.plots import plot_curve
 
@@ -37,7 +38,7 @@ class MetricsLogger:
         if accelerator.is_main_process:
             self._drop_rows_after(done)
         columns = (
-            "{task.description}",
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -45,7 +46,7 @@ class MetricsLogger:
         self.progress = Progress(*columns, disable=not accelerator.is_main_process)
         self.first = done
         self.began = self.printed = self.plotted = time.monotonic()
-        self.task = self.progress.add_task(recipe.name, total=recipe.optimisation.updates, completed=done)
+        self.task = self.progress.add_task(printable(recipe.name), total=recipe.optimisation.updates, completed=done)
         if recipe.run.tracker != "none":
             accelerator.init_trackers(recipe.name, config=_flatten(recipe.to_dict()))
 

@@ -1,0 +1,51 @@
+"""Folders of models for transformers and diffusers, checked before those libraries read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from .fields import FieldError, read_object, shown
+from .remote_names import local_path
+
+CODE_KEYS = ("auto_map", "custom_pipelines")  # of configurations that name Python files to run
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+class ModelFolderError(ValueError):
+    """A folder that is not read: the message names the file in it, what was found and what is expected."""
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raise ModelFolderError for a model's folder, or one of its components', that names code or holds pickles only.
+
+    Also for configurations that are no JSON objects, and indexes of files elsewhere.
+    """
+    for part in (folder, *(path for path in sorted(folder.iterdir()) if path.is_dir())):
+        for path in _descriptions(part):
+            try:
+                values = read_object(path)
+                named = values["weight_map"] if path.name.endswith(".index.json") else {}
+                for name in named.values() if isinstance(named, dict) else [named]:
+                    local_path(part, name)
+            except (KeyError, FieldError, OSError) as error:
+                raise ModelFolderError(f"{path}: {error}") from None
+            except ValueError as error:
+                raise ModelFolderError(f"{path}: weight_map: {error}") from None
+            if code := [key for key in CODE_KEYS if values.get(key)]:
+                found = f"{code[0]} {shown(values[code[0]])}"
+                raise ModelFolderError(f"{path}: found {found}, which names Python code; code of models is never run")
+        _check_weights(part)
+
+
+def _descriptions(folder: Path) -> Iterator[Path]:
+    for pattern in ("*config.json", "model_index.json", "*.index.json"):
+        yield from sorted(folder.glob(pattern))
+
+
+def _check_weights(folder: Path) -> None:
+    """Raise ModelFolderError where a component's weights are pickles only; `salt.checkpoints` reads a transformer's."""
+    pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLES)
+    if pickles and (folder / "config.json").is_file() and folder.name != "transformer":
+        if not any(folder.glob("*.safetensors")):
+            raise ModelFolderError(f"{pickles[0]}: found a pickle, expected weights in safetensors files")
