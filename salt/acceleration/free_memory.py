@@ -28,11 +28,10 @@ def check_bytes(
     if needed <= free:
         return
     fits = f"; at most {free * count // needed:,} {unit} fit" if count else ""
-    raise InputError(
-        field, f"found too much for this machine: {what} needs {size(needed)}, {size(free)} are free on {device}{fits}"
-    )
+    found = f"{what} needs {bytes_text(needed)}, {bytes_text(free)} are free on {device}"
+    raise InputError(field, f"found too much for this machine: {found}{fits}")
 
 
-def size(count: int) -> str:
+def bytes_text(count: int) -> str:
     """Bytes as an error shows them."""
     return f"{count / 1e9:,.1f} GB" if count < 1e24 else "more than 10^15 GB"

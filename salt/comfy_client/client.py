@@ -101,6 +101,7 @@ class ComfyServer:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/") if "://" in url else f"http://{url.rstrip('/')}"
         self.session = requests.Session()
+        self.session.headers["Accept-Encoding"] = "identity"  # a compressed answer can be a thousand times larger
 
     def request(self, path: str, body: dict[str, Any] | None = None) -> bytes:
         """The answer to a GET, or to a POST of `body` as JSON. Raises RequestRefused for an HTTP error status."""
@@ -118,6 +119,8 @@ class ComfyServer:
                 if not response.ok:
                     message = next(response.iter_content(CHUNK_BYTES), b"")
                     raise RequestRefused(f"HTTP status {response.status_code} {response.reason}", message)
+                if response.headers.get("Content-Encoding", "identity") != "identity":
+                    raise ServerError(f"{self.url}{path}: the answer is compressed, which was not asked for")
                 for part in response.iter_content(CHUNK_BYTES):
                     received += len(part)
                     if received > limit:

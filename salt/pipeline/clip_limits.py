@@ -6,20 +6,22 @@ import math
 
 import torch
 
-from ..acceleration.free_memory import check_bytes
+from ..acceleration.free_memory import bytes_text, check_bytes
+from ..errors import InputError
 from ..memory import MemoryPolicy, estimate_bytes
 from ..spec import FPS
 from .components import PipelineComponents
 from .inputs import DEFAULT_SECONDS, PipelineInputs
 
 FLOAT_BYTES = 4
+MOST_LATENT_BYTES = 10**12  # of all blocks, though a stream lets written ones go: a week at 832x480
 MOST_SECONDS = 1e15  # more are not told apart, so that no arithmetic overflows
 
 
 def check_clip_fits(components: PipelineComponents, inputs: PipelineInputs, size: tuple[int, int]) -> None:
     """Raise InputError naming the size, the number of clips, the policy or the length that needs too many bytes.
 
-    size: pixels (H, W). Counts only what is surely needed: the KV cache, the latents, and the pixels of one block.
+    size: pixels (H, W). Counts only what is surely needed: the KV cache, and the latents and pixels of one block.
     """
     policy = components.acceleration.policy(inputs.policy(components.spec))
     batch = inputs.prompt_count() * inputs.num_videos_per_prompt
@@ -39,11 +41,16 @@ def check_clip_fits(components: PipelineComponents, inputs: PipelineInputs, size
         check_bytes("memory_policy", needed, home, what, "latent frames", policy.window, reused)
     seconds = _seconds(inputs)
     frames = math.ceil(seconds * FPS / components.temporal_scale)
-    cached = batch * _kv_bytes(components, inputs, policy, size, frames)
-    needed = batch * frames * latents + (cached if home == device else 0)
     field, what = "seconds" if inputs.num_frames is None else "num_frames", f"a clip of {seconds:g} s"
-    check_bytes(field, needed, device, what, "seconds", int(seconds), reused)
+    cached = batch * _kv_bytes(components, inputs, policy, size, frames)
     check_bytes(field, cached, home, f"the KV cache of {what}", "seconds", int(seconds), reused)
+    if (total := batch * frames * latents) > MOST_LATENT_BYTES:
+        fit = int(seconds) * MOST_LATENT_BYTES // total
+        raise InputError(
+            field,
+            f"found too much: {what} has {bytes_text(total)} of latents, expected at most "
+            f"{bytes_text(MOST_LATENT_BYTES)}; at most {fit:,} seconds fit",
+        )
 
 
 def _frame_bytes(components: PipelineComponents, size: tuple[int, int]) -> tuple[int, int]:
