@@ -30,7 +30,7 @@ def check_clip_fits(components: PipelineComponents, inputs: PipelineInputs, size
     device = components.device
     larger = "width" if size[1] >= size[0] else "height"
     one = block * (latents + pixels + _kv_bytes(components, inputs, policy, size, 1))
-    check_bytes(larger, one, device, f"a block of {size[1]}x{size[0]} pixels")
+    check_bytes(larger, one, device, f"a block of {size[1]}x{size[0]} pixels", "pixels", size[0] * size[1])
     many = "num_videos_per_prompt" if inputs.num_videos_per_prompt > 1 else "prompt"
     check_bytes(many, batch * one, device, f"a block of {batch:,} clips", "clips", batch)
     home = device if policy.residence == "device" else torch.device("cpu")

@@ -214,7 +214,7 @@ def test_a_window_grows_with_its_clip_and_views_stay_valid() -> None:
         ({"seconds": 1e9, "memory_policy": "window:12"}, "seconds", "expected at most 1,000.0 GB; at most "),
         ({"seconds": 1e300}, "seconds", "seconds fit"),
         ({"num_frames": 10**400}, "num_frames", "seconds fit"),
-        ({"width": 160_000, "height": 160_000}, "width", "GB"),
+        ({"width": 160_000, "height": 160_000}, "width", "pixels fit"),
         ({"num_videos_per_prompt": 10**6, "height": 480, "width": 832}, "num_videos_per_prompt", "clips fit"),
         ({"memory_policy": "window:1000000"}, "memory_policy", "latent frames fit"),
     ],
