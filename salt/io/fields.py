@@ -27,6 +27,8 @@ Read = TypeVar("Read")
 class FieldError(ValueError):
     """A value of the wrong type or out of range: which field, what was found, what was expected."""
 
+    __module__ = "salt.io.fields"
+
 
 @dataclass(frozen=True)
 class Between:

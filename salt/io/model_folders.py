@@ -15,6 +15,8 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 class ModelFolderError(ValueError):
     """A folder that is not read: the message names the file in it, what was found and what is expected."""
 
+    __module__ = "salt.io.model_folders"
+
 
 def check_model_folder(folder: Path) -> None:
     """Raise ModelFolderError for a model's folder, or one of its components', that names code or holds pickles only.

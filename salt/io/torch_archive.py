@@ -32,6 +32,8 @@ KNOWN_NAMES = {
 class ArchiveError(ValueError):
     """An archive that claims more than it holds, or holds something else than tensors. Without the file's name."""
 
+    __module__ = "salt.io.torch_archive"
+
 
 def check_archive(path: Path) -> None:
     """Raise ArchiveError for an archive that torch must not read, BadZipFile for a damaged one."""

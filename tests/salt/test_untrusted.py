@@ -53,7 +53,7 @@ def test_inspect_shows_metadata_and_errors_as_text(
     monkeypatch.undo()
     (tmp_path / "\x1b[1m.pt").write_text("x")
     assert cli.main(["inspect", str(tmp_path / "\x1b[1m.pt")]) == cli.FAILED
-    assert "\\x1b[1m.pt is neither" in capsys.readouterr().err
+    assert "\\x1b[1m.pt is a" in capsys.readouterr().err
 
 
 @dataclass
