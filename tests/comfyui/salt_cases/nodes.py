@@ -362,7 +362,7 @@ def without_effect():
     timed = IO_TYPES.TimedConditioning
     prompts = [timed(0.0, text(PROMPT), "keep"), timed(1.0, text(OTHER), "keep"), timed(9.0, text(PROMPT), "keep")]
     broken = tiny()
-    broken.add_patches({"diffusion_model.head.head.weight": (torch.full((1,), float("nan")),)}, 1.0)
+    PACK.comfy_model.wan_model(broken).head.head.weight.data.fill_(float("nan"))
     return {
         "cfg 1": rollout(tiny(), negative=negative)[2],
         "cfg 2": rollout(tiny(), negative=negative, cfg=2.0)[2],
