@@ -6,9 +6,11 @@ from collections import deque
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..rollout import Block
+
+PLAIN_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class NotFiniteError(RuntimeError):
@@ -71,6 +73,28 @@ class FiniteCheck:
                 f"{block_name(block)}: the student's output is not finite (NaN or infinity), so the clip ends before "
                 "it. A damaged weight file, a LoRA of another model or float16 can be the reason"
             )
+
+
+def check_weights(model: nn.Module, name: str) -> None:
+    """Raise NotFiniteError, naming the first, where weights of `model` are NaN or infinite.
+
+    Attention on a CPU makes finite numbers of them, so that the output does not tell. Quantised weights are not looked
+    at.
+    """
+    names, extremes = [], []
+    for weight_name, weight in model.named_parameters():
+        plain = type(weight) is nn.Parameter and weight.dtype in PLAIN_DTYPES
+        if plain and weight.numel() and weight.device.type != "meta":
+            names.append(weight_name)
+            extremes.append(torch.stack(weight.detach().aminmax()).float())
+    finite = torch.stack(extremes).isfinite().all(dim=1).tolist() if names else []
+    bad = [n for n, good in zip(names, finite, strict=True) if not good]
+    if bad:
+        more = f" (and {len(bad) - 1} others)" if len(bad) > 1 else ""
+        raise NotFiniteError(
+            f"{name}: the student's weight {bad[0]}{more} is not finite (NaN or infinity), expected numbers; the "
+            "file is damaged, or was merged or converted in a type that is too small"
+        )
 
 
 def block_name(block: Block) -> str:

@@ -13,6 +13,7 @@ from diffusers.video_processor import VideoProcessor
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..acceleration.cuda_graphs import CUDAGraphTransformer
+from ..acceleration.finite_check import check_weights
 from ..acceleration.presets import PREFERENCES, Preference, compile_blocks, fp8_linears, preset_of
 from ..errors import InputError
 from ..io.model_folders import check_model_folder
@@ -93,6 +94,7 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
         self._graphed_adapters: tuple[Any, ...] = ()
         self._decoder: Callable[[], FrameDecoder] | None = None
         self._tiling: Tiling | None = None
+        self._checked_weights: list[tuple[int, int]] = []
 
     @classmethod
     def tiny(cls) -> Self:
@@ -246,6 +248,18 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
     def disable_vae_tiling(self) -> None:
         """Decode whole frames again (in tiles still with the preset `low memory`)."""
         self._tiling = None
+
+    def check_weights(self, name: str = "transformer") -> None:
+        """Raise NotFiniteError where weights of the transformer are NaN or infinite; looks once at the same weights.
+
+        name: what the error calls the model.
+        """
+        if hasattr(self.transformer, "_hf_hook"):  # accelerate would have to fetch them
+            return
+        state = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.transformer.parameters()]
+        if state != self._checked_weights:
+            check_weights(self.transformer, name)
+            self._checked_weights = state
 
     def new_decoder(self) -> FrameDecoder:
         """A decoder at the beginning of a clip."""

@@ -84,7 +84,8 @@ def load_pipeline(options: PipelineOptions, device: torch.device) -> SaltPipelin
     if options.tiles:
         pipe.enable_vae_tiling()
     pipe.set_decoder(options.decoder)
-    pipe.to(device).set_acceleration(options.prefer)
+    pipe.to(device).check_weights(options.model)
+    pipe.set_acceleration(options.prefer)
     return pipe
 
 

@@ -230,6 +230,7 @@ class SaltPipeline(SaltPipelineBase):
             raise InputError(
                 "callback_on_step_end_tensor_inputs", f"found {', '.join(unknown)}, expected some of {names}"
             )
+        self.check_weights()
         prepared = prepare(components, inputs)
         self._guidance_scale, self._num_timesteps = inputs.guidance_scale, prepared.denoising_steps
         return prepared, StepEnd(partial(callback, self), tensors, prepared) if callback is not None else None

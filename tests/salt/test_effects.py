@@ -56,6 +56,20 @@ def test_nan_ends_the_clip_with_the_block_and_keeps_what_was_written(model, tmp_
     assert imageio_ffmpeg.count_frames_and_secs(out)[0] == 9 and not (tmp_path / "m.safetensors").exists()
 
 
+def test_weights_that_are_not_finite_are_named(tmp_path, capsys):
+    """One NaN in a query projection: attention on a CPU makes finite numbers of it."""
+    broken = tiny_system.pipeline()
+    with torch.no_grad():
+        broken.transformer.blocks[0].attn1.to_q.weight[0, 0] = math.nan
+    with pytest.raises(NotFiniteError, match="transformer: .* blocks.0.attn1.to_q.weight is not finite"):
+        broken(PROMPT, **CALL)
+    broken.save_pretrained(tmp_path / "system")
+    assert generate(str(tmp_path / "system"), tmp_path / "a.mp4", "--frames", 9) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'system'}: the student's weight blocks.0.attn1.to_q.weight is not finite" in error
+    assert not (tmp_path / "a.mp4").exists() and error.count("\n") == 1
+
+
 def test_infinity_ends_a_call_for_latents_too(pipe, monkeypatch):
     nan_from_block(0, monkeypatch)
     for kind in ("latent", "pt"):
