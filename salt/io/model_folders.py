@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Annotated, Any
 
-from .fields import FieldError, read_object, shown
+from .fields import Between, FieldError, read_object, read_value, shown
 from .remote_names import local_path
 
 CODE_KEYS = ("auto_map", "custom_pipelines")  # of configurations that name Python files to run
+NUMBERS = Between(-(10**7), 10**7)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -38,6 +40,31 @@ def check_model_folder(folder: Path) -> None:
                 found = f"{code[0]} {shown(values[code[0]])}"
                 raise ModelFolderError(f"{path}: found {found}, which names Python code; code of models is never run")
         _check_weights(part)
+
+
+def check_config(path: Path, defaults: Mapping[str, object]) -> None:
+    """Raise ModelFolderError for a value in a config.json of another type than its default, or a number above 10^7.
+
+    defaults: of the class that it configures, by key; a key without one, or with None, may have any value.
+    """
+    try:
+        values = read_object(path) if path.is_file() else {}
+        for key, default in defaults.items():
+            if values.get(key) is not None and default is not None:
+                _check_like(values[key], default, key)
+    except (FieldError, OSError) as error:
+        raise ModelFolderError(f"{path}: {error}") from None
+
+
+def _check_like(value: object, default: object, name: str) -> None:
+    """Raise FieldError for a value unlike its default; what is neither number, text nor list is not looked at."""
+    if isinstance(default, (bool, str)):
+        read_value(type(default), value, name)
+    elif isinstance(default, (int, float)):
+        read_value(Annotated[int if isinstance(default, int) else float, NUMBERS], value, name)
+    elif isinstance(default, (list, tuple)) and default:
+        for i, item in enumerate(read_value(list[Any], value, name)):
+            _check_like(item, default[0], f"{name}[{i}]")
 
 
 def _descriptions(folder: Path) -> Iterator[Path]:

@@ -19,12 +19,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..io.atomic import write_tensors
-from ..io.model_folders import check_model_folder
+from ..io.model_folders import check_config, check_model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, UMT5EncoderModel
 
 TOKEN_EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")  # one tensor; files hold either name or both
+# What an UMT5's config.json must be like, as far as shapes depend on it.
+CONFIG_DEFAULTS = {
+    **dict.fromkeys(("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"), 1),
+    **dict.fromkeys(("relative_attention_num_buckets", "relative_attention_max_distance"), 1),
+    "dropout_rate": 0.1,
+    "layer_norm_epsilon": 1e-6,
+    "feed_forward_proj": "gated-gelu",
+}
 TOKENS = 512  # Wan 2.1's text length
 TextPrecision = Literal["bf16", "int8"]
 
@@ -80,6 +88,7 @@ class UMT5TextEncoder:
             if not (folder / part).is_dir():
                 raise FileNotFoundError(f"{folder} has no folder {part}/, which Wan's text encoder needs")
             check_model_folder(folder / part)
+        check_config(folder / "text_encoder" / "config.json", CONFIG_DEFAULTS)
         model = UMT5EncoderModel.from_pretrained(
             folder / "text_encoder", dtype=torch.bfloat16, trust_remote_code=False, use_safetensors=True
         )

@@ -28,6 +28,7 @@ from .components import (
     TINY_NAME,
     PipelineComponents,
     as_salt_transformer,
+    check_vae_config,
     load_components,
     read_index,
     tiny_folder,
@@ -110,6 +111,7 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
             raise InputError("trust_remote_code", "is not supported: Python code of a model is never run")
         if Path(folder).is_dir():
             check_model_folder(Path(folder))
+            check_vae_config(Path(folder))
             read_index(Path(folder))
         return super().from_pretrained(folder, **{"use_safetensors": True, **kwargs, "trust_remote_code": False})
 

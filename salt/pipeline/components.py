@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from ..acceleration.cuda_graphs import CUDAGraphTransformer
 from ..acceleration.presets import AccelerationPreset
 from ..io.fields import Between, FieldError, read_fields, read_object, shown
-from ..io.model_folders import check_model_folder
+from ..io.model_folders import check_config, check_model_folder
 from ..memory import BufferPool
 from ..models.text_encoder import TextEncoder
 from ..models.transformer_salt import SaltTransformer3DModel
@@ -120,6 +121,7 @@ def load_components(folder: str | Path, dtype: torch.dtype | None = None) -> Loa
             f"{folder}: found no vae/config.json, expected Wan's components (vae/, text_encoder/, ...)"
         )
     check_model_folder(folder)
+    check_vae_config(folder)
     index = read_index(folder)
     words, text_folder = index.get("words"), folder if (folder / "text_encoder").is_dir() else None
     if words is None and text_folder is None:
@@ -134,6 +136,13 @@ def load_components(folder: str | Path, dtype: torch.dtype | None = None) -> Loa
         )
         loaded.image_processor = CLIPImageProcessor.from_pretrained(folder / "image_processor", trust_remote_code=False)
     return loaded
+
+
+def check_vae_config(folder: Path) -> None:
+    """Raise ModelFolderError, naming the field, for a vae/config.json that is no configuration of Wan's VAE."""
+    parameters = inspect.signature(AutoencoderKLWan.__init__).parameters
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
+    check_config(folder / "vae" / "config.json", defaults)
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -241,6 +241,7 @@ def test_more_steps_than_there_are_timesteps() -> None:
         ("tokenizer/tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["evil.T", null]}}', "Python code"),
         ("text_encoder/config.json", DEEP, "nested too deeply"),
         ("text_encoder/model.safetensors.index.json", '{"weight_map": {"x": "../../y"}}', "weight_map: found the file"),
+        ("text_encoder/config.json", '{"d_model": "x"}', "d_model: found 'x', expected an integer"),
         ("text_encoder/pytorch_model.bin", "", "found a pickle, expected weights in safetensors"),
     ],
 )
@@ -249,7 +250,17 @@ def test_model_folders_that_are_not_read(name: str, text: str, expected: str, tm
         (tmp_path / part).mkdir()
         (tmp_path / part / "config.json").write_text("{}")
     (tmp_path / name).write_text(text)
-    for check in (check_model_folder, UMT5TextEncoder.from_pretrained):
+    checks = (UMT5TextEncoder.from_pretrained, *([] if "d_model" in text else [check_model_folder]))
+    for check in checks:
         with pytest.raises(ModelFolderError, match=expected) as caught:
             check(tmp_path)
         assert name in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(("key", "value"), [("z_dim", "x"), ("dim_mult", 3), ("dim_mult", [1, "x"]), ("z_dim", 10**9)])
+def test_a_vae_config_of_other_types(key: str, value: object, tmp_path: Path) -> None:
+    folder = tiny_system.folder(tmp_path / "system")
+    config = folder / "vae" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {key: value}))
+    with pytest.raises(ModelFolderError, match=rf"vae/config.json: {key}.*: found"):
+        type(tiny_system.pipeline()).from_pretrained(folder)
