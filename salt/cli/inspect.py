@@ -24,15 +24,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def describe_file(path: Path) -> dict[str, str]:
-    """The properties of a file as text. Raises CheckpointError for a file that is neither a memory nor a checkpoint."""
+    """The properties of a file as text. Raises MemoryFileError or CheckpointError."""
     from ..checkpoints import describe
-    from ..memory import MemoryFileError, read_memory_info
+    from ..memory import read_memory_info
+    from ..memory.serialization import is_memory_file
 
-    if path.suffix == ".safetensors":
-        try:
-            return _memory(path, read_memory_info(path))
-        except MemoryFileError:
-            pass  # a checkpoint then, or a damaged file, which `describe` raises an error for
+    if path.suffix == ".safetensors" and is_memory_file(path):
+        return _memory(path, read_memory_info(path))
     return _text(describe(path))
 
 

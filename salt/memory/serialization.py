@@ -139,6 +139,15 @@ def load_negative(
     return load_memory(negative_path(Path(path)), fingerprint=fingerprint, device=device)
 
 
+def is_memory_file(path: str | Path) -> bool:
+    """Whether a file has the description of a memory, damaged or not."""
+    try:
+        with _opened(path) as file:
+            return "salt_memory" in (file.metadata() or {})
+    except MemoryFileError:
+        return False
+
+
 def read_memory_info(path: str | Path, prefix: str = "") -> dict:
     """The description in a memory file, without its tensors; of the unconditional branch with the prefix `negative.`.
 

@@ -187,6 +187,15 @@ def test_memory_files_that_claim_something_else(changes: dict, expected: str, tm
     assert "m.safetensors" in str(caught.value) and len(str(caught.value)) < 400
 
 
+def test_inspect_names_the_field_of_a_damaged_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = memory_file(tmp_path / "m.safetensors", {"origin": "x"})
+    assert cli.main(["inspect", str(path)]) == cli.FAILED
+    assert (
+        "m.safetensors: its description `salt_memory`: origin: found 'x', expected an integer"
+        in capsys.readouterr().err
+    )
+
+
 @torch.no_grad()
 def test_a_window_grows_with_its_clip_and_views_stay_valid() -> None:
     grown, whole = KVMemory(MemoryPolicy("sink", 12, 3), GEOMETRY), KVMemory(MemoryPolicy("sink", 12, 3), GEOMETRY)
