@@ -14,6 +14,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..models.transformer_salt import SaltTransformer3DModel
 from .lora import Factors, Lora, read_lora
 from .tensor_files import CheckpointError, shorten
 
@@ -62,7 +63,7 @@ def lora_files(source: LoraSource | None) -> list[LoraFile]:
 
 
 @torch.no_grad()
-def merge_loras(model: WanTransformer3DModel, source: LoraSource) -> None:
+def merge_loras(model: SaltTransformer3DModel, source: LoraSource) -> None:
     """Add LoRAs to the model's weights, in place: summed in float32, rounded once to each weight's own dtype.
 
     Raises `CheckpointError` if a LoRA does not fit the model, which is then as it was.
@@ -80,6 +81,7 @@ def merge_loras(model: WanTransformer3DModel, source: LoraSource) -> None:
                 merged = merged if change is None else merged + strength * change
             # New memory: the old one may be mapped from the base model's file.
             parameter.data = merged.to(parameter.dtype)
+    model.merged_loras += tuple(map(str, files))
 
 
 def adapter_of(lora: Lora, model: WanTransformer3DModel) -> tuple[dict[str, Tensor], dict[str, Any]]:

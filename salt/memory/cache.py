@@ -22,6 +22,11 @@ from .store import MemoryGeometry, Store, estimate_bytes
 GROWTH_FACTOR = 1.5  # of buffers that are too small
 
 
+def digits(fingerprint: str) -> str:
+    """The part of a model's fingerprint that decides; names of LoRAs, for messages, may follow it."""
+    return fingerprint.partition(" ")[0]
+
+
 class KVMemory:
     """Keys and values of earlier latent frames, for all layers of one model and one clip (or batch of clips).
 
@@ -91,7 +96,7 @@ class KVMemory:
         fingerprint."""
         if difference := self.geometry.difference(geometry):
             raise InputError(field, f"was written for another model or size: {difference}")
-        if self.fingerprint != fingerprint:
+        if digits(self.fingerprint) != digits(fingerprint):
             found = f"found {self.fingerprint or 'none'}, expected {fingerprint}"
             raise InputError(field, f"was written by another model or LoRA: its fingerprint differs ({found})")
 

@@ -21,7 +21,7 @@ from ..acceleration.free_memory import check_bytes
 from ..errors import InputError
 from ..io.atomic import require_file, write_tensors
 from ..io.fields import FieldError, parse_json, parse_object, read_fields, read_value, shown
-from .cache import KVMemory
+from .cache import KVMemory, digits
 from .description import MemoryDescription
 from .store import MemoryGeometry, buffer_names, estimate_bytes, row_kinds
 
@@ -189,10 +189,10 @@ def load_memory(
     info = _read_description(path, prefix)[1]
     if geometry is not None and (difference := info.geometry.difference(geometry)):
         raise MemoryFileError(f"{path}: {difference}")
-    if fingerprint is not None and info.fingerprint != fingerprint:
+    if fingerprint is not None and digits(info.fingerprint) != digits(fingerprint):
         raise MemoryFileError(
             f"{path}: fingerprint differs: found {info.fingerprint[:80] or 'none'}, expected {fingerprint} "
-            "(the memory was written by another model)"
+            "(the memory was written by another model or LoRA)"
         )
     policy = replace(info.policy, residence=residence) if residence else info.policy
     dtype = getattr(torch, info.dtype)

@@ -48,6 +48,13 @@ def active_adapters(model: nn.Module) -> dict[str, list[float]]:
     return {name: sorted(scales[name]) for name in sorted(scales)}
 
 
+def lora_names(model: nn.Module) -> list[str]:
+    """LoRAs in a model: merged files (with strengths), then adapters that act or are fused, by name."""
+    layers = cast(Iterator[Any], model.modules())
+    fused = {name for layer in layers for name in getattr(layer, "merged_adapters", ())}
+    return [*getattr(model, "merged_loras", ()), *sorted(fused | active_adapters(model).keys())]
+
+
 def _effective_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The parameters that act, by the names that they have without adapters around them."""
     active = active_adapters(model)
@@ -58,10 +65,11 @@ def _effective_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """16 hex digits that tell two models apart: configuration, names and shapes, and 16 values of every parameter.
+    """16 hex digits that tell two models apart, then ` with LoRA NAMES` where it has any, for messages only.
 
-    Independent of dtype casts only as far as bfloat16 goes; a LoRA or fine-tune changes it. Raises ValueError where
-    accelerate keeps the weights apart from the model (sequential offload).
+    The digits depend on configuration, names and shapes, and 16 values of every parameter: on dtype casts only as far
+    as bfloat16 goes, on a LoRA or fine-tune always. Raises ValueError where accelerate keeps the weights apart from the
+    model (sequential offload).
     """
     digest = hashlib.sha256()
     config = {k: v for k, v in dict(getattr(model, "config", {})).items() if not k.startswith("_")}
@@ -79,4 +87,5 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(json.dumps(scales).encode())
     if samples:
         digest.update(torch.cat(samples).bfloat16().view(torch.int16).cpu().numpy().tobytes())
-    return digest.hexdigest()[:HEX_DIGITS]
+    names = lora_names(model)
+    return digest.hexdigest()[:HEX_DIGITS] + (f" with LoRA {', '.join(names)}" if names else "")

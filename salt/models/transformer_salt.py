@@ -80,6 +80,7 @@ class SaltTransformer3DModel(WanTransformer3DModel):
     _gradient_checkpointing_func: Callable[..., Tensor]
     _no_split_modules = ["SaltTransformerBlock"]
     _repeated_blocks = ["SaltTransformerBlock"]
+    merged_loras: tuple[str, ...] = ()  # names of the files that were merged into the weights
 
     @register_to_config
     def __init__(

@@ -12,6 +12,7 @@ from salt.checkpoints import CheckpointError, LoraFile, describe, load_student, 
 from salt.checkpoints.lora import read_lora
 from salt.checkpoints.lora_merge import merge_loras
 from salt.errors import InputError
+from salt.memory import MemoryFileError, load_memory, save_memory
 from salt.models.fingerprint import fingerprint
 from salt.models.transformer_salt import SaltTransformer3DModel
 from tests.helpers import tiny_system
@@ -256,6 +257,25 @@ def test_adapters_of_the_pipeline(tmp_path: Path) -> None:
     pipe.unfuse_lora(components=["transformer"])
     pipe.unload_lora_weights()
     assert same(latents(pipe), plain)
+
+
+def test_a_memory_of_another_lora_is_refused_by_name(tmp_path: Path) -> None:
+    file = pipeline_lora(tmp_path / "style.safetensors")
+    plain, styled = tiny_system.pipeline(), tiny_system.pipeline()
+    merge_loras(styled.transformer, LoraFile(file, 0.5))
+
+    def clip(pipe: Any, **more: Any) -> Any:
+        return pipe("a red circle", num_inference_steps=2, seed=0, output_type="latent", **more)
+
+    memory = clip(styled, num_frames=9).memory
+    with pytest.raises(InputError, match=r"another model or LoRA.*with LoRA style\.safetensors:0\.5, expected"):
+        clip(plain, num_frames=12 + 9, memory=memory)
+    assert clip(styled, num_frames=12 + 9, memory=memory).memory is memory
+    save_memory(memory, tmp_path / "memory.safetensors")
+    with pytest.raises(MemoryFileError, match=r"with LoRA style\.safetensors:0\.5"):
+        load_memory(tmp_path / "memory.safetensors", fingerprint=fingerprint(plain.transformer))
+    # A file that an older version wrote has no names.
+    load_memory(tmp_path / "memory.safetensors", fingerprint=fingerprint(styled.transformer).partition(" ")[0])
 
 
 def test_what_an_adapter_cannot_do(tmp_path: Path) -> None:
