@@ -59,7 +59,7 @@ def check_writable(path: str | Path, suffix: str) -> Path:
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it replaces `path` when the block ends.
+    """A temporary path to write to, on the same file system; it replaces `path` when the block ends.
 
     A symbolic link stays, and its target is replaced. When the block fails what was at `path` stays and the temporary
     file is removed; one that a killed process left behind is removed by the next call for the same path. Creates the
@@ -67,12 +67,14 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """
     path = written_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = new_partial(path, ".part")
+    # A hidden folder, because safetensors writes to a temporary file of its own beside the one that it is given.
+    folder = new_partial(path, ".part")
     try:
-        yield partial
-        replace_file(partial, path)
+        folder.mkdir()
+        yield folder / path.name
+        replace_file(folder / path.name, path)
     finally:
-        partial.unlink(missing_ok=True)  # not there after a success
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

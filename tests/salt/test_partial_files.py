@@ -4,11 +4,12 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from salt.io.atomic import atomic_folder, atomic_write, write_text
+from salt.io.atomic import atomic_folder, atomic_write, write_tensors, write_text
 from salt.io.partial_files import RUN, new_partial
 from salt.io.video import PARTIAL_ENDING, VideoWriter
 from train.distributed.checkpointing import CheckpointFolder
@@ -124,3 +125,18 @@ def test_a_disk_that_fails_is_not_taken_for_windows(tmp_path, monkeypatch):
         partial.touch()
     with pytest.raises(OSError, match="Input/output error"), atomic_folder(tmp_path / "b"):
         pass
+
+
+def test_temporary_files_of_safetensors_lie_in_the_hidden_folder(tmp_path, monkeypatch):
+    """It writes beside the file that it is given, under a name of its own, which a kill leaves behind."""
+    seen = []
+
+    def beside(tensors, name, metadata):
+        (Path(name).parent / ".tmpA1b2C3").touch()
+        seen.extend(p.name for p in tmp_path.iterdir())
+        Path(name).write_bytes(b"whole")
+
+    monkeypatch.setattr("safetensors.torch.save_file", beside)
+    write_tensors(tmp_path / "a.safetensors", {"x": torch.ones(1)})
+    assert len(seen) == 1 and seen[0].startswith(".a.safetensors.") and seen[0].endswith(".part")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
