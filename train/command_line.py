@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from salt.errors import InputError
 from salt.io.interruption import exit_code, termination_as_interrupt
 from salt.io.printable import one_line
-from train.distributed.environment import check_launcher, is_main_process, own_cuda_device
+from train.distributed.environment import check_launcher, is_main_process, own_cuda_device, process_rank
 
 EXIT_ERROR = 2
 DEVICE, DEVICE_HELP = "auto", "cpu, cuda, ... (default: CUDA where there is one)"  # of the option --device
@@ -32,9 +32,8 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
     except (ValueError, OSError, RuntimeError) as error:
         if getattr(arguments, "debug", False):
             raise
-        # Every process finds an input error; any other error may be this process's alone.
-        if is_main_process() or not isinstance(error, InputError):
-            print("error:", _sentence(error, arguments), file=sys.stderr)
+        process = "" if is_main_process() else f"process {process_rank()}: "
+        print(f"error: {process}{_sentence(error, arguments)}", file=sys.stderr)
         return EXIT_ERROR
     return 0
 

@@ -53,11 +53,16 @@ class WordEmbedder:
         """
         out_BLD = torch.zeros(len(prompts), self.max_length, self.dim)
         for row, prompt in zip(out_BLD, prompts, strict=True):
-            words = prompt.lower().replace(",", " ").replace(".", " ").split()
-            if len(words) > self.max_length:
-                raise ValueError(f"prompt of {len(words)} words, salt-tiny takes at most {self.max_length}: {prompt!r}")
-            for position, word in enumerate(words):
-                if word not in self._table:
-                    raise UnknownWordError(word, prompt, self.vocabulary)
+            for position, word in enumerate(self.words(prompt)):
                 row[position] = self._table[word]
         return out_BLD
+
+    def words(self, prompt: str) -> list[str]:
+        """The words of a prompt, all known. Raises the errors of `encode`."""
+        words = prompt.lower().replace(",", " ").replace(".", " ").split()
+        if len(words) > self.max_length:
+            raise ValueError(f"prompt of {len(words)} words, salt-tiny takes at most {self.max_length}: {prompt!r}")
+        for word in words:
+            if word not in self._table:
+                raise UnknownWordError(word, prompt, self.vocabulary)
+        return words

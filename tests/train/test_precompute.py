@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from salt.models.text_encoder import CachedTextEncoder
@@ -28,8 +29,13 @@ def ode_recipe(folder: Path, clips: str):
     return replace(recipe, stage="ode", start=replace(recipe.start, teacher_steps=4, guidance=2.0, clips=5))
 
 
-def files(folder: str) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+def files(folder: str) -> dict[str, tuple[dict[str, str], dict[str, bytes]]]:
+    """Metadata, whose order in a file is not fixed, and the bytes of the tensors."""
+    found = {}
+    for path in sorted(Path(folder).iterdir()):
+        with safe_open(path, "pt") as file:
+            found[path.name] = file.metadata(), {n: x.numpy().tobytes() for n, x in load_file(path).items()}
+    return found
 
 
 def test_several_processes_write_the_files_of_one(tmp_path, monkeypatch):

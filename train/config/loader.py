@@ -123,11 +123,18 @@ def _build(kind: type[Settings], values: Mapping[str, object], section: str, fil
     arguments = {}
     for key, value in values.items():
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(sorted(known))}"
+            near = _keys_named(str(key)) or difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(sorted(known))}"
             raise RecipeError(f"{section}{key}", f"is no known key, {hint}", file=file)
         arguments[key] = _convert(hints[key], value, f"{section}{key}", file)
     return kind(**arguments)
+
+
+def _keys_named(name: str) -> list[str]:
+    """The keys of any section that are called `name`: `optimisation.lr` for `lr`, whichever section it was given in."""
+    last = name.rpartition(".")[2]
+    sections = ((key, hint) for key, hint in typing.get_type_hints(Recipe).items() if is_dataclass(hint))
+    return [f"{section}.{last}" for section, hint in sections if last in {f.name for f in fields(hint)}]
 
 
 def _convert(hint: Any, value: object, key: str, file: Path) -> object:

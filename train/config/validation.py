@@ -29,6 +29,10 @@ def check_recipe(recipe: Recipe, processes: int = 1) -> None:
         raise RecipeError(errors[0].field, errors[0].problem + more)
     check_settings(recipe, processes)
 
+    from train.data.prompt_checks import check_prompts  # a slow import, for what is checked last
+
+    check_prompts(recipe)
+
 
 def missing_files(recipe: Recipe) -> list[RecipeError]:
     """An error for every file or folder that the recipe names and that is missing or empty."""
@@ -107,6 +111,8 @@ def check_settings(recipe: Recipe, processes: int = 1) -> None:
     if recipe.stage != "distill":
         _check_initial_stages(recipe)
     _check_optimisation(recipe, processes)
+    if recipe.data.embeddings and recipe.models.text == "words":
+        raise RecipeError("data.embeddings", "has no effect with models.text=words, whose words need no text encoder")
     tracker = recipe.run.tracker
     if tracker != "none" and not importlib.util.find_spec(tracker):
         raise RecipeError("run.tracker", f"found {tracker} without its package, pip install it or use none")

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from salt.conditioning import Conditioning
 from salt.io.atomic import write_tensors
+from salt.io.content import content_key, path_digest
 from salt.model_input import FlowModel, ModelInput
 from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.schedule import Schedule
 from train.config.recipe import Recipe, RecipeError
+from train.data.clip_cache import set_aside_stale
 from train.data.prompts import Prompts
 from train.data.shards import own_shards, with_progress
 from train.models import build_teacher
@@ -114,28 +116,44 @@ def clip_paths(recipe: Recipe, count: int) -> list[Path]:
 def generate_clips(recipe: Recipe, device: torch.device) -> int:
     """Write this process's share of the trajectories that `data.clips` still lacks; returns how many it wrote.
 
-    Resumable: every clip has its own seed and file. There are `start.clips` in all, in shards of a micro-batch.
+    Resumable: every clip has its own seed and file, with the key of what it was made from (prompt, teacher, settings);
+    a clip made from something else is moved to `unused/` and made anew. There are `start.clips` in all, in shards of a
+    micro-batch.
     """
-    paths = clip_paths(recipe, recipe.start.clips)
+    paths, r = clip_paths(recipe, recipe.start.clips), recipe.rollout
+    prompts = Prompts(recipe, device)
+    texts = [prompts.prompt(0, i, "clips") for i in range(len(paths))]
+    shared = _trajectory_settings(recipe)
+    keys = {path: content_key(shared, path.stem, text) for path, text in zip(paths, texts, strict=True)}
+    shape = (None, r.frames, r.height, r.width)
+    set_aside_stale(keys, {"latents": shape, "trajectory": (max(r.share), *shape)})
     shards = own_shards(paths, recipe.optimisation.micro_batch)
     if not shards:
         return 0
     teacher = build_teacher(recipe)
     nn.Module.to(teacher, device)
-    prompts = Prompts(recipe, device)
     dtype = torch.bfloat16 if recipe.optimisation.precision == "bf16" else torch.float32
     written = 0
     for numbers in with_progress(shards, recipe.data.clips):
-        texts = [prompts.prompt(0, i, "clips") for i in numbers]
-        both = prompts.conditioning(texts)
+        both = prompts.conditioning([texts[i] for i in numbers])
         seeds = [seed_for(recipe.run.seed, "clips", i) for i in numbers]
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             clean, states = trajectories(teacher, *both, recipe, seeds)
-        for i, text, latents, trajectory in zip(numbers, texts, clean, states, strict=True):
+        for i, latents, trajectory in zip(numbers, clean, states, strict=True):
             if paths[i].exists():
                 continue
             tensors = {"latents": latents, "trajectory": trajectory}
             tensors = {name: x.to(dtype) for name, x in tensors.items()}
-            write_tensors(paths[i], tensors, {"prompt": text})
+            write_tensors(paths[i], tensors, {"prompt": texts[i], "key": keys[paths[i]]})
             written += 1
     return written
+
+
+def _trajectory_settings(recipe: Recipe) -> str:
+    """The key of all that trajectories have in common."""
+    r, start = recipe.rollout, recipe.start
+    return content_key(
+        path_digest(recipe.models.teacher), recipe.models.text == "words", recipe.data.negative, recipe.run.seed,
+        (r.frames, r.height, r.width, r.frames_per_block, r.independent_first_frame, r.memory, max(r.share), r.shift),
+        (start.teacher, start.teacher_steps, start.guidance), recipe.optimisation.precision,
+    )  # fmt: skip

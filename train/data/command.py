@@ -19,7 +19,7 @@ def precompute(arguments: argparse.Namespace) -> None:
     from train.config.validation import check_prompt_file
 
     source: Path = arguments.source
-    if source.suffix == ".txt":
+    if source.suffix.lower() == ".txt":
         check_prompt_file(source)
         prompts = read_prompts(source)
 
@@ -44,6 +44,8 @@ def add_precompute(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--text", default="", help="folder with text_encoder/ and tokenizer/, for a prompt file")
     command.add_argument("--out", default="data/embeddings", help="folder of a prompt file's embeddings")
     command.add_argument("--images", type=Path, help="folder of pictures named by prompt line, for an I2V recipe")
-    command.add_argument("--videos", type=Path, help="folder of NAME.mp4 and NAME.txt (caption), for the stage tf")
+    command.add_argument(
+        "--videos", type=Path, help="folder of videos, NAME.mp4 and its caption in NAME.txt, for the stage tf"
+    )
     command.add_argument("--device", default=DEVICE, help=DEVICE_HELP)
     command.set_defaults(run=precompute)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,30 +12,54 @@ from torch import Tensor, nn
 
 from salt.errors import InputError
 from salt.io.atomic import write_tensors
+from salt.io.content import content_key, path_digest
+from salt.io.prompt_files import read_text
 from salt.io.video import read_video
+from salt.io.video_frames import VIDEO_SUFFIXES, video_info
 from salt.models.streaming_vae import encode_video
+from salt.spec import FPS
 from train.config.recipe import Recipe, RecipeError
-from train.data.clip_dataset import clip_paths
+from train.data.clip_cache import metadata_of, set_aside, set_aside_stale
 from train.data.cost import announce, clip_bytes
 from train.data.shards import own_shards, with_progress
 from train.rollout.random_draws import generator_for
 from train.shapes.world import random_scenes, render
 
 PIXELS_PER_LATENT = 8  # rows and columns, of Wan's autoencoder
-Source = tuple[str, Callable[[], Tensor]]  # caption, pixels [1, 3, T, H, W]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A clip to encode. name: of its file; key: of what it is made from; pixels: reads [1, 3, T, H, W]."""
+
+    name: str
+    key: str
+    caption: str
+    pixels: Callable[[], Tensor]
+    file: str = ""
 
 
 def encode_videos(recipe: Recipe, videos: Path | None, device: torch.device) -> int:
     """Write this process's share of the clips that `data.clips` still lacks; returns how many.
 
-    videos: a folder of `NAME.mp4` with captions in `NAME.txt`, cut to the recipe's length and size from their start;
-    None: `start.clips` scenes of the Shapes world, where `data.prompts` is `shapes`.
+    videos: a folder of `NAME.mp4` (or another kind of video) with captions in `NAME.txt`, each cut into clips of the
+    recipe's length and size; None: `start.clips` scenes of the Shapes world, where `data.prompts` is `shapes`.
+    A clip's key is the content of its video, its caption, the autoencoder and the size: what changes is made anew, and
+    the clips of the folder's videos that it replaces are moved to `unused/`.
     Raises InputError for a video without a caption; ValueError, naming the file, for one too short or unreadable.
     """
     if not Path(recipe.models.vae or "/nonexistent").is_dir():
         raise RecipeError("models.vae", f"found no such folder {recipe.models.vae!r}, expected the autoencoder")
-    sources = _scenes(recipe) if videos is None else _videos(recipe, videos)
-    paths = clip_paths(recipe, len(sources))
+    folder, r = Path(recipe.data.clips), recipe.rollout
+    shared = content_key(path_digest(recipe.models.vae), r.frames, r.height, r.width, recipe.optimisation.precision)
+    if videos is None:
+        found = _scenes(recipe, shared)
+    else:
+        found = _videos(recipe, videos, shared)
+        _set_aside_replaced(folder, videos, {s.name for s in found})
+    by_path = {folder / f"{s.name}.safetensors": s for s in found}  # a copy of a video is the same clip
+    paths, sources = list(by_path), list(by_path.values())
+    set_aside_stale({path: s.key for path, s in by_path.items()}, {"latents": (None, r.frames, r.height, r.width)})
     announce("data.clips", recipe.data.clips, paths, clip_bytes(recipe), 0)
     shards = own_shards(paths, 1)
     if not shards:
@@ -43,39 +68,64 @@ def encode_videos(recipe: Recipe, videos: Path | None, device: torch.device) -> 
     nn.Module.to(vae, device)
     dtype = torch.bfloat16 if recipe.optimisation.precision == "bf16" else torch.float32
     for (i,) in with_progress(shards, recipe.data.clips):
-        caption, pixels = sources[i]
-        latents = encode_video(vae, pixels().to(device))[0]
-        write_tensors(paths[i], {"latents": latents.to(dtype)}, {"prompt": caption})
+        latents = encode_video(vae, sources[i].pixels().to(device))[0]
+        metadata = {"prompt": sources[i].caption, "key": sources[i].key, "source": sources[i].file}
+        write_tensors(paths[i], {"latents": latents.to(dtype)}, metadata)
     return len(shards)
+
+
+def _set_aside_replaced(folder: Path, videos: Path, wanted: set[str]) -> None:
+    """Move to `unused/` the clips of this folder of videos (or of an unknown one) that are not wanted any more."""
+    for path in sorted(folder.glob("*.safetensors")):
+        if path.stem in wanted:
+            continue
+        metadata = metadata_of(path)
+        if metadata is None or not metadata.get("source"):
+            set_aside(path, "is of no known video")
+        elif Path(metadata["source"]).parent == videos.resolve():
+            set_aside(path, f"its video, caption or settings have changed ({metadata['source']})")
 
 
 def _pixel_frames(recipe: Recipe) -> int:
     return 4 * (recipe.rollout.frames - 1) + 1
 
 
-def _scenes(recipe: Recipe) -> list[Source]:
+def _scenes(recipe: Recipe, shared: str) -> list[Source]:
     if recipe.data.prompts != "shapes":
         raise InputError("videos", "found none, expected a folder of NAME.mp4 with captions in NAME.txt")
-    return [_scene(recipe, i) for i in range(recipe.start.clips)]
+    return [_scene(recipe, i, shared) for i in range(recipe.start.clips)]
 
 
-def _scene(recipe: Recipe, i: int) -> Source:
+def _scene(recipe: Recipe, i: int, shared: str) -> Source:
     generator = generator_for(recipe.run.seed, "scene", i)
     (scene,) = random_scenes(1, generator)
-    return scene.caption, lambda: render([scene], _pixel_frames(recipe), generator).pixels
+    key = content_key(shared, recipe.run.seed, scene.caption)
+    return Source(f"{i:06d}", key, scene.caption, lambda: render([scene], _pixel_frames(recipe), generator).pixels)
 
 
-def _videos(recipe: Recipe, folder: Path) -> list[Source]:
-    paths = sorted(folder.glob("*.mp4"))
+def _videos(recipe: Recipe, folder: Path, shared: str) -> list[Source]:
+    if not folder.is_dir():
+        raise InputError("videos", f"found no such folder {folder}, expected NAME.mp4 with captions in NAME.txt")
+    named = (p for p in sorted(folder.iterdir()) if p.suffix.lower() in VIDEO_SUFFIXES)
+    paths = [p.resolve() for p in named if not p.name.startswith(".") and p.is_file()]
     if not paths:
-        raise InputError("videos", f"found no mp4 in {folder}")
-    return [_video(recipe, path) for path in paths]
+        raise InputError("videos", f"found no video in {folder}, expected one of {', '.join(VIDEO_SUFFIXES)}")
+    return [source for path in paths for source in _clips_of(recipe, path, shared)]
 
 
-def _video(recipe: Recipe, path: Path) -> Source:
+def _clips_of(recipe: Recipe, path: Path, shared: str) -> list[Source]:
+    """The clips of a video, one behind the other; the rest at its end is left out."""
     caption = path.with_suffix(".txt")
-    text = caption.read_text(encoding="utf-8").strip() if caption.is_file() else ""
+    text = " ".join(read_text(caption, "the caption of a video").split()) if caption.is_file() else ""
     if not text:
         raise InputError("videos", f"found no caption of {path}, expected one in {caption}")
+    frames = _pixel_frames(recipe)
     size = (recipe.rollout.height * PIXELS_PER_LATENT, recipe.rollout.width * PIXELS_PER_LATENT)
-    return " ".join(text.split()), lambda: read_video(path, size, _pixel_frames(recipe))
+    content = path_digest(path)
+
+    def clip(number: int) -> Source:
+        key = content_key(shared, content, text, number)
+        start = number * frames / FPS
+        return Source(key, key, text, lambda: read_video(path, size, frames, start=start), str(path))
+
+    return [clip(number) for number in range(max(1, video_info(path).frames // frames))]

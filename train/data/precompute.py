@@ -88,6 +88,12 @@ def precompute_recipe(recipe: Recipe, pictures: Path | None, videos: Path | None
     """Compute everything that the recipe's `data` names; returns a line for each, saying how many were new."""
     done, data = [], recipe.data
     if data.embeddings:
+        if recipe.models.text == "words":
+            raise RecipeError("data.embeddings", "has no effect with models.text=words, whose words need no encoder")
+        if not Path(recipe.models.text or "/nonexistent").is_dir():
+            raise RecipeError(
+                "models.text", f"found no such folder {recipe.models.text!r}, expected text_encoder/ in it"
+            )
         check_prompt_file(Path(data.prompts))
         prompts = [*read_prompts(Path(data.prompts)), data.negative]
         new = precompute_embeddings(prompts, recipe.models.text, data.embeddings, device)

@@ -25,11 +25,12 @@ def text_encoder(recipe: Recipe) -> TextEncoder:
     if recipe.models.text == "words":
         return WordEmbedder()
     if recipe.data.embeddings:
-        return CachedTextEncoder(partial(_umt5, recipe), recipe.data.embeddings, EMBEDDINGS_KEY)
-    return _umt5(recipe)
+        return CachedTextEncoder(partial(umt5, recipe), recipe.data.embeddings, EMBEDDINGS_KEY)
+    return umt5(recipe)
 
 
-def _umt5(recipe: Recipe) -> TextEncoder:
+def umt5(recipe: Recipe) -> TextEncoder:
+    """The UMT5 of `models.text`. Raises RecipeError where there is none."""
     if not Path(recipe.models.text).is_dir():
         raise RecipeError(
             "models.text", f"found no such folder {recipe.models.text!r}, and a prompt's embedding is not precomputed"
