@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import psutil  # which accelerate needs
+import psutil
 import torch
 
 from ..errors import InputError
