@@ -9,6 +9,7 @@ losses and optimizers are ours, so that both loops give the same latents and gra
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -148,11 +149,12 @@ def _plain_dmd(
 
 def plain_update(trainer: SCDMDTrainer, update: int) -> dict[str, float]:
     """One generator update after its critic updates, like `SCDMDTrainer.update`."""
-    opt, values = trainer.recipe.optimisation, {}
+    opt, losses, norms = trainer.recipe.optimisation, [], []
     for i in range(opt.critic_per_generator):
         step = update * opt.critic_per_generator + i
-        values |= _plain_gradient(trainer, trainer.critic, plain_critic_loss, step, "critic")
-        trainer.critic.step(opt.clip, trainer.warmup(update))
+        losses.append(_plain_gradient(trainer, trainer.critic, plain_critic_loss, step, "critic")["critic"])
+        norms.append(trainer.critic.step(opt.clip, trainer.warmup(update)))
+    values = {"critic": losses[-1], "critic_mean": fmean(losses), "critic_norm": max(norms)}
     values |= _plain_gradient(trainer, trainer.student, plain_generator_loss, update, "generator")
     return values | {"norm": trainer.step_student(update)}
 

@@ -23,10 +23,10 @@ class Slot:
 
 
 def slots(memory: KVMemory) -> list[Slot]:
-    """All slots of the buffers in order; none before the first use."""
+    """All slots in order, a window's also before its buffers have grown to them; none before the first use."""
     if memory.store is None:
         return []
-    found = [Slot(None, "empty")] * memory.store.slots
+    found = [Slot(None, "empty")] * max(memory.store.slots, memory.policy.window or 0)
     for frame in memory.held:
         sink = frame - memory.origin < memory.policy.sink
         found[memory.slot(frame)] = Slot(frame, "sink" if sink else "recent")
