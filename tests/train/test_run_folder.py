@@ -1,4 +1,4 @@
-"""A run's folder: one run at a time, a checkpoint when it is told to stop, and damaged checkpoints set aside."""
+"""A run's folder: one run at a time, a checkpoint on a signal to end, and damaged checkpoints set aside."""
 
 import argparse
 import os
