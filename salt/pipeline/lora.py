@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from diffusers.loaders import WanLoraLoaderMixin
+from diffusers.loaders.peft import _SET_ADAPTER_SCALE_FN_MAPPING
 from diffusers.utils.hub_utils import _get_model_file
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
+
+
+# diffusers 0.37 looks a model's class up here by name and knows Wan's alone; our model takes adapters as Wan's does.
+_SET_ADAPTER_SCALE_FN_MAPPING["SaltTransformer3DModel"] = _SET_ADAPTER_SCALE_FN_MAPPING["WanTransformer3DModel"]
 
 
 class SaltLoraMixin(WanLoraLoaderMixin):
