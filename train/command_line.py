@@ -1,13 +1,14 @@
 """Runs a parsed command of `python -m train` or of an experiment: exit codes, and errors as one line."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from salt.errors import InputError
 from salt.io.interruption import exit_code, termination_as_interrupt
+from salt.io.launcher import check_launcher, is_main_process, process_count, process_rank
 from salt.io.printable import one_line
-from train.distributed.environment import check_launcher, is_main_process, own_cuda_device, process_rank
 
 EXIT_ERROR = 2
 DEVICE, DEVICE_HELP = "auto", "cpu, cuda, ... (default: CUDA where there is one)"  # of the option --device
@@ -21,7 +22,7 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
     """
     arguments = parser.parse_args(argv)
     try:
-        check_launcher()
+        check_launcher("train")
         if hasattr(arguments, "device"):
             arguments.device = _device(arguments.device)
         with termination_as_interrupt():
@@ -45,7 +46,8 @@ def _device(name: str) -> str:
     from salt.acceleration.device import usable_device
 
     if name == DEVICE:
-        return own_cuda_device() if torch.cuda.is_available() else "cpu"
+        own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if process_count() > 1 else "cuda"
+        return own if torch.cuda.is_available() else "cpu"
     return str(usable_device(name))
 
 

@@ -15,12 +15,12 @@ from accelerate.utils import broadcast_object_list
 from salt.checkpoints import load_student
 from salt.io.atomic import write_text
 from salt.io.folder_lock import folder_lock
+from salt.io.launcher import is_main_process, process_count
 from train.config.loader import read_values
 from train.config.model_configs import check_backbones
 from train.config.recipe import Recipe, RecipeError
 from train.config.validation import check_recipe, check_settings, missing_files
 from train.data.clip_dataset import generate_clips
-from train.distributed.environment import is_main_process, process_count
 from train.distributed.launch import Mode, check_mode, process_device, process_state, resolve_mode
 from train.dry_run import dry_run_recipe
 from train.export import export, last_values, push

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..io.launcher import check_launcher, process_count
 from ..io.printable import printable
 from .convert import add_lora_argument, loras_of
 
@@ -150,6 +151,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError("prompt: expected one prompt, or --prompts FILE")
     if arguments.prompts and (arguments.extend or arguments.save_memory):
         raise ValueError("--extend and --save-memory are not supported with --prompts")
+    check_launcher("salt.cli")
+    if arguments.prompts is None and process_count() > 1:
+        raise ValueError(f"prompt: found {process_count()} processes for one clip, expected one (or --prompts FILE)")
     from ..pipeline.from_options import PipelineOptions
     from .generation import GenerationOptions, generate_many, generate_one
 

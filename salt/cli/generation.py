@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+import logging
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,12 +13,16 @@ from accelerate import PartialState
 
 from ..acceleration.device import usable_device
 from ..errors import InputError
-from ..io.atomic import check_writable, write_text
-from ..io.prompt_files import read_prompts
+from ..io.atomic import check_writable
+from ..io.prompt_files import prompt_lines
 from ..models.word_embedder import WordEmbedder
-from ..pipeline.from_options import PipelineOptions, load_pipeline
+from ..pipeline.from_options import PipelineOptions, load_pipeline, word_table
+from ..pipeline.model_key import model_key
 from ..pipeline.write_clip import GenerationStats, write_clip
 from .memory_files import clip_part, load_clip_memory, negative_memory_to_save, save_clip_memory
+from .prompt_batch import NEW, ClipRecord, batch_clips, other_clips
+
+log = logging.getLogger(__name__)
 
 # Processes that are done wait so long for the slowest; NCCL's own limit is ten minutes.
 PROCESS_TIMEOUT = timedelta(days=7)
@@ -36,8 +37,13 @@ class GenerationOptions:
     inputs: dict[str, Any] = field(default_factory=dict)
 
 
+def process_state() -> PartialState:
+    """This process's rank and device, joined to the others of a launcher; without `cpu` they do not join on a CPU."""
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=PROCESS_TIMEOUT)
+
+
 def run_device(options: PipelineOptions) -> torch.device:
-    return usable_device(options.device) if options.device else torch.device(PartialState().device or "cpu")
+    return usable_device(options.device) if options.device else torch.device(process_state().device or "cpu")
 
 
 def generate_one(
@@ -48,7 +54,7 @@ def generate_one(
     if save_memory is not None:
         check_writable(save_memory, ".safetensors")
     pipe = load_pipeline(options.pipeline, run_device(options.pipeline))
-    if isinstance(pipe.prompt_encoder, WordEmbedder) and not prompt.strip():
+    if isinstance(pipe.prompt_encoder, WordEmbedder) and not pipe.prompt_encoder.words(prompt):
         vocabulary = ", ".join(pipe.prompt_encoder.vocabulary)
         raise InputError("prompt", f"found an empty one, expected words among: {vocabulary}")
     inputs = dict(options.inputs)
@@ -65,43 +71,37 @@ def generate_one(
     return clip.stats
 
 
-def clip_name(index: int, prompt: str, options: GenerationOptions) -> str:
-    """A file name with words of the prompt and a hash of everything that changes the clip."""
-    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48]
-    shared = {**asdict(options.pipeline), "seed": options.seed, "request": options.inputs}
-    # These keys name files on disk: another name for one of them would make every clip again.
-    identity = json.dumps({**shared, "prompt": prompt, "device": None}, sort_keys=True, default=str)
-    return f"{index:04d}-{slug}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
-
-
-def unfinished_clips(prompts: list[str], folder: Path, options: GenerationOptions) -> Iterator[tuple[int, str, Path]]:
-    """(index, prompt, record file) of every clip that is not finished: the record is written after its video."""
-    for index, prompt in enumerate(prompts):
-        record = folder / f"{clip_name(index, prompt, options)}.json"
-        if not record.exists():
-            yield index, prompt, record
-
-
 def generate_many(file: Path, folder: Path, options: GenerationOptions) -> None:
-    """One video per prompt into a folder; prompts are shared among the processes of an accelerate launch.
+    """One video per prompt into a folder; prompts are shared among the processes of torchrun or accelerate launch.
 
-    Clips that an earlier run finished are left alone. Prompt i takes seed + i.
+    Clips that an earlier run finished from the same prompts, seeds, settings and files are left alone. Prompt i takes
+    seed + i.
     """
-    prompts = read_prompts(file)
+    lines = prompt_lines(file)
     if folder.suffix == ".mp4":
         raise ValueError(f"-o: found {folder}, expected a folder for the videos of {file}")
     check_writable(folder / "probe.mp4", ".mp4")
-    state = PartialState(timeout=PROCESS_TIMEOUT)
-    unfinished = list(unfinished_clips(prompts, folder, options))
+    model, words = model_key(options.pipeline), word_table(options.pipeline)
+    if words is not None:
+        words.check_lines(lines, str(file))
+    state = process_state()
+    clips = batch_clips(list(lines.values()), folder, options.seed, model, options.inputs)
+    faults = {clip: fault for clip in clips if (fault := clip.fault())}
+    unfinished = list(faults)
     state.wait_for_everyone()  # all have looked before the first finishes a clip
+    if state.is_main_process:
+        for clip in unfinished:
+            if faults[clip] != NEW:
+                log.warning("%s: %s; made anew", clip.video, faults[clip])
     with state.split_between_processes(list(range(len(unfinished)))) as share:
         pipe = load_pipeline(options.pipeline, run_device(options.pipeline)) if share else None
-        for index, prompt, record in (unfinished[i] for i in share):
+        for clip in (unfinished[i] for i in share):
             assert pipe is not None
-            out, seed = record.with_suffix(".mp4"), options.seed + index
-            stats = write_clip(pipe, prompt, out, seed, options.inputs).stats
-            write_text(record, json.dumps({"prompt": prompt, "seed": seed, "frames": stats.frames}))
-            print(f"{out}: {stats}")
+            stats = write_clip(pipe, clip.prompt, clip.video, clip.seed, options.inputs).stats
+            ClipRecord(clip.prompt, clip.seed, stats.frames, clip.key).write(clip.record)
+            print(f"{clip.video}: {stats}")
     state.wait_for_everyone()
     if state.is_main_process:
-        print(f"{folder}: {len(prompts)} clips, {len(prompts) - len(unfinished)} of them from before")
+        others = other_clips(clips, folder)
+        also = f"; {others} other clips in it are of other prompts, settings or models" if others else ""
+        print(f"{folder}: {len(clips)} clips, {len(clips) - len(unfinished)} of them from before{also}")

@@ -9,7 +9,13 @@ from .atomic import require_file
 
 def read_prompts(path: Path) -> list[str]:
     """The non-empty lines of a file. Raises OSError or ValueError, naming the file, if it has none or is not text."""
-    prompts = [line.strip() for line in split_lines(read_text(path, "one prompt per line")) if line.strip()]
+    return list(prompt_lines(path).values())
+
+
+def prompt_lines(path: Path) -> dict[int, str]:
+    """The non-empty lines of a file by their numbers, from 1. Errors as those of `read_prompts`."""
+    lines = enumerate(split_lines(read_text(path, "one prompt per line")), 1)
+    prompts = {number: line.strip() for number, line in lines if line.strip()}
     if not prompts:
         raise ValueError(f"{path}: found no prompt, expected one per line")
     return prompts

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +20,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..io.atomic import write_tensors
+from ..io.content import content_key, path_digest
+from ..io.fields import read_object
 from ..io.model_folders import check_config, check_model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, UMT5EncoderModel
+
+log = logging.getLogger(__name__)
 
 TOKEN_EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")  # one tensor; files hold either name or both
 # What an UMT5's config.json must be like, as far as shapes depend on it.
@@ -34,6 +39,7 @@ CONFIG_DEFAULTS = {
     "feed_forward_proj": "gated-gelu",
 }
 TOKENS = 512  # Wan 2.1's text length
+MAX_TOKENS = 2**16  # of a cached embedding
 TextPrecision = Literal["bf16", "int8"]
 
 
@@ -174,17 +180,39 @@ def quantise(model: torch.nn.Module) -> None:
     quantize_(model, Int8WeightOnlyConfig())
 
 
+def umt5_key(folder: str | Path) -> str:
+    """A hash of the files that embeddings come from, by content; "" where the folder has no text encoder."""
+    parts = [path_digest(Path(folder) / part) for part in ("text_encoder", "tokenizer")]
+    return content_key(parts) if all(parts) else ""
+
+
+def umt5_width(folder: str | Path) -> int | None:
+    """The width of a folder's embeddings, where its configuration says it. Raises ModelFolderError for a bad one."""
+    config = Path(folder) / "text_encoder" / "config.json"
+    check_config(config, CONFIG_DEFAULTS)
+    return read_object(config).get("d_model") if config.is_file() else None
+
+
 class CachedTextEncoder:
     """Embeddings of another encoder, cached in a folder: one safetensors file per prompt.
 
-    load: returns the encoder; called once, for the first prompt that is not in the folder. key: identifies the encoder
-    (its name and precision, say), so that several can share a folder. A damaged file is encoded and written anew.
+    load: returns the encoder; called once, for the first prompt that is not in the folder. key: in the files' names, so
+    that encoders can share a folder. content: `umt5_key` of the encoder where it is known; it is stored with an
+    embedding. width: of its embeddings, where it is known.
+    A file that is damaged, has another shape or was made by other weights is said, and encoded and written anew.
     """
 
-    def __init__(self, load: Callable[[], TextEncoder], folder: str | Path, key: str) -> None:
+    def __init__(
+        self,
+        load: Callable[[], TextEncoder],
+        folder: str | Path,
+        key: str,
+        content: str = "",
+        width: int | None = None,
+    ) -> None:
         self._load = load
         self._encoder: TextEncoder | None = None
-        self.folder, self.key = Path(folder), key
+        self.folder, self.key, self.content, self.width = Path(folder), key, content, width
         self.folder.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -215,18 +243,36 @@ class CachedTextEncoder:
         digest = hashlib.sha256("\0".join([self.key, clean(prompt)]).encode()).hexdigest()
         return self.folder / f"{digest[:32]}.safetensors"
 
-    def _read(self, prompt: str) -> Tensor | None:
+    def fault(self, prompt: str) -> str:
+        """Why a prompt's file cannot be used; empty where it can, or where there is none."""
         path = self.path(prompt)
         if not path.is_file():
-            return None
+            return ""
         try:
-            tensors = load_file(path)
-            kept_LD, length = tensors["embedding"], int(tensors["length"])
-        except (SafetensorError, KeyError):
+            with safe_open(path, "pt") as file:
+                names, metadata = set(file.keys()), file.metadata() or {}
+                shape = file.get_slice("embedding").get_shape() if "embedding" in names else []
+                length = int(file.get_tensor("length")) if "length" in names else 0
+        except (SafetensorError, FileNotFoundError, ValueError, RuntimeError):  # of a length that is no number
+            return "is damaged"
+        if len(shape) != 2 or self.width not in (None, shape[1]) or not shape[0] <= length <= MAX_TOKENS:
+            return f"has other shapes ({shape} of {length} tokens)"
+        if self.content and metadata.get("key") != self.content:
+            return "was made by another text encoder"
+        return ""
+
+    def _read(self, prompt: str) -> Tensor | None:
+        path = self.path(prompt)
+        if reason := self.fault(prompt):
+            log.warning("%s: %s; made anew", path, reason)
+        if reason or not path.is_file():
             return None
+        tensors = load_file(path)
+        kept_LD, length = tensors["embedding"], int(tensors["length"])
         return torch.cat([kept_LD, kept_LD.new_zeros(length - kept_LD.shape[0], kept_LD.shape[1])])
 
     def _write(self, prompt: str, x_LD: Tensor) -> None:
         used = x_LD.abs().amax(dim=1).nonzero()
         kept = x_LD[: int(used.max()) + 1 if len(used) else 0].contiguous()
-        write_tensors(self.path(prompt), {"embedding": kept, "length": torch.tensor(x_LD.shape[0])})
+        tensors = {"embedding": kept, "length": torch.tensor(x_LD.shape[0])}
+        write_tensors(self.path(prompt), tensors, {"key": self.content} if self.content else {})

@@ -5,7 +5,7 @@ SHA-256(word, counter), the same on every platform. The empty prompt, the uncond
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ VOCABULARY = (
     *("circle", "square", "triangle"),
     *("right", "down", "left", "up"),
 )
+LISTED, LISTED_CHARACTERS = 6, 150  # lines of one word, and characters of all, in an error
 SCALE = 0.125  # near the spread of UMT5 embeddings, and exact in every float type
 
 
@@ -59,10 +60,49 @@ class WordEmbedder:
 
     def words(self, prompt: str) -> list[str]:
         """The words of a prompt, all known. Raises the errors of `encode`."""
-        words = prompt.lower().replace(",", " ").replace(".", " ").split()
+        words = _split(prompt)
         if len(words) > self.max_length:
             raise ValueError(f"prompt of {len(words)} words, salt-tiny takes at most {self.max_length}: {prompt!r}")
         for word in words:
             if word not in self._table:
                 raise UnknownWordError(word, prompt, self.vocabulary)
         return words
+
+    def check_lines(self, prompts: Mapping[int, str], where: str) -> None:
+        """Raise ValueError naming the lines of prompts that `words` refuses, and their words. where: for the message.
+
+        prompts: by line number.
+        """
+        wrong: dict[str, list[int]] = {}
+        for number, prompt in prompts.items():
+            words = _split(prompt)
+            unknown = [f"{word!r:.40}" for word in dict.fromkeys(words) if word not in self._table]
+            if len(words) > self.max_length:
+                unknown.append(f"more than {self.max_length} words")
+            for problem in unknown or ([] if words else ["no word"]):
+                wrong.setdefault(problem, []).append(number)
+        if wrong:
+            lines = sorted({number for numbers in wrong.values() for number in numbers})
+            found = [f"{problem} ({_lines(numbers)})" for problem, numbers in wrong.items()]
+            raise ValueError(
+                f"{where}: found {len(lines)} of {len(prompts)} prompts that cannot be used: {_first(found)}; "
+                f"salt-tiny knows only: {', '.join(self.vocabulary)}"
+            )
+
+
+def _split(prompt: str) -> list[str]:
+    return prompt.lower().replace(",", " ").replace(".", " ").split()
+
+
+def _lines(numbers: Sequence[int]) -> str:
+    more = f" and {len(numbers) - LISTED} more" if len(numbers) > LISTED else ""
+    return f"line{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers[:LISTED]))}{more}"
+
+
+def _first(texts: Sequence[str]) -> str:
+    """As many of the texts as an error has room for, and how many are left out."""
+    shown, length = 0, 0
+    while shown < len(texts) and (length := length + len(texts[shown])) <= LISTED_CHARACTERS:
+        shown += 1
+    more = [f"and {len(texts) - shown} more"] if shown < len(texts) else []
+    return ", ".join([*texts[:shown], *more])

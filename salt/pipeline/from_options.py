@@ -17,9 +17,17 @@ from ..checkpoints.lora import read_lora
 from ..checkpoints.lora_merge import LoraSource, lora_files, merge_loras
 from ..errors import InputError
 from ..io.hub import WAN, models_folder
-from ..models.text_encoder import CachedTextEncoder, TextEncoder, TextPrecision, UMT5TextEncoder
+from ..models.text_encoder import (
+    CachedTextEncoder,
+    TextEncoder,
+    TextPrecision,
+    UMT5TextEncoder,
+    umt5_key,
+    umt5_width,
+)
+from ..models.word_embedder import WordEmbedder
 from ..spec import TINY_FOLDER
-from .components import INDEX, TINY_NAME
+from .components import INDEX, TINY_NAME, read_index, tiny_folder
 from .pipeline import SaltPipeline
 
 PULLED = WAN.rpartition("/")[2]  # folder of Wan's components under `models_folder`
@@ -64,7 +72,7 @@ def load_pipeline(options: PipelineOptions, device: torch.device) -> SaltPipelin
         library.disable_progress_bar()
     if options.tiles and options.decoder != "wan":
         raise InputError("tiles", "is not supported by the tiny decoder, which needs none")
-    parts = _parts_folder(options)
+    parts = parts_folder(options)
     dtype = getattr(torch, options.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     for file in lora_files(options.lora):
         read_lora(file.path)  # fails before gigabytes of weights are read
@@ -89,7 +97,7 @@ def load_pipeline(options: PipelineOptions, device: torch.device) -> SaltPipelin
     return pipe
 
 
-def _parts_folder(options: PipelineOptions) -> Path:
+def parts_folder(options: PipelineOptions) -> Path:
     """The folder of the other components, checked to be there: the model's own, or one beside a checkpoint."""
     path = Path(options.model)
     if not options.is_folder and not path.exists():
@@ -140,4 +148,12 @@ def load_text_encoder(options: PipelineOptions, folder: Path, device: torch.devi
 
     if options.text_cache is None:
         return load()
-    return CachedTextEncoder(load, options.text_cache, f"{folder.resolve()}-{options.text_precision}")
+    key = umt5_key(folder)
+    return CachedTextEncoder(load, options.text_cache, f"{key}-{options.text_precision}", key, umt5_width(folder))
+
+
+def word_table(options: PipelineOptions) -> WordEmbedder | None:
+    """The words that the model's text encoder knows, where it knows but some; its vectors are of width 1."""
+    folder = tiny_folder() if options.model == TINY_NAME and not Path(TINY_NAME).exists() else parts_folder(options)
+    words = None if (folder / "text_encoder").is_dir() else read_index(folder).get("words")
+    return WordEmbedder(**{**words, "dim": 1}) if words else None

@@ -7,7 +7,14 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    PreTrainedTokenizerFast,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
 from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.pipeline import SaltPipeline
@@ -62,4 +69,16 @@ def umt5(path: Path) -> Path:
     tokenizer, encoder = umt5_models()
     tokenizer.save_pretrained(path / "tokenizer")
     encoder.save_pretrained(path / "text_encoder")
+    return path
+
+
+def image_encoder(path: Path) -> Path:
+    """A random CLIP of width 48 and its processor, in a diffusers-like folder."""
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=28, patch_size=14
+    )
+    CLIPVisionModel(vision).save_pretrained(path / "image_encoder")
+    processor = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    processor.save_pretrained(path / "image_processor")
     return path

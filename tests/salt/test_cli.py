@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +13,12 @@ from pathlib import Path
 import imageio_ffmpeg
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from salt import cli
 from salt.acceleration.device import usable_device
 from salt.checkpoints import read_checkpoint, save_diffusers
-from salt.cli.generation import GenerationOptions, clip_name, unfinished_clips
 from salt.io.video import VideoWriter, read_video
 from salt.memory import load_memory, save_memory
 from salt.memory.serialization import load_negative, read_clip_latents, read_clip_parts, save_clip
@@ -110,39 +111,77 @@ def test_a_file_without_prompts_is_named(model, tmp_path, capsys):
     assert f"{tmp_path}: found a folder, expected a file with one prompt per line" in capsys.readouterr().err
 
 
-def test_a_clip_is_done_only_with_the_same_options(tmp_path):
-    options = GenerationOptions()
-    (tmp_path / f"{clip_name(0, PROMPT, options)}.json").write_text("{}")
-    assert not list(unfinished_clips([PROMPT], tmp_path, options))
-    assert list(unfinished_clips([PROMPT], tmp_path, GenerationOptions(seed=1)))
-    assert list(unfinished_clips(["a"], tmp_path, options))
+def test_a_clip_is_made_again_when_what_it_is_made_from_changes(model, tmp_path, capsys):
+    folder, prompts, out = tmp_path / "model", tmp_path / "prompts.txt", tmp_path / "clips"
+    shutil.copytree(model, folder)
+    prompts.write_text(f"{PROMPT}\na red square\n")
+
+    def made(*more, frames=9):
+        capsys.readouterr()
+        assert generate(str(folder), out, "--prompts", prompts, "--frames", frames, *more, prompt=None) == 0
+        return capsys.readouterr().out.count(" frames in")
+
+    assert made() == 2 and made() == 0
+    prompts.write_text(f"a red square\n{PROMPT}\n")  # and other seeds
+    assert made() == 2 and made() == 0
+    assert made("--seed", 1) == 2
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file({n: x * 1.01 for n, x in load_file(weights).items()}, weights, {"format": "pt"})
+    assert made() == 2 and len(list(out.glob("*.mp4"))) == 8
+    image = tmp_path / "a.png"
+    Image.new("RGB", (32, 32), "red").save(image)
+    assert made("--image", image, frames=13) == 2 and made("--image", image, frames=13) == 0
+    Image.new("RGB", (32, 32), "blue").save(image)
+    assert made("--image", image, frames=13) == 2
+
+
+def test_damaged_clips_of_a_batch_are_made_anew_and_said(model, tmp_path, capsys, caplog):
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "clips"
+    prompts.write_text("a red circle\na red square\na slow circle\na square\n")
+    more = (model, out, "--prompts", prompts, "--frames", 9)
+    assert generate(*more, prompt=None) == 0
+    videos = sorted(out.glob("*.mp4"))
+    videos[0].unlink()
+    videos[1].write_bytes(videos[1].read_bytes()[:100])
+    videos[2].with_suffix(".json").write_text("{")
+    capsys.readouterr()
+    assert generate(*more, prompt=None) == 0
+    said = "\n".join(record.getMessage() for record in caplog.records)
+    for video, reason in zip(videos, ("video is missing", "video is damaged", "record is damaged"), strict=False):
+        assert f"{video}: " in said and reason in said
+    assert "4 clips, 1 of them from before" in capsys.readouterr().out and all(frames_of(v) == 9 for v in videos)
+
+
+def test_unknown_words_of_all_lines_are_named_before_the_first_clip(model, tmp_path, capsys):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"{PROMPT}\n\na red dog\na dog runs\n{'a ' * 17}\n,\n")
+    assert generate(model, tmp_path / "out", "--prompts", prompts, prompt=None) == 2
+    error = capsys.readouterr().err
+    assert f"{prompts}: found 4 of 5 prompts that cannot be used: 'dog' (lines 3, 4), 'runs' (line 4), " in error
+    assert "more than 16 words (line 5), no word (line 6); salt-tiny knows only: a, " in error and len(error) < 420
+    assert not list((tmp_path / "out").glob("*.mp4"))
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": "2"}, "prompt: found 2 processes for one clip, expected one (or --prompts FILE)"),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "x"}, "torchrun --nproc_per_node N -m salt.cli"),
+    ],
+)
+def test_several_processes_do_not_write_one_file(model, tmp_path, capsys, monkeypatch, variables, message):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert generate(model, tmp_path / "a.mp4") == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_two_processes_share_the_prompts(model, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join([PROMPT] * 3))
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    command += [
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "-m",
-        "salt.cli",
-        "generate",
-        "--prompts",
-        str(prompts),
-    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29577"]
+    command += ["-m", "salt.cli", "generate", "--prompts", str(prompts)]
     command += ["--model", model, "--nfe", "2", "--frames", "9", "-o", str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]

@@ -8,7 +8,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from salt.models.text_encoder import TOKENS, CachedTextEncoder, UMT5TextEncoder, clean
+from salt.models.text_encoder import TOKENS, CachedTextEncoder, UMT5TextEncoder, clean, umt5_key, umt5_width
 from tests.helpers import tiny_system
 
 
@@ -110,6 +110,34 @@ def test_a_damaged_cache_file_is_replaced(tmp_path):
     cached.path("a b").write_bytes(b"cut short")
     assert torch.equal(cached.encode(["a b"]), expected) and len(inner.encoded) == 2
     assert torch.equal(cached.encode(["a b"]), expected) and len(inner.encoded) == 2
+
+
+@pytest.mark.parametrize("change", ["width", "length", "text encoder"])
+def test_cache_files_that_do_not_fit_are_made_anew_and_said(tmp_path, caplog, change):
+    inner = Counting()
+    expected = Counting().encode(["a b"])
+
+    def cached(content="one"):
+        return CachedTextEncoder(lambda: inner, tmp_path, "counting", content, expected.shape[2])
+
+    cached().encode(["a b"])
+    assert torch.equal(cached().encode(["a b"]), expected) and len(inner.encoded) == 1 and not caplog.text
+    path = cached().path("a b")
+    if change == "width":
+        save_file({"embedding": torch.zeros(2, 1), "length": torch.tensor(4)}, path, {"key": "one"})
+    elif change == "length":
+        save_file({"embedding": torch.zeros(2, expected.shape[2]), "length": torch.tensor(1)}, path, {"key": "one"})
+    content = "two" if change == "text encoder" else "one"
+    assert torch.equal(cached(content).encode(["a b"]), expected) and len(inner.encoded) == 2
+    assert f"{path}: " in caplog.text and "made anew" in caplog.text
+
+
+def test_the_key_of_an_encoder_is_of_its_files(folder):
+    before = umt5_key(folder)
+    path = folder / "text_encoder" / "model.safetensors"
+    save_file({n: x + 1 for n, x in load_file(path).items()}, path, {"format": "pt"})
+    assert before and umt5_key(folder) not in (before, "") and umt5_key(folder / "text_encoder") == ""
+    assert umt5_width(folder) == 32 and umt5_width(folder / "text_encoder") is None
 
 
 def untied(monkeypatch, value: float) -> None:

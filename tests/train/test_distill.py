@@ -11,7 +11,6 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from salt.checkpoints import load_student, save_diffusers
 from salt.errors import InputError
@@ -114,14 +113,7 @@ def wan_i2v(folder: Path) -> Path:
     """A folder laid out as Wan 2.1 I2V's, of tiny random models."""
     tiny_system.umt5(folder)
     tiny_system.vae().save_pretrained(folder / "vae")
-    torch.manual_seed(0)
-    vision = CLIPVisionConfig(
-        hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=28, patch_size=14
-    )
-    CLIPVisionModel(vision).save_pretrained(folder / "image_encoder")
-    CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}).save_pretrained(
-        folder / "image_processor"
-    )
+    tiny_system.image_encoder(folder)
     save_diffusers(
         tiny_recipes.model(3, in_channels=36, text_dim=32, image_dim=48, added_kv_proj_dim=32), folder / "transformer"
     )

@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from salt.models.text_encoder import CachedTextEncoder
-from tests.helpers import tiny_recipes
+from tests.helpers import tiny_recipes, tiny_system
 from train.config.loader import load_recipe
 from train.config.recipe import RecipeError
 from train.data import cost, precompute
 from train.data.clip_dataset import generate_clips
+from train.data.prompts import StartImages, embeddings_cache
 from train.data.shards import own_shards
 
 CPU = torch.device("cpu")
@@ -73,11 +74,47 @@ def test_prompts_are_embedded_once_by_all_processes_together(tmp_path, monkeypat
         as_process(monkeypatch, rank, 2)
         assert precompute.precompute_embeddings(prompts, str(tmp_path), str(tmp_path / "out"), "cpu") == new
     assert len(files(tmp_path / "out")) == 20
-    again = CachedTextEncoder(lambda: pytest.fail("all are there"), tmp_path / "out", precompute.EMBEDDINGS_KEY)
+    again = embeddings_cache(lambda: pytest.fail("all are there"), str(tmp_path / "out"), "")
     assert again.encode(["aaa"])[0, 0, 0] == 3
     said = capsys.readouterr().out
     assert "out: 20 of 20 files to compute, at most 0.0839 GB, about 0.117 PFLOP" in said
     assert "out: 1 of 1 shards (process 1 of 2), left 0:00:00" in said
+
+
+def test_embeddings_of_other_weights_are_made_anew(tmp_path, capsys):
+    text, out = str(tiny_system.umt5(tmp_path / "text")), str(tmp_path / "out")
+    assert precompute.precompute_embeddings(["a red circle", "a"], text, out, "cpu") == 2
+    assert precompute.precompute_embeddings(["a red circle", "a"], text, out, "cpu") == 0
+    weights = tmp_path / "text" / "text_encoder" / "model.safetensors"
+    save_file({n: x + 1 for n, x in load_file(weights).items()}, weights, {"format": "pt"})
+    assert precompute.precompute_embeddings(["a red circle", "a"], text, out, "cpu") == 2
+    assert capsys.readouterr().out.count("was made by another text encoder; moved to") == 2
+
+
+def test_start_images_belong_to_their_picture_and_prompt(tmp_path, capsys):
+    parts, pictures = tiny_system.folder(tmp_path / "parts"), tmp_path / "pictures"
+    tiny_system.image_encoder(parts)
+    pictures.mkdir()
+    for line, colour in enumerate(("red", "green")):
+        Image.new("RGB", (32, 32), colour).save(pictures / f"{line}.png")
+    (tmp_path / "p.txt").write_text("a red circle\na green circle\n")
+    data = dict(prompts=str(tmp_path / "p.txt"), images=str(tmp_path / "images"))
+    recipe = tiny_recipes.recipe(tmp_path, models=dict(text=str(parts)), data=data)
+    assert precompute.precompute_start_images(recipe, pictures, "cpu") == 2
+    assert precompute.precompute_start_images(recipe, pictures, "cpu") == 0
+    Image.new("RGB", (32, 32), "blue").save(pictures / "1.png")
+    assert precompute.precompute_start_images(recipe, pictures, "cpu") == 1
+    assert "000001.safetensors: was made from other files or settings" in capsys.readouterr().out
+    prompts = ["a red circle", "a green circle"]
+    assert StartImages(recipe, CPU, prompts)([0, 1])[0].shape[0] == 2
+    with pytest.raises(RecipeError, match="000000.safetensors of the prompt 'a red circle', expected 'a green circle'"):
+        StartImages(recipe, CPU, prompts[::-1])([0])
+    larger = replace(recipe, rollout=replace(recipe.rollout, height=8))
+    with pytest.raises(RecipeError, match=r"000000.safetensors of .*, expected frames and size \(6, 8, 4\)"):
+        StartImages(larger, CPU, prompts)([0])
+    (tmp_path / "images" / "000000.safetensors").write_bytes(b"cut")
+    with pytest.raises(RecipeError, match="found a damaged file .*000000.safetensors"):
+        StartImages(recipe, CPU, prompts)([0])
 
 
 def test_the_size_said_beforehand_is_that_of_the_files(tmp_path, monkeypatch, capsys):

@@ -32,7 +32,7 @@ def test_missing_embeddings_are_counted_before_the_run(tmp_path):
 
 def test_unknown_words_are_found_before_the_run(tmp_path):
     recipe = prompt_recipe(tmp_path, ["a red circle", "a red house", "a pink circle"])
-    with pytest.raises(RecipeError, match=r"data.prompts cannot be used .*prompt 2: .*'house'.*; 2 of 3 prompts"):
+    with pytest.raises(RecipeError, match=r"p.txt: found 2 of 3 prompts .* 'house' \(line 2\), 'pink' \(line 3\)"):
         check_recipe(recipe)
     with pytest.raises(RecipeError, match="data.negative cannot be used .*'blurry'"):
         check_recipe(prompt_recipe(tmp_path, ["a red circle"], data=dict(negative="blurry")))

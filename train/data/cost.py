@@ -7,9 +7,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from salt.io.launcher import is_main_process, process_count
 from train.config.model_configs import backbones, meta_model
 from train.config.recipe import Recipe, RecipeError
-from train.distributed.environment import is_main_process, process_count
 
 TEXT_ENCODER_PARAMETERS, TOKENS, TEXT_DIM = 5.7e9, 512, 4096  # of Wan's UMT5
 IMAGE_TOKENS, IMAGE_DIM = 257, 1280  # of Wan I2V's image encoder

@@ -12,17 +12,19 @@ from torch import nn
 
 from salt.errors import InputError
 from salt.io.atomic import write_tensors
+from salt.io.content import content_key, path_digest
 from salt.io.images import IMAGE_SUFFIXES
 from salt.io.prompt_files import read_prompts
-from salt.models.text_encoder import CachedTextEncoder, UMT5TextEncoder
+from salt.models.text_encoder import UMT5TextEncoder
 from salt.pipeline.components import load_components
 from salt.pipeline.start_image import image_channels, image_embeddings, start_pixels
 from train.config.recipe import Recipe, RecipeError
 from train.config.validation import check_prompt_file, check_settings
+from train.data.clip_cache import set_aside, set_aside_stale
 from train.data.clip_dataset import clip_paths, generate_clips
 from train.data.cost import announce, embedding_cost, start_image_bytes, trajectory_cost
 from train.data.encode_videos import encode_videos
-from train.data.prompts import EMBEDDINGS_KEY
+from train.data.prompts import embeddings_cache, start_image_path
 from train.data.shards import own_shards, with_progress
 
 PROMPTS_AT_A_TIME = 8
@@ -35,9 +37,12 @@ def precompute_embeddings(prompts: list[str], text: str, out: str, device: str) 
     """
     if not Path(text or "/nonexistent").is_dir():
         raise InputError("text", f"found no such folder {text!r}, expected text_encoder/ and tokenizer/ in it")
-    encoder = CachedTextEncoder(lambda: UMT5TextEncoder.from_pretrained(text, device=device), out, EMBEDDINGS_KEY)
+    encoder = embeddings_cache(lambda: UMT5TextEncoder.from_pretrained(text, device=device), out, text)
     distinct = list(dict.fromkeys(prompts))
     paths = [encoder.path(prompt) for prompt in distinct]
+    for prompt, path in zip(distinct, paths, strict=True):
+        if reason := encoder.fault(prompt):
+            set_aside(path, reason)
     announce("data.embeddings", out, paths, *embedding_cost(), exact=False)
     written = 0
     for shard in with_progress(own_shards(paths, PROMPTS_AT_A_TIME), out):
@@ -49,6 +54,7 @@ def precompute_embeddings(prompts: list[str], text: str, out: str, device: str) 
 def precompute_start_images(recipe: Recipe, pictures: Path, device: str) -> int:
     """Encode this process's share of the start images, one per prompt line, that `data.images` lacks; returns how many.
 
+    Each has the key of its picture, its prompt, the models and the size; one made from something else is made anew.
     pictures: a folder; the picture of line N is named N (with or without leading zeros), with any suffix that the
     engine reads. Raises InputError, before anything is computed, for a line that has none.
     """
@@ -60,7 +66,12 @@ def precompute_start_images(recipe: Recipe, pictures: Path, device: str) -> int:
     if without:
         raise InputError("images", f"found no picture of prompt line {without[0]} in {pictures}, expected one a line")
     out, r = recipe.data.images, recipe.rollout
-    paths = [Path(out) / f"{i:06d}.safetensors" for i in range(len(lines))]
+    paths = [start_image_path(Path(out), i) for i in range(len(lines))]
+    folders = [Path(recipe.models.text) / part for part in ("vae", "image_encoder", "image_processor")]
+    shared = content_key([path_digest(folder) for folder in folders], r.frames, r.height, r.width)
+    keys = {path: content_key(shared, path_digest(named[i]), lines[i]) for i, path in enumerate(paths)}
+    shapes = {"image": (None, None), "channels": (None, r.frames, r.height, r.width)}
+    set_aside_stale(keys, shapes)
     announce("data.images", out, paths, start_image_bytes(recipe), 0)
     shards = own_shards(paths, 1)
     if not shards:
@@ -80,7 +91,8 @@ def precompute_start_images(recipe: Recipe, pictures: Path, device: str) -> int:
             "image": image_embeddings(parts.image_encoder, parts.image_processor, pixels)[0],
             "channels": image_channels(parts.vae, pixels, r.frames)[0],
         }
-        write_tensors(paths[line], {name: x.bfloat16() for name, x in tensors.items()})
+        metadata = {"key": keys[paths[line]], "prompt": lines[line]}
+        write_tensors(paths[line], {name: x.bfloat16() for name, x in tensors.items()}, metadata)
     return len(shards)
 
 

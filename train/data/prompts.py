@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from salt.conditioning import Conditioning
 from salt.io.prompt_files import read_prompts
-from salt.models.text_encoder import CachedTextEncoder, TextEncoder, UMT5TextEncoder
+from salt.models.text_encoder import CachedTextEncoder, TextEncoder, UMT5TextEncoder, umt5_key, umt5_width
 from salt.models.word_embedder import WordEmbedder
 from train.config.recipe import Recipe, RecipeError
 from train.data.batch import Batch
@@ -25,8 +27,15 @@ def text_encoder(recipe: Recipe) -> TextEncoder:
     if recipe.models.text == "words":
         return WordEmbedder()
     if recipe.data.embeddings:
-        return CachedTextEncoder(partial(umt5, recipe), recipe.data.embeddings, EMBEDDINGS_KEY)
+        return embeddings_cache(partial(umt5, recipe), recipe.data.embeddings, recipe.models.text)
     return umt5(recipe)
+
+
+def embeddings_cache(load: Callable[[], TextEncoder], folder: str, text: str) -> CachedTextEncoder:
+    """Embeddings in `folder`, made by the text encoder of the folder `text`, which need not be there any more."""
+    known = Path(text or "/nonexistent").is_dir()
+    content, width = (umt5_key(text), umt5_width(text)) if known else ("", None)
+    return CachedTextEncoder(load, folder, EMBEDDINGS_KEY, content, width)
 
 
 def umt5(recipe: Recipe) -> TextEncoder:
@@ -50,7 +59,7 @@ class Prompts:
         self.encoder = text_encoder(recipe)
         shapes = recipe.data.prompts == "shapes"
         self.lines = lines if lines is not None else [] if shapes else read_prompts(Path(recipe.data.prompts))
-        self.start_images = StartImages(recipe, device) if channels else None
+        self.start_images = StartImages(recipe, device, self.lines) if channels else None
         self.negative = self.encoder.encode([recipe.data.negative])
         self._orders: dict[tuple[str, int], list[int]] = {}
 
@@ -94,22 +103,41 @@ class Prompts:
 class StartImages:
     """Precomputed start images of image-to-video prompts, as `python -m train precompute --images` writes them.
 
-    One `NNNNNN.safetensors` per prompt line, with `image` [N, D] and `channels` [4 + C, F, H, W].
+    One `NNNNNN.safetensors` per prompt line, with `image` [N, D] and `channels` [4 + C, F, H, W], and the prompt in its
+    metadata. lines: the prompts.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device, lines: list[str]) -> None:
         if not recipe.data.images or recipe.data.prompts == "shapes":
             raise RecipeError("data.images", "found none, expected precomputed start images (the student is I2V)")
-        self.folder, self.device = Path(recipe.data.images), device
+        r = recipe.rollout
+        self.folder, self.device, self.lines = Path(recipe.data.images), device, lines
+        self.size = (r.frames, r.height, r.width)
 
     def __call__(self, lines: list[int]) -> tuple[Tensor, Tensor]:
-        from safetensors.torch import load_file
-
-        rows = []
-        for line in lines:
-            path = self.folder / f"{line:06d}.safetensors"
-            if not path.is_file():
-                raise RecipeError("data.images", f"found no {path}, expected the start image of prompt line {line}")
-            rows.append(load_file(path, device=str(self.device)))
-        image, channels = (torch.stack([r[k].float() for r in rows]) for k in ("image", "channels"))
+        rows = [self._read(line) for line in lines]
+        image, channels = (torch.stack([r[k].float() for r in rows]).to(self.device) for k in ("image", "channels"))
         return image, channels
+
+    def _read(self, line: int) -> dict[str, Tensor]:
+        path, again = start_image_path(self.folder, line), "run `python -m train precompute` again"
+        if not path.is_file():
+            raise RecipeError("data.images", f"found no {path}, expected the start image of prompt line {line}")
+        try:
+            with safe_open(path, "pt") as file:
+                prompt = (file.metadata() or {}).get("prompt")
+                tensors = {name: file.get_tensor(name) for name in ("image", "channels")}
+        except SafetensorError as error:
+            raise RecipeError("data.images", f"found a damaged file {path} ({error}): {again}") from error
+        if prompt != self.lines[line]:
+            raise RecipeError(
+                "data.images", f"found {path} of the prompt {prompt!r:.60}, expected {self.lines[line]!r:.60}: {again}"
+            )
+        if tensors["channels"].shape[1:] != self.size:
+            found = list(tensors["channels"].shape)
+            raise RecipeError("data.images", f"found {path} of {found}, expected frames and size {self.size}: {again}")
+        return tensors
+
+
+def start_image_path(folder: Path, line: int) -> Path:
+    return folder / f"{line:06d}.safetensors"

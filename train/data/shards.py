@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from train.distributed.environment import process_count, process_rank
+from salt.io.launcher import process_count, process_rank
 
 
 def own_shards(paths: Sequence[Path], size: int) -> list[range]:

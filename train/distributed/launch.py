@@ -11,8 +11,8 @@ import torch.distributed as dist
 from accelerate import PartialState
 
 from salt.errors import InputError
+from salt.io.launcher import process_count
 from train.config.recipe import Recipe, RecipeError
-from train.distributed.environment import process_count
 
 Mode = Literal["single", "ddp", "fsdp"]
 # Processes wait while one of them writes a checkpoint or the last video. NCCL's default is 10 minutes.

@@ -10,7 +10,7 @@ from types import FrameType, TracebackType
 import torch
 
 from salt.io.interruption import TERMINATION_SIGNALS, Terminated, signals_handled_by
-from train.distributed.environment import is_main_process
+from salt.io.launcher import is_main_process
 from train.distributed.launch import mean_over_processes
 
 

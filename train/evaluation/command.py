@@ -205,7 +205,7 @@ def _drift(args: argparse.Namespace, out: Path) -> None:
 
 
 def _vbench(args: argparse.Namespace, out: Path, long: bool = False) -> None:
-    from train.distributed.environment import is_main_process
+    from salt.io.launcher import is_main_process
     from train.evaluation.vbench import plan, read_list, sample_all
 
     prompts = read_list(args.prompts, args.extended)[: args.limit]

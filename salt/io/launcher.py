@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from salt.errors import InputError
+from ..errors import InputError
 
 
 def process_count() -> int:
@@ -22,13 +22,8 @@ def is_main_process() -> bool:
     return process_rank() == 0
 
 
-def own_cuda_device() -> str:
-    """The GPU of this process among those of its machine."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if process_count() > 1 else "cuda"
-
-
-def check_launcher() -> None:
-    """Raise InputError where accelerate was asked for several processes and has started this one alone.
+def check_launcher(module: str) -> None:
+    """Raise InputError where accelerate was asked for several processes of `module` and has started this one alone.
 
     Its launcher does so with `--cpu`, and without `--multi_gpu` where it sees fewer than two GPUs. It then sets the
     address at which the processes were to meet, and not their number.
@@ -38,5 +33,5 @@ def check_launcher() -> None:
         raise InputError(
             "accelerate launch --num_processes",
             "found one process, expected several (accelerate starts one where it uses no GPU): use torchrun "
-            "--nproc_per_node N -m train ...",
+            f"--nproc_per_node N -m {module} ...",
         )
