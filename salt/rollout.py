@@ -10,70 +10,27 @@ next sigma (SDE) or take the Euler step (ODE); after the last step, a context pa
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Generic, Literal
 
 import torch
 from torch import Tensor
 
+from .block_plan import BlockPlan, BlockSource, RolloutSettings, ScheduleSource
 from .conditioning import PromptChange, PromptSchedule
 from .errors import InputError
 from .memory import KVMemory, MemoryPass, MemoryPolicy
 from .model_input import Condition, FlowModel, ModelInput
 from .noise import NoiseSource
-from .schedule import NUM_TRAIN_TIMESTEPS, Schedule, add_noise, euler, flow_to_x0
-
-Stepping = Literal["sde", "ode"]
-MAX_GUIDANCE = 100.0
-
-
-@dataclass(frozen=True)
-class RolloutSettings:
-    """Settings of a rollout.
-
-    schedule: the step list; its length is the number of function evaluations (NFE) per block. stepping: `sde` re-noises
-    x0, `ode` takes Euler steps; a tuple has one of them for every transition between two steps.
-    frames_per_block: latent frames per block. independent_first_frame: the first block of a clip is one latent frame.
-    guidance: scale of classifier-free guidance, 0 to 100, 1 = off (one model call per step). context_timestep: noise
-    level of the context pass in [0, 1000), 0 = clean. fuse: the context pass of a block and the first step of the next
-    block are one forward (same result).
-    Raises InputError for a value out of range. Source: Salt (arXiv 2604.03118, section 3); context pass: Self Forcing.
-    """
-
-    schedule: Schedule = field(default_factory=Schedule)
-    stepping: Stepping | tuple[Stepping, ...] = "sde"
-    frames_per_block: int = 3
-    independent_first_frame: bool = False
-    guidance: float = 1.0
-    context_timestep: float = 0.0
-    fuse: bool = False
-
-    def __post_init__(self) -> None:
-        if self.frames_per_block < 1:
-            raise InputError("frames_per_block", f"found {self.frames_per_block}, expected 1 or more")
-        if not 0 <= self.guidance <= MAX_GUIDANCE:
-            raise InputError("guidance", f"found {self.guidance}, expected 0 to {MAX_GUIDANCE:g}, 1 for none")
-        transitions = self.schedule.nfe - 1
-        each = self.stepping if isinstance(self.stepping, tuple) else (self.stepping,)
-        if not {*each} <= {"sde", "ode"} or (isinstance(self.stepping, tuple) and len(each) != transitions):
-            raise InputError(
-                "stepping",
-                f"found {self.stepping!r}, expected sde or ode, or a tuple of {transitions} of them, "
-                "one for each transition between steps",
-            )
-        if not 0 <= self.context_timestep < NUM_TRAIN_TIMESTEPS:
-            raise InputError("context_timestep", f"found {self.context_timestep}, expected 0 to below 1000")
-
-    def takes_euler(self, transition: int) -> bool:
-        """Whether the step after evaluation `transition` is an Euler step (ODE) rather than fresh noise (SDE)."""
-        return "ode" == (self.stepping[transition] if isinstance(self.stepping, tuple) else self.stepping)
+from .schedule import NUM_TRAIN_TIMESTEPS, add_noise, euler, flow_to_x0
 
 
 @dataclass(frozen=True)
 class Step:
-    """One model call, for `on_step` before and `on_step_end` after it. step: counts from 0 within its block."""
+    """One model call, for `on_step` before and `on_step_end` after it. step: counts from 0 within its block; blocks: 0
+    for a rollout without end."""
 
     block: int
     blocks: int
@@ -89,8 +46,8 @@ OnStepEnd = Callable[[Step, Tensor], Tensor]
 class Block:
     """A finished block: clean latents [B, C, F, H, W] of latent frames start (inclusive) to stop (exclusive).
 
-    index, count: which of how many. nfe: model calls since the block before. seconds: wall time of its denoising.
-    seeds: the noise source's.
+    index, count: which of how many, 0 for a rollout without end. nfe: model calls since the block before. seconds: wall
+    time of its denoising. seeds: the noise source's.
     """
 
     index: int
@@ -101,23 +58,6 @@ class Block:
     nfe: int
     seconds: float
     seeds: tuple[int, ...]
-
-
-@dataclass
-class Branch(Generic[Condition]):
-    """A conditioning and its memory: the conditional or the unconditional branch. active: of the latest block."""
-
-    memory: KVMemory
-    prompts: PromptSchedule[Condition]
-    active: PromptChange[Condition]
-
-    @classmethod
-    def of(
-        cls, memory: KVMemory, conditioning: Condition | PromptSchedule[Condition], frames_per_block: int
-    ) -> Branch[Condition]:
-        prompts = PromptSchedule.of(conditioning)
-        # A change takes effect at the next block, so the latest block's prompt is the one in effect at its start.
-        return cls(memory, prompts, prompts.at(max(memory.next_frame - frames_per_block, 0)))
 
 
 def block_lengths(start: int, frames: int, settings: RolloutSettings) -> list[int]:
@@ -157,7 +97,7 @@ def rollout(
     conditioning: Condition | PromptSchedule[Condition],
     memory: KVMemory,
     noise: NoiseSource,
-    frames: int,
+    frames: int | None,
     settings: RolloutSettings = RolloutSettings(),  # noqa: B008 - frozen
     *,
     negative: Condition | None = None,
@@ -167,7 +107,7 @@ def rollout(
     on_step: Callable[[Step], None] | None = None,
     on_step_end: OnStepEnd | None = None,
 ) -> Iterator[Block]:
-    """Sample `frames` new latent frames block by block and yield each finished block.
+    """Sample `frames` new latent frames (None: without end) block by block and yield each finished block.
 
     The clip continues at `memory.next_frame`. Source: Self Forcing's inference rule, as Salt uses it (arXiv 2604.03118,
     section 3). Latents are in the model's normalised space; gradient is as the caller has it.
@@ -186,19 +126,19 @@ def rollout(
     Raises InputError for a length that blocks do not fill, a block that does not fit into the policy's window, guidance
     without a negative conditioning, a recache without the latents for it, and a memory that another rollout writes.
     """
-    branches = [Branch.of(memory, conditioning, settings.frames_per_block)]
+    schedules = [PromptSchedule.of(conditioning)]
+    memories = [memory]
     if settings.guidance != 1.0:
         if negative is None:
             raise InputError("guidance", "needs a negative conditioning", settings.guidance)
-        unconditional = negative_memory or memory.empty_like()
-        branches.append(Branch.of(unconditional, negative, settings.frames_per_block))
+        schedules.append(PromptSchedule.of(negative))
+        memories.append(negative_memory or memory.empty_like())
     initial_frames = 0 if initial_latents is None else initial_latents.shape[2]
-    lengths = block_lengths(memory.next_frame + initial_frames, frames, settings)
-    memory.policy.check_block(max(lengths))
-    run = _Run(model, branches, noise, settings, len(lengths), on_step, on_step_end)
-    with ExitStack() as held:
-        for field, branch in zip(("memory", "negative_memory"), branches, strict=False):
-            held.enter_context(branch.memory.writing(field))
+    lengths = [] if frames is None else block_lengths(memory.next_frame + initial_frames, frames, settings)
+    memory.policy.check_block(max(lengths, default=settings.frames_per_block))
+    source = ScheduleSource(schedules, settings, noise, memory.next_frame)
+    run = _Run(model, memories, len(lengths), on_step, on_step_end, source.recaches)
+    with run.writing():
         if history_latents is not None:
             forgotten = max(history_latents.shape[2] - (memory.next_frame - memory.origin), 0)  # before a cut
             known = history_latents[:, :, forgotten:]
@@ -206,64 +146,105 @@ def rollout(
                 run.remember(latents)
         if initial_latents is not None:
             for latents in initial_latents.split(context_lengths(initial_frames, settings), dim=2):
+                run.begin(source.known(memory.next_frame, latents), memory.next_frame, -1)
                 run.context_pass(latents, -1)
                 run.remember(latents)
-        yield from run.blocks(lengths)
+        yield from run.blocks(source, frames)
+
+
+def rollout_from(
+    model: FlowModel[Condition],
+    source: BlockSource[Condition],
+    memory: KVMemory,
+    negative_memory: KVMemory | None = None,
+    *,
+    on_step: Callable[[Step], None] | None = None,
+) -> Iterator[Block]:
+    """Blocks as `source` plans them, each asked for at its start; the rollout ends where the source answers None.
+
+    The same loop as `rollout`. negative_memory: of the unconditional branch, for blocks with guidance; in blocks
+    without, it stays behind, and is written anew from `BlockPlan.history` when guidance comes back.
+    A block that was yielded is in the memory before the source is asked for the next (unless its settings fuse).
+    """
+    memories = [memory] if negative_memory is None else [memory, negative_memory]
+    run = _Run(model, memories, 0, on_step, None, remembers=False)
+    with run.writing():
+        yield from run.blocks(source, None)
 
 
 class _Run(Generic[Condition]):
     """State of one rollout: its arguments, and the recent clean latents that a recache needs."""
 
+    plan: BlockPlan[Condition]  # of the current block
+
     def __init__(
         self,
         model: FlowModel[Condition],
-        branches: list[Branch[Condition]],
-        noise: NoiseSource,
-        settings: RolloutSettings,
+        memories: list[KVMemory],
         count: int,
         on_step: Callable[[Step], None] | None,
         on_step_end: OnStepEnd | None,
+        remembers: bool,
     ) -> None:
-        self.model, self.branches, self.noise, self.settings = model, branches, noise, settings
-        self.count, self.on_step, self.on_step_end = count, on_step, on_step_end
+        self.model, self.memories, self.count = model, memories, count
+        self.on_step, self.on_step_end, self.remembers = on_step, on_step_end, remembers
         self.recent: list[Tensor] = []
         self.nfe = 0
 
-    def blocks(self, lengths: Sequence[int]) -> Iterator[Block]:
-        sigmas = self.settings.schedule.sigmas
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        with ExitStack() as held:
+            for name, memory in zip(("memory", "negative_memory"), self.memories, strict=False):
+                held.enter_context(memory.writing(name))
+            yield
+
+    def blocks(self, source: BlockSource[Condition], frames: int | None) -> Iterator[Block]:
+        memory = self.memories[0]
+        end = None if frames is None else memory.next_frame + frames
+
+        def ask(start: int) -> BlockPlan[Condition] | None:
+            return None if start == end else source(start)
+
         first_flow: Tensor | None = None
-        for index, length in enumerate(lengths):
-            began = time.perf_counter()
-            start = self.branches[0].memory.next_frame
-            self.switch(start, index)
-            x = self.noise(start, length, 0)
-            for i, sigma in enumerate(sigmas):
-                if i == 0 and first_flow is not None:
-                    flow = first_flow
-                else:
-                    flow = self.call(x, sigma, "denoise", index, i)
-                x0 = flow_to_x0(x, flow, sigma)
-                last = i + 1 == len(sigmas)
-                x = x0 if last else self.renoise(x, x0, flow, (sigma, sigmas[i + 1]), start, i + 1)
-                if self.on_step_end is not None:
-                    x = self.on_step_end(Step(index, self.count, i, len(sigmas), "denoise"), x)
+        plan, index = ask(memory.next_frame), 0
+        while plan is not None:
+            began, start = time.perf_counter(), memory.next_frame
+            self.begin(plan, start, index)
+            x = plan.latents if plan.latents is not None else self.sample(start, plan.length(start), index, first_flow)
             nfe, self.nfe = self.nfe, 0
             self.remember(x)
-            seconds = time.perf_counter() - began
-            yield Block(index, self.count, start, start + length, x, nfe, seconds, self.noise.seeds)
-            following = lengths[index + 1] if index + 1 < len(lengths) else 0
-            if following and self.fusable(start + length):
-                first_flow = self.fused_pass(x, following, index)
+            seconds, stop = time.perf_counter() - began, start + x.shape[2]
+            yield Block(index, self.count, start, stop, x, nfe, seconds, plan.noise.seeds)
+            following, first_flow = ask(stop) if plan.settings.fuse else None, None
+            if following is not None and self.fusable(following):
+                first_flow = self.fused_pass(x, following.length(stop), index)
             else:
-                first_flow = None
                 self.context_pass(x, index)
+            plan = following if plan.settings.fuse else ask(stop)
+            index += 1
+
+    def sample(self, start: int, length: int, index: int, first_flow: Tensor | None) -> Tensor:
+        """Denoise a block; first_flow: its first step's, where it came with the context pass of the block before."""
+        sigmas = self.plan.settings.schedule.sigmas
+        x = self.plan.noise(start, length, 0)
+        for i, sigma in enumerate(sigmas):
+            if i == 0 and first_flow is not None:
+                flow = first_flow
+            else:
+                flow = self.call(x, sigma, "denoise", index, i)
+            x0 = flow_to_x0(x, flow, sigma)
+            last = i + 1 == len(sigmas)
+            x = x0 if last else self.renoise(x, x0, flow, (sigma, sigmas[i + 1]), start, i + 1)
+            if self.on_step_end is not None:
+                x = self.on_step_end(Step(index, self.count, i, len(sigmas), "denoise"), x)
+        return x
 
     def renoise(
         self, x: Tensor, x0: Tensor, flow: Tensor, sigmas: tuple[float, float], start: int, draw: int
     ) -> Tensor:
-        if self.settings.takes_euler(draw - 1):
+        if self.plan.settings.takes_euler(draw - 1):
             return euler(x, flow, *sigmas)
-        return add_noise(x0, self.noise(start, x.shape[2], draw), sigmas[1])
+        return add_noise(x0, self.plan.noise(start, x.shape[2], draw), sigmas[1])
 
     def call(self, x: Tensor, sigma: float, kind: Literal["denoise", "recache"], block: int, step: int) -> Tensor:
         t = x.new_full((x.shape[0], x.shape[2]), sigma * NUM_TRAIN_TIMESTEPS)
@@ -279,100 +260,113 @@ class _Run(Generic[Condition]):
         step: int,
     ) -> Tensor:
         """One evaluation: a model call per branch, combined by the guidance; blocks that were written are committed."""
+        settings = self.plan.settings
         if self.on_step is not None:
-            self.on_step(Step(block, self.count, step, self.settings.schedule.nfe, kind))
+            self.on_step(Step(block, self.count, step, settings.schedule.nfe, kind))
         flows = []
-        for branch in self.branches:
-            memory_pass = open_pass(branch.memory)
-            conditioning = branch.prompts.at(memory_pass.start_frame).conditioning
-            flows.append(self.model(ModelInput(x, t, conditioning, memory_pass)))
-            branch.memory.commit(memory_pass, self.settings.context_timestep / NUM_TRAIN_TIMESTEPS)
+        for memory, prompt in zip(self.memories, self.plan.prompts, strict=False):
+            memory_pass = open_pass(memory)
+            flows.append(self.model(ModelInput(x, t, prompt.conditioning, memory_pass)))
+            memory.commit(memory_pass, settings.context_timestep / NUM_TRAIN_TIMESTEPS)
         self.nfe += 1
         if len(flows) == 1:
             return flows[0]
         conditional, unconditional = flows
-        return unconditional + self.settings.guidance * (conditional - unconditional)
+        return unconditional + settings.guidance * (conditional - unconditional)
 
     def context_input(self, x0: Tensor) -> tuple[Tensor, Tensor]:
-        t = x0.new_full((x0.shape[0], x0.shape[2]), self.settings.context_timestep)
-        if not self.settings.context_timestep:
+        t = x0.new_full((x0.shape[0], x0.shape[2]), self.plan.settings.context_timestep)
+        if not self.plan.settings.context_timestep:
             return x0, t
-        start, draw = self.branches[0].memory.next_frame, self.settings.schedule.nfe
-        noise = self.noise(start, x0.shape[2], draw)
-        return add_noise(x0, noise, self.settings.context_timestep / NUM_TRAIN_TIMESTEPS), t
+        start, draw = self.memories[0].next_frame, self.plan.settings.schedule.nfe
+        noise = self.plan.noise(start, x0.shape[2], draw)
+        return add_noise(x0, noise, self.plan.settings.context_timestep / NUM_TRAIN_TIMESTEPS), t
 
     @torch.no_grad()
     def context_pass(self, x0: Tensor, block: int) -> None:
         """The one write: a forward of the clean block, whose keys and values are memory from now on."""
         x, t = self.context_input(x0.detach())
-        self.guided(x, t, lambda m: m.open(write=x.shape[2]), "context", block, self.settings.schedule.nfe)
+        self.guided(x, t, lambda m: m.open(write=x.shape[2]), "context", block, self.plan.settings.schedule.nfe)
 
     @torch.no_grad()
     def fused_pass(self, x0: Tensor, following: int, block: int) -> Tensor:
         """Context pass of this block and first step of the next in one forward; returns the flow of that step."""
         clean, t_clean = self.context_input(x0)
-        start = self.branches[0].memory.next_frame + x0.shape[2]
-        noisy = self.noise(start, following, 0)
-        t_noisy = noisy.new_full((noisy.shape[0], following), self.settings.schedule.sigmas[0] * NUM_TRAIN_TIMESTEPS)
+        start = self.memories[0].next_frame + x0.shape[2]
+        noisy = self.plan.noise(start, following, 0)
+        t_noisy = noisy.new_full(
+            (noisy.shape[0], following), self.plan.settings.schedule.sigmas[0] * NUM_TRAIN_TIMESTEPS
+        )
         x, t = torch.cat([clean, noisy], dim=2), torch.cat([t_clean, t_noisy], dim=1)
         frames = x0.shape[2]
         flow = self.guided(x, t, lambda m: m.open(write=frames, read=following), "context", block, 0)
         return flow[:, :, frames:]
 
-    def fusable(self, next_start: int) -> bool:
+    def fusable(self, following: BlockPlan[Condition]) -> bool:
         """Whether the next block may share a forward with this one's context pass; one forward has one prompt."""
-        same_prompt = all(b.prompts.at(next_start) is b.active for b in self.branches)
-        fuses = self.settings.fuse and self.branches[0].memory.policy.fuses
-        return fuses and same_prompt and not torch.is_grad_enabled()
+        same_settings = following.settings is self.plan.settings and following.latents is None
+        same_prompt = same_settings and all(
+            new.conditioning is old.conditioning and new.switch == "keep"
+            for new, old in zip(following.prompts, self.plan.prompts, strict=True)
+        )
+        return same_prompt and self.memories[0].policy.fuses and not torch.is_grad_enabled()
 
     def remember(self, x0: Tensor) -> None:
         """Store the clean latents that a later recache may need; without a window, all of them."""
-        if not any(c.switch == "recache" for b in self.branches for c in b.prompts.changes):
+        if not self.remembers:
             return
         self.recent.append(x0.detach())
-        window = self.branches[0].memory.policy.window
+        window = self.memories[0].policy.window
         while window is not None and sum(x.shape[2] for x in self.recent[1:]) >= window:
             self.recent.pop(0)
 
-    def switch(self, start: int, block: int) -> None:
-        """Apply the prompt changes that take effect at this block to the memory of their branch."""
-        for branch in self.branches:
-            change, previous = branch.prompts.at(start), branch.active
-            branch.active = change
-            if change is previous or start == 0:
-                continue
-            # Of several changes within one block the last prompt is used; the switches of the others apply as well.
-            switches = branch.prompts.switches(previous.frame, change.frame)
-            if "cut" in switches:
+    def begin(self, plan: BlockPlan[Condition], start: int, block: int) -> None:
+        """Before a block: change what the memories hold, as its plan says."""
+        self.plan = plan
+        policy = plan.policy or self.memories[0].policy
+        other_policy = policy != self.memories[0].policy
+        if other_policy:
+            policy.check_block(plan.length(start))
+        for memory, prompt in zip(self.memories, plan.prompts, strict=False):
+            renew = other_policy or (plan.history is not None and memory.next_frame != start)
+            if prompt.switch == "cut":
                 self.cut()
-            elif "recache" in switches:
-                self.recache(branch, change, start, block)
+            elif prompt.switch == "recache" or renew:
+                self.recache(memory, prompt, start, block, policy if renew else None)
 
     def cut(self) -> None:
         """A new scene, for the unconditional branch too: earlier frames are neither read nor re-encoded."""
         self.recent.clear()
-        for branch in self.branches:
-            branch.memory.cut()
+        for memory in self.memories:
+            memory.renew(self.memories[0].next_frame, self.plan.policy or memory.policy)
 
     @torch.no_grad()
-    def recache(self, branch: Branch[Condition], change: PromptChange[Condition], start: int, block: int) -> None:
-        """Re-encode the last min(window, t) clean latents under the new prompt (LongLive), in one forward."""
-        memory, window = branch.memory, branch.memory.policy.window
-        if not self.recent:
+    def recache(
+        self, memory: KVMemory, prompt: PromptChange[Condition], start: int, block: int, renewed: MemoryPolicy | None
+    ) -> None:
+        """Re-encode the last min(window, t) clean latents under the new prompt (LongLive), in one forward.
+
+        renewed: nothing in the memory is kept, and it has this policy from now on.
+        """
+        known, policy = self.recent if self.plan.history is None else self.plan.history, renewed or memory.policy
+        if not known and renewed is None:
             raise InputError("history_latents", f"is needed for the prompt change with recache at latent frame {start}")
         blocks: list[Tensor] = []
-        for x in reversed(self.recent):
-            if window is not None and sum(b.shape[2] for b in blocks) + x.shape[2] > window:
+        for x in reversed(known):
+            if policy.window is not None and sum(b.shape[2] for b in blocks) + x.shape[2] > policy.window:
                 break
             blocks.insert(0, x)
         first = start - sum(b.shape[2] for b in blocks)
-        if self.on_step is not None:
-            self.on_step(Step(block, self.count, 0, self.settings.schedule.nfe, "recache"))
-        memory.restart(first, change.keep_sink)
-        together = [blocks] if memory.policy.kind != "blended" else [[b] for b in blocks]
-        for group in together:
+        if renewed is not None:
+            memory.renew(first, renewed)
+        else:
+            memory.restart(first, prompt.keep_sink)
+        if self.on_step is not None and blocks:
+            self.on_step(Step(block, self.count, 0, self.plan.settings.schedule.nfe, "recache"))
+        together = [blocks] if policy.kind != "blended" else [[b] for b in blocks]
+        for group in together if blocks else []:
             x = torch.cat(group, dim=2)
             memory_pass = memory.open(write=[b.shape[2] for b in group])
-            t = x.new_full((x.shape[0], x.shape[2]), self.settings.context_timestep)
-            self.model(ModelInput(x, t, change.conditioning, memory_pass))
-            memory.commit(memory_pass, self.settings.context_timestep / NUM_TRAIN_TIMESTEPS)
+            t = x.new_full((x.shape[0], x.shape[2]), self.plan.settings.context_timestep)
+            self.model(ModelInput(x, t, prompt.conditioning, memory_pass))
+            memory.commit(memory_pass, self.plan.settings.context_timestep / NUM_TRAIN_TIMESTEPS)

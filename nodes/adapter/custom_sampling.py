@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...salt.block_plan import Stepping
 from ...salt.conditioning import PromptSchedule
 from ...salt.errors import InputError
 from ...salt.memory import MemoryPolicy
 from ...salt.noise import SeededNoise
-from ...salt.rollout import RolloutSettings, Stepping
+from ...salt.rollout import RolloutSettings
 from ...salt.schedule import NUM_TRAIN_TIMESTEPS, Schedule
 from .buffer_pool import pool_of
 from .input_errors import widget_names

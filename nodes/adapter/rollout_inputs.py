@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ...salt.block_plan import Stepping
 from ...salt.conditioning import PromptChange
 from ...salt.errors import InputError
 from ...salt.memory import MemoryPolicy
-from ...salt.rollout import RolloutSettings, Stepping
+from ...salt.rollout import RolloutSettings
 from ...salt.schedule import Schedule, check_steps, step_list
 from ...salt.spec import FPS, StudentSpec
 from ..io_types import ClipMemory, Conditioning, Latent, TimedConditioning

@@ -205,8 +205,14 @@ class KVMemory:
 
     def cut(self) -> None:
         """Drop all frames; positions continue, and the next frames become the sink (a hard scene change)."""
+        self.renew(self.next_frame, self.policy)
+
+    def renew(self, frame: int, policy: MemoryPolicy) -> None:
+        """Drop all frames, to be written from latent frame `frame` on, and keep them by `policy` from now on."""
+        if policy != self.policy:
+            self.policy, self.store = policy, None
         self.held = ()
-        self.origin = self.next_frame
+        self.origin = self.next_frame = frame
 
     def restart(self, frame: int, keep_sink: bool) -> None:
         """Prepare to re-encode the latent frames from `frame` on (recache), with the old sink or a new one.

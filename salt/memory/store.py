@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 import torch
 from torch import Tensor
 
-from ..cuda_streams import side_stream
+from ..acceleration.cuda_streams import side_stream
 from ..io.fields import Count
 from .policy import CYCLE_FRAMES, MemoryPolicy, Precision
 from .quantization import dequantise_into, quantise, row_bytes, row_layout, storage_dtype

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..acceleration.cuda_streams import side_stream
 from ..acceleration.finite_check import FiniteFlag
-from ..cuda_streams import side_stream
 from ..io.video import to_uint8
 from ..memory import MemoryPolicy
 from ..models.streaming_vae import FrameDecoder

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..block_plan import Stepping
 from ..conditioning import Switch
 from ..errors import InputError
 from ..memory import KVMemory, MemoryPolicy
 from ..noise import batch_seeds
-from ..rollout import Stepping
 from ..schedule import Schedule, step_list
 from ..spec import FPS, StudentSpec
 from .start_image import StartImage

@@ -14,9 +14,10 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
+from ..block_plan import Stepping
 from ..errors import InputError
 from ..memory import KVMemory, MemoryPolicy
-from ..rollout import OnStepEnd, Stepping
+from ..rollout import OnStepEnd
 from .base import SaltPipelineBase
 from .components import PipelineComponents
 from .inputs import PipelineInputs, PromptAt

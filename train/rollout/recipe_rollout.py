@@ -11,13 +11,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from salt.block_plan import Stepping
 from salt.conditioning import Conditioning
 from salt.memory import KVMemory
 from salt.model_input import FlowModel
 from salt.models.causal_model import BidirectionalModel, CausalModel
 from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.noise import NoiseSource, SeededNoise
-from salt.rollout import RolloutSettings, Step, Stepping, rollout
+from salt.rollout import RolloutSettings, Step, rollout
 from salt.sampling import sample_bidirectional
 from salt.schedule import Schedule
 from train.config.recipe import Recipe

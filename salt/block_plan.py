@@ -1,0 +1,137 @@
+"""What a rollout is asked for: its settings, and the plan of every block.
+
+A `BlockSource` answers at the start of every block how it is made, so that prompts, steps, noise and memory policy may
+change from block to block. `ScheduleSource` is the one of a rollout whose prompts are known before it begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Generic, Literal
+
+from torch import Tensor
+
+from .conditioning import PromptChange, PromptSchedule, Switch
+from .errors import InputError
+from .memory import MemoryPolicy
+from .model_input import Condition
+from .noise import NoiseSource
+from .schedule import NUM_TRAIN_TIMESTEPS, Schedule
+
+Stepping = Literal["sde", "ode"]
+MAX_GUIDANCE = 100.0
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """Settings of a rollout.
+
+    schedule: the step list; its length is the number of function evaluations (NFE) per block. stepping: `sde` re-noises
+    x0, `ode` takes Euler steps; a tuple has one of them for every transition between two steps.
+    frames_per_block: latent frames per block. independent_first_frame: the first block of a clip is one latent frame.
+    guidance: scale of classifier-free guidance, 0 to 100, 1 = off (one model call per step). context_timestep: noise
+    level of the context pass in [0, 1000), 0 = clean. fuse: the context pass of a block and the first step of the next
+    block are one forward (same result).
+    Raises InputError for a value out of range. Source: Salt (arXiv 2604.03118, section 3); context pass: Self Forcing.
+    """
+
+    schedule: Schedule = field(default_factory=Schedule)
+    stepping: Stepping | tuple[Stepping, ...] = "sde"
+    frames_per_block: int = 3
+    independent_first_frame: bool = False
+    guidance: float = 1.0
+    context_timestep: float = 0.0
+    fuse: bool = False
+
+    def __post_init__(self) -> None:
+        if self.frames_per_block < 1:
+            raise InputError("frames_per_block", f"found {self.frames_per_block}, expected 1 or more")
+        if not 0 <= self.guidance <= MAX_GUIDANCE:
+            raise InputError("guidance", f"found {self.guidance}, expected 0 to {MAX_GUIDANCE:g}, 1 for none")
+        transitions = self.schedule.nfe - 1
+        each = self.stepping if isinstance(self.stepping, tuple) else (self.stepping,)
+        if not {*each} <= {"sde", "ode"} or (isinstance(self.stepping, tuple) and len(each) != transitions):
+            raise InputError(
+                "stepping",
+                f"found {self.stepping!r}, expected sde or ode, or a tuple of {transitions} of them, "
+                "one for each transition between steps",
+            )
+        if not 0 <= self.context_timestep < NUM_TRAIN_TIMESTEPS:
+            raise InputError("context_timestep", f"found {self.context_timestep}, expected 0 to below 1000")
+
+    def takes_euler(self, transition: int) -> bool:
+        """Whether the step after evaluation `transition` is an Euler step (ODE) rather than fresh noise (SDE)."""
+        return "ode" == (self.stepping[transition] if isinstance(self.stepping, tuple) else self.stepping)
+
+
+@dataclass(frozen=True)
+class BlockPlan(Generic[Condition]):
+    """How the next block is made: what a `BlockSource` answers at its start.
+
+    prompts: its conditioning, and with guidance that of the unconditional branch; the switch of each is applied to its
+    memory first (`keep`: nothing). settings, noise: of this block.
+    policy: of the memory from this block on, None as before; with another one the recent latents are re-encoded.
+    history: clean latents of the blocks before it, oldest first, for what is re-encoded: a recache, another policy, an
+    unconditional branch that has not followed. None: those that the rollout remembers.
+    latents: [B, C, F, H, W] of a block that is known: it is not sampled, only its context pass runs.
+    """
+
+    prompts: Sequence[PromptChange[Condition]]
+    settings: RolloutSettings
+    noise: NoiseSource
+    policy: MemoryPolicy | None = None
+    history: Sequence[Tensor] | None = None
+    latents: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.prompts) != (1 if self.settings.guidance == 1.0 else 2):
+            raise InputError("guidance", "needs a negative conditioning", self.settings.guidance)
+
+    def length(self, start: int) -> int:
+        """Latent frames of the block when it starts at latent frame `start`."""
+        if self.latents is not None:
+            return self.latents.shape[2]
+        return 1 if self.settings.independent_first_frame and start == 0 else self.settings.frames_per_block
+
+
+# Asked at the start of every block, with its latent frame; None ends the rollout.
+BlockSource = Callable[[int], BlockPlan[Condition] | None]
+
+
+class ScheduleSource(Generic[Condition]):
+    """The `BlockSource` of a rollout whose prompts are known before it begins."""
+
+    def __init__(
+        self,
+        schedules: Sequence[PromptSchedule[Condition]],
+        settings: RolloutSettings,
+        noise: NoiseSource,
+        start: int,
+    ) -> None:
+        self.schedules, self.settings, self.noise = schedules, settings, noise
+        # A change takes effect at the next block, so the latest block's prompt is the one in effect at its start.
+        self.active = [prompts.at(max(start - settings.frames_per_block, 0)) for prompts in schedules]
+
+    @property
+    def recaches(self) -> bool:
+        return any(c.switch == "recache" for prompts in self.schedules for c in prompts.changes)
+
+    def __call__(self, start: int) -> BlockPlan[Condition]:
+        before, self.active = self.active, [prompts.at(start) for prompts in self.schedules]
+        changes = [
+            replace(now, switch=self._switch(prompts, old, now) if start else "keep")
+            for prompts, old, now in zip(self.schedules, before, self.active, strict=True)
+        ]
+        return BlockPlan(changes, self.settings, self.noise)
+
+    def known(self, start: int, latents: Tensor) -> BlockPlan[Condition]:
+        """The plan of latents that are there before the rollout, which changes no memory."""
+        changes = [replace(prompts.at(start), switch="keep") for prompts in self.schedules]
+        return BlockPlan(changes, self.settings, self.noise, latents=latents)
+
+    @staticmethod
+    def _switch(prompts: PromptSchedule[Condition], old: PromptChange, now: PromptChange) -> Switch:
+        """Of several changes within one block the last prompt is used; the switches of the others apply as well."""
+        switches = prompts.switches(old.frame, now.frame)
+        return "cut" if "cut" in switches else "recache" if "recache" in switches else "keep"
