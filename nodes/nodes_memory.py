@@ -8,7 +8,15 @@ from comfy_api.latest import io
 
 from ..salt.errors import InputError
 from ..salt.memory.inspect import as_text, blended_since, lost_by_rewinding, picture, ranges
-from .adapter.memory_files import FOLDER, load_clip_memory, memory_files, memory_path, save_clip_memory
+from .adapter.file_prefix import FOLDER
+from .adapter.memory_files import (
+    NEWEST,
+    check_save_prefix,
+    load_clip_memory,
+    memory_files,
+    memory_path,
+    save_clip_memory,
+)
 from .adapter.previews import LATENT_FPS
 from .io_types import ClipMemory, Memory, schema
 from .memory_ui import memory_ui
@@ -35,11 +43,23 @@ class SaltSaveMemory(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default=f"{FOLDER}/clip",
-                    tooltip="Below the output folder; a number is added. An older file is never replaced.",
+                    tooltip=f"Below {FOLDER}/ in the output folder; a number is added, and an older file is never "
+                    "replaced. It may have %date:yyyy-MM-dd%, %width%, %height% or %Salt Rollout.seed%, as in core's "
+                    "save nodes.",
                 ),
             ],
             outputs=[io.String.Output(display_name="path", tooltip="The file that was written.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+        """Before anything runs. A linked prefix is not known yet."""
+        try:
+            if filename_prefix is not None:
+                check_save_prefix(filename_prefix)
+        except InputError as error:
+            return str(error)
+        return True
 
     @classmethod
     def execute(cls, memory: ClipMemory, filename_prefix: str) -> io.NodeOutput:
@@ -57,10 +77,14 @@ class SaltLoadMemory(io.ComfyNode):
             display_name="Load Memory",
             category="Salt/memory",
             description="Reads a memory that Save Memory wrote (output/salt_memories), or one that you put in "
-            "input/salt_memories. Press R in ComfyUI to see new files.",
+            "input/salt_memories. Press R in ComfyUI to see new files, or choose newest.",
             search_aliases=["load kv cache", "continue clip", "resume"],
             inputs=[
-                io.Combo.Input("file", options=memory_files(), tooltip="Saved memories, newest first."),
+                io.Combo.Input(
+                    "file",
+                    options=[NEWEST, *memory_files()],
+                    tooltip="Saved memories, newest first. newest is the newest file at the time of the run.",
+                ),
                 io.Model.Input(
                     "model",
                     optional=True,
@@ -72,12 +96,13 @@ class SaltLoadMemory(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file: str | None) -> bool | str:
-        """The list in the page may be old, so the folder itself is looked at. A linked name is not known yet."""
-        if file is None:
+        """The list in the page may be old, so the folder itself is looked at. A linked name is not known yet, nor is
+        what earlier prompts of the queue will have saved by then."""
+        if file is None or file == NEWEST:
             return True
         try:
             memory_path(file)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, InputError) as error:
             return str(error)
         return True
 
@@ -85,7 +110,10 @@ class SaltLoadMemory(io.ComfyNode):
     def fingerprint_inputs(cls, file: str | None, **_: object) -> str | float:
         if file is None:
             return float("nan")  # equal to nothing: the file is read again
-        path = memory_path(file)
+        try:
+            path = memory_path(file)
+        except FileNotFoundError:
+            return float("nan")  # the run itself says so
         return f"{path}:{path.stat().st_mtime_ns}"
 
     @classmethod

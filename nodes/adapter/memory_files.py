@@ -1,50 +1,87 @@
-"""Memory files in ComfyUI's output and input folders: listing, finding and loading them."""
+"""Memory files in ComfyUI's output and input folders: listing, finding, saving and loading them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...salt.errors import InputError
+from ...salt.io.partial_files import remove_leftovers_below
 from ...salt.memory import KVMemory, MemoryFileError, load_memory
 from ...salt.memory.serialization import NEGATIVE_SUFFIX, load_negative, save_clip
 from ..io_types import ClipMemory
 from .comfy_model import memory_geometry
+from .file_prefix import FOLDER, checked_prefix
 from .fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
-FOLDER = "salt_memories"
+NEWEST = "newest"  # the choice of Load Memory that is no file's name
+PIXELS_PER_TOKEN = 16  # in rows and columns: the VAE's 8 times the transformer's 2
+
+
+def _folders() -> list[tuple[str, Path]]:
+    import folder_paths
+
+    return [("output", Path(folder_paths.get_output_directory())), ("input", Path(folder_paths.get_input_directory()))]
 
 
 def memory_files() -> list[str]:
     """Saved memories in output/ and input/, as `salt_memories/NAME.safetensors [output]`, newest first."""
-    import folder_paths
-
     found = []
-    for kind, root in (("output", folder_paths.get_output_directory()), ("input", folder_paths.get_input_directory())):
-        for path in Path(root, FOLDER).rglob("*.safetensors"):
-            hidden = path.stem.endswith(NEGATIVE_SUFFIX) or path.name.startswith(".")
+    for kind, root in _folders():
+        for path in (root / FOLDER).rglob("*.safetensors"):
+            name = path.relative_to(root)
+            # Hidden folders hold what is being written, and what killed runs left.
+            hidden = path.stem.endswith(NEGATIVE_SUFFIX) or any(part.startswith(".") for part in name.parts)
             if not hidden and path.is_file():  # no link to a disk that is not mounted
-                found.append((path.stat().st_mtime, f"{path.relative_to(root).as_posix()} [{kind}]"))
+                found.append((path.stat().st_mtime_ns, f"{name.as_posix()} [{kind}]"))
     return [name for _, name in sorted(found, reverse=True)]
 
 
 def memory_path(name: str) -> Path:
-    """The path of `NAME [output]`. Raises FileNotFoundError naming the folder it is looked for in."""
+    """The path of `NAME [output]`, or the newest listed file for `newest`.
+
+    Raises FileNotFoundError naming the folder that is looked into, InputError for a name outside it.
+    """
     import folder_paths
 
-    path = Path(folder_paths.get_annotated_filepath(name))
+    if name == NEWEST:
+        listed = memory_files()
+        if not listed:
+            folders = " and ".join(str(root / FOLDER) for _, root in _folders())
+            raise FileNotFoundError(f"file {NEWEST}: found no memory in {folders}, expected one saved by Save Memory")
+        name = listed[0]
+    try:
+        path = Path(folder_paths.get_annotated_filepath(name))
+    except ValueError:
+        raise InputError("file", f"found {name[:80]!r}, expected a name in the output or input folder") from None
     if not path.is_file():
         raise FileNotFoundError(f"{name}: found no such file, expected a memory saved by Save Memory in {path.parent}")
     return path
 
 
-def save_clip_memory(clip: ClipMemory, filename_prefix: str) -> Path:
-    """Write a memory under the next free number below the output folder; the path of the file."""
+def check_save_prefix(filename_prefix: str) -> str:
+    """The prefix with its dates. Raises InputError unless Load Memory would list a file of that name."""
     import folder_paths
 
-    folder, name, counter, *_ = folder_paths.get_save_image_path(filename_prefix, folder_paths.get_output_directory())
+    return checked_prefix(filename_prefix, folder_paths.get_output_directory())
+
+
+def save_clip_memory(clip: ClipMemory, filename_prefix: str) -> Path:
+    """Write a memory under the next free number below the output folder; the path of the file.
+
+    Removes the hidden files that killed runs left in the folder. Raises InputError for a prefix outside the folder that
+    Load Memory lists.
+    """
+    import folder_paths
+
+    prefix, output = check_save_prefix(filename_prefix), folder_paths.get_output_directory()
+    g = clip.memory.geometry
+    size = (g.width * PIXELS_PER_TOKEN, g.height * PIXELS_PER_TOKEN)
+    folder, name, counter, *_ = folder_paths.get_save_image_path(prefix, output, *size)
+    remove_leftovers_below(Path(output, FOLDER))
     path = Path(folder) / f"{name}_{counter:05}_.safetensors"
     save_clip(path, clip.memory, clip.negative)
     return path

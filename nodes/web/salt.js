@@ -2,6 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { applyTextReplacements } from "../../scripts/utils.js";
 import { memoryBar } from "./memory_bar.js";
 import { make, timelineView } from "./timeline.js";
 
@@ -86,11 +87,34 @@ function showKept(node, { salt_memory: memories = [], text = [] }) {
   grow(node);
 }
 
+/** Our nodes of a graph and of the subgraphs in it, each with the keys under which its outputs may be kept. */
+function* nodesWithKeys(graph, path = "", isRoot = true) {
+  for (const node of graph?.nodes ?? graph?._nodes ?? []) {
+    const execution = `${path}${node.id}`;
+    if (node.subgraph) yield* nodesWithKeys(node.subgraph, `${execution}:`, false);
+    else if (node.comfyClass?.startsWith("Salt")) yield [node, [isRoot ? execution : `${graph.id}:${node.id}`, execution]];
+  }
+}
+
+/** What kept outputs say about our nodes. Runs that end while another tab is shown are kept by execution id. */
+function showOutputs(outputs) {
+  for (const [node, keys] of nodesWithKeys(app.rootGraph ?? app.graph)) {
+    const key = keys.find((k) => outputs[k]);
+    if (key) showKept(node, outputs[key]);
+  }
+}
+
 /** Enlarge the node to fit what was added; never shrink it. */
 function grow(node) {
   const [width, height] = node.computeSize();
   node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
   node.setDirtyCanvas?.(true, true);
+}
+
+/** Expand `%date:yyyy-MM-dd%` and `%Node.widget%` in the prefix when a prompt is queued, as for core's save nodes. */
+function expandPrefix(node) {
+  const prefix = node.widgets?.find((w) => w.name === "filename_prefix");
+  if (prefix) prefix.serializeValue = () => applyTextReplacements(app, prefix.value);
 }
 
 /**
@@ -118,16 +142,15 @@ app.registerExtension({
     document.head.append(style);
     await loadTranslations();
   },
-  /** Undo and a switch of tabs create nodes anew; the frontend keeps their outputs. */
+  /** Undo and a switch of tabs create nodes anew; the frontend keeps their outputs, and puts them back later. */
   afterConfigureGraph() {
-    requestAnimationFrame(() => {
-      const ours = (app.graph?.nodes ?? app.graph?._nodes ?? []).filter((n) => n.comfyClass?.startsWith("Salt"));
-      for (const node of ours) showKept(node, app.nodeOutputs?.[node.id] ?? {});
-    });
+    requestAnimationFrame(() => showOutputs(app.nodeOutputs ?? {}));
   },
+  onNodeOutputsUpdated: showOutputs,
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("Salt")) return;
     if (node.comfyClass === "SaltPromptSchedule") addTimeline(node);
+    if (node.comfyClass === "SaltSaveMemory") expandPrefix(node);
     animatePreviews(node);
     chain(node, "onExecuted", (output) => showKept(node, output ?? {}));
   },

@@ -20,7 +20,9 @@ LOST_POLLS = 20  # so often in a row a run may be neither queued nor running nor
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("file", type=Path, help="API-format file (workflows/api/*.json), or a flat browser workflow")
+    command.add_argument(
+        "file", type=Path, help="API-format file (workflows/api/*.json), or a workflow that the browser saved"
+    )
     command.add_argument("--server", default="http://127.0.0.1:8188", metavar="URL", help="default: %(default)s")
     command.add_argument("--out", type=Path, default=Path("outputs"), help="folder for the results (outputs)")
     command.add_argument(

@@ -1,7 +1,7 @@
 """Conversion of a workflow as ComfyUI's browser saves it to the API-format prompt that its server accepts.
 
 A workflow lists the widget values of a node by position, a prompt by name; the server's node definitions
-(`/object_info`) connect the two. Flat workflows only: no subgraphs, no bypassed nodes.
+(`/object_info`) connect the two.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..io.fields import FieldError, read_fields, read_value, shown
+from .link_sources import PRIMITIVE, REROUTE, Value, source_of
+from .saved_graph import BYPASSED, MUTED, SavedNode, Scope, read_workflow
 
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 NOTES = {"Note", "MarkdownNote"}
-MUTED, BYPASSED = 2, 4  # LiteGraph's node modes; 0 is active
 UPLOADS = ("image_upload", "video_upload", "audio_upload")
 
 Prompt = dict[str, dict[str, Any]]
@@ -26,26 +27,6 @@ class NodeDefinition:
 
     input: dict[str, Any]
     display_name: str | None = None
-
-
-@dataclass(frozen=True)
-class SavedInput:
-    """A socket of a node in a workflow file."""
-
-    name: str
-    link: int | None = None
-
-
-@dataclass(frozen=True)
-class SavedNode:
-    """A node in a workflow file, as far as it is used. widgets_values: a list, or an object by name."""
-
-    id: int | str
-    type: str
-    mode: int = 0
-    title: str | None = None
-    inputs: tuple[SavedInput, ...] | None = None
-    widgets_values: Any = None
 
 
 def check_definition(definition: object) -> None:
@@ -95,10 +76,16 @@ def inputs_of(definition: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, 
 
     definition: one node of `/object_info`.
     """
+    for name, _, kind, options in _entries(definition):
+        yield name, kind, options
+
+
+def _entries(definition: dict[str, Any]) -> Iterator[tuple[str, list[Any], str, dict[str, Any]]]:
+    """As `inputs_of`, with the whole entry after the name."""
     for group in ("required", "optional"):
         for name, entry in definition["input"].get(group, {}).items():
             kind, options = entry[0], entry[1] if len(entry) > 1 else {}
-            yield name, "COMBO" if isinstance(kind, list) else kind, options
+            yield name, entry, "COMBO" if isinstance(kind, list) else kind, options
 
 
 def widgets_of(definition: dict[str, Any]) -> list[tuple[str, bool]]:
@@ -114,60 +101,87 @@ def widgets_of(definition: dict[str, Any]) -> list[tuple[str, bool]]:
     return widgets
 
 
+def default_of(kind: str, entry: list[Any], options: dict[str, Any]) -> Any:
+    """The value of a new widget on the page; None where a choice has nothing to choose from."""
+    if options.get("default") is not None:
+        return options["default"]
+    if kind == "COMBO":
+        choices = entry[0] if isinstance(entry[0], list) else options.get("options")
+        return choices[0] if isinstance(choices, list) and choices else None
+    return {"INT": 0, "FLOAT": 0.0, "BOOLEAN": False}.get(kind, "")
+
+
 def to_prompt(workflow: dict[str, Any], info: dict[str, Any]) -> Prompt:
-    """The API-format prompt of a workflow.
+    """The API-format prompt of a workflow, as ComfyUI's page makes it.
 
     info: the server's `/object_info`. Raises ValueError for what cannot be converted: nodes that the server does not
-    have, subgraphs, bypassed nodes, and values that do not fit a node's widgets.
+    have, group nodes, links that lead nowhere, and values that do not fit a node's widgets.
     """
-    for i, node in enumerate(workflow["nodes"]):
-        read_fields(SavedNode, node, f"nodes[{i}]")
-    listed: list[list[Any]] = read_value(list[list[Any]], workflow.get("links", []), "links")
-    for i, link in enumerate(listed):
-        if len(link) < 3 or not all(isinstance(x, (int, str)) for x in link[:3]):
-            raise FieldError(f"links[{i}]: found {shown(link)}, expected [number, node, slot, node, slot, type]")
-    nodes = {node["id"]: node for node in workflow["nodes"] if node["type"] not in NOTES and node.get("mode") != MUTED}
-    links = {link[0]: (link[1], link[2]) for link in listed}
-    if missing := sorted({node["type"] for node in nodes.values()} - info.keys()):
+    root = read_workflow(workflow)
+    only_on_page = {*NOTES, REROUTE, PRIMITIVE}
+    active = [
+        (scope, node)
+        for scope, node in root.walk()
+        if node.mode not in (MUTED, BYPASSED) and node.type not in only_on_page
+    ]
+    for _, node in active:
+        if node.type.startswith(("workflow/", "workflow>")) and node.type not in info:
+            raise ValueError(f"{node}: group nodes are not supported; convert it to a subgraph and save again")
+    if missing := sorted({node.type for _, node in active} - info.keys()):
         raise ValueError(f"the workflow has nodes that this server does not have: {names_of(missing)}")
-    for name in {node["type"] for node in nodes.values()}:
+    for name in {node.type for _, node in active}:
         try:
             check_definition(info[name])
         except FieldError as error:
             raise FieldError(f"the server's definition of {name:.60}: {error}") from None
     prompt: Prompt = {}
-    for number, node in nodes.items():
-        if node.get("mode") == BYPASSED:
-            raise ValueError(f"node {number} ({node['type']}): bypassed nodes are not supported")
-        wires = {i["name"]: i["link"] for i in node.get("inputs") or [] if i.get("link") is not None}
-        if lost := [f"{name} (link {link})" for name, link in wires.items() if link not in links]:
-            raise FieldError(
-                f"node {number} ({node['type']}): found no link for {', '.join(lost)}, expected it in links"
-            )
-        linked = {name: links[link] for name, link in wires.items()}
-        wired = {name: [str(origin), slot] for name, (origin, slot) in linked.items() if origin in nodes}
-        prompt[str(number)] = {
-            "class_type": node["type"],
-            "inputs": _widget_values(node, info[node["type"]]) | wired,
-            "_meta": {"title": node.get("title") or info[node["type"]].get("display_name") or node["type"]},
+    for scope, node in active:
+        definition = info[node.type]
+        prompt[scope.number(node)] = {
+            "class_type": node.type,
+            "inputs": _widget_values(node, definition) | _linked_values(scope, node),
+            "_meta": {"title": node.title or definition.get("display_name") or node.type},
         }
     return prompt
 
 
-def _widget_values(node: dict[str, Any], definition: dict[str, Any]) -> dict[str, Any]:
-    """A node's widget values by name; widgets that are newer than the file keep their defaults on the server."""
-    saved, position, values = node.get("widgets_values") or [], 0, {}
+def _linked_values(scope: Scope, node: SavedNode) -> dict[str, Any]:
+    """What a node gets through links: [number, slot] of another node, or a Primitive node's value."""
+    linked: dict[str, Any] = {}
+    for index, slot in enumerate(node.slots):
+        source = source_of(scope, node, index)
+        if isinstance(source, Value):
+            linked[slot.name] = _as_value(source.value)
+        elif source is not None:
+            linked[slot.name] = [source.number, source.slot]
+    return linked
+
+
+def _widget_values(node: SavedNode, definition: dict[str, Any]) -> dict[str, Any]:
+    """A node's widget values by name; widgets that are newer than the file have the server's defaults."""
+    saved, position, values = node.widgets_values or [], 0, {}
     if not isinstance(saved, (list, dict)):
-        raise FieldError(f"node {node['id']}: widgets_values: found {shown(saved)}, expected a list")
+        raise FieldError(f"node {node.id}: widgets_values: found {shown(saved)}, expected a list")
+    widgets = widgets_of(definition)
     if isinstance(saved, dict):  # some packs save them by name
-        return {name: saved[name] for name, _ in widgets_of(definition) if name in saved}
-    for name, has_extra in widgets_of(definition):
-        if position < len(saved):
-            values[name] = saved[position]
-        position += 2 if has_extra else 1
-    if len(saved) > position:
-        raise ValueError(
-            f"node {node['id']} ({node['type']}): found {len(saved)} widget values, expected at most {position}: the "
-            "workflow was saved by another version of the node"
-        )
-    return values
+        values = {name: saved[name] for name, _ in widgets if name in saved}
+    else:
+        for name, has_extra in widgets:
+            if position < len(saved):
+                values[name] = saved[position]
+            position += 2 if has_extra else 1
+        if len(saved) > position:
+            raise ValueError(
+                f"{node}: found {len(saved)} widget values, expected at most {position}: the workflow was saved by "
+                "another version of the node"
+            )
+    named = dict(widgets)
+    for name, entry, kind, options in _entries(definition):
+        if name in named and name not in values and (default := default_of(kind, entry, options)) is not None:
+            values[name] = default
+    return {name: _as_value(value) for name, value in values.items()}
+
+
+def _as_value(value: Any) -> Any:
+    """A list as the page sends it: by itself it would be a link."""
+    return {"__value__": value} if isinstance(value, list) else value

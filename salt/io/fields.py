@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -82,7 +83,7 @@ def read_fields(kind: type[Read], values: object, name: str = "") -> Read:
     """
     if not isinstance(values, Mapping):
         raise FieldError(f"{name or 'the content'}: found {shown(values)}, expected an object with named fields")
-    hints = typing.get_type_hints(kind, include_extras=True)
+    hints = _hints(kind)
     prefix = f"{name}." if name else ""
     known = [f for f in fields(kind) if f.init]  # type: ignore[arg-type]
     given = {f.name: read_value(hints[f.name], values[f.name], prefix + f.name) for f in known if f.name in values}
@@ -90,6 +91,11 @@ def read_fields(kind: type[Read], values: object, name: str = "") -> Read:
         return kind(**given)
     except (TypeError, ValueError) as error:  # TypeError: a field is missing
         raise FieldError(f"{name or 'the content'}: {error}") from None
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind, include_extras=True)
 
 
 def read_value(hint: Any, value: object, name: str) -> Any:

@@ -33,11 +33,21 @@ def new_partial(path: Path, ending: str) -> Path:
 
 def remove_leftovers(path: Path, ending: str) -> None:
     """Remove the hidden files (or folders) beside `path` that were begun for it by processes that are gone."""
-    if not path.parent.is_dir():
-        return
-    name, end = re.escape(path.name), re.escape(ending)
-    pattern = re.compile(rf"\.{name}\.([0-9a-f]{{4}})-(\d+)-([0-9a-f]{{4}})[0-9a-f]{{8}}{end}(\.\w+)*")
-    for file in path.parent.iterdir():
+    if path.parent.is_dir():
+        _remove_leftovers(path.parent, re.escape(path.name), re.escape(ending))
+
+
+def remove_leftovers_below(folder: Path, ending: str = ".part") -> None:
+    """Remove the hidden files that processes that are gone left for any target in a folder, or below it."""
+    for place, _, _ in os.walk(folder):
+        if os.path.isdir(place):  # it may have been removed as a leftover of the folder around it
+            _remove_leftovers(Path(place), ".+", re.escape(ending))
+
+
+def _remove_leftovers(folder: Path, name: str, ending: str) -> None:
+    """name, ending: regular expressions."""
+    pattern = re.compile(rf"\.{name}\.([0-9a-f]{{4}})-(\d+)-([0-9a-f]{{4}})[0-9a-f]{{8}}{ending}(\.\w+)*")
+    for file in folder.iterdir():
         found = pattern.fullmatch(file.name)
         if found is None or not _is_left_behind(file, found[1], int(found[2]), found[3]):
             continue

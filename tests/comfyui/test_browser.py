@@ -283,6 +283,59 @@ def test_what_a_node_has_shown_is_there_again_after_undo(comfy):
     assert comfy.page.locator(".salt-kept").count() == shown
 
 
+def bars_in_subgraph(comfy: ComfyPage) -> list[int]:
+    """Of every rollout in a subgraph of the shown workflow: how many memory bars its node has."""
+    return comfy.page.evaluate(
+        """() => [...app.rootGraph.subgraphs.values()].flatMap(g => g.nodes).filter(n => n.type === 'SaltRollout')
+        .map(n => n.widgets.find(w => w.name === 'salt_kept')?.element.querySelectorAll('.salt-memory').length ?? 0)"""
+    )
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("ends", ["shown", "behind another tab"])
+def test_the_memory_bar_in_a_subgraph_survives_a_switch_of_tabs(comfy, design, ends):
+    comfy.setting("Comfy.VueNodes.Enabled", DESIGNS[design])
+    comfy.drop(WORKFLOWS / "tiny_text_to_video.json")
+    comfy.set_widget(ROLLOUT, "seconds", 1.5)
+    comfy.set_widget(ROLLOUT, "seed", 300 + 10 * SEEDS[design] + len(ends))
+    comfy.page.evaluate(
+        """async kind => { app.canvas.selectItems(app.graph._nodes.filter(n => n.type === kind));
+        await app.extensionManager.command.execute('Comfy.Graph.ConvertToSubgraph') }""",
+        ROLLOUT,
+    )
+    comfy.page.wait_for_timeout(500)
+    comfy.page.evaluate("app.canvas.setGraph([...app.rootGraph.subgraphs.values()][0])")
+    comfy.listen()
+    comfy.press_run()
+    command = "async name => { await app.extensionManager.command.execute(name) }"
+    if ends == "shown":
+        comfy.wait_for("execution_success")
+        assert bars_in_subgraph(comfy) == [1]
+    else:
+        comfy.wait_for("execution_start")
+    comfy.page.evaluate(command, "Comfy.NewBlankWorkflow")
+    comfy.wait_for("execution_success")
+    comfy.page.wait_for_timeout(500)
+    assert bars_in_subgraph(comfy) == []
+    comfy.page.evaluate(command, "Workspace.PreviousOpenedWorkflow")
+    comfy.page.wait_for_timeout(1500)
+    assert bars_in_subgraph(comfy) == [1]
+    comfy.picture(f"subgraph_bar_{design}")
+
+
+def test_the_prefix_of_save_memory_is_expanded_when_a_prompt_is_queued(comfy):
+    comfy.drop(WORKFLOWS / "save_memory.json")
+    comfy.set_widget("SaltSaveMemory", "filename_prefix", "salt_memories/%date:yyyy%_%Salt Rollout.seed%_%width%")
+    queued = comfy.page.evaluate(
+        """async () => { const { output, workflow } = await app.graphToPrompt();
+        const kept = workflow.nodes.find(n => n.type === 'SaltSaveMemory').widgets_values[0];
+        return [Object.values(output).find(n => n.class_type === 'SaltSaveMemory').inputs.filename_prefix, kept] }"""
+    )
+    year, seed = comfy.page.evaluate("new Date().getFullYear()"), comfy.widget(ROLLOUT, "seed")
+    assert queued[0] == f"salt_memories/{year}_{seed}_%width%", "core's server expands the rest"
+    assert queued[1] == "salt_memories/%date:yyyy%_%Salt Rollout.seed%_%width%", "the workflow keeps the pattern"
+
+
 def open_help(comfy: ComfyPage, heading: str) -> None:
     """The help page of the one node there is, as its info button opens it."""
     comfy.page.evaluate("app.canvas.selectNode(app.graph._nodes[0])")

@@ -31,6 +31,25 @@ def test_a_saved_memory_goes_on_like_one_that_was_not(inside):
     assert found["bar"][0]["held"] == list(range(9)) and found["bar"][0]["bytes"] > 0
 
 
+def test_prefixes_and_the_newest_file(inside):
+    found = inside(CASES, "choices")
+    none = found["none"]
+    assert none["listed"] == [] and none["valid"] is True and none["again"], "what runs before it may yet save one"
+    assert "file newest: found no memory in" in none["said"]
+    year, short = found["dates"]
+    assert found["first"] == f"{year}/{short}_64x64_%None.seed%_00001_.safetensors"
+    assert found["fingerprints"] == [True, True] and found["loaded"] == 9
+    assert found["listed"][0] == "salt_memories/b_00001_.safetensors [output]" and len(found["listed"]) == 2
+    for name, answer in found["answers"].items():
+        assert isinstance(answer, str) and answer.startswith("filename_prefix: found") and len(answer) < 400, name
+    assert "expected a name below salt_memories/" in found["answers"]["salt_memories/out/clip"]
+    assert "hidden" in found["answers"]["salt_memories/.clip"] and "filename_prefix: found 'clip'" in found["executed"]
+    assert found["taken"] == [True] * 4 and found["third"] == "b_00002_.safetensors"
+    assert not found["left"], "of a killed run, for another name"
+    assert found["expanded"] == "2026-03-04 %date:hh.mm% 4/3 26 50607 %a.b% %width% %year%"
+    assert found["outside"].startswith("file: found '../../etc/passwd")
+
+
 def test_rewound_and_forked_clips_go_their_own_ways(inside):
     found = inside(CASES, "rewinding")
     assert found["report"] == "at latent frame 6 (1.5 s)" and found["untouched"] == 9

@@ -191,14 +191,13 @@ def test_an_upload_button_and_a_widget_newer_than_the_file():
     older = {"id": 2, "type": "Sampler", "widgets_values": [3, "fixed", 1.5, "a circle"]}
     prompt = to_prompt({"nodes": [image, older], "links": []}, INFO)
     assert prompt["1"]["inputs"] == {"image": "x.png"}
-    assert prompt["2"]["inputs"] == {"seed": 3, "seconds": 1.5, "text": "a circle"}
+    assert prompt["2"]["inputs"] == {"seed": 3, "seconds": 1.5, "text": "a circle", "cfg": 0.0}
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
         ({"widgets_values": ["a.pt", "more"]}, r"node 1 \(Loader\): found 2 widget values, expected at most 1"),
-        ({"mode": 4}, r"node 1 \(Loader\): bypassed nodes are not supported"),
         ({"type": "Nowhere"}, "nodes that this server does not have: Nowhere"),
     ],
 )

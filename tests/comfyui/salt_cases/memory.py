@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -10,6 +15,7 @@ from .session import FOLDER, PACK, error, run_case
 from .tiny_model import OTHER, PROMPT, STUDENT_SPEC, TINY, extend, part, refusal, rollout, text, tiny
 
 FILES, ADAPTER_POLICY = part("nodes.adapter.memory_files"), part("nodes.adapter.memory_policy")
+PREFIX = part("nodes.adapter.file_prefix")
 NODES, POLICY, DIAGNOSTICS = part("nodes.nodes_memory"), part("nodes.nodes_policy"), part("nodes.nodes_diagnostics")
 
 
@@ -60,6 +66,66 @@ def files():
         "linked": NODES.SaltLoadMemory.validate_inputs(None),
         "guided again": refusal(extend, model, unguided, later, **guided),
         "bar": NODES.SaltSaveMemory.execute(memory, "salt_memories/bar").ui["salt_memory"],
+    }
+
+
+def dead_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def choices():
+    """`newest` with no file, one and two; prefixes that are taken and refused; what a killed run left behind."""
+    use_own_folders()
+    import folder_paths
+
+    save, load = NODES.SaltSaveMemory, NODES.SaltLoadMemory
+    root = FOLDER / "output" / "salt_memories"
+    shutil.rmtree(root, ignore_errors=True)
+    none = {"listed": FILES.memory_files(), "valid": load.validate_inputs("newest")}
+    none |= {"said": refusal(load.execute, "newest"), "again": load.fingerprint_inputs("newest") != 0}
+    memory = rollout(tiny())[1]
+    first = Path(save.execute(memory, "salt_memories/%year%/%date:yy%_%width%x%height%_%None.seed%").args[0])
+    one = load.fingerprint_inputs("newest")
+    same = load.fingerprint_inputs("newest") == one
+    second = Path(
+        save.execute(part("nodes.io_types").ClipMemory(memory.memory.copied("cpu")), "salt_memories/b").args[0]
+    )
+    os.utime(first, ns=(0, second.stat().st_mtime_ns + 5))
+    newer = load.fingerprint_inputs("newest")
+    os.utime(first, ns=(0, 0))
+    # What a run leaves that is killed in the middle: once of a name that is never written again.
+    partial = part("salt.io.partial_files").new_partial(root / "dated_00001_.safetensors", ".part")
+    left = partial.with_name(partial.name.replace(f"-{os.getpid()}-", f"-{dead_process()}-"))
+    left.mkdir()
+    shutil.copy(second, left / "dated_00001_.safetensors")
+    listed = FILES.memory_files()
+    (root / "out").symlink_to(FOLDER, target_is_directory=True)
+    refused = ["clip", "salt_memories", "salt_memories/", "salt_memories/../clip", "../salt_memories/x", "/a/clip", "",
+               "salt_memories/out/clip", "salt_memories/a\0b", "salt_memoriesx/clip", "salt_memories/.x/clip",
+               "salt_memories/.clip", "salt_memories/" + "x" * 300, "%date:yyyy%/clip"]  # fmt: skip
+    answers = {name[:40]: save.validate_inputs(name) for name in refused}
+    taken = [save.validate_inputs(n) for n in (None, "salt_memories/a/b", f"{root}/clip", "salt_memories/x/../y")]
+    third = save.execute(memory, "salt_memories/b").args[0]
+    (root / "out").unlink()
+    now = datetime(2026, 3, 4, 5, 6, 7)
+    pattern = "%date:yyyy-MM-dd% %date:hh.mm% %date:d/M yy hmmss% %a.b% %width% %year%"
+    return {
+        "none": none,
+        "first": str(first.relative_to(root)),
+        "dates": [f"{datetime.now():%Y}", f"{datetime.now():%y}"],
+        "fingerprints": [same, one != newer or load.fingerprint_inputs("newest") != one],
+        "listed": listed,
+        "loaded": load.execute("newest").args[0].memory.next_frame,
+        "answers": answers,
+        "executed": refusal(save.execute, memory, "clip"),
+        "taken": taken,
+        "left": left.exists(),
+        "third": Path(third).name,
+        "expanded": PREFIX.with_dates(pattern, now),
+        "outside": load.validate_inputs("../../etc/passwd [output]"),
+        "output": folder_paths.get_output_directory(),
     }
 
 
@@ -171,4 +237,4 @@ def defect():
 
 
 if __name__ == "__main__":
-    run_case(schemas, files, rewinding, inspecting, policies, defect)
+    run_case(schemas, files, choices, rewinding, inspecting, policies, defect)
