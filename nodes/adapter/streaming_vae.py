@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...salt.errors import InputError
+from ...salt.memory.snapshot import to_main_memory
 
 if TYPE_CHECKING:
     from comfy.sd import VAE
@@ -41,6 +42,16 @@ class ComfyStreamDecoder:
     def reset(self) -> None:
         self.cache = None
 
+    def fork(self) -> ComfyStreamDecoder:
+        twin = ComfyStreamDecoder(self.vae)
+        if self.cache is not None:  # its entries are replaced, never written to
+            twin.cache = [to_main_memory(e) if isinstance(e, Tensor) else e for e in self.cache]
+        return twin
+
+    @property
+    def nbytes(self) -> int:
+        return sum(e.numel() * e.element_size() for e in self.cache or () if isinstance(e, Tensor))
+
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
         """Latents [B, 16, F, H, W], normalised -> pixels [B, 3, T, 8H, 8W] in [-1, 1]; T is 4F, at the start 4F - 3."""
         from comfy.latent_formats import Wan21
@@ -61,6 +72,7 @@ class ComfyStreamDecoder:
         needed = vae.memory_used_decode((1, channels, ESTIMATED_FRAMES, height, width), vae.vae_dtype)
         management.load_models_gpu([vae.patcher], memory_required=batch * needed, force_full_load=vae.disable_offload)
         cache: FrameCache = self.cache or [None for _ in model.decoder.modules()]
+        cache = [e.to(vae.device, non_blocking=True) if isinstance(e, Tensor) else e for e in cache]  # of a fork
         self.cache, before = cache, list(cache)
         with torch.inference_mode():
             z = model.conv2(latents.to(vae.device, vae.vae_dtype))

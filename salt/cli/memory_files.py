@@ -27,9 +27,9 @@ from ..memory.serialization import (
     read_clip_parts,
     save_clip,
 )
+from ..models.async_decoder import most_latents_for_extension
 from ..models.fingerprint import fingerprint
 from ..pipeline import PipelineInputs, SaltPipeline
-from ..pipeline.async_decoder import most_latents_for_extension
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ The first latent frame of a clip is one pixel frame, every later one is `tempora
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +18,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from torch import Tensor
 
 from ..errors import InputError
+from ..memory.snapshot import to_main_memory
 
 
 class FrameDecoder(Protocol):
@@ -32,6 +33,15 @@ class FrameDecoder(Protocol):
 
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
         """The next F >= 1 latent frames of the clip -> their pixels [B, 3, T, H*s, W*s]."""
+        ...
+
+    def fork(self) -> "FrameDecoder":
+        """A decoder that goes on from here on its own, with what it needs of the past in main memory until then."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is kept of the past."""
         ...
 
 
@@ -134,6 +144,22 @@ class WanStreamDecoder:
             y, x = (slice(s.start * self.spatial_scale, s.stop * self.spatial_scale) for s in (tile.y, tile.x))
             pixels[..., y, x] += part * tile.weight_HW
         return pixels
+
+    def fork(self) -> "WanStreamDecoder":
+        twin = WanStreamDecoder(self.vae, self.tiling)
+        twin._stream.geometry = self._stream.geometry
+        if self._tiles:
+            twin._statistics = self._statistics
+        # Entries are replaced by the decoder, never written to.
+        twin._tiles = [
+            replace(tile, cache=[to_main_memory(e) if isinstance(e, Tensor) else e for e in tile.cache])
+            for tile in self._tiles
+        ]
+        return twin
+
+    @property
+    def nbytes(self) -> int:
+        return sum(e.numel() * e.element_size() for t in self._tiles for e in t.cache if isinstance(e, Tensor))
 
     def _decode_tile(self, tile: _Tile, z_BCFHW: Tensor) -> Tensor:
         """One latent frame at a time, which keeps activations flat; the first of a clip becomes a single frame."""

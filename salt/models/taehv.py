@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ..io.atomic import require_file
 from ..io.torch_archive import check_archive, check_tensors
+from ..memory.snapshot import to_main_memory
 from .streaming_vae import LatentStream
 
 LATENT_CHANNELS = 16
@@ -92,7 +93,7 @@ class TinyDecoder(nn.Module):
         for index, layer in enumerate(self.decoder):
             if isinstance(layer, MemoryBlock):
                 x_BTCHW = x_NCHW.unflatten(0, (batch, -1))
-                last = last_frames.get(index, torch.zeros_like(x_BTCHW[:, 0]))
+                last = last_frames.get(index, torch.zeros_like(x_BTCHW[:, 0])).to(x_BTCHW.device)
                 before_BTCHW = torch.cat([last[:, None], x_BTCHW[:, :-1]], dim=1)
                 last_frames[index] = x_BTCHW[:, -1].clone()  # a view would keep all frames alive
                 x_NCHW = layer(x_NCHW, before_BTCHW.flatten(0, 1))
@@ -117,6 +118,16 @@ class TinyStreamDecoder:
     def reset(self) -> None:
         self._stream = LatentStream(LATENT_CHANNELS)
         self._last_frames: dict[int, Tensor] = {}
+
+    def fork(self) -> "TinyStreamDecoder":
+        twin = TinyStreamDecoder(self.model)
+        twin._stream.geometry = self._stream.geometry
+        twin._last_frames = {index: to_main_memory(frame) for index, frame in self._last_frames.items()}
+        return twin
+
+    @property
+    def nbytes(self) -> int:
+        return sum(frame.numel() * frame.element_size() for frame in self._last_frames.values())
 
     @torch.no_grad()
     def decode(self, latents_BCFHW: Tensor) -> Tensor:

@@ -269,7 +269,8 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
             return self._decoder()
         return WanStreamDecoder(self.vae, self._tiling or (Tiling() if self.acceleration.tiles else None))
 
-    def _components(self) -> PipelineComponents:
+    def components_in_use(self) -> PipelineComponents:
+        """The models, settings and device as they are now."""
         if self._graphed is not None and adapter_state(self.transformer) != self._graphed_adapters:
             self._discard_graphs()
         offloaded = hasattr(self.transformer, "_hf_hook")

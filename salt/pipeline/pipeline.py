@@ -132,7 +132,7 @@ class SaltPipeline(SaltPipelineBase):
 
         on_step: called before every model call; what it raises ends the stream and leaves the memory usable.
         """
-        components, inputs = self._components(), PipelineInputs.from_arguments(locals())
+        components, inputs = self.components_in_use(), PipelineInputs.from_arguments(locals())
         prepared, on_step_end = self._prepare(
             components, inputs, callback_on_step_end, callback_on_step_end_tensor_inputs
         )
@@ -187,7 +187,7 @@ class SaltPipeline(SaltPipelineBase):
         if output_type not in get_args(OutputType):
             raise InputError("output_type", f"found {output_type!r}, expected pil, np, pt or latent")
         with lora_scale(self.transformer, attention_kwargs):
-            components = self._components()
+            components = self.components_in_use()
             prepared, on_step_end = self._prepare(
                 components, inputs, callback_on_step_end, callback_on_step_end_tensor_inputs
             )

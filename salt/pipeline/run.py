@@ -13,11 +13,11 @@ from ..acceleration.finite_check import FiniteCheck, NotFiniteError, block_name
 from ..conditioning import Conditioning
 from ..memory import KVMemory
 from ..model_input import FlowModel, ModelInput
+from ..models.async_decoder import DECODER_WARM_UP, AsyncDecoder, PendingFrames, decode_ahead, decode_in_turn
 from ..models.causal_model import BidirectionalModel, CausalModel
 from ..models.streaming_vae import FrameDecoder
 from ..rollout import Block, OnStepEnd, rollout
 from ..sampling import sample_bidirectional
-from .async_decoder import DECODER_WARM_UP, AsyncDecoder, PendingFrames, decode_ahead, decode_in_turn
 from .components import PipelineComponents
 from .prepare import PreparedRun
 from .progress import OnStep
@@ -107,7 +107,7 @@ def run_blocks(
     if prepared.memory is None:
         began = time.perf_counter()
         latents = sample_bidirectional(
-            _InFloat32(BidirectionalModel(components.transformer), components.transformer.dtype),
+            InFloat32(BidirectionalModel(components.transformer), components.transformer.dtype),
             prepared.conditioning.at(0).conditioning,
             prepared.noise,
             frames,
@@ -124,7 +124,7 @@ def run_blocks(
         if components.acceleration.compiled:
             components.buffer_pool.lend_buffers(prepared.negative_memory)
     yield from rollout(
-        _InFloat32(CausalModel(components.graphed or components.transformer), components.transformer.dtype),
+        InFloat32(CausalModel(components.graphed or components.transformer), components.transformer.dtype),
         prepared.conditioning,
         prepared.memory,
         prepared.noise,
@@ -139,7 +139,7 @@ def run_blocks(
     )
 
 
-class _InFloat32:
+class InFloat32:
     """A model in its own dtype for latents and timesteps in float32: a timestep of 937.5 has no bfloat16."""
 
     def __init__(self, model: FlowModel[Conditioning], dtype: torch.dtype) -> None:

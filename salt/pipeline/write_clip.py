@@ -14,8 +14,8 @@ from torch import Tensor
 from ..io.printable import printable
 from ..io.video import VideoWriter
 from ..memory import KVMemory
+from ..models.async_decoder import most_latents_for_extension
 from ..rollout import Step
-from .async_decoder import most_latents_for_extension
 from .pipeline import SaltPipeline
 from .run import Chunk
 

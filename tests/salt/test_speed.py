@@ -13,9 +13,10 @@ from salt.checkpoints import load_student
 from salt.io.video import VideoWriter
 from salt.memory import BufferPool, KVMemory, MemoryGeometry, MemoryPolicy
 from salt.memory.store import Store
+from salt.models import async_decoder
 from salt.models.fingerprint import fingerprint
 from salt.models.taehv import TinyDecoder, TinyStreamDecoder
-from salt.pipeline import SaltPipeline, async_decoder
+from salt.pipeline import SaltPipeline
 from salt.pipeline.components import tiny_folder
 
 PROMPT = "a fast red circle moving right"

@@ -233,9 +233,9 @@ def test_requests_that_do_not_fit(arguments: dict, field: str, fits: str, monkey
     pipe = tiny_system.pipeline()
     size = (arguments.get("height", 32), arguments.get("width", 32))
     with pytest.raises(InputError) as caught:
-        check_clip_fits(pipe._components(), PipelineInputs(prompt="", **arguments), size)
+        check_clip_fits(pipe.components_in_use(), PipelineInputs(prompt="", **arguments), size)
     assert caught.value.field == field and fits in str(caught.value) and "GB" in str(caught.value)
-    check_clip_fits(pipe._components(), PipelineInputs(prompt="", seconds=5), (32, 32))
+    check_clip_fits(pipe.components_in_use(), PipelineInputs(prompt="", seconds=5), (32, 32))
 
 
 def test_more_steps_than_there_are_timesteps() -> None:

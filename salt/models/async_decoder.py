@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,8 +18,10 @@ from ..acceleration.cuda_streams import side_stream
 from ..acceleration.finite_check import FiniteFlag
 from ..io.video import to_uint8
 from ..memory import MemoryPolicy
-from ..models.streaming_vae import FrameDecoder
 from ..rollout import Block
+
+if TYPE_CHECKING:
+    from .streaming_vae import FrameDecoder
 
 # Latent frames that a decoder must have seen to go on without a visible seam (error 3e-5 with random weights).
 DECODER_WARM_UP = 30
@@ -60,6 +63,11 @@ class AsyncDecoder:
         """Whether decoding runs beside denoising; then the next block is worth being started before this one's frames
         are waited for."""
         return self.stream is not None
+
+    def fork(self) -> FrameDecoder:
+        """A decoder that goes on after the latents that were begun."""
+        with torch.cuda.stream(self.stream):  # nothing, where there is no stream
+            return self.decoder.fork()
 
     def begin(self, latents_BCFHW: Tensor) -> PendingFrames:
         """Decode the next latents of the clip; they may still be computed on the current stream."""

@@ -1,0 +1,333 @@
+"""A steered rollout without threads: blocks that are made one by one, controls that are applied between them.
+
+`LiveSession` runs it in a thread, `play` runs it by a replay file; both make the same blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic
+
+import torch
+from torch import Tensor
+
+from ..acceleration.finite_check import FiniteFlag
+from ..block_plan import BlockPlan, RolloutSettings
+from ..conditioning import PromptChange
+from ..errors import InputError
+from ..memory.snapshot import MemorySnapshot, to_main_memory
+from ..model_input import Condition
+from ..models.async_decoder import AsyncDecoder, PendingFrames
+from ..noise import NoiseSource
+from ..rollout import Block, rollout_from
+from ..schedule import Schedule
+from .branches import MAX_BOOKMARKS, MAX_BRANCHES, LiveBranch, PlaceBookmark
+from .controls import Bookmark, Control, Fork, Goto, Policy, Prompt, Rewind
+from .history import (
+    SNAPSHOT_BLOCKS,
+    History,
+    KeptBlock,
+    Snapshot,
+    check_reachable,
+    latents_before,
+    needs_history,
+    path_to,
+)
+from .live_model import LiveModel
+from .prompt_blend import Conditionings, Latest
+from .settings import LiveSettings
+from .steering import BlockChoice
+
+LATENT_FRAMES_ALWAYS = 64  # of the newest latents, kept whatever the budget
+
+
+@dataclass(frozen=True)
+class LiveBlock:
+    """A block that was made. latents: where it was computed. frames: None where nothing is decoded. finite: whether
+    the latents are. first_frame: pixel frame along the branch."""
+
+    kept: KeptBlock
+    branch: int
+    generation: int
+    first_frame: int
+    cutover: bool
+    latents: Tensor
+    finite: FiniteFlag
+    frames: PendingFrames | None
+
+
+class LiveEngine(Generic[Condition]):
+    """Branches, history, memories and decoder of one live session. Used by one thread at a time.
+
+    decodes: whether blocks come with their frames. Raises InputError for settings that do not fit the model.
+    """
+
+    def __init__(self, live_model: LiveModel[Condition], settings: LiveSettings, decodes: bool = True) -> None:
+        self.live_model, self.info, self.settings = live_model, live_model.info, settings
+        self.first_steering = settings.steering(self.info.policy)
+        self.first_steering.policy.check_block(self.info.frames_per_block)
+        for text in (settings.prompt, settings.negative) if settings.negative else (settings.prompt,):
+            live_model.check_prompt(text)
+        self.branches = {1: LiveBranch(1, None, 0, None, self.first_steering)}
+        self.bookmarks: dict[int, PlaceBookmark] = {}
+        self.current = 1
+        self.made = self.generation = 0
+        self.conditionings = Conditionings(live_model)
+        self.history = History(settings.rewind_budget)
+        self.memory = live_model.new_memory(self.first_steering.policy)
+        self.negative_memory = self.memory.empty_like()
+        self.decoding = AsyncDecoder(live_model.new_decoder(), self.info.device) if decodes else None
+        self._noise: Latest[NoiseSource] = Latest(4)
+        self._settings: Latest[RolloutSettings] = Latest(8)
+        self._at: KeptBlock | None = None  # whose state the memories and the decoder have
+        self._cutover = False
+        self._counted = {"branch": 1, "bookmark": 0}
+
+    @property
+    def branch(self) -> LiveBranch:
+        return self.branches[self.current]
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the memories and the decoder have the state after the branch's latest block."""
+        return self.branch.tip is self._at
+
+    def apply(self, control: Control) -> None:
+        """Between two blocks: a control that is about what blocks are made. Raises InputError where it cannot be."""
+        if isinstance(control, Rewind):
+            self._rewind(self.branch, control.seconds)
+        elif isinstance(control, Fork):
+            self._fork(self.branch, self._block_at(self.branch, control.seconds))
+        elif isinstance(control, Goto):
+            self._goto(control)
+        elif isinstance(control, Bookmark):
+            self._bookmark(control.name)
+        else:
+            self._steer(control)
+
+    def _steer(self, control: Control) -> None:
+        steering = self.branch.steering.after(control)
+        if isinstance(control, Prompt):
+            for prompt in control.prompts:
+                self.live_model.check_prompt(prompt.text)
+        if isinstance(control, Policy):
+            steering.policy.check_block(self.info.frames_per_block)
+        choice, tip = steering.choose()[0], self.branch.tip
+        if tip is not None and needs_history(choice, tip.choice) and latents_before(tip, choice, tip.stop) is None:
+            raise InputError(control.kind, "needs latents that are no longer kept, to be encoded again")
+        self.branch.steering = steering
+
+    def _block_at(self, branch: LiveBranch, seconds: float) -> KeptBlock | None:
+        """The block after which the moment `seconds` of a branch is made."""
+        end = self.info.first_pixel_frame(branch.end) / self.info.fps
+        if seconds > end:
+            raise InputError("seconds", f"found {seconds:g}, expected 0 to {end:g}")
+        block = branch.block_before(self.info.block_start(seconds))
+        if block is not None:
+            check_reachable(block, self.rewind_from(branch))
+        elif branch.tip is not None and not self._begins_at_zero(branch.tip):
+            raise InputError("seconds", f"found {seconds:g}, expected {self.rewind_from(branch):g} to {end:g}")
+        return block
+
+    def _begins_at_zero(self, tip: KeptBlock) -> bool:
+        return not any(block.cut_off for block in tip.back())
+
+    def rewind_from(self, branch: LiveBranch) -> float:
+        """The earliest moment of a branch, in seconds, from which it can go on."""
+        if branch.tip is None or self._begins_at_zero(branch.tip):
+            return 0.0
+        reachable = [block.stop for block in branch.tip.back() if block.snapshot is not None]
+        return self.info.first_pixel_frame(min(reachable, default=branch.end)) / self.info.fps
+
+    def _rewind(self, branch: LiveBranch, seconds: float) -> None:
+        tip = self._block_at(branch, seconds)
+        branch.rewind(tip, self.first_steering if tip is None else tip.steering)
+        self.bookmarks = {i: b for i, b in self.bookmarks.items() if b.branch != branch.id or b.end <= branch.end}
+        self._moved()
+
+    def _fork(self, old: LiveBranch, tip: KeptBlock | None) -> None:
+        if len(self.branches) >= MAX_BRANCHES:
+            raise InputError("fork", f"found {MAX_BRANCHES} branches, which is the most")
+        self._counted["branch"] += 1
+        steering = self.first_steering if tip is None else tip.steering
+        new = LiveBranch(self._counted["branch"], old.id, 0 if tip is None else tip.stop, tip, steering)
+        new.changes = [c for c in old.changes if c.start < new.end]
+        self.branches[new.id], self.current = new, new.id
+        self._moved()
+
+    def _goto(self, control: Goto) -> None:
+        if control.bookmark is not None:
+            mark = self.bookmarks.get(control.bookmark)
+            if mark is None:
+                raise InputError("bookmark", f"found no bookmark {control.bookmark}")
+            if mark.tip is not None:
+                check_reachable(mark.tip, self.rewind_from(self.branches[mark.branch]))
+            if self.branches[mark.branch].tip is not mark.tip:
+                self._fork(self.branches[mark.branch], mark.tip)
+                return
+            self.current = mark.branch
+            self._moved()
+            return
+        branch = self.branches.get(control.branch or 0)
+        if branch is None:
+            raise InputError("branch", f"found no branch {control.branch}")
+        if control.seconds is not None:
+            self._rewind(branch, control.seconds)
+        elif branch.tip is not None and branch.tip is not self._at:
+            check_reachable(branch.tip, self.rewind_from(branch))
+        self.current = branch.id
+        self._moved()
+
+    def _moved(self) -> None:
+        self.generation += 1
+        self._cutover = True
+
+    def _bookmark(self, name: str) -> None:
+        if len(self.bookmarks) >= MAX_BOOKMARKS:
+            raise InputError("bookmark", f"found {MAX_BOOKMARKS} bookmarks, which is the most")
+        self._counted["bookmark"] += 1
+        number = self._counted["bookmark"]
+        self.bookmarks[number] = PlaceBookmark(number, name, self.current, self.branch.tip, self.branch.end)
+
+    @torch.no_grad()
+    def blocks(self, gate: Callable[[], bool]) -> Iterator[LiveBlock]:
+        """Blocks of the current branch. gate: called before every block; it may apply controls, and ends by False."""
+        allowed = False  # the gate has let a block through, and what it is made after is not in the memory yet
+        while True:
+            source = _GatedSource(self, gate, allowed)
+            for block in rollout_from(self.live_model.model, source, self.memory, self.negative_memory):
+                yield self._keep(block, source.choice)
+            if source.ended:
+                return
+            self.rebuild()
+            allowed = True
+
+    def plan(
+        self, choice: BlockChoice, before: KeptBlock | None, latents: Tensor | None = None
+    ) -> BlockPlan[Condition]:
+        """How a block after `before` is made. latents: of a block that was made, and is only encoded again."""
+        start, device = 0 if before is None else before.stop, self.info.device
+        conditioning = self.conditionings.of(choice.prompt)
+        switch = choice.switch if start else "keep"
+        prompts = [PromptChange(start, conditioning, switch, choice.keep_sink)]
+        if choice.guidance != 1.0:
+            negative = self.conditionings.of(self.settings.negative)
+            prompts.append(PromptChange(start, negative))
+        history = None
+        if needs_history(choice, None if before is None else before.choice):
+            known = latents_before(before, choice, start)
+            if known is None:
+                raise InputError("switch", "needs latents that are no longer kept, to be encoded again")
+            history = [x.to(device, non_blocking=True) for x in known]
+        return BlockPlan(
+            prompts,
+            self._rollout_settings(choice.nfe, choice.guidance),
+            self._noise.get(choice.seed, lambda: self.live_model.noise(choice.seed)),
+            choice.policy,
+            history,
+            None if latents is None else latents.to(device, non_blocking=True),
+        )
+
+    def _rollout_settings(self, nfe: int | None, guidance: float) -> RolloutSettings:
+        own = self.info.schedule
+
+        def make() -> RolloutSettings:
+            return RolloutSettings(
+                schedule=own if nfe is None else Schedule.of(nfe, own.shift),
+                frames_per_block=self.info.frames_per_block,
+                independent_first_frame=self.info.independent_first_frame,
+                guidance=guidance,
+            )
+
+        return self._settings.get((nfe, guidance), make)
+
+    def _keep(self, block: Block, choice: BlockChoice) -> LiveBlock:
+        branch, before = self.branch, self.branch.tip
+        scene = block.start if choice.switch == "cut" else 0 if before is None else before.scene
+        steering = branch.steering.choose()[1]
+        kept = KeptBlock(
+            self.made, branch.blocks, block.start, block.stop, scene, choice, steering,
+            to_main_memory(block.latents), before,
+        )  # fmt: skip
+        self.made += 1
+        branch.add(kept)
+        self.history.add(kept)
+        self._at = kept
+        cutover, self._cutover = self._cutover or choice.switch == "cut", False
+        frames = None if self.decoding is None else self.decoding.begin(block.latents)
+        first_frame = self.info.first_pixel_frame(block.start)
+        return LiveBlock(
+            kept, branch.id, self.generation, first_frame, cutover, block.latents, FiniteFlag.of(block.latents), frames
+        )
+
+    def take_snapshot(self) -> None:
+        """After a block whose context pass is done: a snapshot where one is due, and the budget."""
+        block = self._at
+        if block is not None and block.snapshot is None and (block.index + 1) % SNAPSHOT_BLOCKS == 0:
+            follows = self.negative_memory.next_frame == block.stop and block.choice.guidance != 1.0
+            negative = MemorySnapshot.of(self.negative_memory) if follows else None
+            decoder = None if self.decoding is None else self.decoding.fork()
+            self.history.add_snapshot(block, Snapshot(MemorySnapshot.of(self.memory), negative, decoder))
+        if self.history.exceeded:
+            tips = [b.tip for b in (*self.branches.values(), *self.bookmarks.values()) if b.tip is not None]
+            window = self.branch.steering.policy.window or 0
+            self.history.trim(tips, max(LATENT_FRAMES_ALWAYS, window) // self.info.frames_per_block + 1)
+
+    @torch.no_grad()
+    def rebuild(self) -> None:
+        """Give the memories and the decoder the state after the branch's latest block."""
+        tip = self.branch.tip
+        path = [] if tip is None else path_to(tip)
+        if path is None:
+            raise InputError("branch", "cannot go on: what its memory is made from is no longer kept")
+        snapshot = path[0].previous.snapshot if path and path[0].previous else None
+        snapshot = tip.snapshot if tip is not None and not path else snapshot
+        self._at = None
+        self._restore(snapshot)
+        blocks = iter(path)
+
+        def source(start: int) -> BlockPlan[Condition] | None:
+            block = next(blocks, None)
+            return None if block is None else self.plan(block.choice, block.previous, block.latents)
+
+        for _ in rollout_from(self.live_model.model, source, self.memory, self.negative_memory):
+            pass
+        if self.decoding is not None:
+            for block in path:
+                self.decoding.begin(block.latents)
+        self._at = tip
+
+    def _restore(self, snapshot: Snapshot | None) -> None:
+        if snapshot is None:
+            self.memory.renew(0, self.first_steering.policy)
+        else:
+            snapshot.memory.restore(self.memory)
+        if snapshot is None or snapshot.negative is None:
+            self.negative_memory.renew(0, self.memory.policy)
+        else:
+            snapshot.negative.restore(self.negative_memory)
+        if self.decoding is not None:
+            decoder = None if snapshot is None else snapshot.decoder
+            self.decoding.decoder = self.live_model.new_decoder() if decoder is None else decoder.fork()
+
+
+class _GatedSource(Generic[Condition]):
+    """The `BlockSource` of new blocks. ended: whether the gate has ended them."""
+
+    choice: BlockChoice
+
+    def __init__(self, engine: LiveEngine[Condition], gate: Callable[[], bool], allowed: bool) -> None:
+        self.engine, self.gate, self.allowed, self.ended = engine, gate, allowed, False
+
+    def __call__(self, start: int) -> BlockPlan[Condition] | None:
+        engine, allowed = self.engine, self.allowed
+        self.allowed = False
+        engine.take_snapshot()
+        if not allowed and not self.gate():
+            self.ended = True
+            return None
+        if not engine.in_place:
+            return None
+        self.choice = engine.branch.steering.choose()[0]
+        return engine.plan(self.choice, engine.branch.tip)

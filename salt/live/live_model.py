@@ -1,0 +1,77 @@
+"""What a live session needs of its host: a model, its prompts, memories, noise and decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import torch
+
+from ..memory import KVMemory, MemoryPolicy
+from ..model_input import Condition, FlowModel
+from ..noise import NoiseSource
+from ..schedule import Schedule
+from ..spec import FPS
+
+if TYPE_CHECKING:
+    from ..models.streaming_vae import FrameDecoder
+
+
+@dataclass(frozen=True)
+class LiveModelInfo:
+    """Facts about the model and the size of its clips.
+
+    fingerprint: of the model, with whatever else makes its latents. width, height: pixels. words: the vocabulary of a
+    model that knows no others, () for text encoders. schedule, policy: the student's own.
+    """
+
+    fingerprint: str
+    width: int
+    height: int
+    frames_per_block: int
+    device: torch.device
+    schedule: Schedule
+    policy: MemoryPolicy
+    independent_first_frame: bool = False
+    temporal_scale: int = 4
+    spatial_scale: int = 8
+    channels: int = 16
+    fps: float = FPS
+    words: tuple[str, ...] = ()
+
+    def first_pixel_frame(self, latent_frame: int) -> int:
+        """Pixel frame at which a latent frame begins: the first latent frame of a clip is a single pixel frame."""
+        return max(latent_frame * self.temporal_scale - (self.temporal_scale - 1), 0)
+
+    def block_start(self, seconds: float) -> int:
+        """Latent frame at which the block that shows the moment `seconds` begins."""
+        frame = int(seconds * self.fps + 1e-6)
+        latent = (frame + self.temporal_scale - 1) // self.temporal_scale
+        first = 1 if self.independent_first_frame else 0
+        return max((latent - first) // self.frames_per_block * self.frames_per_block + first, 0) if latent else 0
+
+
+class LiveModel(Protocol[Condition]):
+    """A host of live sessions: `salt.live.pipeline_host` for pipelines, ComfyUI's in nodes/."""
+
+    info: LiveModelInfo
+    model: FlowModel[Condition]
+
+    def check_prompt(self, text: str) -> None:
+        """Raise InputError (or another ValueError) for a text that cannot be encoded. Does not encode it."""
+        ...
+
+    def encode(self, text: str) -> Condition: ...
+
+    def mix(self, parts: Sequence[tuple[Condition, float]], method: Literal["linear", "slerp"]) -> Condition:
+        """Two or more conditionings as one; their weights sum to 1 (see `prompt_blend.mix_tensors`)."""
+        ...
+
+    def new_memory(self, policy: MemoryPolicy) -> KVMemory:
+        """An empty memory; nothing is allocated before its first use."""
+        ...
+
+    def noise(self, seed: int) -> NoiseSource: ...
+
+    def new_decoder(self) -> FrameDecoder: ...

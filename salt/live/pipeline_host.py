@@ -1,0 +1,88 @@
+"""A `SaltPipeline` as the host of live sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from ..conditioning import Conditioning
+from ..errors import InputError
+from ..memory import KVMemory, MemoryPolicy
+from ..models.causal_model import CausalModel
+from ..models.fingerprint import fingerprint
+from ..models.streaming_vae import FrameDecoder
+from ..models.word_embedder import WordEmbedder
+from ..noise import NoiseSource, SeededNoise
+from ..pipeline import SaltPipeline
+from ..pipeline.run import InFloat32
+from .controls import BlendMethod
+from .live_model import LiveModelInfo
+from .prompt_blend import mix_tensors
+
+
+class PipelineHost:
+    """A `LiveModel` of text-to-video pipelines. width, height: pixels; the pipeline's own size by default.
+
+    Raises InputError for a bidirectional or image-to-video model and for a size that does not fit the model.
+    """
+
+    def __init__(self, pipe: SaltPipeline, width: int | None = None, height: int | None = None) -> None:
+        components = pipe.components_in_use()
+        spec, transformer = components.spec, components.transformer
+        if components.bidirectional or components.image_to_video:
+            kind = "bidirectional" if components.bidirectional else "image-to-video"
+            raise InputError("model", f"found a {kind} model, expected a causal text-to-video student")
+        pipe.check_weights()
+        width, height = width or components.default_size[1], height or components.default_size[0]
+        scale = components.spatial_scale
+        _, patch_height, patch_width = transformer.config.patch_size
+        for name, value, unit in (("width", width, scale * patch_width), ("height", height, scale * patch_height)):
+            if value < unit or value % unit:
+                raise InputError(name, f"found {value} pixels, expected a multiple of {unit}")
+        self.pipe, self.encoder = pipe, components.text_encoder
+        self.latent_size = (height // scale, width // scale)
+        self.geometry = transformer.memory_geometry(1, *self.latent_size)
+        self.dtype = transformer.dtype
+        self.model = InFloat32(CausalModel(components.graphed or transformer), transformer.dtype)
+        words = self.encoder.vocabulary if isinstance(self.encoder, WordEmbedder) else ()
+        self.info = LiveModelInfo(
+            fingerprint=fingerprint(transformer),
+            width=width,
+            height=height,
+            frames_per_block=spec.frames_per_block,
+            device=components.device,
+            schedule=spec.schedule,
+            policy=components.acceleration.policy(spec.policy),
+            independent_first_frame=spec.independent_first_frame,
+            temporal_scale=components.temporal_scale,
+            spatial_scale=scale,
+            channels=transformer.config.out_channels,
+            words=words,
+        )
+
+    def check_prompt(self, text: str) -> None:
+        if self.encoder is None:
+            raise InputError("prompt", "needs a text encoder, and this pipeline has none")
+        if isinstance(self.encoder, WordEmbedder):
+            if not self.encoder.words(text):
+                raise InputError("prompt", f"found an empty one, expected words among: {', '.join(self.info.words)}")
+
+    @torch.no_grad()
+    def encode(self, text: str) -> Conditioning:
+        assert self.encoder is not None
+        return Conditioning(self.encoder.encode([text]).to(self.info.device, self.dtype))
+
+    @torch.no_grad()
+    def mix(self, parts: Sequence[tuple[Conditioning, float]], method: BlendMethod) -> Conditioning:
+        return replace(parts[0][0], text=mix_tensors([(part.text, weight) for part, weight in parts], method))
+
+    def new_memory(self, policy: MemoryPolicy) -> KVMemory:
+        return KVMemory(policy, self.geometry, self.dtype, self.info.device, fingerprint=self.info.fingerprint)
+
+    def noise(self, seed: int) -> NoiseSource:
+        return SeededNoise(seed, 1, self.info.channels, *self.latent_size, device=self.info.device)
+
+    def new_decoder(self) -> FrameDecoder:
+        return self.pipe.new_decoder()

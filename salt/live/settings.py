@@ -1,0 +1,62 @@
+"""Settings of a live session, and the errors of a value out of range."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from ..errors import InputError
+from ..io.fields import Between
+from ..memory import MemoryPolicy
+from .controls import LIVE_NFE, MAX_PROMPT_LENGTH, Guidance, Pace, Pacing, Policy, Prompt, Seed
+from .prompt_blend import PromptMix
+from .steering import Steering
+
+MAX_BUDGET = 2**38  # bytes
+MAX_LEAD = 64  # blocks
+
+
+@dataclass(frozen=True)
+class LiveSettings:
+    """What a live session begins with.
+
+    prompt, negative, seed, guidance: as in a rollout; controls change them, except for `negative`. nfe: model
+    evaluations per block, 2, 4 or 8; None for the student's own steps. policy: of the memory, as text; None for the
+    student's. pace, lead: `realtime` makes blocks up to `lead` blocks before the fastest viewer, `free` as fast as it
+    can. rewind_budget: bytes of main memory for what rewinding needs. frames: latent frames after which the session
+    ends by itself; None for no end.
+    Raises InputError for a value out of range.
+    """
+
+    prompt: str
+    negative: str = ""
+    seed: int = 0
+    nfe: int | None = None
+    guidance: float = 1.0
+    policy: str | None = None
+    pace: Pacing = "realtime"
+    lead: Annotated[int, Between(1, MAX_LEAD)] = 1
+    rewind_budget: Annotated[int, Between(0, MAX_BUDGET)] = 2**30
+    frames: Annotated[int, Between(1, 10**9)] | None = None
+
+    def __post_init__(self) -> None:
+        Prompt.of(self.prompt)
+        Seed(self.seed)
+        Guidance(self.guidance)
+        Pace(self.pace)
+        if len(self.negative) > MAX_PROMPT_LENGTH:
+            raise InputError("negative", f"found {len(self.negative):,} characters, expected {MAX_PROMPT_LENGTH:,}")
+        if self.nfe is not None and self.nfe not in LIVE_NFE:
+            raise InputError("nfe", f"found {self.nfe}, expected 2, 4 or 8")
+        if self.policy is not None:
+            Policy(self.policy)
+        for name, low, high in (("lead", 1, MAX_LEAD), ("rewind_budget", 0, MAX_BUDGET), ("frames", 1, 10**9)):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise InputError(name, f"found {value}, expected {low} to {high}")
+
+    def steering(self, own_policy: MemoryPolicy) -> Steering:
+        """Of the first block. own_policy: the student's."""
+        policy = own_policy if self.policy is None else MemoryPolicy.parse(self.policy)
+        prompt = PromptMix(((self.prompt, 1.0),))
+        return Steering(prompt, self.seed, self.nfe, self.guidance, policy, shown=prompt)

@@ -1,0 +1,82 @@
+"""How the next block is made: prompts, steps, guidance, seed and policy as the controls have set them. Plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..conditioning import Switch
+from ..memory import MemoryPolicy
+from .controls import BlendMethod, Control, Guidance, Nfe, Policy, Prompt, Seed
+from .prompt_blend import PromptMix
+
+
+@dataclass(frozen=True)
+class BlockChoice:
+    """Everything that makes a block, besides the blocks before it. nfe: None for the student's own steps."""
+
+    prompt: PromptMix
+    switch: Switch
+    keep_sink: bool
+    seed: int
+    nfe: int | None
+    guidance: float
+    policy: MemoryPolicy
+
+
+@dataclass(frozen=True)
+class PromptBlend:
+    """From `origin` to the prompt that is steered to, over `blocks` blocks of which `done` were made."""
+
+    origin: PromptMix
+    blocks: int
+    method: BlendMethod
+    done: int = 0
+
+
+@dataclass(frozen=True)
+class Steering:
+    """Settings of the blocks to come. shown: the prompt of the block before. switch: of the next block alone."""
+
+    prompt: PromptMix
+    seed: int
+    nfe: int | None
+    guidance: float
+    policy: MemoryPolicy
+    shown: PromptMix
+    switch: Switch = "keep"
+    keep_sink: bool = False
+    blend: PromptBlend | None = None
+
+    def after(self, control: Control) -> Steering:
+        """With a control that is about the blocks to come; any other changes nothing."""
+        if isinstance(control, Prompt):
+            return self._with_prompt(control)
+        if isinstance(control, Seed):
+            return replace(self, seed=control.seed)
+        if isinstance(control, Nfe):
+            return replace(self, nfe=control.nfe)
+        if isinstance(control, Guidance):
+            return replace(self, guidance=control.guidance)
+        if isinstance(control, Policy):
+            return replace(self, policy=MemoryPolicy.parse(control.policy))
+        return self
+
+    def _with_prompt(self, control: Prompt) -> Steering:
+        target = PromptMix.weighted(control.prompts)
+        blend = PromptBlend(self.shown, control.blend.blocks, control.blend.method) if control.blend.blocks else None
+        if blend is not None:
+            blend.origin.toward(target, 0.5, blend.method)  # whether it can be mixed
+        # A switch that has not been applied yet is not lost with its prompt.
+        stronger = "cut" if "cut" in (self.switch, control.switch) else control.switch
+        keep_sink = control.keep_sink and stronger == "recache"
+        return replace(self, prompt=target, switch=stronger, keep_sink=keep_sink, blend=blend)
+
+    def choose(self) -> tuple[BlockChoice, Steering]:
+        """The next block, and the steering after it."""
+        prompt, blend = self.prompt, self.blend
+        if blend is not None:
+            done = blend.done + 1
+            prompt = blend.origin.toward(self.prompt, done / (blend.blocks + 1), blend.method)
+            blend = replace(blend, done=done) if done < blend.blocks else None
+        choice = BlockChoice(prompt, self.switch, self.keep_sink, self.seed, self.nfe, self.guidance, self.policy)
+        return choice, replace(self, shown=prompt, switch="keep", keep_sink=False, blend=blend)

@@ -1,0 +1,59 @@
+"""Snapshots of a memory: the kept frames in main memory, from which it is restored later, exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .cache import KVMemory
+from .policy import MemoryPolicy
+
+
+@dataclass(frozen=True)
+class MemorySnapshot:
+    """What a memory held at one moment. layers: for every layer the kept slots of its buffers, in main memory."""
+
+    policy: MemoryPolicy
+    origin: int
+    next_frame: int
+    held: tuple[int, ...]
+    context_sigma: float
+    layers: tuple[tuple[Tensor, ...], ...]
+
+    @classmethod
+    def of(cls, memory: KVMemory) -> MemorySnapshot:
+        """A copy of what is kept; the host does not wait for the device."""
+        layers: tuple[tuple[Tensor, ...], ...] = ()
+        if memory.store is not None and memory.held:
+            index = memory.slot_index(memory.held)
+            layers = tuple(
+                tuple(to_main_memory(buffer.index_select(1, index.to(buffer.device))) for buffer in layer)
+                for layer in memory.store.buffers
+            )
+        return cls(memory.policy, memory.origin, memory.next_frame, memory.held, memory.context_sigma, layers)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.numel() * t.element_size() for layer in self.layers for t in layer)
+
+    def restore(self, memory: KVMemory) -> None:
+        """Put it into a memory of the same model and size, in place of what that holds."""
+        memory.renew(self.next_frame, self.policy)
+        memory.origin, memory.held, memory.context_sigma = self.origin, self.held, self.context_sigma
+        if not self.layers:
+            return
+        index = memory.slot_index(self.held)
+        for layer, kept in zip(memory.allocated(self.next_frame).buffers, self.layers, strict=True):
+            for buffer, part in zip(layer, kept, strict=True):
+                buffer.index_copy_(1, index.to(buffer.device), part.to(buffer.device, non_blocking=True))
+
+
+def to_main_memory(x: Tensor) -> Tensor:
+    """The tensor in main memory, copied on the current stream where it lies on a GPU: only work that is queued behind
+    it, or a synchronised host, may read the result."""
+    if not x.is_cuda:
+        return x.cpu()
+    copy = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    return copy.copy_(x, non_blocking=True)

@@ -1,0 +1,115 @@
+"""A live session from start to stop: receipts, state, pause and step, viewers."""
+
+import threading
+
+import pytest
+
+from salt.errors import InputError
+from salt.live.controls import Goto, Nfe, Pause, Prompt, Resume, Rewind, Step, Stop, read_control
+from salt.live.messages import Applied, FrameBatch, State, Superseded
+from salt.live.pipeline_host import PipelineHost
+from salt.live.session import LiveSession
+from salt.live.settings import LiveSettings
+from tests.helpers import tiny_system
+
+RED, BLUE = "a red circle moving right", "a blue square moving up"
+
+
+@pytest.fixture(scope="module")
+def host():
+    return PipelineHost(tiny_system.pipeline())
+
+
+def messages(viewer):
+    found = []
+    while (message := viewer.get()) is not None:
+        found.append(message)
+    return found
+
+
+def wait_for(viewer, condition, seconds=20.0):
+    """The messages until one fulfils the condition."""
+    seen = []
+    while True:
+        message = viewer.get(seconds)
+        assert message is not None, f"nothing came after {seen[-3:]}"
+        seen.append(message)
+        if condition(message):
+            return seen
+
+
+def test_a_session_plays_to_its_length_and_every_control_has_its_receipt(host):
+    session = LiveSession(host, LiveSettings(RED, nfe=2, pace="free", frames=9))
+    viewer = session.subscribe(batches=10)
+    first, second = session.send(Prompt.of(RED, "cut")), session.send(Prompt.of(BLUE))
+    nfe = session.send(Nfe(4), "someone")
+    session.run()
+    got = messages(viewer)
+    batches = [m for m in got if isinstance(m, FrameBatch)]
+    assert [b.frames.shape for b in batches] == [(9, 32, 32, 3), (12, 32, 32, 3), (12, 32, 32, 3)]
+    assert [(b.block, b.first_frame, b.play_index, b.event) for b in batches] == [
+        (0, 0, 0, nfe), (1, 9, 9, nfe), (2, 21, 21, nfe)
+    ]  # fmt: skip
+    assert Superseded(first, second) in got
+    receipts = [m for m in got if isinstance(m, Applied)]
+    assert [(r.event, r.control, r.block, r.frame) for r in receipts] == [(second, "prompt", 0, 0), (nfe, "nfe", 0, 0)]
+    state = session.state()
+    assert (state.status, state.block, state.frame, state.nfe, state.prompts[0].text) == ("stopped", 3, 33, 4, BLUE)
+    with pytest.raises(InputError, match="the session has stopped"):
+        session.send(Stop())
+
+
+def test_pause_step_resume_and_stop(host):
+    session = LiveSession(host, LiveSettings(RED, nfe=2, pace="free"))
+    viewer = session.subscribe(batches=10)
+    session.send(Pause())
+    session.start()
+    wait_for(viewer, lambda m: isinstance(m, State) and m.status == "paused")
+    session.send(Step())
+    wait_for(viewer, lambda m: isinstance(m, FrameBatch) and m.block == 0)
+    assert session.state().block == 1 and session.state().status == "paused"
+    session.send(Resume())
+    wait_for(viewer, lambda m: isinstance(m, FrameBatch) and m.block == 3)
+    session.close()
+    assert session.state().status == "stopped" and viewer.closed
+    assert not [t for t in threading.enumerate() if t.name.startswith("salt-live")]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"control": "prompt"}, "prompts is missing from the control prompt"),
+        ({"control": "dance"}, "control: found 'dance', expected one of prompt, seed"),
+        ({"control": "nfe", "nfe": 3}, "nfe: found 3, expected 2, 4 or 8"),
+        ({"control": "seed", "seed": 1.5}, "seed: found 1.5, expected an integer"),
+        ({"control": "rewind", "seconds": -1}, "seconds: found -1, expected 0 to"),
+        ({"control": "rewind", "seconds": float("nan")}, "seconds: found nan, expected a finite number"),
+        ({"control": "goto"}, "goto needs a bookmark or a branch"),
+        ({"control": "prompt", "prompts": [{"text": "x" * 5000}]}, "text: found 5,000 characters"),
+        ({"control": "prompt", "prompts": [{"text": "a", "weight": 0}]}, "weight: found 0, expected above 0"),
+        ({"control": "prompt", "prompts": [{"text": "a"}], "blend": {"blocks": 999}}, "blocks: found 999"),
+        ({"control": "policy", "policy": "ring:3"}, "memory_policy: found 'ring:3'"),
+        ([], "control: found None"),
+    ],
+)
+def test_a_control_that_is_wrong_is_refused_by_its_field(values, message):
+    with pytest.raises(InputError) as error:
+        read_control(values)
+    assert message in str(error.value)
+
+
+def test_a_word_that_the_model_does_not_know_is_refused_when_it_is_sent(host):
+    session = LiveSession(host, LiveSettings(RED))
+    with pytest.raises(ValueError, match="unknown word 'zebra'"):
+        session.send(Prompt.of("a zebra"))
+
+
+def test_a_place_that_is_not_there_is_refused_in_its_turn(host):
+    session = LiveSession(host, LiveSettings(RED, nfe=2, pace="free", frames=3))
+    viewer = session.subscribe()
+    session.send(Rewind(99)), session.send(Goto(branch=7))
+    session.run()
+    refused = {m.field: m.message for m in messages(viewer) if type(m).__name__ == "Refused"}
+    assert refused == {
+        "seconds": "seconds: found 99, expected 0 to 0", "branch": "branch: found no branch 7"
+    }  # fmt: skip
