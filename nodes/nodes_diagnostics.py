@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..salt.memory import MemoryPolicy
 from ..salt.semigroup_defect import defect_table, parse_triples
-from .adapter.comfy_model import PIXELS_PER_LATENT
+from .adapter.clip_size import latent_size
 from .adapter.input_errors import widget_names
 from .adapter.semigroup_defect import measure_defects, plot, student_spec
 from .io_types import Conditioning, schema
@@ -76,7 +76,7 @@ class SaltSemigroupDefect(io.ComfyNode):
 
         spec = student_spec(model, frames_per_block)
         frames = plan_length(PipelineInputs(seconds=seconds), spec).frames
-        size = (height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
+        size = latent_size(width, height)
         defects = measure_defects(
             model, positive, parse_triples(triples), spec, policy or spec.policy, frames, size, seed
         )  # fmt: skip

@@ -19,6 +19,7 @@ from ...salt.errors import InputError
 from ...salt.memory import KVMemory, MemoryGeometry, MemoryPolicy
 from ...salt.model_input import ModelInput
 from ...salt.schedule import NUM_TRAIN_TIMESTEPS
+from .clip_size import PIXELS_PER_LATENT, check_multiple, frame_count
 from .cross_attention_cache import PromptCaches, cached_cross_attention
 from .fingerprint import fingerprint
 from .self_attention_patch import memory_attention, warn_of_replaced_attention
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 WAN_CLASSES = ("WanModel", "CausalWanModel")
 LATENT_CHANNELS = 16
-PIXELS_PER_LATENT = 8  # rows and columns
 # A CONDITIONING as ComfyUI has processed it for a model: a dict for every entry.
 Conds = list[dict[str, Any]]
 
@@ -47,6 +47,11 @@ def wan_model(model: ModelPatcher) -> WanModel:
             "image-to-video model",
         )
     return wan
+
+
+def takes_image_channels(model: ModelPatcher) -> bool:
+    """Whether a MODEL takes channels beside the noise, as image-to-video ones do."""
+    return wan_model(model).in_dim > LATENT_CHANNELS
 
 
 def unwrap_compiled(module: WanModel) -> WanModel:
@@ -68,9 +73,7 @@ def memory_geometry(model: ModelPatcher, batch: int, height: int, width: int) ->
     wan = wan_model(model)
     _, p_h, p_w = wan.patch_size
     for name, size, patch in (("width", width, p_w), ("height", height, p_h)):
-        if size % patch:
-            found, multiple = size * PIXELS_PER_LATENT, patch * PIXELS_PER_LATENT
-            raise InputError(name, f"found {found} pixels, expected a multiple of {multiple}")
+        check_multiple(name, size * PIXELS_PER_LATENT, patch * PIXELS_PER_LATENT)
     return MemoryGeometry(len(wan.blocks), wan.num_heads, wan.dim // wan.num_heads, height // p_h, width // p_w, batch)
 
 
@@ -156,8 +159,8 @@ def conds_of_frames(conds: Conds, start: int, frames: int) -> Conds:
         if channels is not None:
             have = channels.cond.shape[2]
             if start < 0 or start + frames > have:
-                needed = f"the rollout needs {start} to {start + frames}"
-                raise InputError("positive", f"has image conditioning for {have} latent frames, and {needed}")
+                needed = f"the clip needs {frame_count(start + frames)}"
+                raise InputError("positive", f"has image conditioning for {frame_count(have)} frames, and {needed}")
             here = type(channels)(channels.cond[:, :, start : start + frames])
             cond = {**cond, "model_conds": {**cond["model_conds"], "c_concat": here}}
         cut.append(cond)

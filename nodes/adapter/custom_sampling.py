@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,17 +13,21 @@ from ...salt.errors import InputError
 from ...salt.memory import MemoryPolicy
 from ...salt.noise import SeededNoise
 from ...salt.rollout import RolloutSettings
-from ...salt.schedule import NUM_TRAIN_TIMESTEPS, Schedule
+from ...salt.schedule import NUM_TRAIN_TIMESTEPS, Schedule, add_noise
+from ...salt.spec import StudentSpec
 from .buffer_pool import pool_of
+from .clip_size import check_latent_size, length_text
 from .input_errors import widget_names
 from .previews import preview_decoder
-from .rollout_runner import NEGATIVE, RolloutPlan, new_clip_memory, run_blocks
+from .rollout_runner import NEGATIVE, RolloutPlan, in_model_space, new_clip_memory, run_blocks
 from .sampler import SamplerInputs
+from .start_picture import start_picture
 from .student_spec import autoregressive_spec
 
 
 class GraphNoise:
-    """A noise source: initial noise of every block from the graph's NOISE, and noise of its seed between steps."""
+    """A noise source: initial noise of every block from the graph's NOISE, and noise of its seed between steps and for
+    frames past the NOISE's end."""
 
     def __init__(self, initial: Tensor, between: SeededNoise) -> None:
         self.initial, self.between = initial, between
@@ -31,25 +37,60 @@ class GraphNoise:
         return self.between.seeds
 
     def __call__(self, start: int, frames: int, draw: int) -> Tensor:
-        if draw == 0:
-            return self.initial[:, :, start : start + frames]
-        return self.between(start, frames, draw)
+        if draw > 0:
+            return self.between(start, frames, draw)
+        given = self.initial[:, :, start : start + frames]
+        if given.shape[2] == frames:
+            return given
+        return torch.cat([given, self.between(start, frames, 0)[:, :, given.shape[2] :]], dim=2)
 
 
 def check_inputs(inputs: SamplerInputs) -> None:
     """Raise InputError, naming the socket of SamplerCustomAdvanced, for what a rollout does not support."""
     first, last = float(inputs.sigmas[0]), float(inputs.sigmas[-1])
+    whole = first >= 1 - 1e-4
     if inputs.mask is not None:
         raise InputError("latent_image", "must not have a noise mask: a rollout generates whole blocks")
     if inputs.noise.ndim != 5:
         shape = list(inputs.noise.shape)
         raise InputError("latent_image", f"found shape {shape}, expected a video latent [B, 16, F, H, W]")
-    if first < 1 - 1e-4:
-        raise InputError("sigmas", f"must start at 1, not at {first:.3f}: a rollout starts from noise")
+    check_latent_size("latent_image", inputs.noise)
+    if not whole and is_empty(inputs.latent):
+        raise InputError("sigmas", f"must start at 1, not at {first:.3f}, where latent_image is empty")
+    if whole and not is_empty(inputs.latent):
+        raise InputError(
+            "latent_image",
+            "is not empty, and sigmas that start at 1 leave nothing of it. Connect an empty latent; or, to change this "
+            "video, sigmas that start lower (SplitSigmasDenoise); to continue it, use Extend Video",
+        )
     if last > 0:
         raise InputError("sigmas", f"must end at 0, not at {last:.3f}: the memory holds clean blocks")
     if others := sorted(inputs.conds.keys() - {"positive", NEGATIVE}):
         raise InputError("guider", f"that guides by {', '.join(others)} is not supported; use BasicGuider or CFGGuider")
+
+
+def is_empty(latent: Tensor | None) -> bool:
+    """Whether a LATENT gives no more than a size, as ComfyUI sees it."""
+    return latent is None or not torch.count_nonzero(latent)
+
+
+def new_frames(frames: int, start_frames: int, spec: StudentSpec) -> int:
+    """Latent frames to generate for a LATENT of `frames`, of which a start picture has `start_frames`.
+
+    After a start the blocks may end past the LATENT, which cuts them; they could fill hardly any length that is usual.
+    Raises InputError where the blocks do not fill a LATENT without a start, and for a LATENT without room for more.
+    """
+    block, wanted = spec.frames_per_block, frames - start_frames
+    if start_frames:
+        if wanted < 1:
+            raise InputError("latent_image", f"found {length_text(frames)}, expected more than the start picture's")
+        return math.ceil(wanted / block) * block
+    first = 1 if spec.independent_first_frame else 0
+    if (frames - first) % block or frames < 1:
+        below = first + (frames - first) // block * block
+        near = " or ".join(length_text(n) for n in (below, below + block) if n > 0)
+        raise InputError("latent_image", f"found {length_text(frames)}, expected whole blocks of the student: {near}")
+    return frames
 
 
 @widget_names(frames="latent_image")
@@ -67,16 +108,26 @@ def sample_clip(
         schedule, stepping, spec.frames_per_block, spec.independent_first_frame, guidance=inputs.cfg, fuse=True
     )
     batch, channels, frames, height, width = inputs.noise.shape
-    plan = RolloutPlan(settings, policy or spec.policy, (), frames, (height, width), inputs.seed or 0, batch)
+    picture = start_picture(inputs.model.model_options, batch, (height, width))
+    start_frames = 0 if picture is None else picture.shape[2]
+    count = new_frames(frames, start_frames, spec)
+    plan = RolloutPlan(
+        settings, policy or spec.policy, (), count, (height, width), inputs.seed or 0, batch, start=picture
+    )
     negative = inputs.conds[NEGATIVE] if inputs.cfg != 1 and NEGATIVE in inputs.conds else None
-    memory = new_clip_memory(patcher, plan, frames, negative is not None)
-    needed = sum(m.estimate_bytes(frames) for m in memory.branches if m.store is None)
+    total = start_frames + count
+    memory = new_clip_memory(patcher, plan, total, negative is not None)
+    needed = sum(m.estimate_bytes(total) for m in memory.branches if m.store is None)
     device = memory.memory.device
     if needed and device.type != "cpu" and plan.policy.residence == "device":
         free_memory(needed, device, [m for m in current_loaded_models if m.model is patcher])
-    noise = GraphNoise(inputs.noise, SeededNoise(plan.seed, batch, channels, height, width, inputs.noise.device))
-    prompts = PromptSchedule.of(inputs.conds["positive"])
-    blocks, _ = run_blocks(inputs, plan, memory, noise, prompts, preview_decoder(patcher), negative=negative)
+    initial = inputs.noise
+    if inputs.latent is not None and not is_empty(inputs.latent):
+        initial = add_noise(inputs.latent, initial, float(inputs.sigmas[0]))
+    noise = GraphNoise(initial, SeededNoise(plan.seed, batch, channels, height, width, initial.device))
+    prompts, decoder = PromptSchedule.of(inputs.conds["positive"]), preview_decoder(patcher)
+    start = in_model_space(patcher.model, picture, initial.device)
+    latents, _ = run_blocks(inputs, plan, memory, noise, prompts, decoder, negative=negative, start=start)
     for branch in memory.branches:
         pool_of(patcher).release(branch)
-    return torch.cat(blocks, dim=2)
+    return latents[:, :, :frames]

@@ -8,6 +8,7 @@ backup.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -23,13 +24,15 @@ if TYPE_CHECKING:
     from comfy.model_base import BaseModel
     from comfy.model_patcher import ModelPatcher
 
+MAX_LISTED = 3  # patches of one strength, in messages
 # By the id that ComfyUI gives a MODEL's set of patches. Reading hundreds of weights off a device takes longer than a
 # denoising step.
 _known: WeakKeyDictionary[BaseModel, dict[UUID, str]] = WeakKeyDictionary()
 
 
 def fingerprint(model: ModelPatcher) -> str:
-    """16 hex digits of a MODEL: names, shapes and 16 numbers of every weight of the transformer, and its patches.
+    """16 hex digits of a MODEL: names, shapes and 16 numbers of every weight of the transformer, and its patches; then
+    what is known of the patches, for messages only (`salt.memory.cache.digits`).
 
     Computed once for the same weights with the same patches.
     """
@@ -49,7 +52,22 @@ def compute_fingerprint(model: ModelPatcher) -> str:
     for key, patches in sorted(model.patches.items(), key=lambda item: str(item[0])):
         _update(digest, str(key))
         _update(digest, patches)
-    return digest.hexdigest()[:HEX_DIGITS]
+    return digest.hexdigest()[:HEX_DIGITS] + describe_patches(model)
+
+
+def describe_patches(model: ModelPatcher) -> str:
+    """` with a LoRA or other patch (40 weights at 0.8)`; empty where there is none.
+
+    ComfyUI keeps no names of LoRAs; this is their strength and how many weights they change.
+    """
+    counts: Counter[float] = Counter()
+    for patches in model.patches.values():
+        for strength, *_ in patches:
+            counts[float(strength)] += 1
+    each = [f"{count} weight{'s' * (count > 1)} at {strength:g}" for strength, count in sorted(counts.items())]
+    if len(each) > MAX_LISTED:
+        each = [*each[:MAX_LISTED], f"{len(each) - MAX_LISTED} more"]
+    return f" with a LoRA or other patch ({', '.join(each)})" if each else ""
 
 
 def _update(digest: _Hash, value: object) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from ...salt.memory import MemoryPolicy, estimate_bytes
 from ...salt.memory.policy import Kind, Precision, Residence
 from ...salt.spec import StudentSpec
-from .comfy_model import PIXELS_PER_LATENT, compute_dtype, memory_geometry
+from .clip_size import latent_size
+from .comfy_model import compute_dtype, memory_geometry
 from .input_errors import widget_names
 from .student_spec import spec_of
 
@@ -44,6 +45,6 @@ def predicted_bytes(model: ModelPatcher, policy: MemoryPolicy, width: int, heigh
     """Bytes of a memory of one clip of `seconds`, rounded up to whole blocks as a rollout of this MODEL does."""
     from ...salt.pipeline.inputs import PipelineInputs, plan_length
 
-    geometry = memory_geometry(model, 1, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
+    geometry = memory_geometry(model, 1, *latent_size(width, height))
     frames = plan_length(PipelineInputs(seconds=seconds), spec_of(model) or StudentSpec()).frames
     return estimate_bytes(policy, geometry, compute_dtype(model), frames)

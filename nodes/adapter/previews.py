@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...salt.rollout import Block, Step
 from ...salt.spec import FPS
+from .preview_method import preview_method
 from .streaming_vae import ComfyStreamDecoder
 
 if TYPE_CHECKING:
@@ -112,19 +113,20 @@ class VaePreview(StreamPreview):
         return pixels
 
 
-def preview_decoder(model: ModelPatcher, vae: VAE | None = None, frames: int = 0) -> PreviewDecoder:
-    """The best decoder there is: `vae` if there is one, TAEHV from models/vae_approx, else latent colours.
+def preview_decoder(model: ModelPatcher, vae: VAE | None = None, frames: int = 0) -> PreviewDecoder | None:
+    """The decoder for the user's preview method; None for no previews.
 
+    The best is `vae` if there is one, then TAEHV from models/vae_approx, then latent colours.
     frames: latent frames in the MODEL's largest forward (see `VaePreview`).
-
-    ComfyUI's preview method is honoured where it is latent2rgb; its default, no previews, is meant for steps of an
-    image, while a rollout shows finished video.
     """
-    from comfy.cli_args import LatentPreviewMethod, args
-
+    method = preview_method()
+    if method == "none":
+        return None
+    if method == "latent2rgb":
+        return LatentColours(model.model.latent_format)
     if vae is not None:
         return VaePreview(vae, model, frames)
-    if args.preview_method != LatentPreviewMethod.Latent2RGB and (path := taehv_file()):
+    if path := taehv_file():
         from ...salt.models.taehv import TinyStreamDecoder, load_taehv
 
         try:
@@ -157,10 +159,10 @@ def resized(frames: Tensor, enlarge: bool) -> Tensor:
 class RolloutProgress:
     """Progress and previews of one rollout. `step` before every model call, `block` after every finished block.
 
-    calls: model calls in all. earlier: latents that previews show before the new ones.
+    calls: model calls in all. decoder: None for no previews. earlier: latents that previews show before the new ones.
     """
 
-    def __init__(self, calls: int, decoder: PreviewDecoder, earlier: Sequence[Tensor] = ()) -> None:
+    def __init__(self, calls: int, decoder: PreviewDecoder | None, earlier: Sequence[Tensor] = ()) -> None:
         import comfy.utils
 
         self.bar = comfy.utils.ProgressBar(calls)
@@ -170,9 +172,10 @@ class RolloutProgress:
         self.seconds_to_first: float | None = None
         self.pixel_frames = 0
         self.shown: list[Tensor] = []
-        self.has_viewer = comfy.utils.PROGRESS_BAR_HOOK is not None
+        if comfy.utils.PROGRESS_BAR_HOOK is None:  # nobody sees them
+            self.decoder = None
         for latents in earlier:
-            self._show(latents[:, :, -MAX_EARLIER_LATENTS:])
+            self._show(latents)
 
     def step(self, step: Step) -> None:
         """Raises ComfyUI's InterruptProcessingException when the user has cancelled."""
@@ -187,12 +190,12 @@ class RolloutProgress:
             self.seconds_to_first = time.perf_counter() - self.start
         self.pixel_frames += 4 * (block.stop - block.start) - (3 if block.start == 0 else 0)
         self._show(block.latents)
-        picture = ("PNG", AnimatedPreview(self.shown, self.decoder.fps), None) if self.has_viewer else None
+        picture = ("PNG", AnimatedPreview(self.shown, self.decoder.fps), None) if self.decoder is not None else None
         self.bar.update_absolute(min(self.calls_done, self.calls), self.calls, picture)
 
     def _show(self, latents: Tensor) -> None:
-        """Add frames of these latents to the ones shown, if ComfyUI shows previews to anyone."""
-        if not self.has_viewer:
+        """Add frames of these latents to the ones shown, if there are previews."""
+        if self.decoder is None:
             return
         self.shown.append(resized(self.decoder.decode(latents), enlarge=False))
         while sum(part.shape[0] for part in self.shown[1:]) >= MAX_FRAMES:

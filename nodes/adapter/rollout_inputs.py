@@ -15,9 +15,11 @@ from ...salt.rollout import RolloutSettings
 from ...salt.schedule import Schedule, check_steps, step_list
 from ...salt.spec import FPS, StudentSpec
 from ..io_types import ClipMemory, Conditioning, Latent, TimedConditioning
+from .clip_size import check_latent_size, size_text
 from .input_errors import widget_names
 from .rollout_runner import LATENT_CHANNELS, RolloutPlan
-from .student_spec import autoregressive_spec
+from .start_picture import NODE, has_start_picture
+from .student_spec import UNKNOWN, autoregressive_spec, known_spec
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -122,7 +124,7 @@ def plan_rollout(inputs: RolloutInputs, clip: ClipStart, policy: MemoryPolicy | 
         memory=clip.memory,
         history=clip.history,
         vae=inputs.vae,
-        notes=notes_on_effect(inputs, prompts, first_frame(clip) + length.frames, spec.frames_per_block),
+        notes=notes_on_effect(inputs, clip, prompts, first_frame(clip) + length.frames, spec.frames_per_block),
     )
 
 
@@ -133,7 +135,11 @@ def first_frame(clip: ClipStart) -> int:
 
 
 def notes_on_effect(
-    inputs: RolloutInputs, prompts: list[PromptChange[Conditioning]], end: int, frames_per_block: int
+    inputs: RolloutInputs,
+    clip: ClipStart,
+    prompts: list[PromptChange[Conditioning]],
+    end: int,
+    frames_per_block: int,
 ) -> list[str]:
     """What the report says about inputs without effect on a clip of `end` latent frames.
 
@@ -142,9 +148,11 @@ def notes_on_effect(
     """
     from ...salt.pipeline.effect import changes_past_end
 
-    notes = []
+    notes = [UNKNOWN] if known_spec(inputs.model) is None else []
     if inputs.negative is not None and inputs.cfg == 1:
         notes.append("negative has no effect at cfg 1")
+    if clip.memory is not None and has_start_picture(inputs.model):
+        notes.append(f"the start picture of {NODE} has no effect on a clip that goes on from a memory")
     if late := changes_past_end([p.frame for p in prompts], end, frames_per_block):
         times = ", ".join(f"{frame * 4 / FPS:g} s" for frame in late)
         last = (end - frames_per_block) * 4 / FPS
@@ -185,6 +193,7 @@ def video_samples(latent: Latent) -> Tensor:
         raise InputError("latents", f"found shape {list(samples.shape)}, expected a Wan 2.1 video [B, 16, F, H, W]")
     if latent.get("noise_mask") is not None:
         raise InputError("latents", "must not have a noise mask: a rollout generates whole blocks")
+    check_latent_size("latents", samples)
     return samples
 
 
@@ -208,9 +217,10 @@ def history_latents(memory: ClipMemory, latents: Latent) -> Tensor:
     Raises InputError where they are of another batch or size than the memory.
     """
     history, g = video_samples(latents), memory.memory.geometry
-    expected, found = [g.batch, LATENT_CHANNELS, 2 * g.height, 2 * g.width], [*history.shape[:2], *history.shape[3:]]
+    found = f"a batch of {history.shape[0]} at {size_text(*history.shape[3:])} pixels"
+    expected = f"a batch of {g.batch} at {size_text(2 * g.height, 2 * g.width)} pixels"
     if found != expected:
-        raise InputError("latents", f"found batch, channels, height, width {found}, expected the memory's {expected}")
+        raise InputError("latents", f"found {found}, expected the memory's, {expected}")
     return history[:, :, : memory.memory.next_frame]
 
 

@@ -19,13 +19,14 @@ from ...salt.rollout import RolloutSettings, block_lengths, count_model_calls, r
 from ...salt.spec import FPS
 from ..io_types import ClipMemory, Conditioning
 from .buffer_pool import memory_for_output, pool_of
-from .comfy_model import LATENT_CHANNELS, Conds, compute_dtype, memory_geometry, new_memory
+from .comfy_model import LATENT_CHANNELS, Conds, compute_dtype, memory_geometry, new_memory, takes_image_channels
 from .fingerprint import fingerprint
 from .input_errors import widget_names
-from .previews import PreviewDecoder, RolloutProgress, preview_decoder
+from .previews import MAX_EARLIER_LATENTS, PreviewDecoder, RolloutProgress, preview_decoder
 from .sampler import SamplerInputs, SamplerOutput, sample
 
 if TYPE_CHECKING:
+    from comfy.model_base import BaseModel
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import VAE
 
@@ -119,8 +120,10 @@ def run_rollout(model: ModelPatcher, plan: RolloutPlan) -> RolloutResult:
     in_main += size if model.load_device.type == "cpu" else size - on_device
     seconds = plan.frames * 4 // FPS
     check_bytes("seconds", in_main, torch.device("cpu"), f"a clip of {seconds} s", "seconds", seconds)
-    # Image conditioning is cut to absolute frames, so it is fitted to the whole clip.
-    noise = torch.zeros(plan.batch, LATENT_CHANNELS, total, *plan.size)
+    # Image conditioning is cut to absolute frames, so it is fitted to the whole clip. Otherwise nothing but a shape,
+    # which ComfyUI moves to the device all the same.
+    fitted = total if takes_image_channels(model) else min(total, plan.frames_per_call)
+    noise = torch.zeros(plan.batch, LATENT_CHANNELS, fitted, *plan.size)
     sigmas = torch.tensor([*plan.settings.schedule.sigmas, 0.0], dtype=torch.float32)
     output = sample(model, conds, noise, sigmas, run, seed=plan.seed, reserve=(on_device, plan.frames_per_call))
     memory, report = output.extra
@@ -140,16 +143,19 @@ def run_in_sampler(inputs: SamplerInputs, plan: RolloutPlan) -> SamplerOutput[tu
         [PromptChange(p.frame, inputs.conds[f"prompt {i}"], p.switch) for i, p in enumerate(plan.prompts)]
     )
 
-    def in_model_space(latents: Tensor | None) -> Tensor | None:
-        return None if latents is None else base.process_latent_in(latents.to(device, torch.float32))
-
-    start, history = in_model_space(plan.start), in_model_space(plan.history)
+    recaches = any(change.switch == "recache" for change in plan.prompts)
+    start = in_model_space(base, plan.start, device)
+    history = in_model_space(base, plan.history, device if recaches else torch.device("cpu"))
     decoder = preview_decoder(patcher, plan.vae, plan.frames_per_call)
-    new, report = run_blocks(
+    latents, report = run_blocks(
         inputs, plan, memory, noise, prompts, decoder, negative=inputs.conds.get(NEGATIVE), start=start, history=history
     )
-    latents = torch.cat(([] if start is None else [start]) + new, dim=2)
     return SamplerOutput(latents, (memory_for_output(patcher, memory), report))
+
+
+def in_model_space(base: BaseModel, latents: Tensor | None, device: torch.device) -> Tensor | None:
+    """Latents as a LATENT holds them, as the model takes them, on `device`."""
+    return None if latents is None else base.process_latent_in(latents.to(device, torch.float32))
 
 
 def new_clip_memory(patcher: ModelPatcher, plan: RolloutPlan, frames: int, guided: bool) -> ClipMemory:
@@ -167,20 +173,24 @@ def run_blocks(
     memory: ClipMemory,
     noise: NoiseSource,
     prompts: PromptSchedule[Conds],
-    decoder: PreviewDecoder,
+    decoder: PreviewDecoder | None,
     *,
     negative: Conds | None = None,
     start: Tensor | None = None,
     history: Tensor | None = None,
-) -> tuple[list[Tensor], str]:
-    """The engine's loop with progress and previews: the new blocks in the model's space, and the report.
+) -> tuple[Tensor, str]:
+    """The engine's loop with progress and previews: the start and the new latents in the model's space, and the report.
 
-    start, history: as in the plan, but on the device and in the model's space. Raises NotFiniteError for a block of NaN
-    or infinity.
+    The latents lie on ComfyUI's intermediate device, usually the CPU, where every block goes as it is finished.
+    start, history: as in the plan, but in the model's space; on the device, the history only for a recache.
+    Raises NotFiniteError for a block of NaN or infinity.
     """
-    earlier = [latents for latents in (history, start) if latents is not None and latents.shape[2]]
+    from comfy.model_management import intermediate_device
+
+    kept, device = intermediate_device(), inputs.noise.device
+    earlier = [x[:, :, -MAX_EARLIER_LATENTS:].to(device) for x in (history, start) if x is not None and x.shape[2]]
     progress = RolloutProgress(plan.model_calls, decoder, earlier)
-    blocks, checks = [], FiniteCheck()
+    parts, checks = [] if start is None else [start.to(kept)], FiniteCheck()
     for block in rollout(
         inputs.model,
         prompts,
@@ -196,7 +206,10 @@ def run_blocks(
     ):
         checks.add(block)
         checks.check_known()
-        blocks.append(block.latents)
+        # A CUDA device copies in the order of its stream while the host runs ahead.
+        parts.append(block.latents.to(kept, non_blocking=block.latents.is_cuda))
         progress.block(block)
     checks.check()
-    return blocks, progress.report()
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+    return torch.cat(parts, dim=2), progress.report()

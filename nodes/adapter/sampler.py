@@ -31,8 +31,9 @@ class SamplerInputs:
 
     model: the engine's model callable. conds: processed conditioning by name (`positive`, `negative`, or the names that
     `sample` was called with), each ready to be the engine's conditioning. cfg: the guider's, 1 where it has none.
-    noise [B, C, F, H, W] lies on the MODEL's device; sigmas [N + 1] end with 0. mask: a noise mask, if the graph has
-    set one. patcher: the loaded ModelPatcher. seed: None where the guider was called without one.
+    noise [B, C, F, H, W] lies on the MODEL's device; sigmas [N + 1] end with 0. latent: of the noise's shape, in the
+    model's space; None or zeros where the graph's is empty. mask: a noise mask, if the graph has set one. patcher: the
+    loaded ModelPatcher. seed: None where the guider was called without one.
     """
 
     model: ComfyModel
@@ -40,6 +41,7 @@ class SamplerInputs:
     cfg: float
     noise: Tensor
     sigmas: Tensor
+    latent: Tensor | None
     mask: Tensor | None
     patcher: ModelPatcher
     seed: int | None
@@ -84,6 +86,7 @@ def new_sampler(run: Callable[[SamplerInputs], Tensor]) -> Sampler:
                     getattr(model_wrap, "cfg", 1.0),
                     noise,
                     sigmas,
+                    latent_image,
                     denoise_mask,
                     model_wrap.model_patcher,
                     extra_args.get("seed"),

@@ -18,6 +18,7 @@ from ...salt.spec import StudentSpec
 from ..io_types import Conditioning
 from .comfy_model import LATENT_CHANNELS, Conds, compute_dtype, memory_geometry, new_memory
 from .sampler import SamplerInputs, SamplerOutput, sample
+from .start_picture import NODE, has_start_picture
 from .student_spec import autoregressive_spec, spec_of
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ COLOURS: dict[Operator, tuple[int, int, int]] = {"euler": (70, 130, 220), "sampl
 
 
 def student_spec(model: ModelPatcher, frames_per_block: int) -> StudentSpec:
-    """Settings of a student of either kind; `frames_per_block` 0: its own. Raises InputError for a plain Wan."""
+    """Settings of a student of either kind; `frames_per_block` 0: its own. Raises InputError for a plain Wan or a
+    start picture."""
+    if has_start_picture(model):
+        raise InputError("model", f"has a start picture, which has no effect here; connect the MODEL before {NODE}")
     spec = spec_of(model)
     if spec is None or spec.frames_per_block:
         return autoregressive_spec(model, frames_per_block)

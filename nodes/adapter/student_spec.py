@@ -1,20 +1,32 @@
-"""What a student was trained for (`StudentSpec`), stored on its MODEL, where LoRA loaders and clones keep it."""
+"""What a student was trained for (`StudentSpec`), stored on its MODEL, where LoRA loaders and clones keep it.
+
+ComfyUI's own loaders store nothing, so the file that they have read the MODEL from is looked at.
+"""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from ...salt.errors import InputError
 from ...salt.spec import StudentSpec
 from .comfy_model import wan_model
 
 if TYPE_CHECKING:
+    from comfy.model_base import BaseModel
     from comfy.model_patcher import ModelPatcher
 
 log = logging.getLogger(__name__)
 OPTION = "salt_student"  # in model_options
+UNKNOWN = (
+    "the MODEL's file does not say what it was trained for: 4 steps, shift 5 and a full memory are used where the "
+    "nodes set nothing else (Load Salt Student knows the released students)"
+)
+# What the files say from which other loaders have read their MODELs. Read once: a file may be replaced later.
+_of_files: WeakKeyDictionary[BaseModel, StudentSpec | None] = WeakKeyDictionary()
 
 
 def with_spec(model: ModelPatcher, spec: StudentSpec) -> ModelPatcher:
@@ -24,12 +36,36 @@ def with_spec(model: ModelPatcher, spec: StudentSpec) -> ModelPatcher:
     return clone
 
 
-def spec_of(model: ModelPatcher) -> StudentSpec | None:
-    """The student's settings, or None for a MODEL without any (ComfyUI's loaders, GGUF, a plain Wan).
-
-    ComfyUI's loader recognises autoregressive files itself; for those it is the default settings.
-    """
+def known_spec(model: ModelPatcher) -> StudentSpec | None:
+    """The student's settings as stored on the MODEL or in its file; None where neither has any (GGUF, a plain Wan)."""
     spec = model.model_options.get(OPTION)
+    if spec is not None:
+        return spec
+    if model.model not in _of_files:
+        from ...salt.checkpoints.reader import read_spec
+
+        path = file_of(model)
+        _of_files[model.model] = None if path is None else read_spec(path)
+        if _of_files[model.model] is None:
+            log.info("Salt: %s", UNKNOWN)
+    return _of_files[model.model]
+
+
+def file_of(model: ModelPatcher) -> Path | None:
+    """The file that a loader has read a MODEL from, as it tells ComfyUI so that it can be read again; None where it
+    does not (older versions of ComfyUI) or the file is gone."""
+    again = getattr(model, "cached_patcher_init", None)
+    source = again[1][0] if again is not None and again[1] else None
+    path = Path(source) if isinstance(source, (str, Path)) else None
+    return path if path is not None and path.is_file() else None
+
+
+def spec_of(model: ModelPatcher) -> StudentSpec | None:
+    """The student's settings, or None for a MODEL that has none and is not known to be a student.
+
+    ComfyUI's loader recognises autoregressive files itself; for those without settings it is the default ones.
+    """
+    spec = known_spec(model)
     if spec is None and type(wan_model(model)).__name__ == "CausalWanModel":
         return StudentSpec()
     return spec

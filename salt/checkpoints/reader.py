@@ -13,7 +13,7 @@ import torch
 
 from ..memory import MemoryPolicy
 from ..spec import StudentSpec
-from .tensor_files import CheckpointError, find_files, metadata_json, open_tensors, shorten
+from .tensor_files import CheckpointError, find_files, metadata_json, open_tensors, read_metadata, shorten
 from .wan_config import check_shapes, infer_config, variant_of
 from .wan_keys import A_LORA, check_is_wan, match_names
 
@@ -163,6 +163,16 @@ def read_checkpoint(path: str | Path, weights: Weights = "auto") -> Checkpoint:
         metadata=metadata,
         ignored=tuple(ignored),
     )
+
+
+def read_spec(path: str | Path) -> StudentSpec | None:
+    """The student's recipe in the metadata of a weight file, or that of a released file by its name; None without one.
+
+    No weights are read. Raises `CheckpointError` for a damaged file and for a recipe that is none.
+    """
+    path = Path(path)
+    recipe = _spec(metadata_json(read_metadata(path), "salt", str(path)), str(path))
+    return recipe or RELEASED.get(path.stem, ("auto", None))[1]
 
 
 def _state_dicts(content: dict[str, Any], file: Path) -> dict[str, dict[str, torch.Tensor]]:

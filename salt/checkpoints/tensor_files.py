@@ -71,6 +71,18 @@ def open_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     raise CheckpointError(f"{path} is {what}")
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; {} for any other file. Raises `CheckpointError` for a damaged one."""
+    try:
+        with path.open("rb") as file:
+            if file.read(9)[8:] != b"{":
+                return {}
+        with safe_open(path, framework="pt") as tensors:
+            return dict(tensors.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read, or is damaged or cut short: {error}") from error
+
+
 def _open_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:

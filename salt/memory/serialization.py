@@ -191,7 +191,7 @@ def load_memory(
         raise MemoryFileError(f"{path}: {difference}")
     if fingerprint is not None and digits(info.fingerprint) != digits(fingerprint):
         raise MemoryFileError(
-            f"{path}: fingerprint differs: found {info.fingerprint[:80] or 'none'}, expected {fingerprint} "
+            f"{path}: fingerprint differs: found {info.fingerprint[:120] or 'none'}, expected {fingerprint} "
             "(the memory was written by another model or LoRA)"
         )
     policy = replace(info.policy, residence=residence) if residence else info.policy

@@ -1,4 +1,4 @@
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from enum import Enum
 
 class LatentPreviewMethod(Enum):
@@ -6,3 +6,4 @@ class LatentPreviewMethod(Enum):
     Latent2RGB = ...
 
 args: Namespace
+parser: ArgumentParser

@@ -19,7 +19,9 @@ class ModelPatcher:
     object_patches: dict[str, Any]
     backup: dict[str, Backup]
     load_device: torch.device
-    cached_patcher_init: tuple[Callable[..., ModelPatcher], tuple[object, ...]] | None
+    cached_patcher_init: (
+        tuple[Callable[..., object], tuple[object, ...]] | tuple[Callable[..., object], tuple[object, ...], int] | None
+    )
     def clone(self) -> ModelPatcher: ...
     def add_wrapper_with_key(self, wrapper_type: str, key: str, wrapper: Callable[..., object]) -> None: ...
     def remove_wrappers_with_key(self, wrapper_type: str, key: str) -> None: ...

@@ -108,6 +108,7 @@ def refusals():
         "steps": refusal(rollout, model, nfe="custom", steps="500, 700"),
         "size": refusal(rollout, model, width=72),
         "other model": refusal(rollout, other, memory=memory),
+        "other model's patches": refusal(rollout, other, memory=memory),
         "policy beside a memory": refusal(rollout, model, memory=memory, policy=policy),
         "other size": refusal(extend, model, memory, {"samples": torch.zeros(1, 16, 9, 8, 12)}),
         "other batch": refusal(rollout, model, memory=memory, latents={"samples": torch.zeros(2, 16, 9, 8, 8)}),

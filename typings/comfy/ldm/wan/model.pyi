@@ -19,6 +19,7 @@ class WanAttentionBlock(nn.Module):
 class WanModel(nn.Module):
     patch_size: tuple[int, int, int]
     dim: int
+    in_dim: int
     out_dim: int
     num_heads: int
     blocks: Sequence[WanAttentionBlock]

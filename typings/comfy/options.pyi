@@ -1,0 +1,1 @@
+args_parsing: bool
