@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from train.command_line import run_command
+from train.config.command import add_recipes
 from train.data.command import add_precompute
 from train.distill_command import add_distill
 from train.evaluation.command import add_evaluate
@@ -18,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="python -m train", description=__doc__)
     root.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_tiny, add_evaluate, add_distill, add_precompute, add_estimate, add_reproduce):
+    for add in (add_recipes, add_distill, add_precompute, add_estimate, add_evaluate, add_tiny, add_reproduce):
         add(commands)
     return root
 

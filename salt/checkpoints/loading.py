@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from .lora import is_lora, read_lora
 from .lora_merge import LoraSource, lora_files, merge_loras
 from .reader import Weights, read_checkpoint
 from .tensor_files import find_files, open_tensors, shorten
+
+log = logging.getLogger(__name__)
 
 
 def load_student(
@@ -34,6 +38,8 @@ def load_student(
     Raises `CheckpointError` for a file that is damaged or not a Wan 2.1 transformer.
     """
     checkpoint, loras = read_checkpoint(path, weights), lora_files(lora)
+    if checkpoint.ignored:
+        log.info("%s: not read: %s", path, shorten(_by_first_part(checkpoint.ignored)))
     with no_init_weights(), init_empty_weights(include_buffers=False):
         model = SaltTransformer3DModel(**checkpoint.config)
     load_dtype = None if loras else dtype
@@ -84,9 +90,17 @@ def describe(path: str | Path) -> dict[str, Any]:
         "parameters": found.parameters,
         "dtype": str(found.dtype).removeprefix("torch."),
         "bytes": size,
-        "ignored": shorten(found.ignored) or None,
+        "ignored": shorten(_by_first_part(found.ignored)) or None,
         "spec": found.spec and found.spec.to_dict(),
     }
+
+
+def _by_first_part(names: Iterable[str]) -> list[str]:
+    """Names of what a file holds beside the weights, those of one model together: `critic (825 tensors)`."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.partition(".")[0], []).append(name)
+    return [of[0] if len(of) == 1 else f"{first} ({len(of)} tensors)" for first, of in groups.items()]
 
 
 def _placed(

@@ -22,6 +22,7 @@ Weights = Literal["auto", "ema", "regular", "critic"]
 # Top-level key of a training checkpoint -> kind of weights, in the order in which "auto" prefers them ("critic" never).
 # A file without these keys holds "regular" weights.
 WEIGHTS_KEYS = {"generator_ema": "ema", "generator": "regular", "model": "regular", "critic": "critic"}
+FLAT_PREFIXES = ("generator.", "generator_ema.")  # of a file's names in place of such keys
 LORA_KEYS = ("generator_lora", "critic_lora")
 # The released students' files have no metadata, so their file names determine which weights their authors sample with,
 # and the recipe. Other files have `salt` metadata, or are read with the moving average if they have one.
@@ -161,7 +162,7 @@ def read_checkpoint(path: str | Path, weights: Weights = "auto") -> Checkpoint:
         entries=entries,
         spec=_spec(metadata_json(metadata, "salt", where), where) or recipe,
         metadata=metadata,
-        ignored=tuple(ignored),
+        ignored=(*ignored, *names.beside),
     )
 
 
@@ -185,10 +186,22 @@ def _state_dicts(content: dict[str, Any], file: Path) -> dict[str, dict[str, tor
         if tensors and kind not in found:
             found[kind] = tensors
     if not found and (tensors := _tensors(content)):
-        found["regular"] = tensors
+        found = _by_prefix(tensors) or {"regular": tensors}
     if not found:
         keys = shorten(map(str, content)) or "nothing"
         raise CheckpointError(f"{file} holds {keys}; expected weights by name, or {', '.join(WEIGHTS_KEYS)}")
+    return found
+
+
+def _by_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """The state dicts of a flat training checkpoint, whose names begin with `generator.` and the like; {} of others."""
+    if not any(name.startswith(FLAT_PREFIXES) for name in tensors):
+        return {}
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for key, kind in WEIGHTS_KEYS.items():
+        own = {name.removeprefix(f"{key}."): x for name, x in tensors.items() if name.startswith(f"{key}.")}
+        if own:
+            found.setdefault(kind, own)
     return found
 
 
@@ -207,7 +220,8 @@ def _ignored(content: dict[str, Any], kind: str, used: dict[str, torch.Tensor]) 
     """Names of what lies beside the weights in a file: `critic`, or `generator: step`."""
     key = next((key for key, value in WEIGHTS_KEYS.items() if value == kind and _tensors(content.get(key))), None)
     if key is None:
-        return [str(name) for name in content if name not in used]
+        prefixes = ("", *(f"{key}." for key, value in WEIGHTS_KEYS.items() if value == kind))
+        return [str(name) for name in content if all(name.removeprefix(p) not in used for p in prefixes)]
     beside = [str(name) for name, value in content.items() if name not in WEIGHTS_KEYS or not _tensors(value)]
     return beside + [f"{key}: {name}" for name in content[key] if name not in used]
 

@@ -77,6 +77,14 @@ FOREIGN_MODELS = (
     (r"(single_)?transformer_blocks\.", "another diffusers transformer"),
 )
 
+# First parts of the names of other models, and of training state, that files hold beside a Wan transformer's weights.
+BESIDE = {
+    *("critic", "critic_ema", "fake_score", "real_score", "teacher", "discriminator", "generator_critic"),
+    *("vae", "first_stage_model", "encoder", "decoder", "conv1", "conv2", "quant_conv", "post_quant_conv"),
+    *("text_encoder", "text_encoders", "cond_stage_model", "conditioner", "clip", "text_model", "vision_model"),
+    *("image_encoder", "shared", "optimizer", "optimizer_state", "optimizer_states", "lr_scheduler", "state"),
+}
+
 
 def strip_wrappers(name: str) -> str:
     """`name` without the parts that training wrappers insert and without the prefixes of other tools."""
@@ -109,12 +117,13 @@ def to_wan(name: str) -> str | None:
 class MatchedNames:
     """Names of a file matched to a Wan model's weights.
 
-    canonical: diffusers' name -> name in the file. extra: names in the file that match no weight. spelling: "wan" or
-    "diffusers".
+    canonical: diffusers' name -> name in the file. extra: names in the file that match no weight. beside: names of
+    other models' weights. spelling: "wan" or "diffusers".
     """
 
     canonical: dict[str, str] = field(default_factory=dict)
     extra: list[str] = field(default_factory=list)
+    beside: list[str] = field(default_factory=list)
     spelling: str = "diffusers"
 
 
@@ -124,14 +133,15 @@ def match_names(names: Iterable[str], where: str) -> MatchedNames:
     Raises `CheckpointError` if two names in the file mean the same weight.
     """
     names = list(names)
-    if any(name.startswith(COMFY_MODEL_PREFIX) for name in names):
-        names = [name for name in names if name.startswith(COMFY_MODEL_PREFIX)]
     result = MatchedNames()
+    if any(name.startswith(COMFY_MODEL_PREFIX) for name in names):
+        result.beside = [name for name in names if not name.startswith(COMFY_MODEL_PREFIX)]
+        names = [name for name in names if name.startswith(COMFY_MODEL_PREFIX)]
     for name in names:
         plain = strip_wrappers(name)
         target = to_diffusers(plain)
         if target is None:
-            result.extra.append(name)
+            (result.beside if _is_of_another_model(plain) else result.extra).append(name)
             continue
         if target in result.canonical:
             raise CheckpointError(f"{where}: both {result.canonical[target]} and {name} hold the weight {target}")
@@ -141,11 +151,20 @@ def match_names(names: Iterable[str], where: str) -> MatchedNames:
     return result
 
 
+def _is_of_another_model(plain: str) -> bool:
+    """Whether a name that no Wan transformer has is a weight of a separate model: a critic, an autoencoder.
+
+    Weights of unknown parts (`vace_blocks`, adapters) belong to another kind of transformer, which is not read.
+    """
+    first, _, rest = plain.partition(".")
+    return first in BESIDE or to_diffusers(strip_wrappers(rest)) is not None
+
+
 def check_is_wan(names: MatchedNames, where: str) -> None:
     """Raise `CheckpointError` unless most of the names belong to a Wan transformer."""
     if len(names.canonical) > len(names.extra):
         return
-    keys = [*names.extra, *names.canonical.values()]
+    keys = [*names.extra, *names.canonical.values()] or names.beside
     plain = [strip_wrappers(key) for key in keys]
     kind = next((kind for part, kind in FOREIGN_MODELS if any(re.match(part, key) for key in plain)), "another model")
     raise CheckpointError(f"{where}: expected a Wan 2.1 transformer; its keys look like {kind}: {shorten(keys)}")

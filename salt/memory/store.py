@@ -16,6 +16,8 @@ from ..io.fields import Count
 from .policy import CYCLE_FRAMES, MemoryPolicy, Precision
 from .quantization import dequantise_into, quantise, row_bytes, row_layout, storage_dtype
 
+TOKEN_PIXELS = 16  # rows and columns of a patch token: Wan's autoencoder takes 8, a patch 2 of those
+
 
 @dataclass(frozen=True)
 class MemoryGeometry:
@@ -38,7 +40,8 @@ class MemoryGeometry:
         for field in fields(self):
             ours, theirs = getattr(self, field.name), getattr(expected, field.name)
             if ours != theirs:
-                return f"{field.name} differs: found {ours}, expected {theirs}"
+                pixels = [f" ({x * TOKEN_PIXELS} pixels)" * (field.name in ("height", "width")) for x in (ours, theirs)]
+                return f"{field.name} differs: found {ours}{pixels[0]}, expected {theirs}{pixels[1]}"
         return ""
 
     def to_dict(self) -> dict:

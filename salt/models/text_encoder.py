@@ -23,6 +23,7 @@ from ..io.atomic import write_tensors
 from ..io.content import content_key, path_digest
 from ..io.fields import read_object
 from ..io.model_folders import check_config, check_model_folder
+from .tokenizer import TokenizerError, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, UMT5EncoderModel
@@ -85,9 +86,9 @@ class UMT5TextEncoder:
 
         precision `int8` stores the linear layers' weights in 8 bits (through torchao; 5.7 instead of 11.4 GB).
         Raises FileNotFoundError when the folder lacks them, ValueError when its weights are incomplete, and when `int8`
-        needs torchao and it is missing.
+        needs torchao and it is missing, TokenizerError for a tokenizer that cannot be read or has other tokens.
         """
-        from transformers import AutoTokenizer, UMT5EncoderModel
+        from transformers import UMT5EncoderModel
 
         folder = Path(folder)
         for part in ("text_encoder", "tokenizer"):
@@ -95,15 +96,19 @@ class UMT5TextEncoder:
                 raise FileNotFoundError(f"{folder} has no folder {part}/, which Wan's text encoder needs")
             check_model_folder(folder / part)
         check_config(folder / "text_encoder" / "config.json", CONFIG_DEFAULTS)
+        tokenizer = load_tokenizer(folder / "tokenizer")
         model = UMT5EncoderModel.from_pretrained(
             folder / "text_encoder", dtype=torch.bfloat16, trust_remote_code=False, use_safetensors=True
         )
         _check_complete(model, folder / "text_encoder")
         if precision == "int8":
             quantise(model)
-        return cls(
-            model.eval(), AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False), device=device
-        )
+        if len(tokenizer) > model.config.vocab_size:
+            raise TokenizerError(
+                f"{folder / 'tokenizer'}: found {len(tokenizer)} tokens, expected at most the text encoder's "
+                f"{model.config.vocab_size}"
+            )
+        return cls(model.eval(), tokenizer, device=device)
 
     @property
     def dim(self) -> int:

@@ -20,6 +20,7 @@ from ..io.model_folders import check_model_folder
 from ..memory import BufferPool
 from ..models.streaming_vae import FrameDecoder, Tiling, WanStreamDecoder
 from ..models.text_encoder import TextEncoder, UMT5TextEncoder
+from ..models.tokenizer import load_tokenizer
 from ..models.transformer_salt import SaltTransformer3DModel
 from ..models.word_embedder import WordEmbedder
 from ..schedule import step_list
@@ -113,6 +114,8 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
             check_model_folder(Path(folder))
             check_vae_config(Path(folder))
             read_index(Path(folder))
+            if (Path(folder) / "tokenizer").is_dir() and "tokenizer" not in kwargs:
+                load_tokenizer(Path(folder) / "tokenizer")  # whose errors diffusers' own loading does not word
         return super().from_pretrained(folder, **{"use_safetensors": True, **kwargs, "trust_remote_code": False})
 
     @classmethod

@@ -15,6 +15,7 @@ from .inputs import DEFAULT_SECONDS, PipelineInputs
 
 FLOAT_BYTES = 4
 MOST_LATENT_BYTES = 10**12  # of all blocks, though a stream lets written ones go: a week at 832x480
+LONGEST_WINDOW = 10_000  # latent frames, 40 minutes: a longer one is a mistake, even of a clip that does not fill it
 MOST_SECONDS = 1e15  # more are not told apart, so that no arithmetic overflows
 
 
@@ -35,12 +36,13 @@ def check_clip_fits(components: PipelineComponents, inputs: PipelineInputs, size
     check_bytes(many, batch * one, device, f"a block of {batch:,} clips", "clips", batch)
     home = device if policy.residence == "device" else torch.device("cpu")
     reused = sum(store.nbytes for store in components.buffer_pool.stores)
-    if policy.window is not None and inputs.memory is None:
-        needed = batch * _kv_bytes(components, inputs, policy, size, policy.window)
-        what = f"a window of {policy.window:,} latent frames"
-        check_bytes("memory_policy", needed, home, what, "latent frames", policy.window, reused)
     seconds = _seconds(inputs)
     frames = math.ceil(seconds * FPS / components.temporal_scale)
+    window = policy.window
+    if window is not None and inputs.memory is None and (window <= frames or window > LONGEST_WINDOW):
+        needed = batch * _kv_bytes(components, inputs, policy, size, window)
+        what = f"a window of {window:,} latent frames ({window * components.temporal_scale / FPS:,.4g} s)"
+        check_bytes("memory_policy", needed, home, what, "latent frames", window, reused)
     field, what = "seconds" if inputs.num_frames is None else "num_frames", f"a clip of {seconds:g} s"
     cached = batch * _kv_bytes(components, inputs, policy, size, frames)
     check_bytes(field, cached, home, f"the KV cache of {what}", "seconds", int(seconds), reused)

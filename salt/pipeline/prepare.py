@@ -20,6 +20,7 @@ from ..spec import FPS
 from .clip_limits import check_clip_fits
 from .components import PipelineComponents
 from .effect import check_effects
+from .given_latents import check_axes, check_size
 from .inputs import Length, PipelineInputs, change_frame, plan_length, wanted_frames
 from .prompts import encode_prompts
 from .start_image import image_channels, image_embeddings, start_pixels
@@ -87,6 +88,8 @@ def prepare(components: PipelineComponents, inputs: PipelineInputs) -> PreparedR
     _check_support(components, inputs)
     size = _pixel_size(components, inputs)
     latent_size = (size[0] // components.spatial_scale, size[1] // components.spatial_scale)
+    if inputs.history_latents is not None:
+        check_size(components, "history_latents", inputs.history_latents, (batch, config.out_channels, 0, *latent_size))
     check_clip_fits(components, inputs, size)
     pixels = None
     if inputs.image is not None:
@@ -134,6 +137,7 @@ def prepare(components: PipelineComponents, inputs: PipelineInputs) -> PreparedR
 
 def _check_support(components: PipelineComponents, inputs: PipelineInputs) -> None:
     """Raise InputError for what this kind of model does not take, and a memory that another rollout writes."""
+    check_axes(inputs)
     for name in ("memory", "negative_memory"):
         if (memory := getattr(inputs, name)) is not None:
             memory.check_free(name)
@@ -162,9 +166,15 @@ def _pixel_size(components: PipelineComponents, inputs: PipelineInputs) -> tuple
         g = inputs.memory.geometry
         default = (g.height * p_h * scale, g.width * p_w * scale)
     height, width = inputs.height or default[0], inputs.width or default[1]
-    for name, value, unit in (("height", height, scale * p_h), ("width", width, scale * p_w)):
+    for name, value, unit, held in (
+        ("height", height, scale * p_h, default[0]),
+        ("width", width, scale * p_w, default[1]),
+    ):
+        if inputs.memory is not None and value != held:
+            raise InputError(name, f"found {value} pixels, expected those of the clip in `memory`, {held}")
         if value < unit or value % unit:
-            raise InputError(name, f"found {value} pixels, expected a multiple of {unit}")
+            near = " or ".join(str(x) for x in (value // unit * unit, (value // unit + 1) * unit) if x)
+            raise InputError(name, f"found {value} pixels, expected a multiple of {unit}, as {near}")
     return height, width
 
 
@@ -177,8 +187,7 @@ def _initial_latents(
         initial = encode_video(components.vae, pixels)
     if initial is None:
         return None
-    if (found := (*initial.shape[:2], *initial.shape[3:])) != shape:
-        raise InputError("initial_latents", f"found (batch, channels, height, width) = {found}, expected {shape}")
+    check_size(components, "initial_latents", initial, (*shape[:2], 0, *shape[2:]))
     return initial.to(components.device, torch.float32)
 
 
@@ -188,8 +197,7 @@ def _noise(components: PipelineComponents, inputs: PipelineInputs, shape: tuple[
     seeded = SeededNoise(inputs.clip_seeds(batch), batch, channels, height, width, device=components.device)
     if inputs.latents is None:
         return seeded
-    if tuple(inputs.latents.shape) != shape:
-        raise InputError("latents", f"found shape {tuple(inputs.latents.shape)}, expected {shape}")
+    check_size(components, "latents", inputs.latents, shape)
     return GivenNoise(inputs.latents.to(components.device, torch.float32), offset, seeded)
 
 
@@ -214,9 +222,11 @@ def _memory(
         if negative is None:
             raise InputError("negative_memory", "is needed to extend `memory` with guidance")
         if negative.next_frame != past:
-            raise InputError(
-                "negative_memory", f"holds a clip of {negative.next_frame} latent frames, and `memory` one of {past}"
+            held, other = (
+                f"{frames} latent frames ({frames * components.temporal_scale / FPS:g} s)"
+                for frames in (negative.next_frame, past)
             )
+            raise InputError("negative_memory", f"holds a clip of {held}, and `memory` one of {other}")
     return inputs.memory
 
 

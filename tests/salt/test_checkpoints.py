@@ -275,6 +275,27 @@ def test_what_lies_beside_good_weights(tmp_path: Path) -> None:
         assert describe(path)["ignored"] == ignored
 
 
+def test_other_models_in_the_same_flat_file(tmp_path: Path) -> None:
+    model, path = tiny(), tmp_path / "student.safetensors"
+    weights, critic = wan_names(model), wan_names(tiny())
+    vae = {f"vae.{part}.conv1.weight": torch.zeros(2) for part in ("encoder", "decoder")}
+    unprefixed = {name: torch.zeros(2) for name in ("conv2.weight", "encoder.conv1.weight")}
+    for extra, ignored in (
+        (prefixed(critic, "critic."), f"critic ({len(critic)} tensors)"),
+        (prefixed(critic, "my_teacher.") | vae, f"my_teacher ({len(critic)} tensors), vae (2 tensors)"),
+        (unprefixed, "conv2.weight, encoder.conv1.weight"),
+    ):
+        for held in (weights | extra, prefixed(weights, "model.diffusion_model.") | extra):
+            save_file(held, path)
+            assert_same(load_student(path).state_dict(), model.state_dict())
+            assert sorted(describe(path)["ignored"].split(", ")) == ignored.split(", ")
+    both = prefixed(weights, "generator.") | prefixed(critic, "critic.") | {"step": torch.zeros(1)}
+    torch.save(both, path)
+    assert_same(load_student(path).state_dict(), model.state_dict())
+    assert read_checkpoint(path).available == ("regular", "critic")
+    assert sorted(describe(path)["ignored"].split(", ")) == [f"critic ({len(critic)} tensors)", "step"]
+
+
 def test_another_class_name_of_the_same_model(tmp_path: Path) -> None:
     model = tiny()
     folder = save_diffusers(model, tmp_path / "folder")

@@ -56,7 +56,7 @@ def test_errors_name_the_differing_field(tmp_path):
     save_memory(filled(MemoryPolicy()), path)
     with pytest.raises(MemoryFileError, match="m.safetensors: fingerprint differs: found abc, expected xyz"):
         load_memory(path, fingerprint="xyz")
-    with pytest.raises(MemoryFileError, match="width differs: found 2, expected 4"):
+    with pytest.raises(MemoryFileError, match=r"width differs: found 2 \(32 pixels\), expected 4 \(64 pixels\)"):
         load_memory(path, geometry=MemoryGeometry(2, 2, 8, 1, 4))
 
 

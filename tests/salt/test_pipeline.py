@@ -155,8 +155,21 @@ def test_bfloat16_transformer(pipe):
     ("options", "message"),
     [
         (dict(prompt="a fast red dragon moving right"), "unknown word 'dragon'"),
-        (dict(height=33), "height: found 33 pixels, expected a multiple of 16"),
+        (dict(height=33), "height: found 33 pixels, expected a multiple of 16, as 32 or 48"),
+        (dict(width=7), "width: found 7 pixels, expected a multiple of 16, as 16"),
         (dict(guidance_scale=3.0, memory="written"), "negative_memory is needed to extend `memory` with guidance"),
+        (dict(memory="written", width=64), "width: found 64 pixels, expected those of the clip in `memory`, 32"),
+        (
+            dict(initial_latents=torch.zeros(1, 16, 3, 8, 4), width=64),
+            r"\[1, 16, 3, 8, 4\] \(1 clip of 12 frames, 32x64 pixels\), expected .*8, 8\] .*64x64 pixels",
+        ),
+        (dict(initial_latents=torch.zeros(16, 3, 4, 4)), r"initial_latents: found shape .* expected \[batch, channels"),
+        (dict(latents=torch.zeros(1, 16, 3, 4, 4)), r"12 frames, 32x32 pixels\), expected .*24 frames, 32x32 pixels"),
+        (dict(history_latents=torch.zeros(1, 16, 3, 4, 4)), "history_latents needs `memory`"),
+        (
+            dict(memory="written", history_latents=torch.zeros(1, 16, 3, 2, 4)),
+            r"history_latents: found shape .*32x16 pixels\), expected .*32x32 pixels",
+        ),
         (dict(memory="other"), "memory was written by another model or LoRA: its fingerprint differs"),
         (dict(memory_policy="ring"), "memory_policy: found 'ring'"),
         (dict(num_inference_steps=2, steps=[1000, 500]), "num_inference_steps cannot be combined with `steps`"),

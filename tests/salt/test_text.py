@@ -1,14 +1,17 @@
 """UMT5 as Wan uses it, its 8-bit option, and the cache of embeddings on disk."""
 
 import importlib.util
+import re
 import sys
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
 
 from salt.models.text_encoder import TOKENS, CachedTextEncoder, UMT5TextEncoder, clean, umt5_key, umt5_width
+from salt.models.tokenizer import TokenizerError, load_tokenizer
 from tests.helpers import tiny_system
 
 
@@ -62,6 +65,41 @@ def test_int8_stays_near_bf16(folder):
     plain = UMT5TextEncoder.from_pretrained(folder).encode(["a red circle moving right"]).float()
     small = UMT5TextEncoder.from_pretrained(folder, "int8").encode(["a red circle moving right"]).float()
     assert 0 < (small - plain).norm() / plain.norm() < 0.05
+
+
+OTHER_MODEL = b'{"version": "1.0", "added_tokens": [], "model": {"type": "?"}}'
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"tokenizer.json": None}, "tokenizer: found neither tokenizer.json nor spiece.model"),
+        ({"tokenizer.json": b""}, "tokenizer/tokenizer.json: found no valid JSON"),
+        ({"tokenizer.json": b"[]"}, "tokenizer/tokenizer.json: found [], expected a JSON object"),
+        (
+            {"tokenizer.json": b'{"version": "1.0", "added_tokens": [], "model": {"type": "?"}}'},
+            "tokenizer/tokenizer.json: transformers",
+        ),
+        ({"tokenizer_config.json": b'{"pad_token": 5}'}, "tokenizer: transformers cannot read this tokenizer: "),
+        ({"special_tokens_map.json": b"[1"}, "tokenizer/special_tokens_map.json: found no valid JSON"),
+        ({"tokenizer.json": None, "spiece.model": b"<html>"}, "tokenizer/spiece.model: found no SentencePiece model"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_read_is_named(folder, files, message):
+    for name, content in files.items():
+        path = folder / "tokenizer" / name
+        path.unlink() if content is None else path.write_bytes(content)
+    for load in (UMT5TextEncoder.from_pretrained, lambda path: load_tokenizer(path / "tokenizer")):
+        with pytest.raises(TokenizerError, match=re.escape(str(folder / message))):
+            load(folder)
+
+
+def test_a_tokenizer_of_more_tokens_than_the_text_encoder_is_refused(folder):
+    words = {f"w{i}": i for i in range(50)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
+    with pytest.raises(TokenizerError, match="tokenizer: found 5[0-9] tokens, expected at most the text encoder's 8"):
+        UMT5TextEncoder.from_pretrained(folder)
 
 
 class Counting:

@@ -238,6 +238,14 @@ def test_requests_that_do_not_fit(arguments: dict, field: str, fits: str, monkey
     check_clip_fits(pipe.components_in_use(), PipelineInputs(prompt="", seconds=5), (32, 32))
 
 
+def test_a_window_takes_no_more_than_the_clip_fills(monkeypatch: pytest.MonkeyPatch) -> None:
+    components = tiny_system.pipeline()._components()
+    monkeypatch.setattr("salt.acceleration.free_memory.free_bytes", lambda device: 10**6)  # 5 seconds need 86,016
+    check_clip_fits(components, PipelineInputs(prompt="", seconds=5, memory_policy="window:9000"), (32, 32))
+    with pytest.raises(InputError, match=r"memory_policy: .*a window of 900 latent frames \(225 s\) needs"):
+        check_clip_fits(components, PipelineInputs(prompt="", seconds=500, memory_policy="window:900"), (32, 32))
+
+
 def test_more_steps_than_there_are_timesteps() -> None:
     with pytest.raises(InputError, match="found 1000000000, expected 1 to 1000"):
         step_list(10**9)

@@ -230,7 +230,7 @@ def test_a_run_resumes_only_with_its_own_settings(tmp_path, capsys, monkeypatch)
 @pytest.mark.parametrize(
     "arguments, complaint",
     [
-        (["distill", "nowhere"], "expected a YAML file or one of"),
+        (["distill", "nowhere"], "expected a YAML file, or a name"),
         (["distill", "tiny_salt", "loss.gudance=2"], "did you mean guidance"),
         (["distill", "self_forcing"], "models.student: found no such file 'checkpoints/ode_init.pt'"),
         (["precompute", "none.txt"], "data.prompts cannot be used (none.txt: found no such file"),

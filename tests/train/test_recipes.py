@@ -1,16 +1,18 @@
 """Recipes: the released numbers; errors of one line, raised before any weight is read."""
 
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
+from typing import Annotated, get_args, get_origin, get_type_hints
 
 import pytest
 from torch.torch_version import TorchVersion
 
 from salt.errors import InputError
 from tests.helpers import tiny_recipes
-from train.config.loader import RECIPES, load_recipe
+from train.__main__ import main
+from train.config.loader import RECIPES, load_recipe, recipe_names, recipe_summary
 from train.config.model_configs import backbones, check_backbones, config_of
-from train.config.recipe import Losses, RecipeError
+from train.config.recipe import Losses, Recipe, RecipeError
 from train.config.validation import check_recipe
 from train.distributed.launch import check_mode
 
@@ -87,9 +89,13 @@ def test_the_error_of_a_bad_file_is_one_line(tmp_path, text, complaint):
     assert "\n" not in str(error.value)
 
 
-def test_an_unknown_recipe_lists_the_known_ones():
-    with pytest.raises(RecipeError, match="expected a YAML file or one of: .*self_forcing_salt"):
+def test_an_unknown_recipe_suggests_near_ones(tmp_path):
+    with pytest.raises(RecipeError, match="recipe: found no file 'no_such', expected a YAML file, or a name that"):
         load_recipe("no_such")
+    with pytest.raises(RecipeError, match="no file 'self_forcng_salt.yaml', did you mean self_forcing_salt or "):
+        load_recipe("self_forcng_salt.yaml")
+    with pytest.raises(RecipeError, match="recipe: found a folder"):
+        load_recipe(tmp_path)
     with pytest.raises(RecipeError, match="is not of the form key=value"):
         load_recipe("tiny", ["faster"])
 
@@ -122,7 +128,7 @@ def test_settings_that_cannot_work_are_errors(tmp_path):
         "optimisation.micro_batch: found 0, expected 1 or more": dict(optimisation=dict(micro_batch=0)),
         "optimisation.updates: found 0, expected 1 or more": dict(optimisation=dict(updates=0)),
         "rollout.frames_per_block: found 0, expected 1 or more": dict(rollout=dict(frames_per_block=0)),
-        "optimisation.lr: found -1.0, expected 0 or more": dict(optimisation=dict(lr=-1.0)),
+        "optimisation.lr: found -1.0, expected 0 to 1": dict(optimisation=dict(lr=-1.0)),
         "optimisation.clip: found nan, expected 0 or more": dict(optimisation=dict(clip=float("nan"))),
         "data.images: found nothing in": dict(data=dict(images=str(tmp_path / "nothing"))),
         "run.keep: found -1, expected 1 or more": dict(run=dict(keep=-1)),
@@ -134,6 +140,48 @@ def test_settings_that_cannot_work_are_errors(tmp_path):
             check_recipe(tiny_recipes.recipe(tmp_path, **sections))
     with pytest.raises(RecipeError, match="2 x 3 processes"):
         check_recipe(good, processes=3)
+
+
+@pytest.mark.parametrize(
+    "override, complaint",
+    [
+        ("optimisation.lr=nan", "optimisation.lr: found nan, expected 0 to 1"),
+        ("optimisation.betas=[0.9,1.0]", "optimisation.betas: found 1.0, expected 0 to 0.999999"),
+        ("optimisation.ema=1.5", "optimisation.ema: found 1.5, expected 0 to 1"),
+        ("optimisation.clip=inf", r"optimisation.clip: found inf, expected 0 to 1e\+09"),
+        ("rollout.shift=0", "rollout.shift: found 0.0, expected 0.01 to 100"),
+        ("rollout.share={4: 1.5}", "rollout.share: found 1.5, expected 0 to 1"),
+        ("loss.align_weight=-0.1", "loss.align_weight: found -0.1, expected 0 to 1000"),
+        ("start.prompt_dropout=2", "start.prompt_dropout: found 2.0, expected 0 to 1"),
+        ("run.diverged=0", "run.diverged: found 0.0, expected 1 or more"),
+        ("run.sample_steps=[4,0]", "run.sample_steps: found 0, expected 1 to 1000"),
+    ],
+)
+def test_every_number_has_a_range(override, complaint):
+    with pytest.raises(RecipeError, match=f"tiny.yaml: {complaint}"):
+        load_recipe("tiny", [override])
+
+
+def bare_numbers(hint) -> bool:
+    if get_origin(hint) is Annotated:
+        return False
+    return hint in (int, float) or any(bare_numbers(part) for part in get_args(hint))
+
+
+def test_no_number_of_a_recipe_is_without_a_range():
+    sections = [hint for hint in get_type_hints(Recipe).values() if is_dataclass(hint)]
+    hints = [(s, name, h) for s in sections for name, h in get_type_hints(s, include_extras=True).items()]
+    without = {f"{section.__name__}.{name}" for section, name, hint in hints if bare_numbers(hint)}
+    assert without == {"Rollouts.share"}, "whose step counts `check_settings` compares with the known ones"
+
+
+def test_the_recipes_are_listed_in_one_line_each(capsys):
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == recipe_names() and len(lines) > 30
+    assert all(summary and gpus for summary, gpus in map(recipe_summary, recipe_names()))
+    (tiny,) = [line for line in lines if line.startswith("tiny_sc ")]
+    assert "none, a CPU does" in tiny
 
 
 def test_settings_that_fsdp_does_not_support_are_errors(monkeypatch):

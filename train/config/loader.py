@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 import yaml
 
+from salt.io.fields import Between, shown
 from train.config.recipe import Recipe, RecipeError
 
+UNBOUNDED = 10**9  # the upper end of a range that nobody reaches
+GPUS = "GPUs:"  # begins a line of the comment at the top of a recipe
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
@@ -67,12 +71,32 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def find_recipe(path: Path) -> Path:
     """A recipe's file, by path or by the name of one in train/recipes. Raises RecipeError where there is none."""
-    if not path.exists() and (RECIPES / f"{path.name.removesuffix('.yaml')}.yaml").exists():
-        path = RECIPES / f"{path.name.removesuffix('.yaml')}.yaml"
+    own = RECIPES / f"{path.name.removesuffix('.yaml')}.yaml"
+    if not path.exists() and own.exists():
+        return own
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
-        raise RecipeError("recipe", f"found no file {str(path)!r}, expected a YAML file or one of: {known}")
+        near = difflib.get_close_matches(own.stem, recipe_names(), n=3)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        found = "a folder" if path.is_dir() else "no file"
+        expected = "expected a YAML file, or a name that `python -m train recipes` lists"
+        raise RecipeError("recipe", f"found {found} {str(path)!r}, {hint}{expected}")
     return path
+
+
+def recipe_names() -> list[str]:
+    """The recipes in train/recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def recipe_summary(name: str) -> tuple[str, str]:
+    """What one of these recipes trains, and on which GPUs: from the comment at the top of its file, and of its base."""
+    lines = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8").split("\n")
+    comment = [line.removeprefix("#").strip() for line in itertools.takewhile(lambda x: x.startswith("#"), lines)]
+    gpus = next((line.removeprefix(GPUS).strip() for line in comment if line.startswith(GPUS)), "")
+    if not gpus:
+        gpus = recipe_summary(next(line.removeprefix("base:").strip() for line in lines if line.startswith("base:")))[1]
+    words = " ".join(line for line in comment if not line.startswith(GPUS))
+    return words.partition(". ")[0].rstrip("."), gpus
 
 
 def read_values(path: Path) -> dict[str, Any]:
@@ -118,7 +142,7 @@ def _override_value(text: str, override: str) -> object:
 
 def _build(kind: type[Settings], values: Mapping[str, object], section: str, file: Path) -> Settings:
     """A settings dataclass from a mapping, every key and type checked. section: the keys' prefix in errors."""
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     known = {f.name for f in fields(kind)}
     arguments = {}
     for key, value in values.items():
@@ -140,6 +164,8 @@ def _keys_named(name: str) -> list[str]:
 def _convert(hint: Any, value: object, key: str, file: Path) -> object:
     """A value of YAML as the type that the settings declare."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _in_range(_convert(parts[0], value, key, file), parts[1], key, file)
     if isinstance(hint, type) and is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise RecipeError(key, f"found {value!r}, expected a section of keys and values", file=file)
@@ -154,7 +180,7 @@ def _convert(hint: Any, value: object, key: str, file: Path) -> object:
             raise RecipeError(key, f"found {value!r}, expected {len(parts)} values", file=file)
         return tuple(_convert(p, v, key, file) for p, v in zip(parts, value, strict=True))
     if origin is not None and issubclass(origin, Mapping):
-        return _step_shares(value, key, file)
+        return _step_shares(hint, value, key, file)
     return _convert_scalar(hint, value, key, file)
 
 
@@ -171,9 +197,36 @@ def _convert_scalar(hint: type, value: object, key: str, file: Path) -> object:
     return value
 
 
-def _step_shares(value: object, key: str, file: Path) -> dict[object, object]:
+def _step_shares(hint: Any, value: object, key: str, file: Path) -> dict[object, object]:
     if not isinstance(value, Mapping) or not value:
         raise RecipeError(
             key, f"found {value!r}, expected step counts with their probabilities, as {{8: 0.5, 4: 0.5}}", file=file
         )
-    return {_convert_scalar(int, k, key, file): _convert_scalar(float, v, key, file) for k, v in value.items()}
+    count, share = typing.get_args(hint)
+    return {_convert(count, k, key, file): _convert(share, v, key, file) for k, v in value.items()}
+
+
+def check_ranges(recipe: Recipe) -> None:
+    """Raise RecipeError for a value outside its key's range, in a recipe that was not read from a file."""
+    for section in fields(recipe):
+        settings = getattr(recipe, section.name)
+        if is_dataclass(settings):
+            for name, hint in typing.get_type_hints(type(settings), include_extras=True).items():
+                _check_range(hint, getattr(settings, name), f"{section.name}.{name}")
+
+
+def _check_range(hint: Any, value: object, key: str) -> None:
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        _in_range(value, parts[1], key, None)
+    elif isinstance(value, tuple):
+        for part, item in zip(parts, value, strict=True):
+            _check_range(part, item, key)
+
+
+def _in_range(value: Any, limits: Between, key: str, file: Path | None) -> Any:
+    if not limits.low <= value <= limits.high:  # which NaN is not either
+        unbounded = limits.high >= UNBOUNDED and not value > limits.high
+        expected = f"{limits.low:g} or more" if unbounded else f"{limits.low:g} to {limits.high:g}"
+        raise RecipeError(key, f"found {shown(value)}, expected {expected}", file=file)
+    return value

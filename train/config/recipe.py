@@ -9,13 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from salt.errors import InputError
+from salt.io.fields import Between
 from salt.memory import MemoryPolicy
 from salt.schedule import Schedule
 
 SavedActivations = Literal["input", "attention", "products"]
+# Ranges, which `train.config.loader` checks.
+Count = Annotated[int, Between(1, 10**9)]
+CountOrNone = Annotated[int, Between(0, 10**9)]  # 0: none
+Share = Annotated[float, Between(0, 1)]
+Weight = Annotated[float, Between(0, 1000)]  # of a loss
+Guidance = Annotated[float, Between(0, 100)]
+LearningRate = Annotated[float, Between(0, 1)]
+Decay = Annotated[float, Between(0, 0.999999)]
+StepCount = Annotated[int, Between(1, 1000)]
 
 
 class RecipeError(InputError):
@@ -54,7 +64,7 @@ class Models:
     weights: Literal["auto", "ema", "regular"] = "auto"
     text: str = "words"
     vae: str = ""
-    lora_rank: int = 0
+    lora_rank: CountOrNone = 0
     offload: bool = False
     checkpointing: bool = True
     keep: SavedActivations = "attention"
@@ -90,15 +100,15 @@ class Rollouts:
     """
 
     kind: Literal["autoregressive", "bidirectional"] = "autoregressive"
-    frames: int = 21
-    height: int = 60
-    width: int = 104
-    window: int = 0
-    frames_per_block: int = 3
+    frames: Count = 21
+    height: Count = 60
+    width: Count = 104
+    window: CountOrNone = 0
+    frames_per_block: Count = 3
     independent_first_frame: bool = False
     memory: str = "full"
-    share: Mapping[int, float] = field(default_factory=lambda: {4: 1.0})
-    shift: float = 5.0
+    share: Mapping[int, Share] = field(default_factory=lambda: {4: 1.0})
+    shift: Annotated[float, Between(0.01, 100)] = 5.0
 
 
 @dataclass(frozen=True)
@@ -114,19 +124,19 @@ class Losses:
     noise_aligned: the reference re-noises with the student's noise at shared steps and takes Euler steps between them.
     """
 
-    guidance: float = 3.0
-    guidance_max: float = 0.0
+    guidance: Guidance = 3.0
+    guidance_max: Guidance = 0.0
     score: Literal["bidirectional", "causal"] = "bidirectional"
-    semigroup: float = 0.0
+    semigroup: Weight = 0.0
     semigroup_time_weight: bool = True
     semigroup_stop_gradient: bool = True
     semigroup_operator: Literal["euler", "sampler"] = "euler"
     align: Literal["none", "paper", "release"] = "none"
-    align_weight: float = 0.1
-    align_start: int = 200
-    align_block: int = 20
+    align_weight: Weight = 0.1
+    align_start: CountOrNone = 200
+    align_block: CountOrNone = 20
     align_distance: Literal["trd", "mmd", "rbf"] = "trd"
-    align_margin: float = 0.1
+    align_margin: Weight = 0.1
     noise_aligned: bool = True
 
 
@@ -142,11 +152,11 @@ class InitialStages:
     """
 
     teacher: Literal["bidirectional", "causal"] = "bidirectional"
-    teacher_steps: int = 48
-    guidance: float = 5.0
-    clips: int = 1000
-    history_noise: float = 0.0
-    prompt_dropout: float = 0.0
+    teacher_steps: Count = 48
+    guidance: Guidance = 5.0
+    clips: Count = 1000
+    history_noise: Share = 0.0
+    prompt_dropout: Share = 0.0
 
 
 @dataclass(frozen=True)
@@ -158,18 +168,18 @@ class Optimisation:
     compile: transformer blocks go through `torch.compile`, which takes minutes at the start of a run.
     """
 
-    batch: int = 64
-    micro_batch: int = 1
-    updates: int = 1000
-    critic_per_generator: int = 5
-    lr: float = 2e-6
-    critic_lr: float = 4e-7
-    warmup: int = 0
-    betas: tuple[float, float] = (0.0, 0.999)
-    weight_decay: float = 0.01
-    clip: float = 10.0
-    ema: float = 0.99
-    ema_start: int = 200
+    batch: Count = 64
+    micro_batch: Count = 1
+    updates: Count = 1000
+    critic_per_generator: Count = 5
+    lr: LearningRate = 2e-6
+    critic_lr: LearningRate = 4e-7
+    warmup: CountOrNone = 0
+    betas: tuple[Decay, Decay] = (0.0, 0.999)
+    weight_decay: Annotated[float, Between(0, 10)] = 0.01
+    clip: Annotated[float, Between(0, 1e9)] = 10.0
+    ema: Share = 0.99
+    ema_start: CountOrNone = 200
     optimizer: Literal["adamw", "fused", "8bit"] = "adamw"
     precision: Literal["no", "bf16"] = "bf16"
     compile: bool = False
@@ -187,14 +197,14 @@ class RunSettings:
     """
 
     out: str = ""
-    seed: int = 0
-    save_every: int = 50
-    keep: int = 2
-    sample_every: int = 0
-    sample_prompts: int = 4
-    sample_steps: tuple[int, int] = (4, 2)
+    seed: Annotated[int, Between(0, 2**63 - 1)] = 0
+    save_every: CountOrNone = 50
+    keep: Count = 2
+    sample_every: CountOrNone = 0
+    sample_prompts: Count = 4
+    sample_steps: tuple[StepCount, StepCount] = (4, 2)
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
-    diverged: float = 100.0
+    diverged: Annotated[float, Between(1, 1e9)] = 100.0
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,8 @@ from pathlib import Path
 from salt.io.prompt_files import read_prompts
 from salt.schedule import STEP_LISTS
 from train.config.downloads import WAN_PTH_FILES, with_download
+from train.config.loader import check_ranges
 from train.config.recipe import Recipe, RecipeError
-
-AT_LEAST_ONE = {
-    "optimisation": ("batch", "micro_batch", "updates", "critic_per_generator"),
-    "rollout": ("frames", "height", "width", "frames_per_block"),
-    "run": ("keep",),
-}
-AT_LEAST_ZERO = {
-    "optimisation": ("lr", "critic_lr", "warmup", "weight_decay", "clip", "ema_start"),
-    "run": ("save_every", "sample_every"),
-}
 
 
 def check_recipe(recipe: Recipe, processes: int = 1) -> None:
@@ -105,7 +96,7 @@ def check_prompt_file(path: Path) -> None:
 
 def check_settings(recipe: Recipe, processes: int = 1) -> None:
     """Raise RecipeError for settings that cannot work together, wherever the files are."""
-    _check_bounds(recipe)
+    check_ranges(recipe)
     _check_rollout(recipe)
     _check_losses(recipe)
     if recipe.stage != "distill":
@@ -116,15 +107,6 @@ def check_settings(recipe: Recipe, processes: int = 1) -> None:
     tracker = recipe.run.tracker
     if tracker != "none" and not importlib.util.find_spec(tracker):
         raise RecipeError("run.tracker", f"found {tracker} without its package, pip install it or use none")
-
-
-def _check_bounds(recipe: Recipe) -> None:
-    for lowest, sections in ((1, AT_LEAST_ONE), (0, AT_LEAST_ZERO)):
-        for section, names in sections.items():
-            for name in names:
-                value = getattr(getattr(recipe, section), name)
-                if not value >= lowest:  # which NaN is not either
-                    raise RecipeError(f"{section}.{name}", f"found {value}, expected {lowest} or more")
 
 
 def _check_rollout(recipe: Recipe) -> None:
