@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,13 +34,20 @@ def memory_files() -> list[str]:
     """Saved memories in output/ and input/, as `salt_memories/NAME.safetensors [output]`, newest first."""
     found = []
     for kind, root in _folders():
-        for path in (root / FOLDER).rglob("*.safetensors"):
-            name = path.relative_to(root)
-            # Hidden folders hold what is being written, and what killed runs left.
-            hidden = path.stem.endswith(NEGATIVE_SUFFIX) or any(part.startswith(".") for part in name.parts)
-            if not hidden and path.is_file():  # no link to a disk that is not mounted
-                found.append((path.stat().st_mtime_ns, f"{name.as_posix()} [{kind}]"))
+        for path in _listed(root / FOLDER):
+            with suppress(FileNotFoundError):  # removed meanwhile, or a link to a disk that is not mounted
+                found.append((path.stat().st_mtime_ns, f"{path.relative_to(root).as_posix()} [{kind}]"))
     return [name for _, name in sorted(found, reverse=True)]
+
+
+def _listed(folder: Path) -> Iterator[Path]:
+    """Memory files below a folder. Hidden folders hold what is being written, and what killed runs left."""
+    for place, inner, names in os.walk(folder):  # unlike rglob, it passes over folders that are removed meanwhile
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        for name in names:
+            path = Path(place, name)
+            if path.suffix == ".safetensors" and not name.startswith(".") and not path.stem.endswith(NEGATIVE_SUFFIX):
+                yield path
 
 
 def memory_path(name: str) -> Path:

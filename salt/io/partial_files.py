@@ -39,9 +39,9 @@ def remove_leftovers(path: Path, ending: str) -> None:
 
 def remove_leftovers_below(folder: Path, ending: str = ".part") -> None:
     """Remove the hidden files that processes that are gone left for any target in a folder, or below it."""
-    for place, _, _ in os.walk(folder):
-        if os.path.isdir(place):  # it may have been removed as a leftover of the folder around it
-            _remove_leftovers(Path(place), ".+", re.escape(ending))
+    for place, inner, _ in os.walk(folder):
+        inner[:] = [name for name in inner if not name.startswith(".")]  # a hidden folder goes as a whole
+        _remove_leftovers(Path(place), ".+", re.escape(ending))
 
 
 def _remove_leftovers(folder: Path, name: str, ending: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import random
+import shutil
 import time
 
 import pytest
@@ -58,10 +60,67 @@ def test_a_server_killed_while_it_writes_a_memory_leaves_the_old_one(base):
     try:
         offered = again.node_info()["SaltLoadMemory"]["input"]["required"]["file"]
         listed = offered[0] if isinstance(offered[0], list) else offered[1]["options"]
-        assert listed == [f"salt_memories/{MEMORY} [output]"]
+        assert listed == ["newest", f"salt_memories/{MEMORY} [output]"]
         again.run(small(twin("extend_from_memory")))
     finally:
         again.stop()
+
+
+@pytest.mark.slow
+def test_servers_killed_at_random_moments_of_a_save_lose_nothing(base):
+    folder, rng, before = base / "output" / "salt_memories", random.Random(6), {}
+    large = without(twin("save_memory"), "SaveVideo", "SaltDecode", "SaveLatent", "SaltInspectMemory")
+    large[node(large, "SaltRollout")]["inputs"] |= {"width": 128, "height": 128, "nfe": "2"}
+    for _ in range(4):
+        server, had = LocalServer(base), len(before)
+        server.queue(large)
+        until = time.monotonic() + 300
+        while not list(folder.glob(".*.part")) and len(list(folder.glob("*.safetensors"))) == had:
+            assert time.monotonic() < until, server.log[-2000:]
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.05))
+        server.kill()
+        now = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.safetensors")}
+        assert before.items() <= now.items()
+        assert all(load_memory(path).next_frame == 21 for path in now)
+        before = now
+    again = LocalServer(base)
+    try:
+        again.run(small(large))
+        assert not list(folder.glob(".*")) and len(list(folder.iterdir())) == len(before) + 1
+    finally:
+        again.stop()
+
+
+NEWEST = {
+    "1": {"class_type": "SaltLoadMemory", "inputs": {"file": "newest"}},
+    "2": {"class_type": "SaltInspectMemory", "inputs": {"memory": ["1", 0]}},
+}
+
+
+def test_the_newest_memory_is_read_again_when_there_is_a_newer_one(server):
+    shutil.rmtree(server.base / "output" / "salt_memories", ignore_errors=True)
+    with pytest.raises(ServerError, match=r"\(SaltLoadMemory\): file newest: found no memory in"):
+        server.run(NEWEST)
+
+    def cached():
+        messages = server.run(NEWEST).status.messages
+        return [number for event, about in messages if event == "execution_cached" for number in about["nodes"]]
+
+    saving = without(small(twin("save_memory")), "SaveVideo", "SaltDecode", "SaveLatent", "SaltInspectMemory")
+    server.run(saving)
+    assert cached() == [] and sorted(cached()) == ["1", "2"]
+    saving[node(saving, "SaltRollout")]["inputs"]["seed"] += 1
+    server.run(saving)
+    assert cached() == []
+
+
+def test_a_prefix_elsewhere_is_refused_before_anything_runs(server):
+    prompt = small(twin("save_memory"))
+    prompt[node(prompt, "SaltSaveMemory")]["inputs"]["filename_prefix"] = "elsewhere/%date:yyyy%"
+    with pytest.raises(ServerError, match="filename_prefix: found 'elsewhere/.*expected a name below salt_memories/"):
+        server.run(prompt)
+    assert not (server.base / "output" / "elsewhere").exists()
 
 
 def test_a_memory_of_another_model_is_refused_by_name(server):

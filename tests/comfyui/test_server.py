@@ -113,10 +113,10 @@ def test_a_workflow_is_taken_as_it_is_and_runs_to_its_end_when_small(server, nam
     server.cancel(number)
     made = list(results(server.run(small(twin(name)))))
     savers = [n for n in twin(name).values() if n["class_type"] in ("SaveVideo", "SaveAnimatedWEBP")]
-    saved = [r for r in made if r.name.endswith((".mp4", ".webp"))]
+    saved = [r for r in made if r.filename.endswith((".mp4", ".webp"))]
     assert len(saved) == len(savers)
     for result in saved:
-        assert (server.base / "output" / result.subfolder / result.name).stat().st_size > 500
+        assert (server.base / "output" / result.subfolder / result.filename).stat().st_size > 500
 
 
 def kinds(name):

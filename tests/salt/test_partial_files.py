@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from salt.io.atomic import atomic_folder, atomic_write, write_tensors, write_text
-from salt.io.partial_files import RUN, new_partial
+from salt.io.partial_files import RUN, new_partial, remove_leftovers_below
 from salt.io.video import PARTIAL_ENDING, VideoWriter
 from train.distributed.checkpointing import CheckpointFolder
 
@@ -52,6 +52,18 @@ def test_files_of_another_machine_are_removed_after_a_day(tmp_path, monkeypatch)
     os.utime(old, (0, 0))
     write_text(path, "whole")
     assert {p.name for p in tmp_path.iterdir()} == {path.name, new.name}
+
+
+def test_leftovers_of_any_name_below_a_folder(tmp_path, dead_process):
+    (tmp_path / "2026").mkdir()
+    targets = [tmp_path / "a.safetensors", tmp_path / "2026" / "b_00001_.safetensors"]
+    mine = [new_partial(path, ".part") for path in targets]
+    for folder in [*mine, *(of_process(folder, dead_process) for folder in mine)]:
+        folder.mkdir()
+        (folder / "half.safetensors").write_text("begun")
+    (tmp_path / ".a.part").write_text("another program's")
+    remove_leftovers_below(tmp_path)
+    assert set(tmp_path.rglob(".*")) == {*mine, tmp_path / ".a.part"}
 
 
 def test_every_writer_removes_the_leftovers_of_its_target(tmp_path, dead_process):
