@@ -76,7 +76,8 @@ class MockSession:
         return {
             "type": "state", "status": self.status, "branch": self.branch, "block": self.frame // BLOCK,
             "frame": self.frame, "seconds": self.frame / FPS, "prompts": [{"text": self.prompt, "weight": 1.0}],
-            **self.settings, "fps_made": 48.0, "lead_blocks": 1.0, "drops": 0, "bookmarks": self.bookmarks, "branches": [asdict(b) for b in self.branches],
+            **self.settings, "fps_made": 48.0, "lead_blocks": 1.0, "drops": 0, "bookmarks": self.bookmarks,
+            "branches": [asdict(b) for b in self.branches],
             "rewind_from": 0.0, "viewers": 1, "steerer": "v1", "recording": True, "message": "",
         }  # fmt: skip
 

@@ -40,8 +40,14 @@ function named() {
   document.title = text.t("title");
 }
 const other = text.say(make("button", { type: "button", class: "quiet", onclick: language }), "language");
-const keys = text.say(make("button", { type: "button", class: "quiet", "aria-keyshortcuts": "?", onclick: showHelp }), "help");
-view.top.prepend(make("img", { class: "logo", src: "static/icon.svg", alt: "", width: 26, height: 26 }), text.say(make("h1"), "title"));
+const keys = text.say(
+  make("button", { type: "button", class: "quiet", "aria-keyshortcuts": "?", onclick: showHelp }),
+  "help",
+);
+view.top.prepend(
+  make("img", { class: "logo", src: "static/icon.svg", alt: "", width: 26, height: 26 }),
+  text.say(make("h1"), "title"),
+);
 view.top.append(make("span", { class: "grow" }), other, keys);
 view.element.append(help.dialog);
 listen(view, { help: showHelp, language });

@@ -34,7 +34,11 @@ export function icon(name) {
   const path = document.createElementNS(SVG, "path");
   path.setAttribute("d", PATHS[name]);
   const svg = document.createElementNS(SVG, "svg");
-  for (const [key, value] of Object.entries({ viewBox: "0 0 24 24", class: `icon icon-${name}`, "aria-hidden": "true" }))
+  for (const [key, value] of Object.entries({
+    viewBox: "0 0 24 24",
+    class: `icon icon-${name}`,
+    "aria-hidden": "true",
+  }))
     svg.setAttribute(key, value);
   svg.append(path);
   return svg;

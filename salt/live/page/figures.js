@@ -9,8 +9,11 @@ export class Figures {
     Object.assign(this, { connection, player, text });
     this.latency = null; // seconds from the latest prompt sent to its first frame on screen
     this.values = Object.fromEntries(NAMES.map((name) => [name, make("dd", { "data-figure": name })]));
-    this.element = make("dl", { class: "figures" },
-      ...NAMES.map((name) => make("div", {}, text.say(make("dt"), name), this.values[name])));
+    this.element = make(
+      "dl",
+      { class: "figures" },
+      ...NAMES.map((name) => make("div", {}, text.say(make("dt"), name), this.values[name])),
+    );
     container.append(this.element);
     this.end = connection.on("control", ({ control, stage, shownMs }) => {
       if (control === "prompt" && stage === "shown") this.latency = shownMs / 1000;

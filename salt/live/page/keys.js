@@ -7,10 +7,27 @@ const TYPES_IN = "textarea, select, [contenteditable], input:not([type=checkbox]
 
 /** Rows of the list: the keys as shown, the text's key, and whether it needs a known vocabulary. */
 export const LIST = [
-  ["Space", "k_space"], [".", "k_step"], ["/", "k_prompt"], ["Enter", "k_send"], ["Esc", "k_leave"],
-  ["1 2 3 4", "k_how"], ["← ↑ ↓ →", "k_arrows", true], ["Q", "k_speed", true], ["C", "k_colour", true],
-  ["O", "k_shape", true], ["R", "k_rewind"], ["F", "k_fork"], ["B", "k_bookmark"], ["G", "k_back"], ["T", "k_strip"],
-  ["Shift+S", "k_stop"], ["V", "k_video"], ["J", "k_replay"], ["M", "k_more"], ["L", "k_language"], ["K", "k_steer"],
+  ["Space", "k_space"],
+  [".", "k_step"],
+  ["/", "k_prompt"],
+  ["Enter", "k_send"],
+  ["Esc", "k_leave"],
+  ["1 2 3 4", "k_how"],
+  ["← ↑ ↓ →", "k_arrows", true],
+  ["Q", "k_speed", true],
+  ["C", "k_colour", true],
+  ["O", "k_shape", true],
+  ["R", "k_rewind"],
+  ["F", "k_fork"],
+  ["B", "k_bookmark"],
+  ["G", "k_back"],
+  ["T", "k_strip"],
+  ["Shift+S", "k_stop"],
+  ["V", "k_video"],
+  ["J", "k_replay"],
+  ["M", "k_more"],
+  ["L", "k_language"],
+  ["K", "k_steer"],
   ["?", "k_help"],
 ];
 
@@ -18,10 +35,20 @@ export const LIST = [
 export function listen(view, page) {
   const { actions } = view;
   const plain = {
-    " ": actions.pause, ".": actions.step, "/": () => view.box.area.focus(), b: actions.bookmark, g: actions.back,
-    r: () => actions.backBy("rewind", 3), f: () => actions.backBy("fork", 3), t: () => view.strip.body.querySelector("[data-current=true] .track")?.focus(),
-    v: () => view.transport.video.click(), j: () => view.transport.replay.click(), l: page.language, k: actions.steer,
-    m: () => (view.settings.element.open = !view.settings.element.open), "?": page.help,
+    " ": actions.pause,
+    ".": actions.step,
+    "/": () => view.box.area.focus(),
+    b: actions.bookmark,
+    g: actions.back,
+    r: () => actions.backBy("rewind", 3),
+    f: () => actions.backBy("fork", 3),
+    t: () => view.strip.body.querySelector("[data-current=true] .track")?.focus(),
+    v: () => view.transport.video.click(),
+    j: () => view.transport.replay.click(),
+    l: page.language,
+    k: actions.steer,
+    m: () => (view.settings.element.open = !view.settings.element.open),
+    "?": page.help,
   };
   ["keep", "recache", "cut", "blend"].forEach((how, i) => (plain[i + 1] = () => view.box.choose(how)));
   for (const [key, group] of Object.entries({ q: "speed", c: "colour", o: "shape" }))
@@ -29,7 +56,8 @@ export function listen(view, page) {
 
   const act = (event) => {
     const { target, key } = event;
-    if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || document.querySelector("dialog[open]")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || document.querySelector("dialog[open]"))
+      return;
     if (key === "Escape" && target.matches(TYPES_IN)) return void target.blur();
     if (target.matches(TYPES_IN)) return;
     if (target.matches("input[type=range]") && directionOf(key)) return; // they move the slider
@@ -55,8 +83,11 @@ export function helpDialog(text) {
   const title = text.say(make("h2", { id: "salt-keys" }), "help");
   const dialog = make("dialog", { class: "help", "aria-labelledby": "salt-keys" }, title, list, close);
   const show = (words) => {
-    list.replaceChildren(...LIST.filter(([, , needsWords]) => words || !needsWords).map(([keys, key]) =>
-      make("div", {}, make("dt", {}, make("kbd", {}, keys)), make("dd", {}, text.t(key)))));
+    list.replaceChildren(
+      ...LIST.filter(([, , needsWords]) => words || !needsWords).map(([keys, key]) =>
+        make("div", {}, make("dt", {}, make("kbd", {}, keys)), make("dd", {}, text.t(key))),
+      ),
+    );
     dialog.showModal();
   };
   return { dialog, show };

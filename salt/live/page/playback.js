@@ -14,8 +14,10 @@
  * - frames whose time passed while the page was not drawn.
  */
 
-export const SLOWEST = 0.92, FASTEST = 1.12;
-export const KEPT_FRAMES = 3, KEPT_MS = 180; // of the frames older than a control
+export const SLOWEST = 0.92,
+  FASTEST = 1.12;
+export const KEPT_FRAMES = 3,
+  KEPT_MS = 180; // of the frames older than a control
 export const MOST_BLOCKS = 4;
 const GAIN = 0.25; // of rate per second of surplus
 

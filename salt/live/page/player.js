@@ -53,8 +53,17 @@ export class Player {
   }
 
   take({ images, frame, index, ...header }) {
-    const frames = images.map((image, i) => ({ ...header, frame: frame + i, index: index + i, decoded: createImageBitmap(image) }));
-    for (const one of frames) one.decoded.then((bitmap) => this.ready(one, bitmap), () => this.ready(one, null));
+    const frames = images.map((image, i) => ({
+      ...header,
+      frame: frame + i,
+      index: index + i,
+      decoded: createImageBitmap(image),
+    }));
+    for (const one of frames)
+      one.decoded.then(
+        (bitmap) => this.ready(one, bitmap),
+        () => this.ready(one, null),
+      );
     this.controller.push(frames, performance.now());
   }
 
@@ -79,7 +88,8 @@ export class Player {
     if (this.held) return;
     const frame = this.controller.next(now, this.connection.state?.status === "playing");
     if (!frame) return;
-    if (frame.bitmap === undefined) frame.awaited = true; // its decoding ends within moments
+    if (frame.bitmap === undefined)
+      frame.awaited = true; // its decoding ends within moments
     else this.paint(frame);
     this.times.push(now);
     if (this.times.length > 33) this.times.shift();

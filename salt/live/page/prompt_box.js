@@ -4,7 +4,8 @@ import { icon, make } from "./dom.js";
 import { GROUPS, groupsOf, withWord, wordsOf } from "./words.js";
 
 export const HOWS = ["keep", "recache", "cut", "blend"];
-const LONGEST_PROMPT = 4000, MOST_PROMPTS = 8;
+const LONGEST_PROMPT = 4000,
+  MOST_PROMPTS = 8;
 
 export class PromptBox {
   /** `send(fields)` is called with the fields of a prompt control. */
@@ -24,7 +25,10 @@ export class PromptBox {
     const field = (key, input) => make("label", { class: "field" }, text.say(make("span"), key), input);
     this.sinkField = field("keepSink", this.keepSink);
     this.blendFields = make("span", { class: "fields" }, field("blocks", this.blocks), field("method", this.method));
-    this.add = text.say(make("button", { type: "button", class: "quiet", onclick: () => this.addRow("", 1).focus() }), "addPrompt");
+    this.add = text.say(
+      make("button", { type: "button", class: "quiet", onclick: () => this.addRow("", 1).focus() }),
+      "addPrompt",
+    );
     this.submit = text.say(make("button", { type: "submit", class: "primary" }), "send");
     this.pickers = make("div", { class: "pickers", hidden: true });
     this.form = make(
@@ -59,7 +63,14 @@ export class PromptBox {
       },
     });
     area.value = prompt;
-    const range = make("input", { type: "range", min: 0.05, max: 1, step: 0.05, value: weight, oninput: () => this.changed() });
+    const range = make("input", {
+      type: "range",
+      min: 0.05,
+      max: 1,
+      step: 0.05,
+      value: weight,
+      oninput: () => this.changed(),
+    });
     const remove = make("button", { type: "button", class: "quiet", onclick: () => this.removeRow(row) }, "×");
     const share = make("span", { class: "share", "aria-hidden": "true" });
     const mix = make("div", { class: "mix" }, range, share, remove);
@@ -132,11 +143,17 @@ export class PromptBox {
 
   /** Show the session's prompts, unless the reader is writing. */
   follow(prompts) {
-    if (this.edited || !prompts?.length || this.form.contains(document.activeElement) && document.activeElement === this.area) return;
+    if (
+      this.edited ||
+      !prompts?.length ||
+      (this.form.contains(document.activeElement) && document.activeElement === this.area)
+    )
+      return;
     const said = prompts.map(({ text }) => text);
     if (said.length === this.rows.length && said.every((one, i) => one === this.rows[i].area.value)) return;
     while (this.rows.length) this.rows.pop().element.remove();
-    for (const { text, weight } of prompts.slice(0, MOST_PROMPTS)) this.addRow(text, Math.min(1, Math.max(0.05, weight)));
+    for (const { text, weight } of prompts.slice(0, MOST_PROMPTS))
+      this.addRow(text, Math.min(1, Math.max(0.05, weight)));
     this.relabel();
   }
 
@@ -165,7 +182,8 @@ export class PromptBox {
 
   markWords() {
     const said = wordsOf(this.area.value);
-    for (const { group, word, button } of this.buttons) button.setAttribute("aria-pressed", String(said[group] === word));
+    for (const { group, word, button } of this.buttons)
+      button.setAttribute("aria-pressed", String(said[group] === word));
   }
 
   /** Replace one word of the first prompt and send it. */

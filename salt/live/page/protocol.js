@@ -4,14 +4,17 @@ const MAGIC = 0x31464c53; // "SLF1", little endian
 const HEADER_BYTES = 32;
 const TYPES = { 1: "image/jpeg", 2: "image/webp" };
 const UNSEEN = new Set(["pause", "resume", "step", "stop", "pace", "bookmark"]); // no picture is theirs
-const FIRST_WAIT_MS = 500, LONGEST_WAIT_MS = 10_000;
+const FIRST_WAIT_MS = 500,
+  LONGEST_WAIT_MS = 10_000;
 
 /** One binary message: its header and `images`, a Blob per frame. Throws a RangeError where it is none. */
 export function parseFrames(buffer) {
   const view = new DataView(buffer);
-  if (buffer.byteLength < HEADER_BYTES || view.getUint32(0, true) !== MAGIC) throw new RangeError("not a frame message");
+  if (buffer.byteLength < HEADER_BYTES || view.getUint32(0, true) !== MAGIC)
+    throw new RangeError("not a frame message");
   const number = (at) => view.getUint32(at, true);
-  const count = view.getUint16(28, true), type = TYPES[view.getUint8(30)];
+  const count = view.getUint16(28, true),
+    type = TYPES[view.getUint8(30)];
   if (!type) throw new RangeError(`unknown picture format ${view.getUint8(30)}`);
   const images = [];
   let at = HEADER_BYTES;
@@ -22,8 +25,14 @@ export function parseFrames(buffer) {
     at += 4 + length;
   }
   return {
-    generation: number(4), branch: number(8), block: number(12), event: number(16),
-    frame: number(20), index: number(24), cutover: (view.getUint8(31) & 1) === 1, images,
+    generation: number(4),
+    branch: number(8),
+    block: number(12),
+    event: number(16),
+    frame: number(20),
+    index: number(24),
+    cutover: (view.getUint8(31) & 1) === 1,
+    images,
   };
 }
 

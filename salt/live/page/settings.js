@@ -2,8 +2,16 @@
 
 import { make } from "./dom.js";
 
-const POLICIES = ["full", "window:12", "sink:3,window:12", "relative:3,window:12", "cyclic:21", "blended:3,window:12,blend:0.9"];
-const NFES = [2, 4, 8], PACES = ["realtime", "free"];
+const POLICIES = [
+  "full",
+  "window:12",
+  "sink:3,window:12",
+  "relative:3,window:12",
+  "cyclic:21",
+  "blended:3,window:12,blend:0.9",
+];
+const NFES = [2, 4, 8],
+  PACES = ["realtime", "free"];
 
 export class Settings {
   /** `act(control, fields)` sends a control. */
@@ -15,17 +23,29 @@ export class Settings {
     this.nfe = this.choices("nfe", NFES, (nfe) => act("nfe", { nfe }));
     this.pace = this.choices("pace", PACES, (pace) => act("pace", { pace }));
     const line = (key, input, send) =>
-      make("form", { class: "field", onsubmit: (event) => (event.preventDefault(), send()) },
-        make("label", {}, text.say(make("span"), key), input), text.say(make("button", { type: "submit" }), "set"));
+      make(
+        "form",
+        { class: "field", onsubmit: (event) => (event.preventDefault(), send()) },
+        make("label", {}, text.say(make("span"), key), input),
+        text.say(make("button", { type: "submit" }), "set"),
+      );
     const number = (input) => (input.value === "" ? undefined : Number(input.value));
     text.say(this.seed, "seedHint", "title");
-    this.element = make("details", { class: "more" }, text.say(make("summary"), "more"),
-      make("div", { class: "settings" },
+    this.element = make(
+      "details",
+      { class: "more" },
+      text.say(make("summary"), "more"),
+      make(
+        "div",
+        { class: "settings" },
         line("seed", this.seed, () => act("seed", { seed: number(this.seed) })),
         line("guidance", this.guidance, () => act("guidance", { guidance: number(this.guidance) })),
         line("policy", this.policy, () => act("policy", { policy: this.policy.value.trim() })),
-        this.nfe.element, this.pace.element,
-        make("datalist", { id: "salt-policies" }, ...POLICIES.map((value) => make("option", { value })))));
+        this.nfe.element,
+        this.pace.element,
+        make("datalist", { id: "salt-policies" }, ...POLICIES.map((value) => make("option", { value }))),
+      ),
+    );
     container.append(this.element);
   }
 
@@ -36,14 +56,16 @@ export class Settings {
     });
     const group = this.text.say(make("div", { class: "segments", role: "group" }, ...buttons), key, "aria-label");
     const element = make("div", { class: "field" }, this.text.say(make("span"), key), group);
-    const mark = (current) => buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(values[i] === current)));
+    const mark = (current) =>
+      buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(values[i] === current)));
     return { element, mark, buttons };
   }
 
   draw({ seed, guidance, policy, nfe, pace }, enabled) {
     const shown = { seed, guidance, policy };
     for (const [name, value] of Object.entries(shown))
-      if (document.activeElement !== this[name] && this[`${name}Shown`] !== value) this[name].value = this[`${name}Shown`] = value ?? "";
+      if (document.activeElement !== this[name] && this[`${name}Shown`] !== value)
+        this[name].value = this[`${name}Shown`] = value ?? "";
     this.nfe.mark(nfe);
     this.pace.mark(pace);
     for (const button of this.element.querySelectorAll("button")) button.disabled = !enabled;

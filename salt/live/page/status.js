@@ -7,12 +7,24 @@ export class Status {
   constructor(container, connection, text, { steer, pageLink = false }) {
     Object.assign(this, { connection, text });
     this.pill = make("span", { class: "pill", role: "status" });
-    this.retry = text.say(make("button", { type: "button", class: "quiet", hidden: true, onclick: () => connection.retry() }), "retry");
+    this.retry = text.say(
+      make("button", { type: "button", class: "quiet", hidden: true, onclick: () => connection.retry() }),
+      "retry",
+    );
     this.recording = text.say(make("span", { class: "recording", hidden: true }), "recording");
     this.viewers = make("span", { class: "viewers" });
     this.steering = make("span", { class: "steering" });
     this.steer = make("button", { type: "button", class: "quiet", onclick: steer });
-    this.element = make("div", { class: "status" }, this.pill, this.retry, this.recording, this.viewers, this.steering, this.steer);
+    this.element = make(
+      "div",
+      { class: "status" },
+      this.pill,
+      this.retry,
+      this.recording,
+      this.viewers,
+      this.steering,
+      this.steer,
+    );
     if (pageLink) {
       this.page = text.say(make("a", { target: "_blank", hidden: true }), "fullPage");
       this.element.append(this.page);
@@ -47,7 +59,9 @@ export class Status {
     this.viewers.textContent = text.t("viewers", { count: state?.viewers ?? 1 });
     this.steering.textContent = text.t(connection.steers ? "steers" : "watches");
     const asked = connection.steers ? connection.asking.length : 0;
-    this.steer.textContent = asked ? text.t("releaseAsked", { count: asked }) : text.t(connection.steers ? "release" : "steer");
+    this.steer.textContent = asked
+      ? text.t("releaseAsked", { count: asked })
+      : text.t(connection.steers ? "release" : "steer");
     this.steer.classList.toggle("quiet", !asked);
     if (connection.steers && (state?.viewers ?? 1) < 2) this.steer.hidden = true; // nobody to hand over to
   }

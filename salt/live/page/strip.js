@@ -17,17 +17,32 @@ class Row {
     this.prompts = make("div", { class: "spans" });
     this.mark = make("div", { class: "cursor", hidden: true }, make("span", {}));
     this.playhead = make("div", { class: "playhead", hidden: true });
-    this.track = make("div", {
-      class: "track", role: "slider", tabindex: 0, "aria-valuemin": 0,
-      onpointermove: (event) => this.point(this.frameAt(event)),
-      onpointerleave: () => (this.mark.hidden = true),
-      onclick: (event) => strip.goFrom(this, this.frameAt(event), event.shiftKey),
-      onkeydown: (event) => this.key(event),
-      onfocus: () => this.point(Math.min(this.cursor || this.branch.frames, this.branch.frames - 1)),
-      onblur: () => (this.mark.hidden = true),
-    }, this.pictures, this.prompts, this.playhead, this.mark);
+    this.track = make(
+      "div",
+      {
+        class: "track",
+        role: "slider",
+        tabindex: 0,
+        "aria-valuemin": 0,
+        onpointermove: (event) => this.point(this.frameAt(event)),
+        onpointerleave: () => (this.mark.hidden = true),
+        onclick: (event) => strip.goFrom(this, this.frameAt(event), event.shiftKey),
+        onkeydown: (event) => this.key(event),
+        onfocus: () => this.point(Math.min(this.cursor || this.branch.frames, this.branch.frames - 1)),
+        onblur: () => (this.mark.hidden = true),
+      },
+      this.pictures,
+      this.prompts,
+      this.playhead,
+      this.mark,
+    );
     this.flags = make("div", { class: "flags" });
-    this.element = make("div", { class: "strip-row" }, make("div", { class: "branch-name" }, this.go), make("div", { class: "row-body" }, this.track, this.flags));
+    this.element = make(
+      "div",
+      { class: "strip-row" },
+      make("div", { class: "branch-name" }, this.go),
+      make("div", { class: "row-body" }, this.track, this.flags),
+    );
   }
 
   frameAt(event) {
@@ -40,7 +55,10 @@ class Row {
 
   point(frame) {
     const { framesPerBlock, text, fps } = this.strip;
-    this.cursor = Math.max(this.branch.fork_frame ?? 0, blockStart(Math.min(frame, this.branch.frames - 1), framesPerBlock));
+    this.cursor = Math.max(
+      this.branch.fork_frame ?? 0,
+      blockStart(Math.min(frame, this.branch.frames - 1), framesPerBlock),
+    );
     const time = clock(this.cursor / fps);
     this.mark.hidden = false;
     this.mark.style.left = this.x(this.cursor);
@@ -106,11 +124,13 @@ class Row {
     const drawn = JSON.stringify([spans, this.strip.step]);
     if (drawn === this.drawnPrompts) return;
     this.drawnPrompts = drawn;
-    this.prompts.replaceChildren(...spans.map(({ frame, end, text }, i) => {
-      const span = make("span", { class: "span", "data-odd": String(i % 2), title: text }, text);
-      [span.style.left, span.style.width] = [this.x(frame), this.x(end - frame)];
-      return span;
-    }));
+    this.prompts.replaceChildren(
+      ...spans.map(({ frame, end, text }, i) => {
+        const span = make("span", { class: "span", "data-odd": String(i % 2), title: text }, text);
+        [span.style.left, span.style.width] = [this.x(frame), this.x(end - frame)];
+        return span;
+      }),
+    );
   }
 
   drawFlags() {
@@ -119,15 +139,25 @@ class Row {
     const drawn = JSON.stringify([marks, strip.step, strip.text.language, strip.enabled]);
     if (drawn === this.drawnFlags) return;
     this.drawnFlags = drawn;
-    this.flags.replaceChildren(...marks.map(({ id, name, frame }) => {
-      const label = strip.text.t("bookmarkGo", { name });
-      const flag = make("button", {
-        type: "button", class: "flag", title: label, "aria-label": label, disabled: !strip.enabled,
-        onclick: () => strip.act("goto", { bookmark: id }),
-      }, icon("bookmark"));
-      flag.style.left = this.x(frame);
-      return flag;
-    }));
+    this.flags.replaceChildren(
+      ...marks.map(({ id, name, frame }) => {
+        const label = strip.text.t("bookmarkGo", { name });
+        const flag = make(
+          "button",
+          {
+            type: "button",
+            class: "flag",
+            title: label,
+            "aria-label": label,
+            disabled: !strip.enabled,
+            onclick: () => strip.act("goto", { bookmark: id }),
+          },
+          icon("bookmark"),
+        );
+        flag.style.left = this.x(frame);
+        return flag;
+      }),
+    );
   }
 }
 
@@ -144,18 +174,34 @@ export class Strip {
     this.mode = "rewind";
     this.scrolledAt = -Infinity;
     this.modes = ["rewind", "fork"].map((mode) =>
-      text.say(text.say(make("button", { type: "button", onclick: () => this.setMode(mode) }), mode), `${mode}Hint`, "title"));
+      text.say(
+        text.say(make("button", { type: "button", onclick: () => this.setMode(mode) }), mode),
+        `${mode}Hint`,
+        "title",
+      ),
+    );
     this.empty = text.say(make("p", { class: "hint" }), "stripEmpty");
-    this.body = make("div", { class: "strip-rows", onpointerdown: () => this.scrolled(), onwheel: () => this.scrolled() });
+    this.body = make("div", {
+      class: "strip-rows",
+      onpointerdown: () => this.scrolled(),
+      onwheel: () => this.scrolled(),
+    });
     this.head = make("div", { class: "downloads" }); // for what belongs to the clip as a whole
-    this.element = make("section", { class: "strip" },
-      make("div", { class: "strip-head" },
+    this.element = make(
+      "section",
+      { class: "strip" },
+      make(
+        "div",
+        { class: "strip-head" },
         text.say(make("h2"), "strip"),
         this.head,
         make("span", { class: "grow" }),
         text.say(make("span", { class: "hint" }), "click"),
-        text.say(make("div", { class: "segments", role: "group" }, ...this.modes), "click", "aria-label")),
-      this.empty, this.body);
+        text.say(make("div", { class: "segments", role: "group" }, ...this.modes), "click", "aria-label"),
+      ),
+      this.empty,
+      this.body,
+    );
     text.say(this.element, "strip", "aria-label");
     container.append(this.element);
     this.setMode("rewind");
@@ -225,8 +271,10 @@ export class Strip {
       if (id !== branch) continue;
       row.playhead.style.left = row.x(Math.min(frame, row.branch.frames));
       if (performance.now() - this.scrolledAt > FOLLOW_MS) {
-        const x = (frame / this.step) * WIDTH, { scrollLeft, clientWidth } = this.body;
-        if (x < scrollLeft || x > scrollLeft + clientWidth - 2 * WIDTH) this.body.scrollLeft = Math.max(0, x - clientWidth * 0.6);
+        const x = (frame / this.step) * WIDTH,
+          { scrollLeft, clientWidth } = this.body;
+        if (x < scrollLeft || x > scrollLeft + clientWidth - 2 * WIDTH)
+          this.body.scrollLeft = Math.max(0, x - clientWidth * 0.6);
       }
     }
   }

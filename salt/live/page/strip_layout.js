@@ -21,11 +21,16 @@ export function promptSpans({ fork_frame: fork, frames, prompts }) {
   const from = fork ?? 0;
   const changes = [];
   for (const { frame, text } of prompts ?? []) {
-    if (changes.at(-1)?.frame === frame) changes.at(-1).text += ` + ${text}`; // several with weights
+    if (changes.at(-1)?.frame === frame)
+      changes.at(-1).text += ` + ${text}`; // several with weights
     else changes.push({ frame, text });
   }
   return changes
-    .map(({ frame, text }, i) => ({ frame: Math.max(from, frame), end: Math.min(frames, changes[i + 1]?.frame ?? frames), text }))
+    .map(({ frame, text }, i) => ({
+      frame: Math.max(from, frame),
+      end: Math.min(frames, changes[i + 1]?.frame ?? frames),
+      text,
+    }))
     .filter(({ frame, end }) => end > frame);
 }
 

@@ -13,7 +13,12 @@ export class Transport {
     };
     this.pauseLabel = make("span", { class: "label" });
     this.pauseIcon = make("span", { class: "icon-box" });
-    this.pause = make("button", { type: "button", class: "primary", onclick: () => actions.pause() }, this.pauseIcon, this.pauseLabel);
+    this.pause = make(
+      "button",
+      { type: "button", class: "primary", onclick: () => actions.pause() },
+      this.pauseIcon,
+      this.pauseLabel,
+    );
     this.step = button("step", "step");
     this.bookmark = button("bookmark", "bookmark");
     this.stop = button("stop", "stop");

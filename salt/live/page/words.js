@@ -22,7 +22,9 @@ const tokens = (prompt) => prompt.toLowerCase().match(/[a-z]+/g) ?? [];
 /** The word of each group in a prompt, `{speed, colour, shape, direction}`; undefined where it has none. */
 export function wordsOf(prompt) {
   const said = tokens(prompt);
-  return Object.fromEntries(Object.entries(GROUPS).map(([group, known]) => [group, said.find((word) => known.includes(word))]));
+  return Object.fromEntries(
+    Object.entries(GROUPS).map(([group, known]) => [group, said.find((word) => known.includes(word))]),
+  );
 }
 
 /** The prompt with one group's word replaced; a prompt that lacks a group gets that group's first word. */
