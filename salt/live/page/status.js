@@ -54,7 +54,7 @@ export class Status {
     const open = status === "open";
     if (this.page && connection.url) [this.page.href, this.page.hidden] = [connection.page(), false];
     this.retry.hidden = status !== "waiting";
-    this.recording.hidden = !open || !state?.recording;
+    this.recording.hidden = !open || !state?.recording || ["stopped", "failed"].includes(kind);
     this.viewers.hidden = this.steering.hidden = this.steer.hidden = !open;
     this.viewers.textContent = text.t("viewers", { count: state?.viewers ?? 1 });
     this.steering.textContent = text.t(connection.steers ? "steers" : "watches");

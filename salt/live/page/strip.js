@@ -285,6 +285,7 @@ export class Strip {
     const seconds = Math.max(row.branch.fork_frame ?? 0, start) / this.fps;
     const mode = other ? { rewind: "fork", fork: "rewind" }[this.mode] : this.mode;
     if (row.id === this.state.branch) this.act(mode, { seconds });
-    else this.act("goto", { branch: row.id, seconds });
+    else if (mode === "rewind") this.act("goto", { branch: row.id, seconds });
+    else if (this.act("goto", { branch: row.id })) this.act("fork", { seconds });
   }
 }

@@ -45,10 +45,12 @@ export class LiveView {
     this.box = new PromptBox(right, text, { send: (fields) => act("prompt", fields) });
     this.receipts = make("ul", { class: "receipts", "aria-live": "polite" });
     right.append(this.receipts);
-    if (!compact) this.figures = new Figures(right, live, this.player, text);
+    if (!compact) {
+      this.figures = new Figures(right, live, this.player, text);
+      this.settings = new Settings(right, text, { act });
+    }
     this.strip = new Strip(below, live, text, { act });
     this.transport = new Transport(left, this.strip.head, live, text, this.actions);
-    if (!compact) this.settings = new Settings(below, text, { act });
     for (const name of ["status", "state", "steering"]) live.on(name, () => this.draw());
     live.on("welcome", ({ words }) => {
       this.box.offer(words ?? []);
