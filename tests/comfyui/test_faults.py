@@ -150,7 +150,7 @@ def test_two_queued_runs_with_one_memory_give_the_same_clip(server):
         prompt[first]["inputs"]["steps"] = spelling
         numbers.append(server.queue(prompt))
     records = [server.wait_for(number) for number in numbers]
-    cached = [details["nodes"] for event, details in records[1]["status"]["messages"] if event == "execution_cached"]
+    cached = [details["nodes"] for event, details in records[1].status.messages if event == "execution_cached"]
     rollout = node(prompt, "SaltRollout")
     assert rollout in cached[0] and first not in cached[0]
     latents = [load_file(path)["latent_tensor"] for path in sorted((server.base / "output/latents").glob("two_*"))]
