@@ -35,6 +35,13 @@ log = logging.getLogger(__name__)
 
 MAX_VIDEO_BYTES = 2**33  # of a video that is read whole, as float pixels
 PARTIAL_ENDING = ".partial.mp4"
+H264 = [
+    # A fast preset: the encoder shares the processor with the generation that feeds it.
+    *["-c:v", "libx264", "-preset", "veryfast", "-crf", "17", "-pix_fmt", "yuv420p"],
+    # Explicit colour conversion, so that no player has to guess it.
+    *["-vf", "scale=out_color_matrix=bt709:out_range=tv"],
+    *["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"],
+]
 
 
 class VideoWriteError(OSError):
@@ -91,7 +98,7 @@ class VideoWriter:
             self._size = size
         elif size != self._size:
             raise ValueError(f"{self.path}: frames are {self._size[0]}x{self._size[1]}, got {size[0]}x{size[1]}")
-        pictures = np.pad(pictures, ((0, 0), (0, size[1] % 2), (0, size[0] % 2), (0, 0)), mode="edge")
+        pictures = even_sides(pictures)
         if self._process is None:
             self._process = self._start(pictures.shape[2], pictures.shape[1])
         pipe = self._process.stdin
@@ -112,13 +119,9 @@ class VideoWriter:
 
     def _start(self, width: int, height: int) -> "subprocess.Popen[bytes]":
         self._log = tempfile.TemporaryFile()
-        return _ffmpeg(
-            *["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(self.fps), "-i", "-"],
-            # A fast preset: the encoder shares the processor with the generation that feeds it.
-            *["-c:v", "libx264", "-preset", "veryfast", "-crf", "17", "-pix_fmt", "yuv420p"],
-            # Explicit colour conversion, so that no player has to guess it.
-            *["-vf", "scale=out_color_matrix=bt709:out_range=tv"],
-            *["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"],
+        return ffmpeg(
+            *raw_input(width, height, self.fps),
+            *H264,
             # Fragments of half a second: an ordinary mp4 has its index at the end and cannot be played without it.
             *["-movflags", "+empty_moov+default_base_moof", "-frag_duration", "500000", "-flush_packets", "1"],
             *["-f", "mp4", str(self._partial)],
@@ -158,7 +161,7 @@ class VideoWriter:
             outcome = f"the first {kept} are kept and can be played{where}"
         else:
             self._partial.unlink(missing_ok=True)
-        reason = _reason(encoder_log, cause)
+        reason = failure_reason(encoder_log, cause)
         raise VideoWriteError(
             f"{self.path}: writing stopped after {self.frames} frames ({reason}); {outcome}"
         ) from cause
@@ -171,11 +174,23 @@ class VideoWriter:
         return next(name for name in names if not name.exists())
 
 
-def _ffmpeg(*arguments: str, log: IO[bytes] | int) -> "subprocess.Popen[bytes]":
+def raw_input(width: int, height: int, fps: float) -> list[str]:
+    """Options for frames that are written to ffmpeg's input as bytes, uint8 [T, H, W, 3]."""
+    return ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
+
+
+def even_sides(pictures: np.ndarray) -> np.ndarray:
+    """Pictures [T, H, W, 3] with even sides, as yuv420p requires: the last row or column is repeated."""
+    _, height, width, _ = pictures.shape
+    return np.pad(pictures, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+
+
+def ffmpeg(*arguments: str, log: IO[bytes] | int, output: int = subprocess.DEVNULL) -> "subprocess.Popen[bytes]":
+    """ffmpeg, reading its input from a pipe; errors go to `log`, the standard output to `output`."""
     return subprocess.Popen(
         [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-hide_banner", "-loglevel", "error", *arguments],
         stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
+        stdout=output,
         stderr=log,
         # Ctrl-C is sent to the whole process group; the encoder must survive it to finish the file.
         start_new_session=True,
@@ -186,7 +201,7 @@ def _ffmpeg(*arguments: str, log: IO[bytes] | int) -> "subprocess.Popen[bytes]":
 def _index(path: Path) -> None:
     """Remux a fragmented mp4 with an index, which seeks better. If that fails, the fragmented one stays."""
     indexed = path.with_name(f"{path.name}.indexed.mp4")
-    copy = _ffmpeg(
+    copy = ffmpeg(
         *["-i", str(path), "-c", "copy", "-movflags", "+faststart", "-f", "mp4", str(indexed)], log=subprocess.DEVNULL
     )
     copy.communicate()
@@ -204,7 +219,7 @@ def _playable_frames(path: Path) -> int:
         return 0
 
 
-def _reason(encoder_log: str, cause: OSError | None) -> str:
+def failure_reason(encoder_log: str, cause: OSError | None) -> str:
     """Why the encoder stopped: a full disk if its log mentions one, else the log's last line."""
     lines = encoder_log.strip().splitlines()
     for line in lines:

@@ -17,6 +17,7 @@ from .branches import LiveBranch
 from .engine import LiveBlock
 from .live_model import LiveModelInfo
 from .messages import FrameBatch
+from .recording import Recording
 from .thumbnails import Thumbnails
 from .viewers import Viewers
 
@@ -29,7 +30,7 @@ class LiveOutput:
     def __init__(self, info: LiveModelInfo, viewers: Viewers, record: Path | None) -> None:
         self.info, self.viewers = info, viewers
         self.thumbnails = Thumbnails()
-        self.recording = record is not None
+        self.recording = None if record is None else Recording(record, info)
         self._known_branches = {1}
         self._work: queue.Queue[Callable[[], None] | None] = queue.Queue(QUEUE_BLOCKS)
         self._error: Exception | None = None
@@ -65,6 +66,11 @@ class LiveOutput:
             self._work.put(None)
             self._thread.join()
             self._thread = None
+        if self.recording is not None:
+            try:
+                self.recording.close()
+            except OSError as error:
+                self._error = self._error or error
         return "" if self._error is None else one_line(self._error)
 
     def _run(self) -> None:
@@ -89,6 +95,8 @@ class LiveOutput:
         if not ready.finite.wait():
             raise NotFiniteError(f"{where}: the decoder's output is not finite (NaN or infinity)")
         frames = ready.frames[0].numpy()
+        if self.recording is not None:
+            self.recording.write(frames)
         self.thumbnails.add(block.branch, block.first_frame, frames[0])
         self.viewers.put(
             FrameBatch(
@@ -97,6 +105,8 @@ class LiveOutput:
         )
 
     def _move(self, branch: int, parent: int | None, frame: int) -> None:
+        if self.recording is not None:
+            self.recording.move_to(branch, parent, frame)
         if parent is not None:
             self.thumbnails.fork(parent, branch, frame)
         self.thumbnails.cut(branch, frame)

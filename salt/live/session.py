@@ -138,6 +138,10 @@ class LiveSession(Generic[Condition]):
         """A small JPEG of the block that shows pixel frame `frame` of a branch; None where there is none any more."""
         return self.output.thumbnails.get(branch, frame)
 
+    def recording_path(self) -> Path | None:
+        """The file that the current branch is recorded in, playable up to where it ends; None without a recording."""
+        return None if self.output.recording is None else self.output.recording.path
+
     # Called by the thread that makes blocks
 
     def _make_blocks(self) -> None:
@@ -248,7 +252,7 @@ class LiveSession(Generic[Condition]):
             pacer=self.pacer,
             viewers=self.viewers,
             fps_made=self._rate(),
-            recording=self.output.recording,
+            recording=self.output.recording is not None,
         )
 
     def _tell_state(self) -> None:

@@ -1,0 +1,136 @@
+"""What is made after a rewind, fork or goto equals, to the bit, what a session makes that was never anywhere else."""
+
+import pytest
+import torch
+
+from salt.live.controls import (
+    Blend,
+    Bookmark,
+    Fork,
+    Goto,
+    Guidance,
+    Nfe,
+    Policy,
+    Prompt,
+    Rewind,
+    Seed,
+    WeightedPrompt,
+)  # fmt: skip
+from salt.live.engine import LiveEngine
+from salt.live.pipeline_host import PipelineHost
+from salt.live.settings import LiveSettings
+from tests.helpers import tiny_system
+
+RED, BLUE, GREEN = "a red circle moving right", "a blue square moving up", "a green triangle moving left"
+FREE = dict(nfe=2, pace="free")
+POLICIES = [
+    *("full", "window:9", "sink:3,window:12", "relative:3,window:12", "cyclic:9", "blended:3,window:9,blend:0.8"),
+    *("sink:3,window:9,int8", "window:9,cpu"),
+]
+
+
+@pytest.fixture(scope="module")
+def host():
+    return PipelineHost(tiny_system.pipeline())
+
+
+def play(engine, blocks, controls=()):
+    """Make `blocks` blocks; controls: by the number of blocks that this call has made. The latents and the frames."""
+    controls, made = dict(controls), 0
+
+    def gate():
+        if made == blocks:
+            return False
+        for control in controls.get(made, ()):
+            engine.apply(control)
+        return True
+
+    latents, frames = [], []
+    for block in engine.blocks(gate):
+        made += 1
+        latents.append(block.latents)
+        frames.append(block.frames.wait().frames[0])
+    return latents, frames
+
+
+def same(a, b):
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_after_a_rewind_the_blocks_are_those_of_a_run_that_never_went_further(host, policy):
+    """From a snapshot (after 8 blocks) and from the beginning, with a recache and a guided part in between."""
+    settings = LiveSettings(RED, policy=policy, **FREE)
+    before = {2: [Prompt.of(BLUE, "recache")], 4: [Guidance(2.0)], 7: [Guidance(1.0), Prompt.of(GREEN, blocks=3)]}
+    straight, frames = play(LiveEngine(host, settings), 14, {**before, 11: [Seed(5)]})
+    for back in (9, 6):
+        engine = LiveEngine(host, settings)
+        play(engine, 11, {**before, 10: [Prompt.of(RED, "cut"), Nfe(4)]})
+        assert back != 9 or engine.branch.block_before(24).snapshot is not None
+        seconds = engine.info.first_pixel_frame(3 * back) / engine.info.fps
+        later = {b - back: c for b, c in before.items() if b >= back} | {11 - back: [Seed(5)]}
+        again, again_frames = play(engine, 14 - back, {**later, 0: [Rewind(seconds + 0.01), *later.get(0, [])]})
+        assert same(again, straight[back:]) and same(again_frames, frames[back:])
+
+
+CHANGES = {
+    "recache": Prompt.of(BLUE, "recache"),
+    "recache with the sink kept": Prompt((WeightedPrompt(BLUE),), "recache", keep_sink=True),
+    "cut": Prompt.of(BLUE, "cut"),
+    "blend": Prompt((WeightedPrompt(BLUE), WeightedPrompt(GREEN, 3.0)), blend=Blend(4, "slerp")),
+    "guidance": Guidance(3.0),
+    "policy": Policy("sink:3,window:9"),
+    "nfe": Nfe(4),
+    "seed": Seed(99),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_was_changed_in_between_is_done_again_in_order(host, name):
+    settings = LiveSettings(RED, policy="relative:3,window:12", **FREE)
+    controls = {3: [CHANGES[name]]}
+    straight, _ = play(LiveEngine(host, settings), 8, controls)
+    plain, _ = play(LiveEngine(host, settings), 8)
+    assert not torch.equal(straight[7], plain[7]), "the control changes something"
+    engine = LiveEngine(host, settings)
+    play(engine, 7, controls)
+    again, _ = play(engine, 2, {0: [Fork(engine.info.first_pixel_frame(18) / 16)]})
+    assert same(again, straight[6:])
+
+
+def test_branches_and_bookmarks_go_on_where_they_were_left(host):
+    settings = LiveSettings(RED, policy="window:9", **FREE)
+    straight, _ = play(LiveEngine(host, settings), 8)
+    engine = LiveEngine(host, settings)
+    play(engine, 6, {3: [Bookmark("here")]})
+    other, _ = play(engine, 3, {0: [Fork(0.6), Prompt.of(BLUE)]})
+    assert engine.current == 2 and not torch.equal(other[0], straight[1])
+    on, _ = play(engine, 2, {0: [Goto(branch=1)]})
+    assert same(on, straight[6:])
+    on, _ = play(engine, 2, {0: [Goto(bookmark=1)]})
+    assert same(on, straight[3:5]) and engine.current == 3 and engine.branches[1].blocks == 8
+    on, _ = play(engine, 1, {0: [Goto(branch=2, seconds=1.5), Prompt.of(RED)]})
+    assert engine.current == 2 and engine.branches[2].blocks == 3
+
+
+def test_without_budget_only_what_is_kept_can_be_gone_back_to(host):
+    engine = LiveEngine(host, LiveSettings(RED, policy="window:9", rewind_budget=0, **FREE))
+    play(engine, 40)
+    with pytest.raises(ValueError, match="seconds: found"):
+        engine.apply(Rewind(1.0))
+    assert sum(1 for _ in engine.branch.tip.back()) <= 23 and engine.rewind_from(engine.branch) > 25
+    engine.apply(Prompt.of(BLUE, "recache"))
+    with pytest.raises(ValueError, match="policy needs latents that are no longer kept"):
+        engine.apply(Policy("window:90"))
+
+
+def test_the_budget_keeps_evenly_spaced_snapshots_and_a_rewind_from_them_is_exact(host):
+    settings = LiveSettings(RED, policy="window:9", **FREE)
+    straight, _ = play(LiveEngine(host, settings), 50)
+    engine = LiveEngine(host, settings)
+    engine.history.budget = 3 * 2**20
+    play(engine, 50)
+    kept = [b.index for b in engine.branch.tip.back() if b.snapshot is not None]
+    assert 1 < len(kept) < 6
+    again, _ = play(engine, 2, {0: [Rewind(engine.info.first_pixel_frame(3 * 21) / 16)]})
+    assert same(again, straight[21:23])
