@@ -42,7 +42,7 @@ class LiveBranch:
 
     def add(self, block: KeptBlock) -> None:
         self.tip, self.steering = block, block.steering
-        if not self.changes or self.changes[-1].choice != block.choice:
+        if not self.changes or self.changes[-1].choice != block.choice or block.choice.switch != "keep":
             self.changes.append(ChoiceFrom(block.start, block.choice))
 
     def rewind(self, tip: KeptBlock | None, steering: Steering) -> None:

@@ -39,6 +39,7 @@ from .prompt_blend import Conditionings, Latest
 from .settings import LiveSettings
 from .steering import BlockChoice
 
+MAX_LOG = 100_000
 LATENT_FRAMES_ALWAYS = 64  # of the newest latents, kept whatever the budget
 
 
@@ -78,6 +79,7 @@ class LiveEngine(Generic[Condition]):
         self.memory = live_model.new_memory(self.first_steering.policy)
         self.negative_memory = self.memory.empty_like()
         self.decoding = AsyncDecoder(live_model.new_decoder(), self.info.device) if decodes else None
+        self.log: list[tuple[int, Control]] = []  # what was applied, each with the number of blocks made before
         self._noise: Latest[NoiseSource] = Latest(4)
         self._settings: Latest[RolloutSettings] = Latest(8)
         self._at: KeptBlock | None = None  # whose state the memories and the decoder have
@@ -95,6 +97,8 @@ class LiveEngine(Generic[Condition]):
 
     def apply(self, control: Control) -> None:
         """Between two blocks: a control that is about what blocks are made. Raises InputError where it cannot be."""
+        if len(self.log) >= MAX_LOG:
+            raise InputError("control", f"found {MAX_LOG:,} controls in the replay of this session, which is the most")
         if isinstance(control, Rewind):
             self._rewind(self.branch, control.seconds)
         elif isinstance(control, Fork):
@@ -105,6 +109,7 @@ class LiveEngine(Generic[Condition]):
             self._bookmark(control.name)
         else:
             self._steer(control)
+        self.log.append((self.made, control))
 
     def _steer(self, control: Control) -> None:
         steering = self.branch.steering.after(control)

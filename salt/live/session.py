@@ -20,6 +20,8 @@ from .mailbox import Mailbox, Sent
 from .messages import Applied, Refused, State, Superseded
 from .output import LiveOutput
 from .pacing import Pacer
+from .replay import Replay, replay_of
+from .result import LiveResult, result_of
 from .settings import LiveSettings
 from .state import Status, state_of
 from .viewers import QUEUE_BATCHES, Viewer, Viewers
@@ -141,6 +143,16 @@ class LiveSession(Generic[Condition]):
     def recording_path(self) -> Path | None:
         """The file that the current branch is recorded in, playable up to where it ends; None without a recording."""
         return None if self.output.recording is None else self.output.recording.path
+
+    def replay(self) -> Replay:
+        """The session so far, to be saved and played again by `salt replay`."""
+        return replay_of(self.engine)
+
+    def result(self) -> LiveResult[Condition]:
+        """What the session has left on its branch. Raises InputError before it has ended, or where it made no block."""
+        if not self.ended or (self._thread is not None and self._thread.is_alive()):
+            raise InputError("session", "has not ended, so there is no result yet")
+        return result_of(self.engine, self.recording_path())
 
     # Called by the thread that makes blocks
 

@@ -1,0 +1,152 @@
+"""Replay files: a live session as settings, seeds and the controls that were applied, in JSON.
+
+Such a file is data: it names no path and no code, and every field is checked for its type and range.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from ..errors import InputError
+from ..io.atomic import require_file, write_text
+from ..io.fields import Between, FieldError, read_fields, read_object, shown
+from ..memory.cache import digits
+from ..model_input import Condition
+from .controls import (
+    CONTROLS,
+    Bookmark,
+    Control,
+    Fork,
+    Goto,
+    Guidance,
+    Nfe,
+    Policy,
+    Prompt,
+    Rewind,
+    Seed,
+    control_values,
+    read_control,
+)
+from .engine import MAX_LOG, LiveBlock, LiveEngine
+from .live_model import LiveModel
+from .settings import LiveSettings
+
+FORMAT = "salt-replay-1"
+MAX_BLOCKS = 10**7
+MAX_SIDE = 2**14
+REPLAYED = (Prompt, Seed, Nfe, Guidance, Policy, Bookmark, Rewind, Fork, Goto)
+
+
+class ReplayFileError(ValueError):
+    """A replay file that cannot be used; the message names the file, what it has and what is expected."""
+
+    __module__ = "salt.live.replay"
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A session. fingerprint: of its model. width, height: pixels. blocks: that it made in all. controls: those that
+    decide what is made, each with the number of blocks made before it."""
+
+    fingerprint: str
+    width: Annotated[int, Between(8, MAX_SIDE)]
+    height: Annotated[int, Between(8, MAX_SIDE)]
+    settings: LiveSettings
+    blocks: Annotated[int, Between(0, MAX_BLOCKS)]
+    controls: tuple[tuple[int, Control], ...] = ()
+
+    def to_json(self) -> str:
+        values: dict[str, Any] = {"format": FORMAT, **asdict(self)}
+        values["controls"] = [{"after": after, **control_values(control)} for after, control in self.controls]
+        return json.dumps(values, indent=1)
+
+    def save(self, path: str | Path) -> None:
+        """Write it, atomically. Raises OSError where the system refuses."""
+        write_text(path, self.to_json())
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The fields of a replay file besides its controls."""
+
+    fingerprint: str
+    width: Annotated[int, Between(8, MAX_SIDE)]
+    height: Annotated[int, Between(8, MAX_SIDE)]
+    settings: LiveSettings
+    blocks: Annotated[int, Between(0, MAX_BLOCKS)]
+
+
+def replay_of(engine: LiveEngine) -> Replay:
+    """The session so far; any thread may ask."""
+    info, controls = engine.info, tuple(engine.log)  # before the number of blocks, which they do not exceed then
+    return Replay(info.fingerprint, info.width, info.height, engine.settings, engine.made, controls)
+
+
+def read_replay(path: str | Path) -> Replay:
+    """Raises ReplayFileError for a file that is no replay or has a wrong value, FileNotFoundError where none is."""
+    path = require_file(path, "a replay file of a live session (.json)")
+    try:
+        return parse_replay(read_object(path))
+    except (FieldError, InputError) as error:
+        raise ReplayFileError(f"{path}: {error}") from None
+
+
+def parse_replay(values: dict[str, Any]) -> Replay:
+    """A replay from its JSON object. Raises FieldError or InputError about a field."""
+    if (found := values.get("format")) != FORMAT:
+        raise FieldError(f"format: found {shown(found)}, expected {FORMAT!r} (a replay of a live session)")
+    header = read_fields(_Header, {k: v for k, v in values.items() if k != "controls"})
+    listed = values.get("controls", [])
+    if not isinstance(listed, list) or len(listed) > MAX_LOG:
+        raise FieldError(f"controls: found {shown(listed)}, expected a list of at most {MAX_LOG:,}")
+    controls: list[tuple[int, Control]] = []
+    for number, item in enumerate(listed):
+        after = item.get("after") if isinstance(item, dict) else None
+        least = controls[-1][0] if controls else 0
+        if not isinstance(after, int) or isinstance(after, bool) or not least <= after <= header.blocks:
+            raise FieldError(f"controls[{number}].after: found {shown(after)}, expected {least} to {header.blocks}")
+        try:
+            control = read_control(item)
+        except InputError as error:
+            raise FieldError(f"controls[{number}].{error}") from None
+        if not isinstance(control, REPLAYED):
+            names = ", ".join(name for name, kind in CONTROLS.items() if issubclass(kind, REPLAYED))
+            raise FieldError(f"controls[{number}].control: found {control.kind!r}, expected one of {names}")
+        controls.append((after, control))
+    return Replay(header.fingerprint, header.width, header.height, header.settings, header.blocks, tuple(controls))
+
+
+def replay_engine(live_model: LiveModel[Condition], replay: Replay, decodes: bool = False) -> LiveEngine[Condition]:
+    """An engine at the beginning of a replay, for `play`. Raises InputError unless the model is the session's own."""
+    info = live_model.info
+    if digits(replay.fingerprint) != digits(info.fingerprint):
+        raise InputError(
+            "model",
+            f"is another one than the replay was made with: found fingerprint {info.fingerprint}, expected "
+            f"{replay.fingerprint[:80]}",
+        )
+    if (info.width, info.height) != (replay.width, replay.height):
+        raise InputError("size", f"found {info.width}x{info.height}, expected {replay.width}x{replay.height}")
+    return LiveEngine(live_model, replay.settings, decodes)
+
+
+def play(engine: LiveEngine[Condition], replay: Replay) -> Iterator[LiveBlock]:
+    """The blocks of a replay, as the session made them: the same latents to the bit, on the same machine.
+
+    Raises InputError for a control that cannot be applied where it stands.
+    """
+    waiting = iter((*replay.controls, (replay.blocks + 1, Bookmark())))
+    following = next(waiting)
+
+    def gate() -> bool:
+        nonlocal following
+        while following[0] <= engine.made:
+            engine.apply(following[1])
+            following = next(waiting)
+        return engine.made < replay.blocks
+
+    yield from engine.blocks(gate)

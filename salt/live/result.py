@@ -1,0 +1,76 @@
+"""What a live session leaves: latents, memories, and the prompts as they were applied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic
+
+import torch
+from torch import Tensor
+
+from ..conditioning import PromptChange, PromptSchedule
+from ..errors import InputError
+from ..memory import KVMemory
+from ..model_input import Condition
+from .branches import ChoiceFrom
+from .engine import LiveEngine
+
+
+@dataclass(frozen=True)
+class LiveResult(Generic[Condition]):
+    """The branch that a session has ended on.
+
+    latents: [1, C, F, H, W] in main memory, from latent frame `start` on: as much as the rewind budget has kept.
+    memory, negative_memory: at its end, ready to be extended; negative_memory is None without guidance.
+    prompts: the schedule as applied. With the first block's seed, steps, guidance and policy, an offline rollout of it
+    makes the same latents, unless `also_changed` names others of them that were changed on the way.
+    changes: everything that was changed, and where. recording: its file.
+    """
+
+    latents: Tensor
+    start: int
+    memory: KVMemory
+    negative_memory: KVMemory | None
+    prompts: PromptSchedule[Condition]
+    also_changed: tuple[str, ...]
+    changes: tuple[ChoiceFrom, ...]
+    recording: Path | None = None
+
+
+def result_of(engine: LiveEngine[Condition], recording: Path | None) -> LiveResult[Condition]:
+    """Of the current branch; its memory is rebuilt where the session was moved and made no block since.
+
+    Raises InputError for a branch without blocks.
+    """
+    branch = engine.branch
+    if branch.tip is None:
+        raise InputError("session", "has no blocks on this branch, so there is no result")
+    if not engine.in_place:
+        engine.rebuild()
+    if engine.info.device.type == "cuda":
+        torch.cuda.synchronize(engine.info.device)  # copies of latents may still be on their way
+    blocks = list(branch.tip.back())[::-1]
+    changes = tuple(branch.changes)
+    prompts = [
+        PromptChange(
+            c.start,
+            engine.conditionings.of(c.choice.prompt),
+            c.choice.switch if c.start else "keep",
+            c.choice.keep_sink and c.start > 0,
+        )
+        for c in changes
+    ]
+    names = ("seed", "nfe", "guidance", "policy")
+    also = tuple(n for n in names if len({getattr(c.choice, n) for c in changes}) > 1)
+    guided = branch.tip.choice.guidance != 1.0
+    return LiveResult(
+        torch.cat([b.latents for b in blocks], dim=2),
+        blocks[0].start,
+        engine.memory,
+        engine.negative_memory if guided else None,
+        PromptSchedule(prompts),
+        also,
+        changes,
+        recording,
+    )
