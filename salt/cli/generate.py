@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..io.launcher import check_launcher, process_count
 from ..io.printable import printable
 from .convert import add_lora_argument, loras_of
+
+if TYPE_CHECKING:
+    from ..pipeline.from_options import PipelineOptions
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -81,6 +84,17 @@ def add_model_arguments(command: argparse.ArgumentParser) -> None:
     model.add_argument("--text-cache", type=Path, metavar="FOLDER", help="keeps prompt embeddings")
 
 
+def pipeline_options(arguments: argparse.Namespace) -> PipelineOptions:
+    """What the options of `add_model_arguments` say."""
+    from ..pipeline.from_options import PipelineOptions
+
+    return PipelineOptions(
+        model=arguments.model, parts=arguments.parts, weights=arguments.weights, lora=loras_of(arguments),
+        decoder=arguments.decoder, tiles=arguments.tiles, device=arguments.device, dtype=arguments.dtype,
+        text_precision=arguments.text_precision, text_cache=arguments.text_cache, prefer=arguments.prefer,
+    )  # fmt: skip
+
+
 def _numbers(text: str) -> list[float]:
     try:
         return [float(x) for x in text.split(",")]
@@ -105,6 +119,7 @@ OPTIONS = {
         name: f"--{name}"
         for name in (
             *("seconds", "width", "height", "image", "steps", "shift", "stepping", "seed"),
+            *("host", "port", "token", "size", "lead", "pace", "record"),
             *("prefer", "parts", "tiles", "decoder", "device", "dtype", "lora"),
         )
     },
@@ -154,15 +169,9 @@ def run(arguments: argparse.Namespace) -> None:
     check_launcher("salt.cli")
     if arguments.prompts is None and process_count() > 1:
         raise ValueError(f"prompt: found {process_count()} processes for one clip, expected one (or --prompts FILE)")
-    from ..pipeline.from_options import PipelineOptions
     from .generation import GenerationOptions, generate_many, generate_one
 
-    pipeline = PipelineOptions(
-        model=arguments.model, parts=arguments.parts, weights=arguments.weights, lora=loras_of(arguments),
-        decoder=arguments.decoder, tiles=arguments.tiles, device=arguments.device, dtype=arguments.dtype,
-        text_precision=arguments.text_precision, text_cache=arguments.text_cache, prefer=arguments.prefer,
-    )  # fmt: skip
-    options = GenerationOptions(pipeline, arguments.seed, inputs_of(arguments))
+    options = GenerationOptions(pipeline_options(arguments), arguments.seed, inputs_of(arguments))
     if arguments.prompts:
         generate_many(arguments.prompts, arguments.out, options)
         return

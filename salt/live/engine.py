@@ -74,6 +74,7 @@ class LiveEngine(Generic[Condition]):
         self.bookmarks: dict[int, PlaceBookmark] = {}
         self.current = 1
         self.made = self.generation = 0
+        self.on_move: Callable[[LiveBranch], None] = lambda branch: None  # with the branch at whose end it goes on
         self.conditionings = Conditionings(live_model)
         self.history = History(settings.rewind_budget)
         self.memory = live_model.new_memory(self.first_steering.policy)
@@ -101,6 +102,7 @@ class LiveEngine(Generic[Condition]):
             raise InputError("control", f"found {MAX_LOG:,} controls in the replay of this session, which is the most")
         if isinstance(control, Rewind):
             self._rewind(self.branch, control.seconds)
+            self._moved()
         elif isinstance(control, Fork):
             self._fork(self.branch, self._block_at(self.branch, control.seconds))
         elif isinstance(control, Goto):
@@ -149,7 +151,6 @@ class LiveEngine(Generic[Condition]):
         tip = self._block_at(branch, seconds)
         branch.rewind(tip, self.first_steering if tip is None else tip.steering)
         self.bookmarks = {i: b for i, b in self.bookmarks.items() if b.branch != branch.id or b.end <= branch.end}
-        self._moved()
 
     def _fork(self, old: LiveBranch, tip: KeptBlock | None) -> None:
         if len(self.branches) >= MAX_BRANCHES:
@@ -187,6 +188,7 @@ class LiveEngine(Generic[Condition]):
     def _moved(self) -> None:
         self.generation += 1
         self._cutover = True
+        self.on_move(self.branch)
 
     def _bookmark(self, name: str) -> None:
         if len(self.bookmarks) >= MAX_BOOKMARKS:

@@ -55,8 +55,11 @@ class LiveModelInfo:
 class LiveModel(Protocol[Condition]):
     """A host of live sessions: `salt.live.pipeline_host` for pipelines, ComfyUI's in nodes/."""
 
-    info: LiveModelInfo
-    model: FlowModel[Condition]
+    @property
+    def info(self) -> LiveModelInfo: ...
+
+    @property
+    def model(self) -> FlowModel[Condition]: ...
 
     def check_prompt(self, text: str) -> None:
         """Raise InputError (or another ValueError) for a text that cannot be encoded. Does not encode it."""

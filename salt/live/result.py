@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic
@@ -15,6 +16,11 @@ from ..memory import KVMemory
 from ..model_input import Condition
 from .branches import ChoiceFrom
 from .engine import LiveEngine
+
+
+def digest(latents: Tensor) -> str:
+    """SHA-256 of latents, to compare two clips by."""
+    return hashlib.sha256(latents.contiguous().numpy().tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)

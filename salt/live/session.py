@@ -13,6 +13,7 @@ from typing import Generic
 from ..errors import InputError
 from ..io.printable import one_line
 from ..model_input import Condition
+from .branches import LiveBranch
 from .controls import Control, Pace, Prompt, Stop
 from .engine import LiveBlock, LiveEngine
 from .live_model import LiveModel
@@ -46,6 +47,7 @@ class LiveSession(Generic[Condition]):
         self.viewers = Viewers()
         self.output = LiveOutput(self.info, self.viewers, record)
         self.pacer = Pacer(settings.pace, self.info.fps)
+        self.engine.on_move = self._move
         self._mailbox = Mailbox()
         self._status: Status = "warming"
         self._message = ""
@@ -210,16 +212,12 @@ class LiveSession(Generic[Condition]):
 
     def _apply(self, controls: list[Sent]) -> None:
         for sent in controls:
-            generation = self.engine.generation
             try:
                 self._apply_one(sent.control)
             except InputError as error:
                 self.viewers.put(Refused(sent.event, error.field, one_line(error)))
                 continue
             self._event = max(self._event, sent.event)
-            if self.engine.generation != generation:
-                self.pacer.cut_over()
-                self.output.move_to(self.engine.branch, self.pacer.made)
             branch = self.engine.branch
             frame = self.info.first_pixel_frame(branch.end)
             ms = (time.perf_counter() - sent.at) * 1000
@@ -240,6 +238,10 @@ class LiveSession(Generic[Condition]):
             self.pacer.cut_over()
         else:
             self.engine.apply(control)
+
+    def _move(self, branch: LiveBranch) -> None:
+        self.pacer.cut_over()
+        self.output.move_to(branch, self.pacer.made)
 
     def _publish(self, block: LiveBlock) -> None:
         end = self.info.first_pixel_frame(block.kept.stop)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from salt.live import engine as engine_module
 from salt.live.controls import (
     Blend,
     Bookmark,
@@ -17,6 +18,7 @@ from salt.live.controls import (
     WeightedPrompt,
 )  # fmt: skip
 from salt.live.engine import LiveEngine
+from salt.live.history import path_to
 from salt.live.pipeline_host import PipelineHost
 from salt.live.settings import LiveSettings
 from tests.helpers import tiny_system
@@ -34,8 +36,13 @@ def host():
     return PipelineHost(tiny_system.pipeline())
 
 
+@pytest.fixture(autouse=True)
+def often(monkeypatch):
+    monkeypatch.setattr(engine_module, "SNAPSHOT_BLOCKS", 4)
+
+
 def play(engine, blocks, controls=()):
-    """Make `blocks` blocks; controls: by the number of blocks that this call has made. The latents and the frames."""
+    """Make `blocks` blocks; controls: by the number of blocks that this call has made. Their latents, and frames."""
     controls, made = dict(controls), 0
 
     def gate():
@@ -49,8 +56,13 @@ def play(engine, blocks, controls=()):
     for block in engine.blocks(gate):
         made += 1
         latents.append(block.latents)
-        frames.append(block.frames.wait().frames[0])
+        if block.frames is not None:
+            frames.append(block.frames.wait().frames[0])
     return latents, frames
+
+
+def steered(host, settings, decodes=False):
+    return LiveEngine(host, settings, decodes)
 
 
 def same(a, b):
@@ -59,18 +71,19 @@ def same(a, b):
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_after_a_rewind_the_blocks_are_those_of_a_run_that_never_went_further(host, policy):
-    """From a snapshot (after 8 blocks) and from the beginning, with a recache and a guided part in between."""
+    """From a snapshot (after 4 blocks) and from the beginning, with a recache and a guided part in between."""
     settings = LiveSettings(RED, policy=policy, **FREE)
-    before = {2: [Prompt.of(BLUE, "recache")], 4: [Guidance(2.0)], 7: [Guidance(1.0), Prompt.of(GREEN, blocks=3)]}
-    straight, frames = play(LiveEngine(host, settings), 14, {**before, 11: [Seed(5)]})
-    for back in (9, 6):
-        engine = LiveEngine(host, settings)
-        play(engine, 11, {**before, 10: [Prompt.of(RED, "cut"), Nfe(4)]})
-        assert back != 9 or engine.branch.block_before(24).snapshot is not None
+    decodes = policy == "window:9"  # which is what takes the time
+    before = {1: [Prompt.of(BLUE, "recache")], 2: [Guidance(2.0)], 4: [Guidance(1.0), Prompt.of(GREEN, blocks=3)]}
+    straight, frames = play(steered(host, settings, decodes), 8, {**before, 7: [Seed(5)]})
+    for back in (5, 3):
+        engine = steered(host, settings, decodes)
+        play(engine, 7, {**before, 6: [Prompt.of(RED, "cut"), Nfe(4)]})
+        assert (path_to(engine.branch.block_before(3 * back))[0].index == 4) == (back == 5)
         seconds = engine.info.first_pixel_frame(3 * back) / engine.info.fps
-        later = {b - back: c for b, c in before.items() if b >= back} | {11 - back: [Seed(5)]}
-        again, again_frames = play(engine, 14 - back, {**later, 0: [Rewind(seconds + 0.01), *later.get(0, [])]})
-        assert same(again, straight[back:]) and same(again_frames, frames[back:])
+        later = {b - back: c for b, c in before.items() if b >= back} | {7 - back: [Seed(5)]}
+        again, again_frames = play(engine, 8 - back, {**later, 0: [Rewind(seconds + 0.01), *later.get(0, [])]})
+        assert same(again, straight[back:]) and (not decodes or same(again_frames, frames[back:]))
 
 
 CHANGES = {
@@ -89,10 +102,10 @@ CHANGES = {
 def test_what_was_changed_in_between_is_done_again_in_order(host, name):
     settings = LiveSettings(RED, policy="relative:3,window:12", **FREE)
     controls = {3: [CHANGES[name]]}
-    straight, _ = play(LiveEngine(host, settings), 8, controls)
-    plain, _ = play(LiveEngine(host, settings), 8)
+    straight, _ = play(steered(host, settings), 8, controls)
+    plain, _ = play(steered(host, settings), 8)
     assert not torch.equal(straight[7], plain[7]), "the control changes something"
-    engine = LiveEngine(host, settings)
+    engine = steered(host, settings)
     play(engine, 7, controls)
     again, _ = play(engine, 2, {0: [Fork(engine.info.first_pixel_frame(18) / 16)]})
     assert same(again, straight[6:])
@@ -100,8 +113,8 @@ def test_what_was_changed_in_between_is_done_again_in_order(host, name):
 
 def test_branches_and_bookmarks_go_on_where_they_were_left(host):
     settings = LiveSettings(RED, policy="window:9", **FREE)
-    straight, _ = play(LiveEngine(host, settings), 8)
-    engine = LiveEngine(host, settings)
+    straight, _ = play(steered(host, settings), 8)
+    engine = steered(host, settings)
     play(engine, 6, {3: [Bookmark("here")]})
     other, _ = play(engine, 3, {0: [Fork(0.6), Prompt.of(BLUE)]})
     assert engine.current == 2 and not torch.equal(other[0], straight[1])
@@ -114,23 +127,25 @@ def test_branches_and_bookmarks_go_on_where_they_were_left(host):
 
 
 def test_without_budget_only_what_is_kept_can_be_gone_back_to(host):
-    engine = LiveEngine(host, LiveSettings(RED, policy="window:9", rewind_budget=0, **FREE))
-    play(engine, 40)
+    engine = steered(host, LiveSettings(RED, policy="window:9", rewind_budget=0, **FREE))
+    play(engine, 30)
     with pytest.raises(ValueError, match="seconds: found"):
         engine.apply(Rewind(1.0))
-    assert sum(1 for _ in engine.branch.tip.back()) <= 23 and engine.rewind_from(engine.branch) > 25
+    assert sum(1 for _ in engine.branch.tip.back()) <= 23 and engine.rewind_from(engine.branch) > 20
     engine.apply(Prompt.of(BLUE, "recache"))
     with pytest.raises(ValueError, match="policy needs latents that are no longer kept"):
         engine.apply(Policy("window:90"))
+    play(engine, 1)
 
 
-def test_the_budget_keeps_evenly_spaced_snapshots_and_a_rewind_from_them_is_exact(host):
+def test_the_budget_keeps_spread_snapshots_and_a_rewind_from_them_is_exact(host):
     settings = LiveSettings(RED, policy="window:9", **FREE)
-    straight, _ = play(LiveEngine(host, settings), 50)
-    engine = LiveEngine(host, settings)
-    engine.history.budget = 3 * 2**20
-    play(engine, 50)
+    straight, _ = play(steered(host, settings), 26)
+    engine = steered(host, settings)
+    one = 2 * engine.live_model.geometry.layers * 9 * 4 * 2 * 16 * 4  # bytes of a snapshot
+    engine.history.budget = 3 * one
+    play(engine, 26)
     kept = [b.index for b in engine.branch.tip.back() if b.snapshot is not None]
-    assert 1 < len(kept) < 6
-    again, _ = play(engine, 2, {0: [Rewind(engine.info.first_pixel_frame(3 * 21) / 16)]})
-    assert same(again, straight[21:23])
+    assert len(kept) == 3 and kept[0] == 23 and engine.history.snapshot_bytes == 3 * one
+    again, _ = play(engine, 2, {0: [Rewind(engine.info.first_pixel_frame(3 * 14) / 16)]})
+    assert same(again, straight[14:16])

@@ -25,9 +25,6 @@ def test_mixtures_of_embeddings(method):
     a, b, c = torch.randn(3, 1, 5, 8)
     a[:, 4] = 0  # padding
     assert mix_tensors([(a, 1.0)], method) is a
-    assert torch.allclose(
-        mix_tensors([(a, 0.25), (b, 0.25), (a, 0.5)], method), mix_tensors([(a, 0.75), (b, 0.25)], method), atol=0.35
-    )
     mixed = mix_tensors([(a, 0.5), (b, 0.25), (c, 0.25)], method)
     assert torch.isfinite(mixed).all()
     if method == "linear":
