@@ -100,7 +100,11 @@ BlockSource = Callable[[int], BlockPlan[Condition] | None]
 
 
 class ScheduleSource(Generic[Condition]):
-    """The `BlockSource` of a rollout whose prompts are known before it begins."""
+    """The `BlockSource` of a rollout whose prompts are known before it begins.
+
+    start: latent frame of its first block. made: latents of its first blocks, where they are known; what the first of
+    them does to the memory is done.
+    """
 
     def __init__(
         self,
@@ -108,10 +112,13 @@ class ScheduleSource(Generic[Condition]):
         settings: RolloutSettings,
         noise: NoiseSource,
         start: int,
+        made: Tensor | None = None,
     ) -> None:
         self.schedules, self.settings, self.noise = schedules, settings, noise
+        self.start, self.made = start, made
         # A change takes effect at the next block, so the latest block's prompt is the one in effect at its start.
-        self.active = [prompts.at(max(start - settings.frames_per_block, 0)) for prompts in schedules]
+        at = max(start - settings.frames_per_block, 0) if made is None else start
+        self.active = [prompts.at(at) for prompts in schedules]
 
     @property
     def recaches(self) -> bool:
@@ -123,7 +130,10 @@ class ScheduleSource(Generic[Condition]):
             replace(now, switch=self._switch(prompts, old, now) if start else "keep")
             for prompts, old, now in zip(self.schedules, before, self.active, strict=True)
         ]
-        return BlockPlan(changes, self.settings, self.noise)
+        plan = BlockPlan(changes, self.settings, self.noise)
+        if self.made is None or start - self.start >= self.made.shape[2]:
+            return plan
+        return replace(plan, latents=self.made[:, :, start - self.start :][:, :, : plan.length(start)])
 
     def known(self, start: int, latents: Tensor) -> BlockPlan[Condition]:
         """The plan of latents that are there before the rollout, which changes no memory."""

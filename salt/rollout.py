@@ -104,6 +104,8 @@ def rollout(
     negative_memory: KVMemory | None = None,
     initial_latents: Tensor | None = None,
     history_latents: Tensor | None = None,
+    made_latents: Tensor | None = None,
+    ends: Callable[[], bool] | None = None,
     on_step: Callable[[Step], None] | None = None,
     on_step_end: OnStepEnd | None = None,
 ) -> Iterator[Block]:
@@ -120,6 +122,9 @@ def rollout(
     initial_latents: [B, C, F', H, W] clean latents that go through context passes first (image or video start).
     history_latents: [B, C, F', H, W] the clean latents before this clip, up to `memory.next_frame` (those before
         `memory.origin` are ignored); an extension needs them only for a prompt change that recaches.
+    made_latents: [B, C, F', H, W] of the first blocks, where an earlier rollout has made them, and the memory is as it
+        was when that rollout had yielded the first of them. They are yielded again, without being sampled.
+    ends: asked before every block but the first; the rollout ends where it answers True, with all blocks in the memory.
     on_step: called before every model call; an exception from it ends the rollout, and the memory stays usable.
     on_step_end: called after every denoising step with the block's latents [B, C, F, H, W], which after a block's last
         step are clean; the rollout continues with the latents that it returns.
@@ -136,7 +141,7 @@ def rollout(
     initial_frames = 0 if initial_latents is None else initial_latents.shape[2]
     lengths = [] if frames is None else block_lengths(memory.next_frame + initial_frames, frames, settings)
     memory.policy.check_block(max(lengths, default=settings.frames_per_block))
-    source = ScheduleSource(schedules, settings, noise, memory.next_frame)
+    source = ScheduleSource(schedules, settings, noise, memory.next_frame, made_latents)
     run = _Run(model, memories, len(lengths), on_step, on_step_end, source.recaches)
     with run.writing():
         if history_latents is not None:
@@ -149,7 +154,7 @@ def rollout(
                 run.begin(source.known(memory.next_frame, latents), memory.next_frame, -1)
                 run.context_pass(latents, -1)
                 run.remember(latents)
-        yield from run.blocks(source, frames)
+        yield from run.blocks(source, frames, ends)
 
 
 def rollout_from(
@@ -198,12 +203,16 @@ class _Run(Generic[Condition]):
                 held.enter_context(memory.writing(name))
             yield
 
-    def blocks(self, source: BlockSource[Condition], frames: int | None) -> Iterator[Block]:
+    def blocks(
+        self, source: BlockSource[Condition], frames: int | None, ends: Callable[[], bool] | None = None
+    ) -> Iterator[Block]:
         memory = self.memories[0]
-        end = None if frames is None else memory.next_frame + frames
+        first = memory.next_frame
+        end = None if frames is None else first + frames
 
         def ask(start: int) -> BlockPlan[Condition] | None:
-            return None if start == end else source(start)
+            is_over = start == end or (start > first and ends is not None and ends())
+            return None if is_over else source(start)
 
         first_flow: Tensor | None = None
         plan, index = ask(memory.next_frame), 0
@@ -303,8 +312,9 @@ class _Run(Generic[Condition]):
         return flow[:, :, frames:]
 
     def fusable(self, following: BlockPlan[Condition]) -> bool:
-        """Whether the next block may share a forward with this one's context pass; one forward has one prompt."""
-        same_settings = following.settings is self.plan.settings and following.latents is None
+        """Whether the next block shares a forward with this one's context pass (also where it is known already, so that
+        the memory is the same, bit for bit); one forward has one prompt."""
+        same_settings = following.settings is self.plan.settings
         same_prompt = same_settings and all(
             new.conditioning is old.conditioning and new.switch == "keep"
             for new, old in zip(following.prompts, self.plan.prompts, strict=True)
