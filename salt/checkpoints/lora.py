@@ -67,6 +67,11 @@ class Lora:
         for name, difference in self.differences.items():
             if shapes.get(name) != tuple(difference.shape):
                 wrong.append(f"{name} {list(difference.shape)}")
+        tensors = {
+            name: x for module, f in self.layers.items() for name, x in ((f"{module} down", f.down), (module, f.up))
+        }
+        if bad := [name for name, x in {**tensors, **self.differences}.items() if not x.isfinite().all()]:
+            raise CheckpointError(f"{self.path}: found values that are not finite (NaN or infinity) for {shorten(bad)}")
         if wrong:
             raise CheckpointError(f"{self.path}: {len(wrong)} tensors do not fit the base model: {shorten(wrong)}")
 

@@ -35,6 +35,8 @@ class LoraFile:
     @classmethod
     def parse(cls, text: str) -> LoraFile:
         """`FILE` or `FILE:STRENGTH`, as on the command line. Raises InputError for a strength that is no number."""
+        if not text:
+            raise InputError("lora", "found an empty name, expected a file")
         path, colon, strength = text.rpartition(":")
         if not colon or Path(text).exists():
             return cls(text)

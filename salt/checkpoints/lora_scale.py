@@ -16,6 +16,7 @@ from typing import Any
 import peft
 from peft.utils.other import get_pattern_key
 
+from ..io.fields import shown
 from .tensor_files import CheckpointError, metadata_json, read_json, shorten
 
 ADAPTER_CONFIG, ADAPTER_STEM = "adapter_config.json", "adapter_model."
@@ -109,7 +110,7 @@ def _settings(file: Path, facts: Mapping[str, Any], ranks: Mapping[str, int], ko
 def _peft_settings(values: Mapping[str, Any], where: str) -> LoraSettings:
     kind = values.get("peft_type") or "LORA"
     if kind != "LORA":
-        raise CheckpointError(f"{where}: found peft_type {kind}; expected LORA")
+        raise CheckpointError(f"{where}: found peft_type {shown(kind)}; expected LORA")
     defaults = peft.LoraConfig().to_dict()
     unknown = [
         f"{key}={value!r}"[:80]
@@ -118,12 +119,12 @@ def _peft_settings(values: Mapping[str, Any], where: str) -> LoraSettings:
     ]
     initial = values.get("init_lora_weights", True)
     if initial not in PLAIN_INITIALISATIONS:
-        unknown.append(f"init_lora_weights={initial!r}")
+        unknown.append(f"init_lora_weights={shown(initial)}")
     if unknown:
         raise CheckpointError(f"{where}: found {shorten(unknown)}, which is not supported; expected a plain LoRA")
     rslora = values.get("use_rslora") or False
     if not isinstance(rslora, bool):
-        raise CheckpointError(f"{where}: found use_rslora {rslora!r}; expected true or false")
+        raise CheckpointError(f"{where}: found use_rslora {shown(rslora)}; expected true or false")
     rank = _number(values, "r", None, where)
     return LoraSettings(
         where,
@@ -138,12 +139,12 @@ def _peft_settings(values: Mapping[str, Any], where: str) -> LoraSettings:
 def _pattern(values: Mapping[str, Any], key: str, where: str) -> dict[str, float]:
     pattern = values.get(key) or {}
     if not isinstance(pattern, dict):
-        raise CheckpointError(f"{where}: found {key} {pattern!r}; expected numbers by module")
+        raise CheckpointError(f"{where}: found {key} {shown(pattern)}; expected numbers by module")
     for name in pattern:
         try:
             re.compile(name)
         except re.error as error:
-            raise CheckpointError(f"{where}: found {name!r} in {key}; expected a regular expression") from error
+            raise CheckpointError(f"{where}: found {shown(name)} in {key}; expected a regular expression") from error
     return {name: number for name in pattern if (number := _number(pattern, name, None, f"{where}: {key}")) is not None}
 
 
@@ -152,7 +153,7 @@ def _number(values: Mapping[str, Any], key: str, default: float | None, where: s
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise CheckpointError(f"{where}: found {key} {value!r}; expected a number")
+        raise CheckpointError(f"{where}: found {key} {shown(value)}; expected a number")
     return value
 
 

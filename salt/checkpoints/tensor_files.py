@@ -96,7 +96,11 @@ def _open_torch(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
     try:
         check_archive(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if path.name.endswith(".safetensors"):  # torch goes by the name of a path, and maps no open file
+            with path.open("rb") as file:
+                content = torch.load(file, map_location="cpu", weights_only=True)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if isinstance(content, dict):
             check_tensors(content, size)
     except ArchiveError as error:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..checkpoints import LoraFile
 
 from ..io.printable import printable
+from .paths import file_path
 
 DTYPES = ("float32", "float16", "bfloat16")
 NOT_WRITTEN = (".pt", ".pth", ".ckpt", ".bin")  # files that only other tools write; hardly the name of a folder
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("source", type=Path, help="released .pt, safetensors, diffusers or sharded folder")
-    command.add_argument("target", type=Path, help="a name ending in .safetensors, or a folder to be diffusers'")
+    command.add_argument("source", type=file_path, help="released .pt, safetensors, diffusers or sharded folder")
+    command.add_argument("target", type=file_path, help="a name ending in .safetensors, or a folder to be diffusers'")
     command.add_argument("--weights", default="auto", choices=("auto", "ema", "regular", "critic"))
     add_lora_argument(command)
     command.add_argument("--dtype", choices=DTYPES, help="default: as in the source")

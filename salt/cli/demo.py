@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .paths import file_path
+
 PROMPT = "a fast yellow square moving left"
 FRAMES = 81
 NFE = 2
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("-o", "--out", type=Path, default=Path("demo.mp4"))
+    command.add_argument("-o", "--out", type=file_path, default=Path("demo.mp4"))
     command.add_argument("--prompt", default=PROMPT)
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--nfe", type=int, default=NFE, help="model evaluations per block (default: %(default)s)")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..io.launcher import check_launcher, process_count
 from ..io.printable import printable
 from .convert import add_lora_argument, loras_of
+from .paths import file_name, file_path
 
 if TYPE_CHECKING:
     from ..pipeline.from_options import PipelineOptions
@@ -16,11 +17,11 @@ if TYPE_CHECKING:
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("prompt", nargs="?", help="what to show")
-    command.add_argument("--prompts", type=Path, metavar="FILE", help="prompts, one a line; -o is a folder then")
+    command.add_argument("--prompts", type=file_path, metavar="FILE", help="prompts, one a line; -o is a folder then")
     command.add_argument(
         "-o",
         "--out",
-        type=Path,
+        type=file_path,
         default=Path("salt.mp4"),
         help="video to write (salt.mp4; an existing file is replaced), or folder (--prompts)",
     )
@@ -33,7 +34,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     clip.add_argument("--frames", type=int, help="length in frames, an exact number of blocks")
     clip.add_argument("--width", type=int)
     clip.add_argument("--height", type=int)
-    clip.add_argument("--image", type=Path, help="picture (or mp4) that the clip starts from")
+    clip.add_argument("--image", type=file_path, help="picture (or mp4) that the clip starts from")
     clip.add_argument(
         "--prompt-at",
         nargs=2,
@@ -59,19 +60,29 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "then ,int8 ,fp8 ,int4 ,cpu",
     )
     steps.add_argument("--fuse", action="store_true", help="one forward for context pass and next first step")
-    steps.add_argument("--extend", type=Path, metavar="MEMORY", help="go on from a saved memory; writes the new part")
-    steps.add_argument("--save-memory", type=Path, metavar="MEMORY", help="NAME.safetensors, to extend the clip later")
+    steps.add_argument(
+        "--extend", type=file_path, metavar="MEMORY", help="go on from a saved memory; writes the new part"
+    )
+    steps.add_argument(
+        "--save-memory", type=file_path, metavar="MEMORY", help="NAME.safetensors, to extend the clip later"
+    )
 
 
 def add_model_arguments(command: argparse.ArgumentParser) -> None:
     model = command.add_argument_group("the model")
-    model.add_argument("--model", default="salt-tiny", help="pipeline folder, or a checkpoint (default: salt-tiny)")
     model.add_argument(
-        "--parts", type=Path, help="folder with vae/, text_encoder/, tokenizer/, or salt-tiny (default: the pulled)"
+        "--model", type=file_name, default="salt-tiny", help="pipeline folder, or a checkpoint (default: salt-tiny)"
+    )
+    model.add_argument(
+        "--parts",
+        type=file_path,
+        help="folder with vae/, text_encoder/, tokenizer/, or salt-tiny (default: the pulled)",
     )
     model.add_argument("--weights", default="auto", choices=("auto", "ema", "regular"))
     add_lora_argument(model)
-    model.add_argument("--decoder", default="wan", help="wan, or the path of taew2_1 (TAEHV): cheaper, a little softer")
+    model.add_argument(
+        "--decoder", type=file_name, default="wan", help="wan, or the path of taew2_1 (TAEHV): cheaper, a little softer"
+    )
     model.add_argument("--tiles", action="store_true", help="decode with Wan's VAE in tiles, where frames do not fit")
     model.add_argument("--device", help="default: CUDA where there is one")
     model.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: bfloat16 on CUDA")
@@ -81,7 +92,7 @@ def add_model_arguments(command: argparse.ArgumentParser) -> None:
         "low memory: int8 memory, decoding in tiles",
     )  # fmt: skip
     model.add_argument("--text-precision", default="bf16", choices=("bf16", "int8"), help="int8 needs torchao")
-    model.add_argument("--text-cache", type=Path, metavar="FOLDER", help="keeps prompt embeddings")
+    model.add_argument("--text-cache", type=file_path, metavar="FOLDER", help="keeps prompt embeddings")
 
 
 def pipeline_options(arguments: argparse.Namespace) -> PipelineOptions:
@@ -115,6 +126,8 @@ OPTIONS = {
     "negative_prompt": "--negative",
     "memory": "--extend",
     "save_memory": "--save-memory",
+    "text_cache": "--text-cache",
+    "text_precision": "--text-precision",
     **{
         name: f"--{name}"
         for name in (

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..io.printable import printable
+from .paths import file_path
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("path", type=Path, help="checkpoint file or folder, LoRA, or memory file")
+    command.add_argument("path", type=file_path, help="checkpoint file or folder, LoRA, or memory file")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from .paths import file_path
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("parts", nargs="*", help="which (none: list them)")
-    command.add_argument("--to", type=Path, help="folder (default: $SALT_MODELS, or salt/models in the cache folder)")
+    command.add_argument(
+        "--to", type=file_path, help="folder (default: $SALT_MODELS, or salt/models in the cache folder)"
+    )
     command.add_argument("--endpoint", help="another hub (default: $HF_ENDPOINT, or the public one)")
     command.add_argument("--revision", default="main")
 

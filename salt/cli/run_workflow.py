@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..io.atomic import require_file
 from ..io.printable import printable
+from .paths import file_path
 
 if TYPE_CHECKING:
     from ..comfy_client.client import ComfyServer, Record
@@ -21,10 +22,10 @@ LOST_POLLS = 20  # so often in a row a run may be neither queued nor running nor
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "file", type=Path, help="API-format file (workflows/api/*.json), or a workflow that the browser saved"
+        "file", type=file_path, help="API-format file (workflows/api/*.json), or a workflow that the browser saved"
     )
     command.add_argument("--server", default="http://127.0.0.1:8188", metavar="URL", help="default: %(default)s")
-    command.add_argument("--out", type=Path, default=Path("outputs"), help="folder for the results (outputs)")
+    command.add_argument("--out", type=file_path, default=Path("outputs"), help="folder for the results (outputs)")
     command.add_argument(
         "--set",
         action="append",

@@ -10,7 +10,8 @@ from .fields import Between, FieldError, read_object, read_value, shown
 from .remote_names import local_path
 
 CODE_KEYS = ("auto_map", "custom_pipelines")  # of configurations that name Python files to run
-NUMBERS = Between(-(10**7), 10**7)
+NUMBERS, COUNTS = Between(-(10**7), 10**7), Between(1, 10**7)
+MOST_PARTS = Between(1, 1000)  # layers and blocks, each of which is built
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -43,7 +44,7 @@ def check_model_folder(folder: Path) -> None:
 
 
 def check_config(path: Path, defaults: Mapping[str, object]) -> None:
-    """Raise ModelFolderError for a value in a config.json of another type than its default, or a number above 10^7.
+    """Raise ModelFolderError for a value in a config.json of another type than its default, or an absurd number.
 
     defaults: of the class that it configures, by key; a key without one, or with None, may have any value.
     """
@@ -60,10 +61,16 @@ def _check_like(value: object, default: object, name: str) -> None:
     """Raise FieldError for a value unlike its default; what is neither number, text nor list is not looked at."""
     if isinstance(default, (bool, str)):
         read_value(type(default), value, name)
-    elif isinstance(default, (int, float)):
-        read_value(Annotated[int if isinstance(default, int) else float, NUMBERS], value, name)
+    elif isinstance(default, int):
+        limits = NUMBERS if default < 1 else MOST_PARTS if name.endswith(("layers", "blocks")) else COUNTS
+        read_value(Annotated[int, limits], value, name)
+    elif isinstance(default, float):
+        read_value(Annotated[float, NUMBERS], value, name)
     elif isinstance(default, (list, tuple)) and default:
-        for i, item in enumerate(read_value(list[Any], value, name)):
+        items = read_value(list[Any], value, name)
+        if not items or (isinstance(default, tuple) and len(items) != len(default)):
+            raise FieldError(f"{name}: found {shown(value)}, expected values such as {shown(list(default))}")
+        for i, item in enumerate(items):
             _check_like(item, default[0], f"{name}[{i}]")
 
 

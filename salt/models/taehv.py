@@ -194,7 +194,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     ) as error:
         # torch reads bytes that are not a zip file as an old pickle, which fails in any of these ways. Its advice to
         # load with weights_only=False is not passed on.
-        reason = type(error).__name__ if "weights_only" in str(error) or not str(error) else str(error).splitlines()[0]
+        reason = (
+            type(error).__name__ if "weights_only" in str(error) or not str(error) else str(error).splitlines()[0][:200]
+        )
         raise ValueError(f"{path}: cannot be read as weights ({reason})") from error
     if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
         raise ValueError(f"{path}: expected a dictionary of tensors, found {type(found).__name__}")

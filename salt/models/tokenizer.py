@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FAST, SENTENCEPIECE = "tokenizer.json", "spiece.model"
+MAX_REASON = 200  # characters of a library's message, which may quote the file
 PIECES_FIELD = b"\n"  # a SentencePiece model is a protobuf message whose first field is its list of pieces
 
 
@@ -40,6 +41,6 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
         # The tokenizers library raises plain `Exception`, and transformers whatever a wrong value leads to.
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0][:MAX_REASON]
         where = files[0] if type(error) is Exception else folder
         raise TokenizerError(f"{where}: transformers cannot read this tokenizer: {reason}") from error

@@ -16,7 +16,7 @@ from ..acceleration.cuda_graphs import CUDAGraphTransformer
 from ..acceleration.finite_check import check_weights
 from ..acceleration.presets import PREFERENCES, Preference, compile_blocks, fp8_linears, preset_of
 from ..errors import InputError
-from ..io.model_folders import check_model_folder
+from ..io.model_folders import ModelFolderError, check_model_folder
 from ..memory import BufferPool
 from ..models.streaming_vae import FrameDecoder, Tiling, WanStreamDecoder
 from ..models.text_encoder import TextEncoder, UMT5TextEncoder
@@ -29,7 +29,7 @@ from .components import (
     TINY_NAME,
     PipelineComponents,
     as_salt_transformer,
-    check_vae_config,
+    check_configs,
     load_components,
     read_index,
     tiny_folder,
@@ -112,11 +112,17 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
             raise InputError("trust_remote_code", "is not supported: Python code of a model is never run")
         if Path(folder).is_dir():
             check_model_folder(Path(folder))
-            check_vae_config(Path(folder))
+            check_configs(Path(folder))
             read_index(Path(folder))
             if (Path(folder) / "tokenizer").is_dir() and "tokenizer" not in kwargs:
                 load_tokenizer(Path(folder) / "tokenizer")  # whose errors diffusers' own loading does not word
-        return super().from_pretrained(folder, **{"use_safetensors": True, **kwargs, "trust_remote_code": False})
+        options = {"use_safetensors": True, **kwargs, "trust_remote_code": False}
+        try:
+            return super().from_pretrained(folder, **options)
+        except (ValueError, RuntimeError, OSError) as error:
+            if str(folder) in str(error):
+                raise
+            raise ModelFolderError(f"{folder}: cannot be loaded: {error}") from error
 
     @classmethod
     def from_single_file(

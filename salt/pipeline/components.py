@@ -24,6 +24,9 @@ from ..spec import TINY_FOLDER, StudentSpec
 
 TINY_NAME = "salt-tiny"
 INDEX = "model_index.json"
+COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "image_encoder", "image_processor", "scheduler")
+LIBRARIES = ("diffusers", "transformers", "salt")  # whose classes a model_index.json may name
+PROJECT_KEYS = ("words", "default_size", "student")
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def load_components(folder: str | Path, dtype: torch.dtype | None = None) -> Loa
             f"{folder}: found no vae/config.json, expected Wan's components (vae/, text_encoder/, ...)"
         )
     check_model_folder(folder)
-    check_vae_config(folder)
+    check_configs(folder)
     index = read_index(folder)
     words, text_folder = index.get("words"), folder if (folder / "text_encoder").is_dir() else None
     if words is None and text_folder is None:
@@ -138,11 +141,12 @@ def load_components(folder: str | Path, dtype: torch.dtype | None = None) -> Loa
     return loaded
 
 
-def check_vae_config(folder: Path) -> None:
-    """Raise ModelFolderError, naming the field, for a vae/config.json that is no configuration of Wan's VAE."""
-    parameters = inspect.signature(AutoencoderKLWan.__init__).parameters
-    defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
-    check_config(folder / "vae" / "config.json", defaults)
+def check_configs(folder: Path) -> None:
+    """Raise ModelFolderError, naming the field, where config.json of vae/ or transformer/ is none of Wan's models."""
+    for part, model in (("vae", AutoencoderKLWan), ("transformer", WanTransformer3DModel)):
+        parameters = inspect.signature(model.__init__).parameters
+        defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
+        check_config(folder / part / "config.json", defaults)
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -154,9 +158,22 @@ def read_index(folder: Path) -> dict[str, Any]:
         index = read_object(path)
         # Only the keys of this project are read here, and checked; diffusers reads the others.
         read_fields(IndexFields, index)
+        for key, value in index.items():
+            if key in COMPONENTS or isinstance(value, list):
+                _check_entry(key, value)
         return index
     except FieldError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _check_entry(key: str, value: object) -> None:
+    """Raise FieldError unless an entry names a class of a library whose models are loaded, or no class."""
+    if key in PROJECT_KEYS:
+        return
+    pair = value if isinstance(value, list) and len(value) == 2 else [0, 0]
+    library, name = pair
+    if pair != [None, None] and not (isinstance(name, str) and str(library).partition(".")[0] in LIBRARIES):
+        raise FieldError(f"{key}: found {shown(value)}, expected a library of {', '.join(LIBRARIES)} and a class")
 
 
 def as_salt_transformer(transformer: WanTransformer3DModel) -> SaltTransformer3DModel:

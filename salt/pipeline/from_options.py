@@ -141,6 +141,9 @@ def _load_folder(options: PipelineOptions, folder: Path, device: torch.device, d
 def load_text_encoder(options: PipelineOptions, folder: Path, device: torch.device) -> TextEncoder | None:
     """The UMT5 of a folder, None where it has none. It stays on the CPU and is moved to the device for every prompt."""
     if not (folder / "text_encoder").is_dir():
+        for name, given in (("text_cache", options.text_cache), ("text_precision", options.text_precision != "bf16")):
+            if given:
+                raise InputError(name, f"has no effect with {folder}, which has no text_encoder/")
         return None
 
     def load() -> UMT5TextEncoder:

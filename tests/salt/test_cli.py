@@ -162,6 +162,13 @@ def test_unknown_words_of_all_lines_are_named_before_the_first_clip(model, tmp_p
     assert not list((tmp_path / "out").glob("*.mp4"))
 
 
+@pytest.mark.parametrize("option", ["--image", "--extend", "--decoder", "--prompts"])
+def test_an_empty_name_is_no_folder(model, tmp_path, capsys, option):
+    with pytest.raises(SystemExit):
+        generate(model, tmp_path / "a.mp4", option, "")
+    assert f"argument {option}: found an empty name, expected a file or folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
@@ -201,6 +208,9 @@ def test_prompt_at_and_memory_policy(model, tmp_path):
         (("--frames", 20), "error: --frames: found 20, expected 9 or 21"),
         (("--frames", 9, "--seconds", 1), "error: --frames cannot be combined with `seconds`"),
         (("--width", 0), "error: --width: found 0 pixels, expected 1 or more"),
+        (("--lora", ""), "error: --lora: found an empty name, expected a file"),
+        (("--text-cache", "x"), "error: --text-cache has no effect with "),
+        (("--text-precision", "int8"), "error: --text-precision has no effect with "),
         (("--nfe", 0), "error: --nfe: found 0, expected 1 to 1000"),
         (("--prompt-at", -1, PROMPT), "error: --prompt-at: found a change at -1 s, expected above 0"),
         (("--memory", "ring:3"), "error: --memory: found 'ring:3'"),

@@ -299,3 +299,11 @@ def test_scale_of_one_call(tmp_path: Path) -> None:
     assert torch.equal(latents(pipe), half)
     with pytest.raises(InputError, match="attention_kwargs: found ip_scale"):
         latents(pipe, attention_kwargs={"ip_scale": 1.0})
+
+
+def test_factors_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    tensors = {name: x.clone() for name, x in pair().items()}
+    next(iter(tensors.values()))[0] = float("inf")
+    save_file(tensors, tmp_path / "bad.safetensors")
+    with pytest.raises(CheckpointError, match="bad.safetensors: found values that are not finite .* for blocks.1"):
+        added(tmp_path / "bad.safetensors")

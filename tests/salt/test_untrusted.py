@@ -238,9 +238,34 @@ def test_requests_that_do_not_fit(arguments: dict, field: str, fits: str, monkey
     check_clip_fits(pipe.components_in_use(), PipelineInputs(prompt="", seconds=5), (32, 32))
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value", "expected"),
+    [
+        ("model_index.json", "vae", 5, "vae: found 5, expected a library of diffusers, transformers, salt and a class"),
+        (
+            "model_index.json",
+            "transformer",
+            ["os", "system"],
+            "transformer: found .*os.*, expected a library",
+        ),
+        ("transformer/config.json", "num_layers", 10**6, "num_layers: found 1000000, expected 1 to 1000"),
+        ("transformer/config.json", "patch_size", [1, 2], r"patch_size: found \[1, 2\], expected values such as"),
+        ("transformer/config.json", "ffn_dim", 64, "model: cannot be loaded: "),
+    ],
+)
+def test_pipeline_folders_are_checked_before_models_are_built(
+    name: str, key: str, value: object, expected: str, tmp_path: Path
+) -> None:
+    folder = tiny_system.folder(tmp_path / "model")
+    values = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(values | {key: value}))
+    with pytest.raises(ValueError, match=expected):
+        type(tiny_system.pipeline()).from_pretrained(folder)
+
+
 def test_a_window_takes_no_more_than_the_clip_fills(monkeypatch: pytest.MonkeyPatch) -> None:
-    components = tiny_system.pipeline()._components()
-    monkeypatch.setattr("salt.acceleration.free_memory.free_bytes", lambda device: 10**6)  # 5 seconds need 86,016
+    components = tiny_system.pipeline().components_in_use()
+    monkeypatch.setattr("salt.acceleration.free_memory.free_bytes", lambda device: 10**6)
     check_clip_fits(components, PipelineInputs(prompt="", seconds=5, memory_policy="window:9000"), (32, 32))
     with pytest.raises(InputError, match=r"memory_policy: .*a window of 900 latent frames \(225 s\) needs"):
         check_clip_fits(components, PipelineInputs(prompt="", seconds=500, memory_policy="window:900"), (32, 32))
@@ -274,7 +299,13 @@ def test_model_folders_that_are_not_read(name: str, text: str, expected: str, tm
         assert name in str(caught.value) and len(str(caught.value)) < 400
 
 
-@pytest.mark.parametrize(("key", "value"), [("z_dim", "x"), ("dim_mult", 3), ("dim_mult", [1, "x"]), ("z_dim", 10**9)])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("z_dim", "x"), ("dim_mult", 3), ("dim_mult", [1, "x"]), ("z_dim", 10**9), ("z_dim", 0), ("dim_mult", [])),
+        ("num_res_blocks", 10**6),
+    ],
+)
 def test_a_vae_config_of_other_types(key: str, value: object, tmp_path: Path) -> None:
     folder = tiny_system.folder(tmp_path / "system")
     config = folder / "vae" / "config.json"

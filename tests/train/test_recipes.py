@@ -96,8 +96,11 @@ def test_an_unknown_recipe_suggests_near_ones(tmp_path):
         load_recipe("self_forcng_salt.yaml")
     with pytest.raises(RecipeError, match="recipe: found a folder"):
         load_recipe(tmp_path)
-    with pytest.raises(RecipeError, match="is not of the form key=value"):
-        load_recipe("tiny", ["faster"])
+    with pytest.raises(RecipeError, match="no file 'TINY_SC', did you mean tiny_sc"):
+        load_recipe("TINY_SC")
+    for override in ("faster", "=3"):
+        with pytest.raises(RecipeError, match="is not of the form key=value"):
+            load_recipe("tiny", [override])
 
 
 def test_settings_that_cannot_work_are_errors(tmp_path):
@@ -145,6 +148,7 @@ def test_settings_that_cannot_work_are_errors(tmp_path):
 @pytest.mark.parametrize(
     "override, complaint",
     [
+        ("name=../x", r"name: found '../x', expected a name for files"),
         ("optimisation.lr=nan", "optimisation.lr: found nan, expected 0 to 1"),
         ("optimisation.betas=[0.9,1.0]", "optimisation.betas: found 1.0, expected 0 to 0.999999"),
         ("optimisation.ema=1.5", "optimisation.ema: found 1.5, expected 0 to 1"),

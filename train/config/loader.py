@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 import yaml
 
 from salt.io.fields import Between, shown
+from salt.io.remote_names import local_path
 from train.config.recipe import Recipe, RecipeError
 
 UNBOUNDED = 10**9  # the upper end of a range that nobody reaches
@@ -58,7 +59,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     values.setdefault("name", path.stem)
     for override in overrides:
         key, sign, text = override.partition("=")
-        if not sign:
+        if not sign or not key:
             raise RecipeError(repr(override), "is not of the form key=value, for example optimisation.lr=1e-5")
         section, dot, last = key.partition(".")
         if not dot:
@@ -66,6 +67,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         elif isinstance(values.setdefault(section, {}), dict):
             values[section][last] = _override_value(text, override)
     recipe = _build(Recipe, values, "", path)
+    try:
+        local_path(Path(), recipe.name)
+    except ValueError:
+        raise RecipeError("name", f"found {shown(recipe.name)}, expected a name for files", file=path) from None
     return recipe if recipe.run.out else replace(recipe, run=replace(recipe.run, out=f"runs/{recipe.name}"))
 
 
@@ -75,7 +80,7 @@ def find_recipe(path: Path) -> Path:
     if not path.exists() and own.exists():
         return own
     if not path.is_file():
-        near = difflib.get_close_matches(own.stem, recipe_names(), n=3)
+        near = difflib.get_close_matches(own.stem.lower(), recipe_names(), n=3)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         found = "a folder" if path.is_dir() else "no file"
         expected = "expected a YAML file, or a name that `python -m train recipes` lists"

@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 from salt.io.atomic import PARTIAL_FOLDER, atomic_folder
+from salt.io.fields import Index, read_object, read_value
 from salt.io.partial_files import remove_leftovers
+from salt.io.remote_names import local_path
 
 COMPLETE_FILE = "complete.json"
 DAMAGED_PREFIX = "damaged-"
@@ -87,11 +89,12 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def _file_sizes(folder: Path) -> dict[str, int]:
-    """Names and sizes of a checkpoint's files. Raises OSError, ValueError or KeyError where they are not known."""
-    content = json.loads((folder / COMPLETE_FILE).read_text())
-    if not isinstance(content, dict) or not isinstance(content["files"], dict):
-        raise ValueError("found another content")
-    return content["files"]
+    """Names and sizes of a checkpoint's files. Raises OSError or ValueError where they are not known."""
+    found = read_object(folder / COMPLETE_FILE)
+    sizes = read_value(dict[str, Index], found.get("files"), "files")
+    for name in sizes:
+        local_path(folder, name)
+    return sizes
 
 
 def _is_complete(folder: Path) -> bool:
@@ -102,7 +105,7 @@ def _incomplete(folder: Path) -> str | None:
     """What of a checkpoint is missing, or of another size than was written; None where nothing is."""
     try:
         sizes = _file_sizes(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         return f"{COMPLETE_FILE}: {error}"
     for name, size in sizes.items():
         path = folder / name
