@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.helpers.comfyui_page import ComfyPage, chromium
+from tests.helpers.comfyui_server import LocalServer
 
 HERE = Path(__file__).parent
 PATH, PYTHON = os.environ.get("COMFYUI_PATH"), os.environ.get("COMFYUI_PYTHON")
@@ -46,3 +49,30 @@ def inside() -> Callable[..., Any]:
         return answer["result"]
 
     return run
+
+
+@pytest.fixture(scope="module")
+def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+    base = tmp_path_factory.mktemp("comfyui")
+    for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
+        (base / name).mkdir()
+    (base / "custom_nodes" / "ComfyUI-Salt").symlink_to(HERE.parents[1], target_is_directory=True)
+    serving = LocalServer(base)
+    yield serving
+    serving.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def comfy(browser: Any, page_server: LocalServer) -> Iterator[ComfyPage]:
+    """A fresh page; whatever a test does, our files leave no error in the console."""
+    page = ComfyPage(browser, page_server.url)
+    page.setting("Comfy.VueNodes.Enabled", False)
+    yield page
+    page.close()
+    assert page.errors == []

@@ -3,48 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from salt.comfy_client.workflow import to_prompt
-from tests.helpers.comfyui_page import ComfyPage, chromium
-from tests.helpers.comfyui_server import LocalServer
+from tests.helpers.comfyui_page import ComfyPage
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = ROOT / "workflows"
 SCHEDULE, ROLLOUT = "SaltPromptSchedule", "SaltRollout"
 DESIGNS = {"canvas": False, "vue": True}  # ComfyUI's two ways to draw a node
 SEEDS = {"canvas": 4, "vue": 11}  # one clip of the same server must not be the other's
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    base = tmp_path_factory.mktemp("comfyui")
-    for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
-        (base / name).mkdir()
-    (base / "custom_nodes" / "ComfyUI-Salt").symlink_to(ROOT, target_is_directory=True)
-    serving = LocalServer(base)
-    yield serving
-    serving.stop()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as started:
-        yield started
-
-
-@pytest.fixture
-def comfy(browser: Any, server: LocalServer) -> Iterator[ComfyPage]:
-    """A fresh page; whatever a test does, our files leave no error in the console."""
-    page = ComfyPage(browser, server.url)
-    page.setting("Comfy.VueNodes.Enabled", False)
-    yield page
-    page.close()
-    assert page.errors == []
 
 
 def seconds_of(text: str) -> list[float]:
@@ -131,66 +100,8 @@ def test_every_workflow_opens_without_a_missing_node_and_lies_in_its_frames(comf
         assert comfy.misplaced() == [], name
 
 
-def with_other_modes(graph: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The workflow as it is, and with each of its nodes bypassed or muted, those in subgraphs too."""
-    yield graph
-    inner = [subgraph["nodes"] for subgraph in graph.get("definitions", {}).get("subgraphs", [])]
-    for node in [node for nodes in (graph["nodes"], *inner) for node in nodes]:
-        before = node.get("mode", 0)
-        for mode in (2, 4):
-            node["mode"] = mode
-            yield graph
-        node["mode"] = before
-
-
-@pytest.mark.parametrize("name", ["sub", "bypassed", "older", "branch_memory"])
-def test_run_workflow_makes_the_prompt_that_the_page_makes(comfy, server, name):
-    folder = WORKFLOWS if name == "branch_memory" else ROOT / "tests" / "data" / "workflows"
-    graph, info = json.loads((folder / f"{name}.json").read_text()), server.node_info()
-    checked = 0
-    for variant in with_other_modes(graph):
-        page = comfy.page.evaluate(
-            "async graph => { await app.loadGraphData(graph); return (await app.graphToPrompt()).output }", variant
-        )
-        ours = to_prompt(variant, info)
-        modes = {node["id"]: node.get("mode", 0) for node in variant["nodes"] if node.get("mode")}
-        assert {n: [p["class_type"], p["inputs"]] for n, p in ours.items()} == {
-            n: [p["class_type"], p["inputs"]] for n, p in page.items()
-        }, modes
-        checked += 1
-    assert checked == 1 + 2 * sum(len(g["nodes"]) for g in (graph, *graph.get("definitions", {}).get("subgraphs", [])))
-
-
-MAKE_NESTED = """async graph => { await app.loadGraphData(graph);
-  const of = type => app.graph._nodes.find(n => n.type === type), add = type => {
-    const made = LiteGraph.createNode(type); app.graph.add(made); return made };
-  const rollout = of('SaltRollout'), reroute = add('Reroute'), primitive = add('PrimitiveNode');
-  of('SaltLoadTiny').connect(0, reroute, 0);
-  reroute.connect(0, rollout, 0);
-  primitive.connect(0, rollout, rollout.inputs.findIndex(i => i.name === 'seconds'));
-  for (const types of [['SaltRollout', 'Reroute', 'PrimitiveNode'], ['SaltDecode'], ['CLIPTextEncode']]) {
-    const subgraphs = app.graph._nodes.filter(n => n.isSubgraphNode());
-    app.canvas.selectItems([...app.graph._nodes.filter(n => types.includes(n.type)), ...subgraphs]);
-    await app.extensionManager.command.execute('Comfy.Graph.ConvertToSubgraph');
-  }
-  const all = [...app.rootGraph.subgraphs.values()].flatMap(g => g.nodes);
-  all.find(n => n.type === 'PrimitiveNode').widgets[0].value = 2.5;
-  return JSON.parse(JSON.stringify(app.graph.serialize())) }"""
-
-
-def test_run_workflow_takes_nested_subgraphs_reroutes_and_primitives_as_the_page_does(comfy, server):
-    flat = json.loads((WORKFLOWS / "tiny_text_to_video.json").read_text())
-    graph, info = comfy.page.evaluate(MAKE_NESTED, flat), server.node_info()
-    assert len(graph["definitions"]["subgraphs"]) == 3
-    ours = to_prompt(graph, info)
-    (rollout,) = [p["inputs"] for number, p in ours.items() if p["class_type"] == ROLLOUT and number.count(":") == 3]
-    assert rollout["seconds"] == 2.5 and rollout["model"] == ["1", 0]
-    page = comfy.page.evaluate("async () => (await app.graphToPrompt()).output")
-    assert {n: p["inputs"] for n, p in ours.items()} == {n: p["inputs"] for n, p in page.items()}
-
-
 @pytest.mark.parametrize("design", DESIGNS)
-def test_drag_in_run_watch_cancel_and_run_again(comfy, server, design):
+def test_drag_in_run_watch_cancel_and_run_again(comfy, page_server, design):
     comfy.setting("Comfy.VueNodes.Enabled", DESIGNS[design])
     comfy.drop(WORKFLOWS / "tiny_text_to_video.json")
     comfy.set_widget(ROLLOUT, "seed", SEEDS[design])
@@ -234,7 +145,7 @@ def test_drag_in_run_watch_cancel_and_run_again(comfy, server, design):
     comfy.press_run()
     comfy.wait_for("execution_success")
     assert len(comfy.heard("preview")) == len(previews), "nothing of the cancelled run is left"
-    assert "Salt:" not in server.log
+    assert "Salt:" not in page_server.log
 
 
 def test_the_memory_bar_shows_what_a_window_forgets(comfy):
@@ -380,19 +291,6 @@ def test_the_memory_bar_in_a_subgraph_survives_a_switch_of_tabs(comfy, design, e
     comfy.page.wait_for_timeout(1500)
     assert bars_in_subgraph(comfy) == [1]
     comfy.picture(f"subgraph_bar_{design}")
-
-
-def test_the_prefix_of_save_memory_is_expanded_when_a_prompt_is_queued(comfy):
-    comfy.drop(WORKFLOWS / "save_memory.json")
-    comfy.set_widget("SaltSaveMemory", "filename_prefix", "salt_memories/%date:yyyy%_%Salt Rollout.seed%_%width%")
-    queued = comfy.page.evaluate(
-        """async () => { const { output, workflow } = await app.graphToPrompt();
-        const kept = workflow.nodes.find(n => n.type === 'SaltSaveMemory').widgets_values[0];
-        return [Object.values(output).find(n => n.class_type === 'SaltSaveMemory').inputs.filename_prefix, kept] }"""
-    )
-    year, seed = comfy.page.evaluate("new Date().getFullYear()"), comfy.widget(ROLLOUT, "seed")
-    assert queued[0] == f"salt_memories/{year}_{seed}_%width%", "core's server expands the rest"
-    assert queued[1] == "salt_memories/%date:yyyy%_%Salt Rollout.seed%_%width%", "the workflow keeps the pattern"
 
 
 def open_help(comfy: ComfyPage, heading: str) -> None:

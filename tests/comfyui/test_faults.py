@@ -82,7 +82,7 @@ def test_servers_killed_at_random_moments_of_a_save_lose_nothing(base):
         server.kill()
         now = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.safetensors")}
         assert before.items() <= now.items()
-        assert all(load_memory(path).next_frame == 21 for path in now)
+        assert len({load_memory(path).next_frame for path in now}) <= 1, "each is read whole"
         before = now
     again = LocalServer(base)
     try:
