@@ -12,11 +12,12 @@ from ..salt.block_plan import Stepping
 from ..salt.conditioning import parse_timeline
 from ..salt.errors import InputError
 from ..salt.memory import MemoryPolicy
+from ..salt.spec import StudentSpec
 from .adapter.custom_sampling import sample_clip
 from .adapter.input_errors import widget_names
 from .adapter.rollout_inputs import schedule_of
 from .adapter.sampler import SamplerInputs, new_sampler
-from .adapter.student_spec import spec_of
+from .adapter.student_spec import spec_of, with_patched_shift
 from .io_types import Prompts, TimedConditioning, schema
 from .widgets import frames_per_block_widget, policy_socket, step_widgets, stepping_widget
 
@@ -50,7 +51,7 @@ class SaltSigmas(io.ComfyNode):
 
     @classmethod
     def execute(cls, nfe: str, steps: str, shift: float, model: ModelPatcher | None = None) -> io.NodeOutput:
-        spec = None if model is None else spec_of(model)
+        spec = None if model is None else spec_of(model) or with_patched_shift(model, StudentSpec())
         sigmas = schedule_of(nfe, steps, shift, spec).sigmas
         return io.NodeOutput(torch.tensor([*sigmas, 0.0], dtype=torch.float32))
 

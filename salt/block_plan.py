@@ -15,7 +15,7 @@ from torch import Tensor
 from .conditioning import PromptChange, PromptSchedule, Switch
 from .errors import InputError
 from .memory import MemoryPolicy
-from .model_input import Condition
+from .model_input import Condition, Guide
 from .noise import NoiseSource
 from .schedule import NUM_TRAIN_TIMESTEPS, Schedule
 
@@ -75,6 +75,7 @@ class BlockPlan(Generic[Condition]):
     history: clean latents of the blocks before it, oldest first, for what is re-encoded: a recache, another policy, an
     unconditional branch that has not followed. None: those that the rollout remembers.
     latents: [B, C, F, H, W] of a block that is known: it is not sampled, only its context pass runs.
+    guide: evaluates the denoising steps instead of the settings' guidance, on as many branches as there are prompts.
     """
 
     prompts: Sequence[PromptChange[Condition]]
@@ -83,9 +84,10 @@ class BlockPlan(Generic[Condition]):
     policy: MemoryPolicy | None = None
     history: Sequence[Tensor] | None = None
     latents: Tensor | None = None
+    guide: Guide[Condition] | None = None
 
     def __post_init__(self) -> None:
-        if len(self.prompts) != (1 if self.settings.guidance == 1.0 else 2):
+        if self.guide is None and len(self.prompts) != (1 if self.settings.guidance == 1.0 else 2):
             raise InputError("guidance", "needs a negative conditioning", self.settings.guidance)
 
     def length(self, start: int) -> int:
@@ -113,8 +115,9 @@ class ScheduleSource(Generic[Condition]):
         noise: NoiseSource,
         start: int,
         made: Tensor | None = None,
+        guide: Guide[Condition] | None = None,
     ) -> None:
-        self.schedules, self.settings, self.noise = schedules, settings, noise
+        self.schedules, self.settings, self.noise, self.guide = schedules, settings, noise, guide
         self.start, self.made = start, made
         # A change takes effect at the next block, so the latest block's prompt is the one in effect at its start.
         at = max(start - settings.frames_per_block, 0) if made is None else start
@@ -130,7 +133,7 @@ class ScheduleSource(Generic[Condition]):
             replace(now, switch=self._switch(prompts, old, now) if start else "keep")
             for prompts, old, now in zip(self.schedules, before, self.active, strict=True)
         ]
-        plan = BlockPlan(changes, self.settings, self.noise)
+        plan = BlockPlan(changes, self.settings, self.noise, guide=self.guide)
         if self.made is None or start - self.start >= self.made.shape[2]:
             return plan
         return replace(plan, latents=self.made[:, :, start - self.start :][:, :, : plan.length(start)])
@@ -138,7 +141,7 @@ class ScheduleSource(Generic[Condition]):
     def known(self, start: int, latents: Tensor) -> BlockPlan[Condition]:
         """The plan of latents that are there before the rollout, which changes no memory."""
         changes = [replace(prompts.at(start), switch="keep") for prompts in self.schedules]
-        return BlockPlan(changes, self.settings, self.noise, latents=latents)
+        return BlockPlan(changes, self.settings, self.noise, latents=latents, guide=self.guide)
 
     @staticmethod
     def _switch(prompts: PromptSchedule[Condition], old: PromptChange, now: PromptChange) -> Switch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -42,3 +43,13 @@ class FlowModel(Protocol[ConditionContra]):
     """
 
     def __call__(self, inputs: ModelInput[ConditionContra], /) -> Tensor: ...
+
+
+class Guide(Protocol[ConditionContra]):
+    """Guidance of a host's own: the flow [B, C, F, H, W] of a denoising step from the inputs of its branches.
+
+    branches: the conditional one, and the unconditional one if there is one, on the same latents. Their passes only
+    read, so the model may be called with each as often as wanted, or not at all.
+    """
+
+    def __call__(self, branches: Sequence[ModelInput[ConditionContra]], /) -> Tensor: ...

@@ -22,7 +22,7 @@ from .block_plan import BlockPlan, BlockSource, RolloutSettings, ScheduleSource
 from .conditioning import PromptChange, PromptSchedule
 from .errors import InputError
 from .memory import KVMemory, MemoryPass, MemoryPolicy
-from .model_input import Condition, FlowModel, ModelInput
+from .model_input import Condition, FlowModel, Guide, ModelInput
 from .noise import NoiseSource
 from .schedule import NUM_TRAIN_TIMESTEPS, add_noise, euler, flow_to_x0
 
@@ -108,6 +108,7 @@ def rollout(
     ends: Callable[[], bool] | None = None,
     on_step: Callable[[Step], None] | None = None,
     on_step_end: OnStepEnd | None = None,
+    guide: Guide[Condition] | None = None,
 ) -> Iterator[Block]:
     """Sample `frames` new latent frames (None: without end) block by block and yield each finished block.
 
@@ -128,20 +129,22 @@ def rollout(
     on_step: called before every model call; an exception from it ends the rollout, and the memory stays usable.
     on_step_end: called after every denoising step with the block's latents [B, C, F, H, W], which after a block's last
         step are clean; the rollout continues with the latents that it returns.
+    guide: evaluates the denoising steps instead of `guidance`, on one branch, or on two where `negative` is given.
+        Context passes are calls of `model` as ever, and not fused.
     Raises InputError for a length that blocks do not fill, a block that does not fit into the policy's window, guidance
     without a negative conditioning, a recache without the latents for it, and a memory that another rollout writes.
     """
     schedules = [PromptSchedule.of(conditioning)]
     memories = [memory]
-    if settings.guidance != 1.0:
-        if negative is None:
-            raise InputError("guidance", "needs a negative conditioning", settings.guidance)
+    if settings.guidance != 1.0 and guide is None and negative is None:
+        raise InputError("guidance", "needs a negative conditioning", settings.guidance)
+    if negative is not None and (settings.guidance != 1.0 or guide is not None):
         schedules.append(PromptSchedule.of(negative))
         memories.append(negative_memory or memory.empty_like())
     initial_frames = 0 if initial_latents is None else initial_latents.shape[2]
     lengths = [] if frames is None else block_lengths(memory.next_frame + initial_frames, frames, settings)
     memory.policy.check_block(max(lengths, default=settings.frames_per_block))
-    source = ScheduleSource(schedules, settings, noise, memory.next_frame, made_latents)
+    source = ScheduleSource(schedules, settings, noise, memory.next_frame, made_latents, guide)
     run = _Run(model, memories, len(lengths), on_step, on_step_end, source.recaches)
     with run.writing():
         if history_latents is not None:
@@ -272,12 +275,15 @@ class _Run(Generic[Condition]):
         settings = self.plan.settings
         if self.on_step is not None:
             self.on_step(Step(block, self.count, step, settings.schedule.nfe, kind))
+        branches = list(zip(self.memories, self.plan.prompts, strict=False))
+        self.nfe += 1
+        if self.plan.guide is not None and kind == "denoise":
+            return self.plan.guide([ModelInput(x, t, prompt.conditioning, open_pass(m)) for m, prompt in branches])
         flows = []
-        for memory, prompt in zip(self.memories, self.plan.prompts, strict=False):
+        for memory, prompt in branches:
             memory_pass = open_pass(memory)
             flows.append(self.model(ModelInput(x, t, prompt.conditioning, memory_pass)))
             memory.commit(memory_pass, settings.context_timestep / NUM_TRAIN_TIMESTEPS)
-        self.nfe += 1
         if len(flows) == 1:
             return flows[0]
         conditional, unconditional = flows
@@ -314,7 +320,7 @@ class _Run(Generic[Condition]):
     def fusable(self, following: BlockPlan[Condition]) -> bool:
         """Whether the next block shares a forward with this one's context pass (also where it is known already, so that
         the memory is the same, bit for bit); one forward has one prompt."""
-        same_settings = following.settings is self.plan.settings
+        same_settings = following.settings is self.plan.settings and following.guide is None
         same_prompt = same_settings and all(
             new.conditioning is old.conditioning and new.switch == "keep"
             for new, old in zip(following.prompts, self.plan.prompts, strict=True)

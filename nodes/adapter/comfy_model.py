@@ -22,7 +22,8 @@ from ...salt.schedule import NUM_TRAIN_TIMESTEPS
 from .clip_size import PIXELS_PER_LATENT, check_multiple, frame_count
 from .cross_attention_cache import PromptCaches, cached_cross_attention
 from .fingerprint import fingerprint
-from .self_attention_patch import memory_attention, warn_of_replaced_attention
+from .method_patch import unwrap_compiled
+from .self_attention_patch import MemoryAttention, memory_attention, warn_of_replaced_attention
 
 if TYPE_CHECKING:
     from comfy.ldm.wan.model import WanModel
@@ -52,11 +53,6 @@ def wan_model(model: ModelPatcher) -> WanModel:
 def takes_image_channels(model: ModelPatcher) -> bool:
     """Whether a MODEL takes channels beside the noise, as image-to-video ones do."""
     return wan_model(model).in_dim > LATENT_CHANNELS
-
-
-def unwrap_compiled(module: WanModel) -> WanModel:
-    """The module inside torch.compile's wrapper, which forwards the setting of an attribute but not its removal."""
-    return getattr(module, "_orig_mod", module)
 
 
 def compute_dtype(model: ModelPatcher) -> torch.dtype:
@@ -113,28 +109,47 @@ class ComfyModel:
         not fit the memory, for conditioning that ends before this block does, and for whatever keeps a layer from the
         memory.
         """
-        import comfy.model_management
         import comfy.samplers
 
-        x, memory = inputs.x, inputs.memory
+        x, conds = inputs.x, self.conds_of(inputs)
+        # ComfyUI has one sigma per clip: the noisiest frame's. It is divided out below, so the others lose nothing.
+        sigma_BF = inputs.timestep.to(torch.float32) / NUM_TRAIN_TIMESTEPS
+        sigma = sigma_BF.amax(dim=1)
+        with self.attending(inputs, x, sigma_BF) as attention:
+            (denoised,) = comfy.samplers.calc_cond_batch(self.base, [conds], x, sigma, self.model_options)
+        attention.check_complete(len(self.wan.blocks))
+        return flow_to(denoised, x, sigma)
+
+    def conds_of(self, inputs: ModelInput[Conds]) -> Conds:
+        """The conditioning of a call, cut to its frames, as ComfyUI takes it."""
+        conds = conds_of_frames(inputs.conditioning, inputs.start_frame - self.first_frame, inputs.x.shape[2])
+        return self.prompt_caches.prepared(conds, inputs.x, self.base.manual_cast_dtype or self.base.get_dtype())
+
+    @contextmanager
+    def attending(self, inputs: ModelInput[Conds], x: Tensor, sigma_BF: Tensor) -> Iterator[MemoryAttention]:
+        """While open, a call of the MODEL with latents x goes through the memory of `inputs`."""
+        import comfy.model_management
+
+        memory = inputs.memory
         if memory is None:
             raise InputError("memory", "is needed by a model that generates block by block")
         # ComfyUI before 0.8 looks for Cancel nowhere in a model call, and compiled code does not in any version.
         comfy.model_management.throw_exception_if_processing_interrupted()
         _, p_h, p_w = self.wan.patch_size
         memory.check(x.shape[0], x.shape[2], x.shape[3] // p_h, x.shape[4] // p_w)
-        conds = conds_of_frames(inputs.conditioning, memory.start_frame - self.first_frame, x.shape[2])
-        # ComfyUI has one sigma per clip: the noisiest frame's. It is divided out below, so the others lose nothing.
-        sigma_BF = inputs.timestep.to(torch.float32) / NUM_TRAIN_TIMESTEPS
-        sigma = sigma_BF.amax(dim=1)
-        blocks = len(memory.segments)
-        conds = self.prompt_caches.prepared(conds, x, self.base.manual_cast_dtype or self.base.get_dtype())
-        timesteps = timestep_per_frame(self.base, sigma_BF if blocks > 1 else sigma_BF[:, :1])
-        with memory_attention(self.wan, memory), cached_cross_attention(self.wan, self.prompt_caches), timesteps:
-            (denoised,) = comfy.samplers.calc_cond_batch(self.base, [conds], x, sigma, self.model_options)
-        # Through x0 rather than the raw output, so that the MODEL's sampling class is honoured.
-        sigma = sigma.to(x.dtype).view(-1, 1, 1, 1, 1)
-        return (x - denoised) / sigma.clamp_min(torch.finfo(x.dtype).tiny)
+        timesteps = timestep_per_frame(self.base, sigma_BF if len(memory.segments) > 1 else sigma_BF[:, :1])
+        caches = cached_cross_attention(self.wan, self.prompt_caches)
+        with memory_attention(self.wan, memory) as attention, caches, timesteps:
+            yield attention
+
+
+def flow_to(denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    """The flow at x [B, C, F, H, W] and sigma [B] that leads to `denoised`; zeros at sigma 0.
+
+    Through x0 rather than the raw output, so that the MODEL's sampling class is honoured.
+    """
+    sigma = sigma.to(x.dtype).view(-1, 1, 1, 1, 1)
+    return (x - denoised) / sigma.clamp_min(torch.finfo(x.dtype).tiny)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ...salt.models.cross_attention_cache import LatestByIdentity
-from .method_patch import WanAttention, replaced_method
+from .method_patch import WanAttention, patched_method, replaced_method
 
 if TYPE_CHECKING:
     from comfy.conds import CONDRegular
@@ -142,14 +142,14 @@ def cached_cross_attention(wan: WanModel, caches: PromptCaches) -> Iterator[None
     layers = [
         (layer, block.cross_attn)
         for layer, block in enumerate(wan.blocks)
-        if type(block.cross_attn).__name__ == CROSS_ATTENTION and "forward" not in block.cross_attn.__dict__
+        if type(block.cross_attn).__name__ == CROSS_ATTENTION and patched_method(block.cross_attn) is None
     ]
     with ExitStack() as stack:
-        if "forward" not in wan.text_embedding.__dict__:
+        if patched_method(wan.text_embedding) is None:
             stack.enter_context(replaced_method([wan.text_embedding], _embedding_forward, "salt_caches", [caches]))
         values = [(layer, caches) for layer, _ in layers]
         modules = [module for _, module in layers]
         stack.enter_context(replaced_method(modules, _cross_attention_forward, "salt_caches", values))
-        if "rope_encode" not in wan.__dict__:
+        if patched_method(wan, "rope_encode") is None:
             stack.enter_context(replaced_method([wan], _rope_encode, "salt_caches", [caches], "rope_encode"))
         yield

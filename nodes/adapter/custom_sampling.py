@@ -11,15 +11,17 @@ from ...salt.block_plan import Stepping
 from ...salt.conditioning import PromptSchedule
 from ...salt.errors import InputError
 from ...salt.memory import MemoryPolicy
-from ...salt.noise import SeededNoise
+from ...salt.noise import NoiseSource, SeededNoise
 from ...salt.rollout import RolloutSettings
 from ...salt.schedule import NUM_TRAIN_TIMESTEPS, Schedule, add_noise
 from ...salt.spec import StudentSpec
 from .buffer_pool import pool_of
 from .clip_size import check_latent_size, length_text
+from .core_guidance import NEGATIVE, evaluates_negative
 from .input_errors import widget_names
+from .model_sampling import noise_scale, scaled_noise
 from .previews import preview_decoder
-from .rollout_runner import NEGATIVE, RolloutPlan, in_model_space, new_clip_memory, run_blocks
+from .rollout_runner import RolloutPlan, in_model_space, new_clip_memory, run_blocks
 from .sampler import SamplerInputs
 from .start_picture import start_picture
 from .student_spec import autoregressive_spec
@@ -29,7 +31,7 @@ class GraphNoise:
     """A noise source: initial noise of every block from the graph's NOISE, and noise of its seed between steps and for
     frames past the NOISE's end."""
 
-    def __init__(self, initial: Tensor, between: SeededNoise) -> None:
+    def __init__(self, initial: Tensor, between: NoiseSource) -> None:
         self.initial, self.between = initial, between
 
     @property
@@ -114,17 +116,19 @@ def sample_clip(
     plan = RolloutPlan(
         settings, policy or spec.policy, (), count, (height, width), inputs.seed or 0, batch, start=picture
     )
-    negative = inputs.conds[NEGATIVE] if inputs.cfg != 1 and NEGATIVE in inputs.conds else None
+    guided = inputs.cfg != 1 or (inputs.guide is not None and evaluates_negative(patcher))
+    negative = inputs.conds[NEGATIVE] if guided and NEGATIVE in inputs.conds else None
     total = start_frames + count
     memory = new_clip_memory(patcher, plan, total, negative is not None)
     needed = sum(m.estimate_bytes(total) for m in memory.branches if m.store is None)
     device = memory.memory.device
     if needed and device.type != "cpu" and plan.policy.residence == "device":
         free_memory(needed, device, [m for m in current_loaded_models if m.model is patcher])
-    initial = inputs.noise
+    initial = noise_scale(patcher) * inputs.noise
     if inputs.latent is not None and not is_empty(inputs.latent):
         initial = add_noise(inputs.latent, initial, float(inputs.sigmas[0]))
-    noise = GraphNoise(initial, SeededNoise(plan.seed, batch, channels, height, width, initial.device))
+    between = SeededNoise(plan.seed, batch, channels, height, width, initial.device)
+    noise = GraphNoise(initial, scaled_noise(between, patcher))
     prompts, decoder = PromptSchedule.of(inputs.conds["positive"]), preview_decoder(patcher)
     start = in_model_space(patcher.model, picture, initial.device)
     latents, _ = run_blocks(inputs, plan, memory, noise, prompts, decoder, negative=negative, start=start)

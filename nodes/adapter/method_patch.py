@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import MethodType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from torch import nn
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class WanAttention(Protocol):
@@ -25,6 +27,20 @@ class WanAttention(Protocol):
     o: nn.Module
     norm_q: nn.Module
     norm_k: nn.Module
+
+
+def unwrap_compiled(module: Module) -> Module:
+    """The module inside torch.compile's wrapper, which forwards the setting of an attribute but not its removal."""
+    return getattr(module, "_orig_mod", module)
+
+
+def patched_method(module: nn.Module, method: str = "forward") -> Callable[..., object] | None:
+    """What another node has put in the place of a method of this instance; None where it runs its class's own.
+
+    ComfyUI leaves the class's own on the instance when it takes a patch back.
+    """
+    found = module.__dict__.get(method)
+    return None if getattr(found, "__func__", found) is getattr(type(module), method) else found
 
 
 @contextmanager

@@ -16,7 +16,10 @@ from ...salt.schedule import Schedule, check_steps, step_list
 from ...salt.spec import FPS, StudentSpec
 from ..io_types import ClipMemory, Conditioning, Latent, TimedConditioning
 from .clip_size import check_latent_size, size_text
+from .core_guidance import evaluates_negative
 from .input_errors import widget_names
+from .model_sampling import patched_sampling, patched_shift
+from .patch_names import patch_name
 from .rollout_runner import LATENT_CHANNELS, RolloutPlan
 from .start_picture import NODE, has_start_picture
 from .student_spec import UNKNOWN, autoregressive_spec, known_spec
@@ -119,13 +122,18 @@ def plan_rollout(inputs: RolloutInputs, clip: ClipStart, policy: MemoryPolicy | 
         size=clip.size,
         seed=inputs.seed,
         batch=clip.batch,
-        negative=inputs.negative if inputs.cfg != 1 else None,
+        negative=inputs.negative if guides(inputs) else None,
         start=clip.start,
         memory=clip.memory,
         history=clip.history,
         vae=inputs.vae,
         notes=notes_on_effect(inputs, clip, prompts, first_frame(clip) + length.frames, spec.frames_per_block),
     )
+
+
+def guides(inputs: RolloutInputs) -> bool:
+    """Whether the unconditional branch is needed: by cfg, or by a node that takes part in guidance (CFGOverride)."""
+    return inputs.cfg != 1 or (inputs.negative is not None and evaluates_negative(inputs.model))
 
 
 def first_frame(clip: ClipStart) -> int:
@@ -149,10 +157,14 @@ def notes_on_effect(
     from ...salt.pipeline.effect import changes_past_end
 
     notes = [UNKNOWN] if known_spec(inputs.model) is None else []
-    if inputs.negative is not None and inputs.cfg == 1:
+    if inputs.negative is not None and not guides(inputs):
         notes.append("negative has no effect at cfg 1")
     if clip.memory is not None and has_start_picture(inputs.model):
         notes.append(f"the start picture of {NODE} has no effect on a clip that goes on from a memory")
+    shift = patched_shift(inputs.model)
+    if shift is not None and inputs.shift and inputs.shift != shift:
+        node = patch_name(patched_sampling(inputs.model))
+        notes.append(f"the shift {shift:g} of {node} has no effect: the shift widget says {inputs.shift:g}")
     if late := changes_past_end([p.frame for p in prompts], end, frames_per_block):
         times = ", ".join(f"{frame * 4 / FPS:g} s" for frame in late)
         last = (end - frames_per_block) * 4 / FPS
@@ -168,7 +180,7 @@ def check_connections(inputs: RolloutInputs, memory: ClipMemory | None, policy: 
         raise InputError("cfg", "needs a negative conditioning connected to negative", inputs.cfg)
     if memory is None:
         return
-    if inputs.cfg != 1 and memory.negative is None:
+    if guides(inputs) and memory.negative is None:
         raise InputError("cfg", "needs a memory that was written with guidance, and this one was not", inputs.cfg)
     if policy is not None and policy != memory.memory.policy:
         raise InputError("policy", f"{policy} does not fit the memory, whose own is {memory.memory.policy}")

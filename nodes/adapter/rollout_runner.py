@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,8 +20,10 @@ from ...salt.spec import FPS
 from ..io_types import ClipMemory, Conditioning
 from .buffer_pool import memory_for_output, pool_of
 from .comfy_model import LATENT_CHANNELS, Conds, compute_dtype, memory_geometry, new_memory, takes_image_channels
+from .core_guidance import NEGATIVE
 from .fingerprint import fingerprint
 from .input_errors import widget_names
+from .model_sampling import scaled_noise
 from .previews import MAX_EARLIER_LATENTS, PreviewDecoder, RolloutProgress, preview_decoder
 from .sampler import SamplerInputs, SamplerOutput, sample
 
@@ -30,12 +32,10 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import VAE
 
-NEGATIVE = "negative"
-
 
 @dataclass(frozen=True)
 class RolloutPlan:
-    """A rollout to run. size: latent (height, width). frames: new latent frames. negative: for guidance other than 1.
+    """A rollout to run. size: latent (height, width). frames: new latent frames. negative: for guidance.
 
     notes: on inputs that have no effect, for the report.
     start: latents [B, 16, F, H, W], as a LATENT holds them, that the clip starts with. memory: of a clip to continue;
@@ -125,7 +125,8 @@ def run_rollout(model: ModelPatcher, plan: RolloutPlan) -> RolloutResult:
     fitted = total if takes_image_channels(model) else min(total, plan.frames_per_call)
     noise = torch.zeros(plan.batch, LATENT_CHANNELS, fitted, *plan.size)
     sigmas = torch.tensor([*plan.settings.schedule.sigmas, 0.0], dtype=torch.float32)
-    output = sample(model, conds, noise, sigmas, run, seed=plan.seed, reserve=(on_device, plan.frames_per_call))
+    reserve = on_device, plan.frames_per_call
+    output = sample(model, conds, noise, sigmas, run, seed=plan.seed, reserve=reserve, cfg=plan.settings.guidance)
     memory, report = output.extra
     return RolloutResult(output.latents, memory, "; ".join([report, *plan.notes]))
 
@@ -138,7 +139,7 @@ def run_in_sampler(inputs: SamplerInputs, plan: RolloutPlan) -> SamplerOutput[tu
     else:
         # Without guidance the unconditional branch would stay behind the clip, and guide from there another time.
         memory = (plan.memory if plan.negative is not None else ClipMemory(plan.memory.memory)).copied(device)
-    noise = SeededNoise(plan.seed, plan.batch, LATENT_CHANNELS, *plan.size, device=device)
+    noise = scaled_noise(SeededNoise(plan.seed, plan.batch, LATENT_CHANNELS, *plan.size, device=device), patcher)
     prompts = PromptSchedule(
         [PromptChange(p.frame, inputs.conds[f"prompt {i}"], p.switch) for i, p in enumerate(plan.prompts)]
     )
@@ -187,6 +188,9 @@ def run_blocks(
     """
     from comfy.model_management import intermediate_device
 
+    if inputs.guide is not None or any(len(entries) > 1 for entries in inputs.conds.values()):
+        # One call has one sigma, by which guidance, and the choice between entries, differ from step to step.
+        plan = replace(plan, settings=replace(plan.settings, fuse=False))
     kept, device = intermediate_device(), inputs.noise.device
     earlier = [x[:, :, -MAX_EARLIER_LATENTS:].to(device) for x in (history, start) if x is not None and x.shape[2]]
     progress = RolloutProgress(plan.model_calls, decoder, earlier)
@@ -203,6 +207,7 @@ def run_blocks(
         initial_latents=start,
         history_latents=history,
         on_step=progress.step,
+        guide=inputs.guide,
     ):
         checks.add(block)
         checks.check_known()

@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 
 from ...salt.errors import InputError
+from ...salt.model_input import Guide
 from ..io_types import Conditioning
 from .comfy_model import ComfyModel, Conds, wan_model
+from .conditioning_checks import check_conditioning
+from .core_guidance import GuiderGuide, needs_guider
+from .model_patches import check_model, check_options, names_of, wrappers_of
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -34,6 +38,7 @@ class SamplerInputs:
     noise [B, C, F, H, W] lies on the MODEL's device; sigmas [N + 1] end with 0. latent: of the noise's shape, in the
     model's space; None or zeros where the graph's is empty. mask: a noise mask, if the graph has set one. patcher: the
     loaded ModelPatcher. seed: None where the guider was called without one.
+    guider: ComfyUI's, ready to be called. guide: for `rollout`, where nodes take part in guidance.
     """
 
     model: ComfyModel
@@ -45,6 +50,8 @@ class SamplerInputs:
     mask: Tensor | None
     patcher: ModelPatcher
     seed: int | None
+    guider: CFGGuider
+    guide: Guide[Conds] | None
 
 
 @dataclass(frozen=True)
@@ -55,10 +62,12 @@ class SamplerOutput(Generic[T]):
     extra: T
 
 
-def new_sampler(run: Callable[[SamplerInputs], Tensor]) -> Sampler:
+def new_sampler(run: Callable[[SamplerInputs], Tensor], causal: bool = True) -> Sampler:
     """A SAMPLER for ComfyUI's custom sampling whose whole work is `run`, which returns latents in the model's space.
 
-    Sampling with it raises InputError where the guider's MODEL is no Wan 2.1, or a guider is not of ComfyUI's kind.
+    causal: `run` calls the MODEL block by block, with a memory. Sampling raises InputError where the guider's MODEL is
+    no Wan 2.1, or a guider is not of ComfyUI's kind; and, if causal, for patches and conditioning that a memory cannot
+    follow.
     """
     import comfy.samplers
 
@@ -78,10 +87,16 @@ def new_sampler(run: Callable[[SamplerInputs], Tensor]) -> Sampler:
                 raise InputError(
                     "guider", f"found {type(model_wrap).__name__}, expected one with conds, as ComfyUI's own have"
                 )
-            wan_model(model_wrap.model_patcher)
+            wan, options = wan_model(model_wrap.model_patcher), extra_args.get("model_options", {})
+            seed = extra_args.get("seed")
+            if causal:
+                check_options(options, wan)
+                given = getattr(model_wrap, "original_conds", model_wrap.conds)
+                check_conditioning(given, model_wrap.conds, sigmas, wan)
+            model = ComfyModel(model_wrap.inner_model, options)
             return run(
                 SamplerInputs(
-                    ComfyModel(model_wrap.inner_model, extra_args.get("model_options", {})),
+                    model,
                     model_wrap.conds,
                     getattr(model_wrap, "cfg", 1.0),
                     noise,
@@ -89,7 +104,9 @@ def new_sampler(run: Callable[[SamplerInputs], Tensor]) -> Sampler:
                     latent_image,
                     denoise_mask,
                     model_wrap.model_patcher,
-                    extra_args.get("seed"),
+                    seed,
+                    model_wrap,
+                    GuiderGuide(model_wrap, model, seed) if needs_guider(options, model_wrap) else None,
                 )
             )
 
@@ -105,6 +122,7 @@ def sample(
     *,
     seed: int | None = None,
     reserve: tuple[int, int] | None = None,
+    cfg: float = 1.0,
 ) -> SamplerOutput[T]:
     """Call `run` inside ComfyUI's sampling of MODEL, without a sampler node.
 
@@ -112,24 +130,30 @@ def sample(
 
     conds: CONDITIONING by name, as many as wanted (a prompt schedule has one per prompt). noise: [B, 16, F, H, W] of
     the whole clip (its shape is what image conditioning is fitted to).
-    reserve: (bytes of KV memory, latent frames in one model call), so that ComfyUI frees as much memory as is needed.
+    reserve: (bytes of KV memory, latent frames in one model call), so that ComfyUI frees as much memory as is needed;
+    None for a whole clip in one call, without a memory. cfg: the guidance, as nodes that take part in it see it.
     """
     import comfy.samplers
 
-    wan_model(model)
+    wan, causal = wan_model(model), reserve is not None
+    if causal:
+        check_model(model, wan)
     if reserve is not None:
         model = with_reservation(model, *reserve)
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds(conds)
-    guider.set_cfg(1.0)
+    guider.set_cfg(cfg)
     extras: list[T] = []
 
     def run_once(inputs: SamplerInputs) -> Tensor:
+        if inputs.noise.any() or not torch.equal(inputs.sigmas.cpu(), sigmas):
+            names = names_of(wrappers_of(inputs.model.model_options, "outer_sample", "sampler_sample"))
+            raise InputError("model", f"has a patch by {names} that changes noise or sigmas of a Salt rollout")
         output = run(inputs)
         extras.append(output.extra)  # ComfyUI hands back nothing but the latents
         return output.latents
 
-    latents = guider.sample(noise, torch.zeros_like(noise), new_sampler(run_once), sigmas, seed=seed)
+    latents = guider.sample(noise, torch.zeros_like(noise), new_sampler(run_once, causal), sigmas, seed=seed)
     return SamplerOutput(latents, extras[0])
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...salt.errors import InputError
 from ...salt.memory import MemoryPass
-from .method_patch import WanAttention, replaced_method
+from .method_patch import WanAttention, patched_method, replaced_method
 
 if TYPE_CHECKING:
     from comfy.ldm.wan.model import WanModel
@@ -47,8 +47,8 @@ class MemoryAttention:
                 f"self-attention with a memory: found (batch, tokens) = {(batch, tokens)}, expected {expected}; "
                 "combined or regional conditioning and reference latents are not supported with a KV-cache memory"
             )
-        if options.get("patches", {}).get("attn1_patch"):
-            raise InputError("model", "has an attn1 patch (MultiTalk, ...), which would ignore the memory")
+        if options.get("patches", {}).get("attn1_patch"):  # of a hook: those of a MODEL are refused before
+            raise InputError("positive", "has a hook that patches self-attention (attn1), which would miss the memory")
         heads = module.num_heads
 
         def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class MemoryAttention:
         return module.o(self.memory.attend(layer, q, k, v, attention).flatten(2))
 
     def check_complete(self, layers: int) -> None:
-        """Raise InputError unless every layer went through the memory exactly once."""
+        """Raise InputError unless every layer went through the memory exactly once: else what it holds is wrong."""
         if self.layers_seen != list(range(layers)):
             raise InputError(
                 "model",
@@ -88,21 +88,17 @@ def _memory_forward(
 
 @contextmanager
 def memory_attention(wan: WanModel, memory: MemoryPass) -> Iterator[MemoryAttention]:
-    """While open, self-attention of every block of `wan` reads and writes through `memory`.
-
-    Raises InputError on a clean exit if a layer was left out or ran twice: its memory would be wrong.
-    """
+    """While open, self-attention of every block of `wan` reads and writes through `memory`."""
     attention = MemoryAttention(memory)
     modules = [block.self_attn for block in wan.blocks]
     values = [(layer, attention) for layer in range(len(modules))]
     with replaced_method(modules, _memory_forward, "salt_memory", values):
         yield attention
-    attention.check_complete(len(modules))
 
 
 def warn_of_replaced_attention(wan: WanModel) -> None:
     """Log one line if another node has patched self-attention: during a rollout the memory replaces that patch."""
-    patched = [module.forward for block in wan.blocks if "forward" in (module := block.self_attn).__dict__]
+    patched = [method for block in wan.blocks if (method := patched_method(block.self_attn)) is not None]
     if patched:
         owner = getattr(patched[0], "__module__", None) or type(patched[0]).__module__
         log.warning(

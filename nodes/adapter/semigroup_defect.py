@@ -16,8 +16,11 @@ from ...salt.schedule import NUM_TRAIN_TIMESTEPS, Schedule
 from ...salt.semigroup_defect import OPERATORS, Defects, Operator, Triple, semigroup_defect, steps_for
 from ...salt.spec import StudentSpec
 from ..io_types import Conditioning
-from .comfy_model import LATENT_CHANNELS, Conds, compute_dtype, memory_geometry, new_memory
+from .comfy_model import LATENT_CHANNELS, Conds, compute_dtype, flow_to, memory_geometry, new_memory
+from .core_guidance import guided_flow
+from .model_sampling import scaled_noise
 from .sampler import SamplerInputs, SamplerOutput, sample
+from .start_picture import NODE, has_start_picture
 from .start_picture import NODE, has_start_picture
 from .student_spec import autoregressive_spec, spec_of
 
@@ -43,15 +46,12 @@ def student_spec(model: ModelPatcher, frames_per_block: int) -> StudentSpec:
 def whole_clip_model(inputs: SamplerInputs) -> FlowModel[Conds]:
     """The MODEL on a whole clip at once, without a memory: flow [B, C, F, H, W] at timesteps [B]."""
     import comfy.model_management
-    import comfy.samplers
-
-    base, options = inputs.model.base, inputs.model.model_options
 
     def flow(call: ModelInput[Conds], /) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
         sigma = call.timestep.to(torch.float32) / NUM_TRAIN_TIMESTEPS
-        (x0,) = comfy.samplers.calc_cond_batch(base, [call.conditioning], call.x, sigma, options)
-        return (call.x - x0) / sigma.view(-1, 1, 1, 1, 1)
+        x0 = inputs.guider(call.x, sigma, model_options=inputs.model.model_options, seed=inputs.seed)
+        return flow_to(x0, call.x, sigma)
 
     return flow
 
@@ -70,9 +70,15 @@ def measure_defects(
     schedule = Schedule(steps_for(triples), spec.shift)
     settings = RolloutSettings(schedule, "sde", spec.frames_per_block or 1, spec.independent_first_frame)
 
+    if has_start_picture(model):
+        raise InputError("model", f"has a start picture ({NODE}), which this measurement has no use for")
+
     def run(inputs: SamplerInputs) -> SamplerOutput[Defects]:
-        noise = SeededNoise(seed, 1, LATENT_CHANNELS, *size, device=inputs.noise.device)
-        flow = inputs.model if spec.frames_per_block else whole_clip_model(inputs)
+        noise = scaled_noise(SeededNoise(seed, 1, LATENT_CHANNELS, *size, device=inputs.noise.device), model)
+        if not spec.frames_per_block:
+            flow = whole_clip_model(inputs)
+        else:
+            flow = inputs.model if inputs.guide is None else guided_flow(inputs.model, inputs.guide)
         memory = new_memory(inputs.patcher, policy, 1, *size, frames) if spec.frames_per_block else None
         conds = inputs.conds["positive"]
         defects = semigroup_defect(flow, conds, memory, noise, frames, settings, triples=triples)

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 from ...salt.errors import InputError
 from ...salt.spec import StudentSpec
 from .comfy_model import wan_model
+from .model_sampling import patched_shift
 
 if TYPE_CHECKING:
     from comfy.model_base import BaseModel
@@ -63,12 +64,19 @@ def file_of(model: ModelPatcher) -> Path | None:
 def spec_of(model: ModelPatcher) -> StudentSpec | None:
     """The student's settings, or None for a MODEL that has none and is not known to be a student.
 
-    ComfyUI's loader recognises autoregressive files itself; for those without settings it is the default ones.
+    ComfyUI's loader recognises autoregressive files itself; for those without settings it is the default ones. The
+    shift is that of ModelSamplingSD3 where one has set it.
     """
     spec = known_spec(model)
     if spec is None and type(wan_model(model)).__name__ == "CausalWanModel":
-        return StudentSpec()
-    return spec
+        spec = StudentSpec()
+    return spec if spec is None else with_patched_shift(model, spec)
+
+
+def with_patched_shift(model: ModelPatcher, spec: StudentSpec) -> StudentSpec:
+    """The settings with the shift that a node has set on MODEL, if one has."""
+    shift = patched_shift(model)
+    return spec if shift is None else replace(spec, shift=shift)
 
 
 def autoregressive_spec(model: ModelPatcher, frames_per_block: int) -> StudentSpec:
@@ -89,7 +97,7 @@ def autoregressive_spec(model: ModelPatcher, frames_per_block: int) -> StudentSp
             "has no student's settings (a plain Wan 2.1?); load it with Load Salt Student, or, if the file is an "
             "autoregressive student all the same (GGUF, another loader), set frames_per_block",
         )
-    spec = spec or StudentSpec()
+    spec = spec or with_patched_shift(model, StudentSpec())
     if not frames_per_block or frames_per_block == spec.frames_per_block:
         return spec
     log.info(

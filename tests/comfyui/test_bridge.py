@@ -48,9 +48,9 @@ def test_image_to_video_channels_are_cut_to_the_block(inside):
 
 def test_conditioning_that_a_memory_cannot_hold_is_refused(inside):
     found = inside(FAULTS, "conditioning")
-    assert "found (batch, tokens) = (2, 72), expected (1, 72)" in found["combined"]
-    assert "found 0 self-attentions in one call, expected 2" in found["off"]
-    assert "found (batch, tokens) = (1, 96), expected (1, 72)" in found["ahead"]
+    assert "positive: found 2 prompts in effect at sigma 1.000, expected 1" in found["combined"]
+    assert "positive: found 0 prompts in effect at sigma" in found["off"]
+    assert "positive has latents before or behind the clip" in found["ahead"]
 
 
 def test_a_node_that_skips_layers_is_refused(inside):

@@ -74,3 +74,38 @@ result = [
         ["latent_image", "latent_image: found 7 latent frames, expected 6 or 9"],
         ["window", "window: found 2, expected at least 3"],
     ]
+
+
+PATCHES = """
+from torch import nn
+from pack.nodes.adapter.method_patch import patched_method
+from pack.nodes.adapter.patch_names import patch_name, words_of
+
+layer, other = nn.Linear(2, 2), nn.Linear(2, 2)
+theirs = lambda x: x
+result = [patched_method(layer) is None]
+layer.forward = theirs
+result.append(patched_method(layer) is theirs)
+layer.forward = other.forward.__func__.__get__(layer)
+result.append(patched_method(layer) is None)
+
+class APG:
+    def execute(self, scale):
+        def pre_cfg(args):
+            return args["conds_out"] if scale else helper(args)
+        return pre_cfg
+
+import sys, types
+names = types.ModuleType("nodes")
+function = APG().execute(1)
+result.append(patch_name(function))
+names.NODE_CLASS_MAPPINGS, names.NODE_DISPLAY_NAME_MAPPINGS = {"APG": APG}, {"APG": "Projected Guidance"}
+sys.modules["nodes"] = names
+result += [patch_name(function), sorted(words_of(function))]
+"""
+
+
+def test_patches_are_told_from_their_marks_and_named_by_node():
+    *told, alone, shown, words = in_pack(PATCHES)
+    assert told == [True, True, True], "none; theirs; the class's own, left on the instance by core"
+    assert alone == "APG" and shown == "APG (Projected Guidance)" and words == ["conds_out", "helper"]

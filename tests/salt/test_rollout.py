@@ -132,6 +132,25 @@ def test_guidance_mixes_two_memories(student):
     assert torch.allclose(same, clip(student, 6), atol=1e-5), "guidance between equal prompts changes nothing"
 
 
+def test_a_guide_evaluates_the_denoising_steps_and_nothing_else(student):
+    """The linear combination as a guide, beside `guidance`: fused or not, on the same memories."""
+    model, seen = CausalModel(student), []
+
+    def linear(branches):
+        seen.append([inputs.memory.start_frame for inputs in branches])
+        conditional, unconditional = (model(inputs) for inputs in branches)
+        return unconditional + 3 * (conditional - unconditional)
+
+    plain = RolloutSettings(Schedule.of(2), guidance=3.0)
+    fused = RolloutSettings(Schedule.of(2), guidance=3.0, fuse=True)
+    expected = clip(student, 6, settings=plain, negative=text(7))
+    guided = clip(student, 6, settings=fused, negative=text(7), guide=linear)
+    assert torch.allclose(guided, expected, atol=1e-5)
+    assert seen == [[0, 0], [0, 0], [3, 3], [3, 3]], "two steps per block, on both branches; no context pass"
+    once = clip(student, 6, guide=lambda branches: model(branches[0]))
+    assert torch.allclose(once, clip(student, 6), atol=1e-5), "a guide without a negative has one branch"
+
+
 def test_cancelling_between_steps_leaves_the_memory_usable(student):
     class Cancelled(Exception):
         pass

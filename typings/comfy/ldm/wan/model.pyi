@@ -24,6 +24,8 @@ class WanModel(nn.Module):
     num_heads: int
     blocks: Sequence[WanAttentionBlock]
     text_embedding: nn.Sequential
+    img_emb: nn.Module | None
+    def forward_orig(self, x: Tensor, t: Tensor, context: Tensor, **options: object) -> Tensor: ...
     def rope_encode(self, *size: int, **options: object) -> Tensor: ...
 
 def optimized_attention(
