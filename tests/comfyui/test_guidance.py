@@ -3,7 +3,8 @@
 CASES, NODES = "guidance", "core_nodes"
 # By core's node id, with the settings of `core_nodes.SET`.
 CHANGED = """APG CFGNorm CFGZeroStar FreSca LatentApplyOperationCFG LoraLoader LoraLoaderModelOnly Mahiro
-ModelMergeSimple ModelSamplingSD3 RescaleCFG SkipLayerGuidanceDiT SkipLayerGuidanceDiTSimple SkipLayerGuidanceSD3 TCFG""".split()
+ModelMergeSimple ModelSamplingSD3 RescaleCFG SkipLayerGuidanceDiT SkipLayerGuidanceDiTSimple SkipLayerGuidanceSD3
+TCFG""".split()
 REFUSED = """ContextWindowsManual DifferentialDiffusion EasyCache HyperTile LazyCache ModelSamplingDiscrete
 ModelSamplingContinuousEDM PatchModelAddDownscale PerpNeg PerturbedAttentionGuidance RenormCFG SelfAttentionGuidance
 TomePatchModel""".split()
