@@ -21,7 +21,6 @@ from .core_guidance import guided_flow
 from .model_sampling import scaled_noise
 from .sampler import SamplerInputs, SamplerOutput, sample
 from .start_picture import NODE, has_start_picture
-from .start_picture import NODE, has_start_picture
 from .student_spec import autoregressive_spec, spec_of
 
 if TYPE_CHECKING:
@@ -69,9 +68,6 @@ def measure_defects(
     """Defects of a clip of `frames` latent frames and latent (height, width), by triple and operator."""
     schedule = Schedule(steps_for(triples), spec.shift)
     settings = RolloutSettings(schedule, "sde", spec.frames_per_block or 1, spec.independent_first_frame)
-
-    if has_start_picture(model):
-        raise InputError("model", f"has a start picture ({NODE}), which this measurement has no use for")
 
     def run(inputs: SamplerInputs) -> SamplerOutput[Defects]:
         noise = scaled_noise(SeededNoise(seed, 1, LATENT_CHANNELS, *size, device=inputs.noise.device), model)
