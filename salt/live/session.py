@@ -110,6 +110,10 @@ class LiveSession(Generic[Condition]):
         self.viewers.remove(viewer)
         self._wake()
 
+    def receipts(self, after: int) -> list[Applied | Superseded | Refused]:
+        """Of controls that were sent after the event `after`, as far as they are kept."""
+        return [receipt for receipt in self.viewers.receipts.copy() if receipt.event > after]
+
     def state(self) -> State:
         """As it was after the latest block or control, with the viewers of now."""
         with self._state_lock:
@@ -187,7 +191,8 @@ class LiveSession(Generic[Condition]):
         self._apply(self._mailbox.take(immediate_only=False))
         if self._stopping:
             return False
-        self._set_status("playing")
+        if self.pacer.made:  # warm: the first block is made
+            self._set_status("playing")
         if self._blocks_to_step:
             self._blocks_to_step -= 1
         return True
@@ -249,8 +254,7 @@ class LiveSession(Generic[Condition]):
         self.output.put(block, self._event, self.pacer.made)
         self.pacer.made += count
         self._made_at.append((time.perf_counter(), count))
-        if self._blocks_to_step == 0:
-            self._status = "paused"
+        self._status = "paused" if self._blocks_to_step == 0 else "playing"
         self._tell_state()
 
     def _set_status(self, status: Status) -> None:

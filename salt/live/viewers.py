@@ -102,12 +102,13 @@ class Viewer:
 
 
 class Viewers:
-    """All viewers of a session."""
+    """All viewers of a session. receipts: the latest that they were told, for a viewer that comes back."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._viewers: tuple[Viewer, ...] = ()
         self._lost = 0  # by viewers that have left
+        self.receipts: deque[Applied | Superseded | Refused] = deque(maxlen=MAX_RECEIPTS)
 
     def __iter__(self):
         return iter(self._viewers)
@@ -127,6 +128,8 @@ class Viewers:
                 self._viewers = tuple(v for v in self._viewers if v is not viewer)
 
     def put(self, message: FrameBatch | Applied | Superseded | Refused | State) -> None:
+        if not isinstance(message, (FrameBatch, State)):
+            self.receipts.append(message)
         for viewer in self._viewers:
             viewer.put(message)
 

@@ -1,0 +1,87 @@
+"""Steer a clip while it plays, on a page in the browser."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from ..io.printable import printable
+from .generate import add_model_arguments, pipeline_options
+
+PORT = 8198
+LOOPBACK = "127.0.0.1"
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("prompt", nargs="+", metavar="PROMPT", help="what the clip begins with; words need no quotes")
+    server = command.add_argument_group("the server")
+    server.add_argument("--port", type=int, default=PORT, help="default: %(default)s")
+    server.add_argument("--host", default=LOOPBACK, help="address to listen on (this machine alone: %(default)s)")
+    server.add_argument("--token", help="needed to open the page; beyond this machine one is drawn if none is given")
+    server.add_argument("--open", action="store_true", help="open the page in the browser")
+    server.add_argument("--record", type=Path, metavar="FILE", help="NAME.mp4; the replay lies beside it afterwards")
+    clip = command.add_argument_group("the clip")
+    clip.add_argument("--size", type=_size, metavar="WIDTHxHEIGHT", help="default: the student's")
+    clip.add_argument("--seed", type=int, default=0)
+    clip.add_argument("--nfe", type=int, choices=(2, 4, 8), help="model evaluations per block (default: the student's)")
+    clip.add_argument("--guidance", type=float, default=1.0)
+    clip.add_argument("--negative", default="", help="negative prompt, used while guidance is on")
+    clip.add_argument("--memory", metavar="POLICY", help="as in `salt generate`")
+    clip.add_argument(
+        "--pace",
+        default="realtime",
+        choices=("realtime", "free"),
+        help="free: as fast as it can (%(default)s)",
+    )
+    clip.add_argument("--lead", type=int, default=1, help="blocks made ahead of the fastest viewer (%(default)s)")
+    add_model_arguments(command)
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected WIDTHxHEIGHT, as 832x480")
+    return int(found[1]), int(found[2])
+
+
+def run(arguments: argparse.Namespace) -> None:
+    import secrets
+    import webbrowser
+
+    from ..live.pipeline_host import PipelineHost
+    from ..live.server.app import serve
+    from ..live.server.security import Access, is_loopback
+    from ..live.session import LiveSession
+    from ..live.settings import LiveSettings
+    from ..pipeline.from_options import load_pipeline
+    from .generation import run_device
+
+    if not 0 <= arguments.port <= 65535:
+        raise ValueError(f"--port: found {arguments.port}, expected 0 to 65535")
+    token = arguments.token
+    if token is None and not is_loopback(arguments.host):
+        token = secrets.token_urlsafe(16)
+    access = Access((arguments.host,), token)
+    settings = LiveSettings(
+        prompt=" ".join(arguments.prompt), negative=arguments.negative, seed=arguments.seed, nfe=arguments.nfe,
+        guidance=arguments.guidance, policy=arguments.memory, pace=arguments.pace, lead=arguments.lead,
+    )  # fmt: skip
+    options = pipeline_options(arguments)
+    pipe = load_pipeline(options, run_device(options))
+    session = LiveSession(PipelineHost(pipe, *(arguments.size or (None, None))), settings, record=arguments.record)
+
+    def on_start(address: str) -> None:
+        print(f"{printable(address)}  (Ctrl-C ends it)", flush=True)
+        if arguments.open:
+            webbrowser.open(address)
+
+    try:
+        serve(session, access, arguments.port, on_start)
+    finally:
+        session.close()
+        path = session.recording_path()
+        if path is not None:
+            replay = path.with_suffix(".replay.json")
+            session.replay().save(replay)
+            print(f"{printable(path)}: the recording; {printable(replay)}: for `salt replay`")
