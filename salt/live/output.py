@@ -74,13 +74,23 @@ class LiveOutput:
         return "" if self._error is None else one_line(self._error)
 
     def _run(self) -> None:
-        while (work := self._work.get()) is not None:
-            if self._error is not None:  # nothing after a block that failed
-                continue
-            try:
-                work()
-            except (ValueError, OSError, RuntimeError) as error:
-                self._error = error
+        finished = False
+        try:
+            while (work := self._work.get()) is not None:
+                if self._error is None:  # nothing after a block that failed
+                    self._try(work)
+            finished = True
+        finally:
+            if not finished:  # a fault of the program; whoever queues must not wait for ever
+                self._error = RuntimeError("the thread that publishes blocks has ended early")
+                while self._work.get() is not None:
+                    pass
+
+    def _try(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except (ValueError, OSError, RuntimeError) as error:
+            self._error = error
 
     def _publish(self, block: LiveBlock, event: int, play_index: int) -> None:
         kept, pending = block.kept, block.frames

@@ -219,8 +219,9 @@ class LiveSession(Generic[Condition]):
         for sent in controls:
             try:
                 self._apply_one(sent.control)
-            except InputError as error:
-                self.viewers.put(Refused(sent.event, error.field, one_line(error)))
+            except ValueError as error:
+                field = error.field if isinstance(error, InputError) else sent.control.kind
+                self.viewers.put(Refused(sent.event, field, one_line(error)))
                 continue
             self._event = max(self._event, sent.event)
             branch = self.engine.branch
