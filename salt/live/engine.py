@@ -253,6 +253,9 @@ class LiveEngine(Generic[Condition]):
         branch, before = self.branch, self.branch.tip
         scene = block.start if choice.switch == "cut" else 0 if before is None else before.scene
         steering = branch.steering.choose()[1]
+        if before is not None:  # blocks that are made alike share what says so
+            choice = before.choice if before.choice == choice else choice
+            steering = before.steering if before.steering == steering else steering
         kept = KeptBlock(
             self.made, branch.blocks, block.start, block.stop, scene, choice, steering,
             to_main_memory(block.latents), before,
@@ -271,7 +274,8 @@ class LiveEngine(Generic[Condition]):
     def take_snapshot(self) -> None:
         """After a block whose context pass is done: a snapshot where one is due, and the budget."""
         block = self._at
-        if block is not None and block.snapshot is None and (block.index + 1) % SNAPSHOT_BLOCKS == 0:
+        due = block is not None and block.snapshot is None and (block.index + 1) % SNAPSHOT_BLOCKS == 0
+        if block is not None and due and self.history.has_room(self.memory.estimate_bytes(len(self.memory.held))):
             follows = self.negative_memory.next_frame == block.stop and block.choice.guidance != 1.0
             negative = MemorySnapshot.of(self.negative_memory) if follows else None
             decoder = None if self.decoding is None else self.decoding.fork()

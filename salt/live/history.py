@@ -20,7 +20,7 @@ from .steering import BlockChoice, Steering
 if TYPE_CHECKING:
     from ..models.streaming_vae import FrameDecoder
 
-SNAPSHOT_BLOCKS = 8  # from one to the next, before the budget thins them out
+SNAPSHOT_BLOCKS = 4  # from one to the next, before the budget thins them out
 FULL_SHARE = 0.9  # of the budget, to which it is brought down when it is exceeded
 
 
@@ -128,6 +128,10 @@ class History:
     def add_snapshot(self, block: KeptBlock, snapshot: Snapshot) -> None:
         block.snapshot = snapshot
         self.snapshot_bytes += snapshot.nbytes
+
+    def has_room(self, nbytes: int) -> bool:
+        """Whether a snapshot of so many bytes can be kept at all."""
+        return nbytes <= self.budget
 
     @property
     def exceeded(self) -> bool:

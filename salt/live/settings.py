@@ -36,7 +36,7 @@ class LiveSettings:
     policy: str | None = None
     pace: Pacing = "realtime"
     lead: Annotated[int, Between(1, MAX_LEAD)] = 1
-    rewind_budget: Annotated[int, Between(0, MAX_BUDGET)] = 2**28
+    rewind_budget: Annotated[int, Between(0, MAX_BUDGET)] = 2**27
     frames: Annotated[int, Between(1, 10**9)] | None = None
 
     def __post_init__(self) -> None:

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from salt.live import engine as engine_module
 from salt.live.controls import (
     Blend,
     Bookmark,
@@ -34,11 +33,6 @@ POLICIES = [
 @pytest.fixture(scope="module")
 def host():
     return PipelineHost(tiny_system.pipeline())
-
-
-@pytest.fixture(autouse=True)
-def often(monkeypatch):
-    monkeypatch.setattr(engine_module, "SNAPSHOT_BLOCKS", 4)
 
 
 def play(engine, blocks, controls=()):

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import imageio_ffmpeg
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -176,3 +177,20 @@ def test_1000_random_controls_and_lagging_viewers_neither_deadlock_nor_leave_thr
     for _ in play(again, replay):
         pass
     assert torch.equal(session.engine.branch.tip.latents, again.branch.tip.latents)
+
+
+@pytest.mark.slow
+def test_memory_is_flat_with_a_recording(host, tmp_path):
+    """After 80 blocks, a minute of clip, and after 800."""
+    settings = LiveSettings(SHAPES[0], nfe=2, pace="free", policy="window:9", rewind_budget=2**22, frames=2400)
+    session = LiveSession(host, settings, record=tmp_path / "clip.mp4")
+    resident, publish = {}, session._publish
+
+    def measured(block):
+        publish(block)
+        resident[block.kept.index] = psutil.Process().memory_info().rss
+
+    session._publish = measured
+    session.run()
+    assert session.state().block == 800
+    assert resident[799] < 1.05 * resident[79], {n: resident[n] // 2**20 for n in (10, 79, 200, 400, 600, 799)}

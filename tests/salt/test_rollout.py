@@ -1,5 +1,7 @@
 """Guarantees of the rollout: extension, prompt changes, guidance, cancelling, seeds."""
 
+from itertools import islice
+
 import pytest
 import torch
 
@@ -60,6 +62,12 @@ def test_an_extended_clip_is_the_longer_clip_to_the_bit(student, policy, tmp_pat
 
 def test_a_block_does_not_depend_on_the_clip_length(student):
     assert torch.equal(clip(student, 6), clip(student, 15)[:, :, :6])
+
+
+def test_a_rollout_without_end_is_the_beginning_of_any_longer_one(student):
+    made = list(islice(blocks(student, None, policy=MemoryPolicy("window", 9)), 5))
+    assert torch.equal(torch.cat([b.latents for b in made], 2), clip(student, 15, policy=MemoryPolicy("window", 9)))
+    assert [(b.index, b.count) for b in made] == [(i, 0) for i in range(5)]
 
 
 def test_batch_rows_are_the_single_clips(student):
