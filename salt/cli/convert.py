@@ -42,6 +42,9 @@ def loras_of(arguments: argparse.Namespace) -> tuple[LoraFile, ...] | None:
 def run(arguments: argparse.Namespace) -> None:
     if arguments.target.suffix in NOT_WRITTEN:
         raise ValueError(f"{arguments.target}: expected a name ending in .safetensors, or a folder to be diffusers'")
+    both_exist = arguments.target.exists() and arguments.source.exists()
+    if both_exist and arguments.target.samefile(arguments.source):
+        raise ValueError(f"{arguments.target}: found the source, expected another file or folder")
     import torch
 
     from ..checkpoints import load_student, read_checkpoint, save_student

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+from safetensors import SafetensorError, safe_open
+
 from .fields import Between, FieldError, read_object, read_value, shown
 from .remote_names import local_path
 
@@ -80,7 +82,16 @@ def _descriptions(folder: Path) -> Iterator[Path]:
 
 
 def _check_weights(folder: Path) -> None:
-    """Raise ModelFolderError where a component's weights are pickles only; `salt.checkpoints` reads a transformer's."""
+    """Raise ModelFolderError for damaged safetensors files, and where a component's weights are pickles only.
+
+    `salt.checkpoints` reads a transformer's.
+    """
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ModelFolderError(f"{path}: is damaged or cut short: {error}") from None
     pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLES)
     if pickles and (folder / "config.json").is_file() and folder.name != "transformer":
         if not any(folder.glob("*.safetensors")):

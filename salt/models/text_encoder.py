@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..io.atomic import write_tensors
 from ..io.content import content_key, path_digest
 from ..io.fields import read_object
-from ..io.model_folders import check_config, check_model_folder
+from ..io.model_folders import ModelFolderError, check_config, check_model_folder
 from .tokenizer import TokenizerError, load_tokenizer
 
 if TYPE_CHECKING:
@@ -97,9 +97,17 @@ class UMT5TextEncoder:
             check_model_folder(folder / part)
         check_config(folder / "text_encoder" / "config.json", CONFIG_DEFAULTS)
         tokenizer = load_tokenizer(folder / "tokenizer")
-        model = UMT5EncoderModel.from_pretrained(
-            folder / "text_encoder", dtype=torch.bfloat16, trust_remote_code=False, use_safetensors=True
-        )
+        if not (folder / "text_encoder" / "config.json").is_file():
+            raise FileNotFoundError(f"{folder / 'text_encoder'}: found no config.json, expected UMT5's")
+        try:
+            model = UMT5EncoderModel.from_pretrained(
+                folder / "text_encoder", dtype=torch.bfloat16, trust_remote_code=False, use_safetensors=True
+            )
+        except RuntimeError as error:
+            if "mismatched_sizes" not in str(error):
+                raise
+            # transformers reports the names in the log.
+            raise ModelFolderError(f"{folder / 'text_encoder'}: its weights do not fit its config.json") from error
         _check_complete(model, folder / "text_encoder")
         if precision == "int8":
             quantise(model)
@@ -218,6 +226,8 @@ class CachedTextEncoder:
         self._load = load
         self._encoder: TextEncoder | None = None
         self.folder, self.key, self.content, self.width = Path(folder), key, content, width
+        if self.folder.exists() and not self.folder.is_dir():
+            raise NotADirectoryError(f"{self.folder}: found a file, expected a folder for embeddings")
         self.folder.mkdir(parents=True, exist_ok=True)
 
     @property

@@ -30,6 +30,7 @@ from .components import (
     PipelineComponents,
     as_salt_transformer,
     check_configs,
+    check_loaded,
     load_components,
     read_index,
     tiny_folder,
@@ -118,11 +119,15 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
                 load_tokenizer(Path(folder) / "tokenizer")  # whose errors diffusers' own loading does not word
         options = {"use_safetensors": True, **kwargs, "trust_remote_code": False}
         try:
-            return super().from_pretrained(folder, **options)
+            pipe = super().from_pretrained(folder, **options)
         except (ValueError, RuntimeError, OSError) as error:
             if str(folder) in str(error):
                 raise
             raise ModelFolderError(f"{folder}: cannot be loaded: {error}") from error
+        if "device_map" not in kwargs:
+            for name in ("transformer", "vae"):
+                check_loaded(getattr(pipe, name), f"{folder}/{name}")
+        return pipe
 
     @classmethod
     def from_single_file(

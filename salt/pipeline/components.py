@@ -11,12 +11,13 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.models.modeling_utils import no_init_weights
+from torch import nn
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..acceleration.cuda_graphs import CUDAGraphTransformer
 from ..acceleration.presets import AccelerationPreset
 from ..io.fields import Between, FieldError, read_fields, read_object, shown
-from ..io.model_folders import check_config, check_model_folder
+from ..io.model_folders import ModelFolderError, check_config, check_model_folder
 from ..memory import BufferPool
 from ..models.text_encoder import TextEncoder
 from ..models.transformer_salt import SaltTransformer3DModel
@@ -130,6 +131,7 @@ def load_components(folder: str | Path, dtype: torch.dtype | None = None) -> Loa
     if words is None and text_folder is None:
         raise FileNotFoundError(f"{folder}: found no text_encoder/, expected Wan's text encoder in it")
     vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32, use_safetensors=True).eval()
+    check_loaded(vae, f"{folder / 'vae'}")
     loaded = LoadedComponents(vae, words, text_folder, index.get("default_size"))
     if (folder / "image_encoder").is_dir():
         from transformers import CLIPImageProcessor, CLIPVisionModel
@@ -164,6 +166,16 @@ def read_index(folder: Path) -> dict[str, Any]:
         return index
     except FieldError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def check_loaded(model: nn.Module | None, where: str) -> None:
+    """Raise ModelFolderError for weights that a model's files do not have, which diffusers leaves without values."""
+    missing = [name for name, x in model.named_parameters() if x.is_meta] if model is not None else []
+    if missing:
+        raise ModelFolderError(
+            f"{where}: found no {missing[0]} ({len(missing)} weights are missing), expected diffusers' names and all "
+            f"of the model's weights"
+        )
 
 
 def _check_entry(key: str, value: object) -> None:

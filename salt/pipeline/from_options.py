@@ -67,8 +67,8 @@ def load_pipeline(options: PipelineOptions, device: torch.device) -> SaltPipelin
     Raises FileNotFoundError and InputError that name the file, folder or option that is missing or does not fit;
     `CheckpointError` for a file that is no checkpoint.
     """
-    diffusers_logging.set_verbosity_error()
     for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
         library.disable_progress_bar()
     if options.tiles and options.decoder != "wan":
         raise InputError("tiles", "is not supported by the tiny decoder, which needs none")

@@ -162,6 +162,13 @@ def test_unknown_words_of_all_lines_are_named_before_the_first_clip(model, tmp_p
     assert not list((tmp_path / "out").glob("*.mp4"))
 
 
+def test_a_checkpoint_is_not_converted_onto_itself(model, capsys):
+    weights = Path(model) / "transformer" / "diffusion_pytorch_model.safetensors"
+    before = weights.read_bytes()
+    assert salt("convert", weights, weights) == 2 and weights.read_bytes() == before
+    assert f"{weights}: found the source, expected another file or folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--image", "--extend", "--decoder", "--prompts"])
 def test_an_empty_name_is_no_folder(model, tmp_path, capsys, option):
     with pytest.raises(SystemExit):

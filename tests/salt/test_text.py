@@ -94,6 +94,25 @@ def test_a_tokenizer_that_cannot_be_read_is_named(folder, files, message):
             load(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", None, "text_encoder: found no config.json"),
+        (
+            "config.json",
+            b'{"model_type": "umt5", "d_model": 32}',
+            "text_encoder: its weights do not fit its config.json",
+        ),
+        ("model.safetensors", b"cut", "text_encoder/model.safetensors: is damaged or cut short"),
+    ],
+)
+def test_a_text_encoder_that_does_not_fit_is_named(folder, name, content, message):
+    path = folder / "text_encoder" / name
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises((OSError, ValueError), match=message):
+        UMT5TextEncoder.from_pretrained(folder)
+
+
 def test_a_tokenizer_of_more_tokens_than_the_text_encoder_is_refused(folder):
     words = {f"w{i}": i for i in range(50)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))

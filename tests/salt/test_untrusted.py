@@ -263,6 +263,20 @@ def test_pipeline_folders_are_checked_before_models_are_built(
         type(tiny_system.pipeline()).from_pretrained(folder)
 
 
+@pytest.mark.parametrize("part", ["transformer", "vae"])
+def test_weights_that_a_folder_lacks_are_named(part: str, tmp_path: Path) -> None:
+    folder = tiny_system.folder(tmp_path / "model")
+    path = folder / part / "diffusion_pytorch_model.safetensors"
+    tensors = {name: x.clone() for name, x in load_file(path).items()}
+    lost = sorted(tensors)[0]
+    save_file({name: x for name, x in tensors.items() if name != lost}, path, {"format": "pt"})
+    with pytest.raises(ModelFolderError, match=f"model/{part}: found no {lost} .1 weights are missing"):
+        type(tiny_system.pipeline()).from_pretrained(folder)
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(ModelFolderError, match=f"{part}/diffusion_pytorch_model.safetensors: is damaged or cut short"):
+        type(tiny_system.pipeline()).from_pretrained(folder)
+
+
 def test_a_window_takes_no_more_than_the_clip_fills(monkeypatch: pytest.MonkeyPatch) -> None:
     components = tiny_system.pipeline().components_in_use()
     monkeypatch.setattr("salt.acceleration.free_memory.free_bytes", lambda device: 10**6)
