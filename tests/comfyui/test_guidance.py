@@ -69,6 +69,7 @@ def test_what_a_memory_cannot_follow_is_named(inside):
         "noise": "changes noise or sigmas",
         "around": "calls it past ComfyUI's functions",
         "speech": "WanInfiniteTalkToVideo",
+        "unread": "patches double_block, which Wan 2.1 in this ComfyUI does not read",
         "layer": "dit double_block 99, which Wan 2.1 in this ComfyUI does not read",
     }
     found = inside(CASES, "refusals")

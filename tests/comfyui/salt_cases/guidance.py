@@ -224,6 +224,8 @@ def refusals() -> dict[str, str]:
     layer = tiny()
     layer.set_model_patch_replace(unknown, "dit", "double_block", 99)
     seen = SimpleNamespace(penultimate_hidden_states=torch.zeros(1))
+    unread = tiny()
+    unread.set_model_patch(unknown, "double_block")  # as DiffSynth's control nets for images do
     entries = {
         "area": [[text(PROMPT)[0][0], {"area": (3, 2, 2, 0, 0, 0)}]],
         "mask": [[text(PROMPT)[0][0], {"mask": torch.ones(1, 64, 64)}]],
@@ -240,6 +242,7 @@ def refusals() -> dict[str, str]:
         "around": refusal(latents, patched("set_model_sampler_post_cfg_function", around)),
         "speech": refusal(latents, speech),
         "layer": refusal(latents, layer),
+        "unread": refusal(latents, unread),
         "negative area": refusal(latents, tiny(), cfg=3.0, negative=entries["area"]),
     }
 
