@@ -69,6 +69,16 @@ def test_checkpoints_that_a_killed_run_began_are_removed(tmp_path):
     assert checkpoints.newest() == tmp_path / "step-00000002" and not begun.exists()
 
 
+def test_a_removal_that_is_cut_short_leaves_no_half_of_a_checkpoint(tmp_path, monkeypatch):
+    checkpoints = filled(tmp_path)
+    checkpoints.keep = 1
+    with monkeypatch.context() as patch:
+        patch.setattr("train.distributed.checkpointing.shutil.rmtree", lambda *_, **__: None)
+        checkpoints.save(3, {"a": {"x": torch.zeros(5)}})
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000003"]
+    assert len(list(tmp_path.glob(".step-*"))) == 2 and checkpoints.updates() == 3
+
+
 def test_a_folder_is_locked_until_its_process_ends(tmp_path):
     program = "import sys, pathlib\nfrom salt.io.folder_lock import folder_lock\n"
     program += "with folder_lock(pathlib.Path(sys.argv[1])):\n    print(flush=True)\n    input()\n"

@@ -18,7 +18,7 @@ import torch
 
 from salt.io.atomic import PARTIAL_FOLDER, atomic_folder
 from salt.io.fields import Index, read_object, read_value
-from salt.io.partial_files import remove_leftovers
+from salt.io.partial_files import new_partial, remove_leftovers
 from salt.io.remote_names import local_path
 
 COMPLETE_FILE = "complete.json"
@@ -42,7 +42,8 @@ class CheckpointFolder:
                 sizes[path.name] = path.stat().st_size
             (partial / COMPLETE_FILE).write_text(json.dumps({"update": update, "files": sizes}))
         for old in self.complete()[: -self.keep]:
-            shutil.rmtree(old)
+            # Hidden first: a run that is killed here leaves no half of a checkpoint, and the next one removes the rest.
+            shutil.rmtree(old.rename(new_partial(old, PARTIAL_FOLDER)))
         return final
 
     def complete(self) -> list[Path]:
