@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..io.printable import printable
 from .generate import add_model_arguments, pipeline_options
+
+if TYPE_CHECKING:
+    from ..live.session import LiveSession
 
 PORT = 8198
 LOOPBACK = "127.0.0.1"
@@ -67,6 +71,8 @@ def run(arguments: argparse.Namespace) -> None:
         prompt=" ".join(arguments.prompt), negative=arguments.negative, seed=arguments.seed, nfe=arguments.nfe,
         guidance=arguments.guidance, policy=arguments.memory, pace=arguments.pace, lead=arguments.lead,
     )  # fmt: skip
+    if arguments.record is not None:
+        _check_free(_replay_file(arguments.record))
     options = pipeline_options(arguments)
     pipe = load_pipeline(options, run_device(options))
     session = LiveSession(PipelineHost(pipe, *(arguments.size or (None, None))), settings, record=arguments.record)
@@ -80,8 +86,23 @@ def run(arguments: argparse.Namespace) -> None:
         serve(session, access, arguments.port, on_start)
     finally:
         session.close()
-        path = session.recording_path()
-        if path is not None:
-            replay = path.with_suffix(".replay.json")
-            session.replay().save(replay)
-            print(f"{printable(path)}: the recording; {printable(replay)}: for `salt replay`")
+        if (path := session.recording_path()) is not None:
+            _finish(session, path, _replay_file(arguments.record))
+
+
+def _replay_file(recording: Path) -> Path:
+    return recording.with_suffix(".replay.json")
+
+
+def _check_free(path: Path) -> None:
+    if path.exists():
+        raise FileExistsError(f"{path}: found a file, expected a name for a new replay; nothing was replaced")
+
+
+def _finish(session: LiveSession, recording: Path, replay: Path) -> None:
+    """Save the replay and say where both are. A session that made nothing leaves nothing."""
+    if recording.stat().st_size == 0:
+        recording.unlink()
+        return
+    session.replay().save(replay)
+    print(f"{printable(recording)}: the recording; {printable(replay)}: for `salt replay`")

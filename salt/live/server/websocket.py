@@ -222,7 +222,7 @@ class ViewerConnection:
             event = self._hosted.session.send(control, sender=self.id)
         except InputError as error:
             self._tell(Refusal(error.field, one_line(error), message.ref).json())
-        except FieldError as error:
+        except ValueError as error:  # also of a prompt's unknown words
             self._tell(Refusal(message.control, one_line(error), message.ref).json())
         else:
             self._tell({"type": "heard", "ref": message.ref, "event": event})
