@@ -43,7 +43,7 @@ def flipped(path):
         (lambda step: (step / "a.pt").write_bytes(b"half"), "a.pt: found 4 bytes, expected"),
         (lambda step: (step / "a.pt").unlink(), "a.pt: found no such file"),
         (lambda step: (step / "a.pt").write_bytes(bytes((step / "a.pt").stat().st_size)), "a.pt: File is not a zip"),
-        (lambda step: (step / "complete.json").write_text("[]"), "complete.json: found another content"),
+        (lambda step: (step / "complete.json").write_text("[]"), "complete.json: found [], expected a JSON object"),
         (lambda step: (step / "complete.json").write_text('{"upd'), "complete.json: "),
     ],
 )
