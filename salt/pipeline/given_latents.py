@@ -28,8 +28,8 @@ def check_size(components: PipelineComponents, name: str, latents: Tensor, expec
     """Raise InputError unless the latents are of this size. expected: (B, C, F, H, W); F 0 stands for any number."""
     shape = (*expected[:2], expected[2] or latents.shape[2], *expected[3:])
     if tuple(latents.shape) != shape:
-        found, wanted = (f"{list(x)} ({_in_pixels(components, x)})" for x in (latents.shape, shape))
-        raise InputError(name, f"found shape {found}, expected {wanted}")
+        found, wanted = (_in_pixels(components, x) for x in (latents.shape, shape))
+        raise InputError(name, f"found shape {tuple(latents.shape)}, expected {shape}: {found}, in place of {wanted}")
 
 
 def _in_pixels(components: PipelineComponents, shape: Sequence[int]) -> str:
