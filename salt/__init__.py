@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from .checkpoints import load_student, save_student
     from .conditioning import Conditioning, PromptChange, PromptSchedule
     from .io.video import VideoWriter
+    from .live.pipeline_host import PipelineHost
+    from .live.session import LiveSession
+    from .live.settings import LiveSettings
     from .memory import KVMemory, MemoryPolicy, load_memory, save_memory
     from .models.causal_model import CausalModel
     from .models.streaming_vae import WanStreamDecoder, encode_video
@@ -32,7 +35,10 @@ __all__ = [
     "CausalModel",
     "Conditioning",
     "KVMemory",
+    "LiveSession",
+    "LiveSettings",
     "MemoryPolicy",
+    "PipelineHost",
     "PromptChange",
     "PromptSchedule",
     "RolloutSettings",
@@ -56,7 +62,10 @@ _MODULES = {
     "CausalModel": ".models.causal_model",
     "Conditioning": ".conditioning",
     "KVMemory": ".memory",
+    "LiveSession": ".live.session",
+    "LiveSettings": ".live.settings",
     "MemoryPolicy": ".memory",
+    "PipelineHost": ".live.pipeline_host",
     "PromptChange": ".conditioning",
     "PromptSchedule": ".conditioning",
     "RolloutSettings": ".rollout",

@@ -30,6 +30,7 @@ REFERENCE: dict[str, tuple[str, list[str]]] = {
         "Rollout",
         ["rollout", "RolloutSettings", "Schedule", "SeededNoise", "Conditioning", "PromptChange", "PromptSchedule"],
     ),
+    "live": ("Live sessions", ["LiveSession", "LiveSettings", "PipelineHost"]),
     "memory": ("Memory", ["MemoryPolicy", "KVMemory", "save_memory", "load_memory"]),
     "models": (
         "Models and decoding",

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import torch
 
+from ..acceleration.free_memory import check_bytes
 from ..conditioning import Conditioning
 from ..errors import InputError
-from ..memory import KVMemory, MemoryPolicy
+from ..memory import KVMemory, MemoryPolicy, estimate_bytes
 from ..models.causal_model import CausalModel
 from ..models.fingerprint import fingerprint
 from ..models.streaming_vae import FrameDecoder
@@ -23,9 +24,11 @@ from .prompt_blend import mix_tensors
 
 
 class PipelineHost:
-    """A `LiveModel` of text-to-video pipelines. width, height: pixels; the pipeline's own size by default.
+    """A `SaltPipeline` as the model of a `LiveSession`: a causal text-to-video student.
 
-    Raises InputError for a bidirectional or image-to-video model and for a size that does not fit the model.
+    width, height: pixels; the pipeline's own size by default.
+    Raises InputError for a bidirectional or image-to-video model, and for a size that does not fit the model or the
+    machine.
     """
 
     def __init__(self, pipe: SaltPipeline, width: int | None = None, height: int | None = None) -> None:
@@ -45,6 +48,7 @@ class PipelineHost:
         self.latent_size = (height // scale, width // scale)
         self.geometry = transformer.memory_geometry(1, *self.latent_size)
         self.dtype = transformer.dtype
+        self._check_memory(width, height, spec.frames_per_block, components.temporal_scale, components.device)
         self.model = InFloat32(CausalModel(components.graphed or transformer), transformer.dtype)
         words = self.encoder.vocabulary if isinstance(self.encoder, WordEmbedder) else ()
         self.info = LiveModelInfo(
@@ -62,12 +66,25 @@ class PipelineHost:
             words=words,
         )
 
+    def _check_memory(self, width: int, height: int, frames: int, temporal_scale: int, device: torch.device) -> None:
+        """Raise InputError about the size where not even one block of `frames` latent frames fits into memory."""
+        pixels = width * height
+        needed = estimate_bytes(MemoryPolicy(), self.geometry, self.dtype, frames)
+        needed += 4 * 3 * frames * temporal_scale * pixels  # of the block's frames, in float32
+        larger = "width" if width >= height else "height"
+        check_bytes(larger, needed, device, f"a block of {width}x{height} pixels", "pixels", pixels)
+
     def check_prompt(self, text: str) -> None:
         if self.encoder is None:
             raise InputError("prompt", "needs a text encoder, and this pipeline has none")
-        if isinstance(self.encoder, WordEmbedder):
-            if not self.encoder.words(text):
-                raise InputError("prompt", f"found an empty one, expected words among: {', '.join(self.info.words)}")
+        if not isinstance(self.encoder, WordEmbedder):
+            return
+        try:
+            words = self.encoder.words(text)
+        except ValueError as error:
+            raise InputError("prompt", f"cannot be encoded: {error}") from None
+        if not words:
+            raise InputError("prompt", f"found an empty one, expected words among: {', '.join(self.info.words)}")
 
     @torch.no_grad()
     def encode(self, text: str) -> Conditioning:

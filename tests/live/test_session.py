@@ -100,8 +100,20 @@ def test_a_control_that_is_wrong_is_refused_by_its_field(values, message):
 
 def test_a_word_that_the_model_does_not_know_is_refused_when_it_is_sent(host):
     session = LiveSession(host, LiveSettings(RED))
-    with pytest.raises(ValueError, match="unknown word 'zebra'"):
+    with pytest.raises(InputError, match="prompt cannot be encoded: unknown word 'zebra'"):
         session.send(Prompt.of("a zebra"))
+    with pytest.raises(InputError, match="prompt: found an empty one"):
+        session.send(Prompt.of(" "))
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [((33, 32), "width: found 33 pixels, expected a multiple of 16"), ((2**22, 2**22), "width: found too")],
+)
+def test_a_size_that_does_not_fit_is_refused(host, size, message):
+    assert PipelineHost(host.pipe, 48, 32).info.width == 48
+    with pytest.raises(InputError, match=message):
+        PipelineHost(host.pipe, *size)
 
 
 def test_a_place_that_is_not_there_is_refused_in_its_turn(host):

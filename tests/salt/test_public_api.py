@@ -9,7 +9,8 @@ import pytest
 import salt
 
 PUBLIC = {
-    "CausalModel", "Conditioning", "KVMemory", "MemoryPolicy", "PromptChange", "PromptSchedule", "RolloutSettings",
+    "CausalModel", "Conditioning", "KVMemory", "LiveSession", "LiveSettings", "MemoryPolicy", "PipelineHost",
+    "PromptChange", "PromptSchedule", "RolloutSettings",
     "SaltPipeline", "Schedule", "SeededNoise", "TinyStreamDecoder", "VideoWriter", "WanStreamDecoder", "encode_video",
     "load_memory", "load_student", "rollout", "save_memory", "save_student", "semigroup_defect",
 }  # fmt: skip
@@ -19,6 +20,9 @@ SAID = {
     "CausalModel": ["[B, C, F, H, W]", "[B, F]"],
     "Conditioning": ["[B, L, text_dim]", "[B, N, image_dim]", "[B, C', F, H, W]"],
     "KVMemory": ["latent frame", "ValueError"],
+    "LiveSession": ["thread", "InputError", "OSError"],
+    "LiveSettings": ["latent frames", "bytes", "InputError"],
+    "PipelineHost": ["pixels", "InputError"],
     "MemoryPolicy": ["latent frames", "InputError", "Self Forcing", "LongLive", "Infinity-RoPE"],
     "PromptChange": ["latent frame", "LongLive", "InputError"],
     "PromptSchedule": ["latent frame", "InputError"],
