@@ -71,11 +71,12 @@ def run(arguments: argparse.Namespace) -> None:
         prompt=" ".join(arguments.prompt), negative=arguments.negative, seed=arguments.seed, nfe=arguments.nfe,
         guidance=arguments.guidance, policy=arguments.memory, pace=arguments.pace, lead=arguments.lead,
     )  # fmt: skip
-    if arguments.record is not None:
-        _check_free(_replay_file(arguments.record))
+    record: Path | None = arguments.record
+    if record is not None:
+        _check_free(_replay_file(record))
     options = pipeline_options(arguments)
     pipe = load_pipeline(options, run_device(options))
-    session = LiveSession(PipelineHost(pipe, *(arguments.size or (None, None))), settings, record=arguments.record)
+    session = LiveSession(PipelineHost(pipe, *(arguments.size or (None, None))), settings, record=record)
 
     def on_start(address: str) -> None:
         print(f"{printable(address)}  (Ctrl-C ends it)", flush=True)
@@ -86,8 +87,8 @@ def run(arguments: argparse.Namespace) -> None:
         serve(session, access, arguments.port, on_start)
     finally:
         session.close()
-        if (path := session.recording_path()) is not None:
-            _finish(session, path, _replay_file(arguments.record))
+        if record is not None and (path := session.recording_path()) is not None:
+            _finish(session, path, _replay_file(record))
 
 
 def _replay_file(recording: Path) -> Path:

@@ -25,6 +25,8 @@ LENGTH = struct.Struct("<I")
 FORMATS: dict[PictureFormat, int] = {"jpeg": 1, "webp": 2}
 CUTOVER = 1  # flag: the first batch after a rewind, fork, cut or goto
 QUALITY = 88
+SMALL_SIDE = 256  # pictures that a page enlarges, so that coarse colours would be seen; they cost little in full
+SMALL_QUALITY = 95
 MAX_KEPT = 16  # encoded batches: more than the queue of a viewer holds
 
 
@@ -32,9 +34,13 @@ def encode_picture(frame_HWC: np.ndarray, format: PictureFormat = "jpeg") -> byt
     """One uint8 picture as a file."""
     from PIL import Image
 
-    out = io.BytesIO()
-    # WebP's slowest methods are several times as slow as the student.
-    Image.fromarray(frame_HWC).save(out, format, quality=QUALITY, **({"method": 0} if format == "webp" else {}))
+    out, image = io.BytesIO(), Image.fromarray(frame_HWC)
+    if format == "webp":
+        image.save(out, "webp", quality=QUALITY, method=0)  # others are slower than the student
+    elif max(image.size) <= SMALL_SIDE:
+        image.save(out, "jpeg", quality=SMALL_QUALITY, subsampling=0)
+    else:
+        image.save(out, "jpeg", quality=QUALITY)
     return out.getvalue()
 
 
