@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from ..errors import InputError
-from .controls import Control
+from .controls import Control, Stop
 
 MAX_EVENTS = 1_000_000  # of a session, controls that were superseded included
 RUN_KINDS = ("pause", "resume", "step")  # of which the latest alone counts
@@ -37,9 +37,12 @@ class Mailbox:
         self._events = 0
 
     def send(self, control: Control, sender: str) -> tuple[Sent, Sent | None]:
-        """The control with its event id, and the one that it supersedes. Raises InputError after MAX_EVENTS."""
+        """The control with its event id, and the one that it supersedes.
+
+        Raises InputError after MAX_EVENTS, except for Stop.
+        """
         with self.changed:
-            if self._events >= MAX_EVENTS:
+            if self._events >= MAX_EVENTS and not isinstance(control, Stop):
                 raise InputError("control", f"found {MAX_EVENTS:,} controls in this session, which is the most")
             self._events += 1
             sent = Sent(self._events, control, sender, time.perf_counter())

@@ -5,8 +5,9 @@ import threading
 import pytest
 
 from salt.errors import InputError
+from salt.live import engine, mailbox
 from salt.live.controls import Goto, Nfe, Pause, Prompt, Resume, Rewind, Step, Stop, read_control
-from salt.live.messages import Applied, FrameBatch, State, Superseded
+from salt.live.messages import Applied, FrameBatch, Refused, State, Superseded
 from salt.live.pipeline_host import PipelineHost
 from salt.live.session import LiveSession
 from salt.live.settings import LiveSettings
@@ -125,3 +126,17 @@ def test_a_place_that_is_not_there_is_refused_in_its_turn(host):
     assert refused == {
         "seconds": "seconds: found 99, expected 0 to 0", "branch": "branch: found no branch 7"
     }  # fmt: skip
+
+
+def test_a_session_takes_a_bounded_number_of_controls_and_can_still_be_stopped(host, monkeypatch):
+    monkeypatch.setattr(mailbox, "MAX_EVENTS", 2)
+    monkeypatch.setattr(engine, "MAX_LOG", 1)
+    session = LiveSession(host, LiveSettings(RED, nfe=2, pace="free"))
+    viewer = session.subscribe()
+    session.send(Nfe(2)), session.send(Prompt.of(BLUE))
+    with pytest.raises(InputError, match="found 2 controls in this session, which is the most"):
+        session.send(Nfe(4))
+    session.start()
+    wait_for(viewer, lambda m: isinstance(m, Refused) and "found 1 controls in the replay" in m.message)
+    session.close()
+    assert session.state().status == "stopped"
