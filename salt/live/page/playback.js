@@ -1,4 +1,4 @@
-/** When a frame is shown and which frames are dropped. No browser objects: times are milliseconds that the caller gives.
+/** When a frame is shown and which are dropped. No browser objects; times are milliseconds that the caller gives.
  *
  * Frames arrive a block at a time and are shown at the clip's rate. The lead is the playing time of the queue.
  *

@@ -19,8 +19,7 @@ export function parseFrames(buffer) {
   const images = [];
   let at = HEADER_BYTES;
   for (let i = 0; i < count; i += 1) {
-    const length = number(at); // a RangeError where the message ends early
-    if (at + 4 + length > buffer.byteLength) throw new RangeError("a frame message ends early");
+    const length = number(at); // this and the next are a RangeError where the message ends early
     images.push(new Blob([new Uint8Array(buffer, at + 4, length)], { type }));
     at += 4 + length;
   }
@@ -36,15 +35,15 @@ export function parseFrames(buffer) {
   };
 }
 
-/** Milliseconds before the n-th try to connect again (n from 0): doubled each time, at most 10 s, less up to a quarter. */
+/** Milliseconds before the n-th try to connect again, n from 0: doubled each time up to 10 s, less up to a quarter. */
 export const backoff = (tries, random = Math.random()) =>
   Math.min(LONGEST_WAIT_MS, FIRST_WAIT_MS * 2 ** tries) * (1 - random / 4);
 
 /** A connection that is made again when it is lost.
  *
  * Events (`on(name, listener)` returns a function that ends it): `status` (this.status: "connecting", "open", "waiting"
- * before another try, "closed"), `welcome`, `state`, `frames` (a parsed message), `control` (a record of one control, when
- * it was sent, heard, applied, shown, superseded or refused), `steering`, `dropped`, `bye`.
+ * before another try, "closed"), `welcome`, `state`, `frames` (a parsed message), `applied`, `control` (a record of one
+ * control, when it was sent, heard, applied, shown, superseded or refused), `steering`, `dropped`, `bye`.
  */
 export class LiveConnection {
   /** `socketUrl`: a URL, or a function that returns (a promise of) one, called before each try. */

@@ -14,8 +14,8 @@ import { Transport } from "./transport.js";
 const TOLD = 3; // controls whose receipts are shown
 
 export class LiveView {
-  /** `socketUrl`: the websocket's URL, or a function that returns it (see LiveConnection). `compact`: without figures and
-   * further settings. Text and style need `live.css` (class `salt-live` on the container, which this adds). */
+  /** `socketUrl`: the websocket's URL, or a function that returns it (see LiveConnection). `compact`: without figures
+   * and further settings. The document needs `live.css`, whose rules are those of `.salt-live`, the container. */
   constructor(container, socketUrl, { compact = false, text = new Text() } = {}) {
     container.classList.add("salt-live");
     container.classList.toggle("compact", compact);
