@@ -4,6 +4,7 @@ import { clock, icon, make } from "./dom.js";
 import { blockStart, blocksPerThumbnail, ordered, promptSpans, thumbnailFrames } from "./strip_layout.js";
 
 const WIDTH = 56; // pixels of a thumbnail
+const MOST_TRIES = 3; // to get a thumbnail
 const FOLLOW_MS = 4000; // the strip follows the playhead again so long after it was scrolled
 
 class Row {
@@ -11,6 +12,7 @@ class Row {
     this.strip = strip;
     this.id = id;
     this.thumbnails = new Map(); // by frame
+    this.failures = new Map(); // of a frame's thumbnail
     this.cursor = 0;
     this.go = make("button", { type: "button", class: "branch-go", onclick: () => strip.act("goto", { branch: id }) });
     this.pictures = make("div", { class: "thumbnails" });
@@ -97,7 +99,9 @@ class Row {
     this.go.setAttribute("aria-current", String(current));
     this.track.setAttribute("aria-label", text.t("branch", { id: branch.id }));
     this.track.style.width = this.x(branch.frames);
-    const wanted = new Set(thumbnailFrames(branch, step));
+    // The server may still be writing the picture of the newest block.
+    const ready = current && strip.state.status === "playing" ? branch.frames - strip.framesPerBlock : branch.frames;
+    const wanted = new Set(thumbnailFrames(branch, step).filter((frame) => frame < ready));
     for (const [frame, image] of this.thumbnails)
       if (!wanted.has(frame)) {
         image.remove();
@@ -113,7 +117,13 @@ class Row {
     const { connection } = this.strip;
     // `v` names the making: after a rewind another picture has the same branch and frame.
     const src = connection.file("thumbnail", { branch: this.id, frame, v: this.strip.version });
-    const image = make("img", { src, alt: "", draggable: "false", onerror: () => image.remove() });
+    const failed = () => {
+      const tries = (this.failures.get(frame) ?? 0) + 1;
+      this.failures.set(frame, tries);
+      image.remove();
+      if (tries < MOST_TRIES) this.thumbnails.delete(frame); // asked for again when the next state comes
+    };
+    const image = make("img", { src, alt: "", draggable: "false", onerror: failed });
     image.style.left = this.x(frame);
     this.thumbnails.set(frame, image);
     this.pictures.append(image);
