@@ -112,6 +112,11 @@ def test_type_a_direction_rewind_stop_and_download(browser, address, tmp_path):
     pixels_BCTHW = read_video(tmp_path / "download.mp4")
     print("frames of the downloaded video:", pixels_BCTHW.shape[2], "of the branch:", made)
     assert pixels_BCTHW.shape[1:] == (3, made, 64, 64)
-    assert json.loads(Path(replay.value.path()).read_text())["prompt"]
+    controls = json.loads(Path(replay.value.path()).read_text())["controls"]
+    print(controls)
+    assert [control["control"] for control in controls if control["control"] in ("prompt", "rewind")] == [
+        "prompt",
+        "rewind",
+    ]
     live.close()
     assert live.errors == []
