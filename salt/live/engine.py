@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic
 
 import torch
@@ -16,6 +16,7 @@ from ..acceleration.finite_check import FiniteFlag
 from ..block_plan import BlockPlan, RolloutSettings
 from ..conditioning import PromptChange
 from ..errors import InputError
+from ..memory.policy import CYCLE_FRAMES
 from ..memory.snapshot import MemorySnapshot, to_main_memory
 from ..model_input import Condition
 from ..models.async_decoder import AsyncDecoder, PendingFrames
@@ -30,6 +31,7 @@ from .history import (
     KeptBlock,
     Snapshot,
     check_reachable,
+    default_budget,
     latents_before,
     needs_history,
     path_to,
@@ -65,7 +67,7 @@ class LiveEngine(Generic[Condition]):
     """
 
     def __init__(self, live_model: LiveModel[Condition], settings: LiveSettings, decodes: bool = True) -> None:
-        self.live_model, self.info, self.settings = live_model, live_model.info, settings
+        self.live_model, self.info = live_model, live_model.info
         self.first_steering = settings.steering(self.info.policy)
         self.first_steering.policy.check_block(self.info.frames_per_block)
         for text in (settings.prompt, settings.negative) if settings.negative else (settings.prompt,):
@@ -76,8 +78,12 @@ class LiveEngine(Generic[Condition]):
         self.made = self.generation = 0
         self.on_move: Callable[[LiveBranch], None] = lambda branch: None  # with the branch at whose end it goes on
         self.conditionings = Conditionings(live_model)
-        self.history = History(settings.rewind_budget)
         self.memory = live_model.new_memory(self.first_steering.policy)
+        budget = settings.rewind_budget
+        if budget is None:
+            budget = default_budget(self.memory.estimate_bytes(self.memory.policy.window or CYCLE_FRAMES))
+        self.settings = replace(settings, rewind_budget=budget)  # a replay goes back as far
+        self.history = History(budget)
         self.negative_memory = self.memory.empty_like()
         self.decoding = AsyncDecoder(live_model.new_decoder(), self.info.device) if decodes else None
         self.log: list[tuple[int, Control]] = []  # what was applied, each with the number of blocks made before

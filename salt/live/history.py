@@ -11,8 +11,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
+from ..acceleration.free_memory import free_bytes
 from ..errors import InputError
 from ..memory.snapshot import MemorySnapshot
 from .steering import BlockChoice, Steering
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from ..models.streaming_vae import FrameDecoder
 
 SNAPSHOT_BLOCKS = 4  # from one to the next, before the budget thins them out
+LEAST_BUDGET = 2**27  # bytes, of a session that was given none
+DEFAULT_SNAPSHOTS = 8  # that the budget of such a session holds, where the machine has the memory
 FULL_SHARE = 0.9  # of the budget, to which it is brought down when it is exceeded
 
 
@@ -115,12 +119,30 @@ def latents_before(block: KeptBlock | None, choice: BlockChoice, start: int) -> 
     return found[::-1]
 
 
+def default_budget(memory_bytes: int) -> int:
+    """Bytes of main memory for a session whose memory takes `memory_bytes`: enough for some snapshots of it, but at
+    most a quarter of what is free, and at least 128 MiB."""
+    free = free_bytes(torch.device("cpu"))
+    return max(LEAST_BUDGET, min(DEFAULT_SNAPSHOTS * memory_bytes, free // 4))
+
+
 class History:
-    """Keeps latents and snapshots within `budget` bytes, half of it each, newest and evenly spaced ones first."""
+    """Keeps latents and snapshots within `budget` bytes, newest and evenly spaced ones first.
+
+    Latents have up to half of it, snapshots what latents leave.
+    """
 
     def __init__(self, budget: int) -> None:
-        self.budget = budget // 2
+        self.budget = budget
         self.latent_bytes = self.snapshot_bytes = 0
+
+    @property
+    def latent_budget(self) -> int:
+        return self.budget // 2
+
+    @property
+    def snapshot_budget(self) -> int:
+        return self.budget - min(self.latent_bytes, self.latent_budget)
 
     def add(self, block: KeptBlock) -> None:
         self.latent_bytes += block.nbytes
@@ -131,11 +153,11 @@ class History:
 
     def has_room(self, nbytes: int) -> bool:
         """Whether a snapshot of so many bytes can be kept at all."""
-        return nbytes <= self.budget
+        return nbytes <= self.snapshot_budget
 
     @property
     def exceeded(self) -> bool:
-        return self.latent_bytes > self.budget or self.snapshot_bytes > self.budget
+        return self.latent_bytes > self.latent_budget or self.snapshot_bytes > self.snapshot_budget
 
     def trim(self, tips: Iterable[KeptBlock], always: int) -> None:
         """Drop what exceeds the budget: the oldest latents, and snapshots whose neighbours are nearest.
@@ -146,9 +168,9 @@ class History:
         blocks = sorted({b.number: b for tip in tips for b in tip.back()}.values(), key=lambda b: b.number)
         self.latent_bytes = sum(b.nbytes for b in blocks)
         dropped: set[int] = set()
-        if self.latent_bytes > self.budget:
+        if self.latent_bytes > self.latent_budget:
             for block in blocks[: max(len(blocks) - always, 0)]:
-                if self.latent_bytes <= self.budget * FULL_SHARE:
+                if self.latent_bytes <= self.latent_budget * FULL_SHARE:
                     break
                 self.latent_bytes -= block.nbytes
                 dropped.add(block.number)
@@ -161,7 +183,7 @@ class History:
     def _thin(self, blocks: list[KeptBlock]) -> None:
         sizes = [b.snapshot.nbytes for b in blocks if b.snapshot is not None]
         self.snapshot_bytes = sum(sizes)
-        while self.snapshot_bytes > self.budget and blocks:
+        while self.snapshot_bytes > self.snapshot_budget and blocks:
             newest = blocks[-1].number
             gaps = [
                 (after - before) / (1 + newest - block.number)

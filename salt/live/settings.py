@@ -23,8 +23,8 @@ class LiveSettings:
     prompt, negative, seed, guidance: as in a rollout; controls change them, except for `negative`. nfe: model
     evaluations per block, 2, 4 or 8; None for the student's own steps. policy: of the memory, as text; None for the
     student's. pace, lead: `realtime` makes blocks up to `lead` blocks before the fastest viewer, `free` as fast as it
-    can. rewind_budget: bytes of main memory for what rewinding needs. frames: latent frames after which the session
-    ends by itself; None for no end.
+    can. rewind_budget: bytes of main memory for what rewinding needs; None for room for some snapshots. frames: latent
+    frames after which the session ends by itself; None for no end.
     Raises InputError for a value out of range.
     """
 
@@ -36,7 +36,7 @@ class LiveSettings:
     policy: str | None = None
     pace: Pacing = "realtime"
     lead: Annotated[int, Between(1, MAX_LEAD)] = 1
-    rewind_budget: Annotated[int, Between(0, MAX_BUDGET)] = 2**27
+    rewind_budget: Annotated[int, Between(0, MAX_BUDGET)] | None = None
     frames: Annotated[int, Between(1, 10**9)] | None = None
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from salt.live.controls import (
     WeightedPrompt,
 )  # fmt: skip
 from salt.live.engine import LiveEngine
-from salt.live.history import path_to
+from salt.live.history import default_budget, path_to
 from salt.live.pipeline_host import PipelineHost
 from salt.live.settings import LiveSettings
 from tests.helpers import tiny_system
@@ -137,9 +137,18 @@ def test_the_budget_keeps_spread_snapshots_and_a_rewind_from_them_is_exact(host)
     straight, _ = play(steered(host, settings), 26)
     engine = steered(host, settings)
     one = 2 * engine.live_model.geometry.layers * 9 * 4 * 2 * 16 * 4  # bytes of a snapshot
-    engine.history.budget = 3 * one
+    engine.history.budget = 3 * one + sum(4 * x.numel() for x in straight)  # latents count first
     play(engine, 26)
     kept = [b.index for b in engine.branch.tip.back() if b.snapshot is not None]
     assert len(kept) == 3 and kept[0] == 23 and engine.history.snapshot_bytes == 3 * one
     again, _ = play(engine, 2, {0: [Rewind(engine.info.first_pixel_frame(3 * 14) / 16)]})
     assert same(again, straight[14:16])
+
+
+def test_a_budget_that_nobody_gave_holds_some_snapshots_of_the_memory(host, monkeypatch):
+    monkeypatch.setattr("salt.live.history.free_bytes", lambda device: 40 * 2**30)
+    assert default_budget(2**30) == 8 * 2**30
+    assert default_budget(4 * 2**30) == 10 * 2**30  # a quarter of what is free
+    assert default_budget(2**20) == 2**27
+    engine = steered(host, LiveSettings(RED, policy="window:9", **FREE))
+    assert engine.settings.rewind_budget == engine.history.budget == 2**27
