@@ -39,6 +39,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="free: as fast as it can (%(default)s)",
     )
     clip.add_argument("--lead", type=int, default=1, help="blocks made ahead of the fastest viewer (%(default)s)")
+    clip.add_argument(
+        "--rewind-budget",
+        type=int,
+        metavar="MB",
+        help="main memory for going back (default: eight copies of the memory)",
+    )
     add_model_arguments(command)
 
 
@@ -70,6 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
     settings = LiveSettings(
         prompt=" ".join(arguments.prompt), negative=arguments.negative, seed=arguments.seed, nfe=arguments.nfe,
         guidance=arguments.guidance, policy=arguments.memory, pace=arguments.pace, lead=arguments.lead,
+        rewind_budget=None if arguments.rewind_budget is None else arguments.rewind_budget * 10**6,
     )  # fmt: skip
     record: Path | None = arguments.record
     if record is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from array import array
 from dataclasses import dataclass, field
@@ -32,8 +33,8 @@ class RecordedBranch:
 class Recording:
     """The recording of the branch that a session is on. Branch 1 is written to `path`, branch N to NAME.branchN.mp4.
 
-    Not thread-safe, but `path` may be read by any thread. Raises OSError for a path that cannot be written, and
-    FileExistsError where a file is there: nothing is replaced.
+    A branch whose name is taken gets NAME.branchN-2.mp4. Not thread-safe, but `path` may be read by any thread.
+    Raises OSError for a path that cannot be written, and FileExistsError where a file is there: nothing is replaced.
     """
 
     def __init__(self, path: Path, info: LiveModelInfo) -> None:
@@ -83,12 +84,9 @@ class Recording:
         self._file.seek(0, os.SEEK_END)
 
     def _copy(self, parent: RecordedBranch, branch: int, frame: int) -> RecordedBranch:
-        twin = RecordedBranch(
-            _checked_free(self._first.with_name(f"{self._first.stem}.branch{branch}.mp4")),
-            parent.head,
-            parent.ends[:frame],
-        )
-        left = parent.offset(frame)
+        path, left = self._first.with_name(f"{self._first.stem}.branch{branch}.mp4"), parent.offset(frame)
+        names = itertools.chain([path], (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(2)))
+        twin = RecordedBranch(next(p for p in names if not p.exists()), parent.head, parent.ends[:frame])
         with parent.path.open("rb") as source, twin.path.open("xb") as target:
             while left and (part := source.read(min(left, COPY_BYTES))):
                 target.write(part)

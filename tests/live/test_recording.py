@@ -56,7 +56,8 @@ def test_wrong_frames_and_a_failing_sink_are_errors():
 
 
 def test_a_recording_is_cut_back_and_a_fork_begins_with_a_copy(tmp_path):
-    path = tmp_path / "clip.mp4"
+    path, other = tmp_path / "clip.mp4", tmp_path / "clip.branch2.mp4"
+    other.write_bytes(b"of another session")
     host = PipelineHost(tiny_system.pipeline())
     session = LiveSession(host, LiveSettings("a red circle", nfe=2, pace="free", frames=12), record=path)
     controls = {(1, 4): Rewind(21 / 16), (1, 3): Fork(9 / 16), (2, 3): Goto(branch=1), (2, 4): None}
@@ -72,8 +73,9 @@ def test_a_recording_is_cut_back_and_a_fork_begins_with_a_copy(tmp_path):
     session._gate = gated
     session.run()
     assert session.state().status == "stopped", session.state().message
-    sizes = {p.name: frames_in(p) for p in tmp_path.iterdir()}
-    ends = {f"clip{'' if b.id == 1 else '.branch2'}.mp4": b.frames for b in session.state().branches}
+    assert other.read_bytes() == b"of another session"
+    sizes = {p.name: frames_in(p) for p in tmp_path.iterdir() if p != other}
+    ends = {f"clip{'' if b.id == 1 else '.branch2-2'}.mp4": b.frames for b in session.state().branches}
     assert sizes == ends and session.recording_path() == path
     with pytest.raises(FileExistsError, match="nothing was replaced"):
         LiveSession(host, LiveSettings("a red circle"), record=path)
