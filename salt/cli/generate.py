@@ -91,6 +91,10 @@ def add_model_arguments(command: argparse.ArgumentParser) -> None:
         help="fast: compiled, the same numbers up to rounding; fastest: and float8, on GPUs that have it; "
         "low memory: int8 memory, decoding in tiles",
     )  # fmt: skip
+    model.add_argument(
+        "--attention", default="auto", choices=("auto", "fa3", "cudnn", "sage", "fa2", "sdpa"),
+        help="which kernel computes attention (auto: the fastest that works here; sage is not exact)",
+    )  # fmt: skip
     model.add_argument("--text-precision", default="bf16", choices=("bf16", "int8"), help="int8 needs torchao")
     model.add_argument("--text-cache", type=file_path, metavar="FOLDER", help="keeps prompt embeddings")
 
@@ -103,6 +107,7 @@ def pipeline_options(arguments: argparse.Namespace) -> PipelineOptions:
         model=arguments.model, parts=arguments.parts, weights=arguments.weights, lora=loras_of(arguments),
         decoder=arguments.decoder, tiles=arguments.tiles, device=arguments.device, dtype=arguments.dtype,
         text_precision=arguments.text_precision, text_cache=arguments.text_cache, prefer=arguments.prefer,
+        attention=arguments.attention,
     )  # fmt: skip
 
 
@@ -133,7 +138,7 @@ OPTIONS = {
         for name in (
             *("seconds", "width", "height", "image", "steps", "shift", "stepping", "seed"),
             *("host", "port", "token", "size", "lead", "pace", "record"),
-            *("prefer", "parts", "tiles", "decoder", "device", "dtype", "lora"),
+            *("prefer", "attention", "parts", "tiles", "decoder", "device", "dtype", "lora"),
         )
     },
     **{name: f"--memory: {name}" for name in ("window", "sink", "blend")},

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol, TypeVar, cast
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..rope import Rotary, apply_rotary
 from .cross_attention_cache import CrossAttentionCache, KeysAndValues
@@ -26,6 +27,17 @@ Function = TypeVar("Function", bound=Callable[..., object])
 def run_eagerly(function: Function) -> Function:
     """`torch.compiler.disable` with the function's own type."""
     return cast(Function, torch.compiler.disable(function))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, backend: AttentionBackendName | None) -> Tensor:
+    """Attention of q, k, v [B, S, heads, head_dim] by one of diffusers' back ends; None: the one that is active there.
+
+    cuDNN takes the tensors as they lie; diffusers' own call of it copies all three into another layout first.
+    """
+    if backend is AttentionBackendName._NATIVE_CUDNN:
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            return dispatch_attention_fn(q, k, v, backend=AttentionBackendName.NATIVE)
+    return dispatch_attention_fn(q, k, v, backend=backend)
 
 
 class AttentionContext(Protocol):
@@ -97,11 +109,12 @@ class BlockCausal:
 class SelfAttention:
     """diffusers attention processor of one layer's self-attention within an `attention_context`."""
 
-    _attention_backend = None
+    _attention_backend: AttentionBackendName | None = None
     _parallel_config = None
 
     def __init__(self, layer: int) -> None:
         self.layer = layer
+        self.automatic: AttentionBackendName | None = None  # the back end that `set_attention` has set
 
     def __call__(
         self, attn: WanAttention, hidden_states: Tensor, *unused: None, attention_context: AttentionContext
@@ -123,17 +136,18 @@ class SelfAttention:
         return attention_context.attend(self.layer, q, k, v, self._dispatch)
 
     def _dispatch(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return dispatch_attention_fn(q, k, v, backend=self._attention_backend)
+        return attend(q, k, v, self._attention_backend)
 
 
 class CrossAttention:
     """diffusers attention processor of one layer's cross-attention to text and image tokens (Wan I2V)."""
 
-    _attention_backend = None
+    _attention_backend: AttentionBackendName | None = None
     _parallel_config = None
 
     def __init__(self, layer: int) -> None:
         self.layer = layer
+        self.automatic: AttentionBackendName | None = None  # the back end that `set_attention` has set
 
     def __call__(self, attn: WanAttention, hidden_states: Tensor, cache: CrossAttentionCache, *unused: None) -> Tensor:
         q = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
@@ -165,4 +179,4 @@ class CrossAttention:
         return [(k.unflatten(2, (attn.heads, -1)), v.unflatten(2, (attn.heads, -1))) for k, v in parts]
 
     def _dispatch(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return dispatch_attention_fn(q, k, v, backend=self._attention_backend)
+        return attend(q, k, v, self._attention_backend)

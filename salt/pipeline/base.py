@@ -12,6 +12,7 @@ from diffusers import AutoencoderKLWan, DiffusionPipeline, WanTransformer3DModel
 from diffusers.video_processor import VideoProcessor
 from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..acceleration.attention_backend import AttentionChoice, AttentionSetting, check_backend, set_attention
 from ..acceleration.cuda_graphs import CUDAGraphTransformer
 from ..acceleration.finite_check import check_weights
 from ..acceleration.presets import PREFERENCES, Preference, compile_blocks, fp8_linears, preset_of
@@ -93,6 +94,7 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
         self.acceleration = PREFERENCES["exact"]
         self.buffer_pool = BufferPool()
         self._prompt_encoder: TextEncoder | None = WordEmbedder(**words) if words else None
+        self._attention: AttentionSetting = "auto"
         self._graphed: CUDAGraphTransformer | None = None
         self._graphed_adapters: tuple[Any, ...] = ()
         self._decoder: Callable[[], FrameDecoder] | None = None
@@ -230,6 +232,23 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
         self.acceleration = preset
         self._discard_graphs()
 
+    def set_attention(self, backend: AttentionSetting = "auto") -> None:
+        """Which kernel computes attention: fa3, cudnn, sage (8-bit products: not exact), fa2, sdpa, or by itself.
+
+        Call it once the pipeline is on its device. `auto` (the default) takes the fastest that is installed and works
+        there, Sage only with the preset `fastest`. Raises InputError for another name, or one that cannot be used.
+        """
+        if backend != "auto":
+            check_backend(backend, self.run_device, self.transformer.dtype, self.transformer.config.attention_head_dim)
+        self._attention = backend
+        self._discard_graphs()
+
+    @property
+    def attention(self) -> AttentionChoice:
+        """The attention kernel of the next run, and why it is this one; the transformer is set to it."""
+        dtype, head_dim = self.transformer.dtype, self.transformer.config.attention_head_dim
+        return set_attention(self.transformer, self._attention, self.run_device, dtype, head_dim, self.acceleration.fp8)
+
     def to(self, *args: object, **kwargs: object) -> Self:
         """As `DiffusionPipeline.to`. CUDA graphs are discarded: they read the weights where they lay before."""
         super().to(*args, **kwargs)
@@ -285,6 +304,7 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
 
     def components_in_use(self) -> PipelineComponents:
         """The models, settings and device as they are now."""
+        attention = self.attention
         if self._graphed is not None and adapter_state(self.transformer) != self._graphed_adapters:
             self._discard_graphs()
         offloaded = hasattr(self.transformer, "_hf_hook")
@@ -300,6 +320,7 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
             temporal_scale=self.temporal_scale,
             acceleration=self.acceleration,
             buffer_pool=self.buffer_pool,
+            attention=attention,
             device=self.run_device,
             # Weights that accelerate moves between uses are not where a CUDA graph would read them.
             graphed=None if offloaded else self._graphed,

@@ -14,6 +14,7 @@ from diffusers.models.modeling_utils import no_init_weights
 from torch import nn
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ..acceleration.attention_backend import AttentionChoice
 from ..acceleration.cuda_graphs import CUDAGraphTransformer
 from ..acceleration.presets import AccelerationPreset
 from ..io.fields import Between, FieldError, read_fields, read_object, shown
@@ -50,6 +51,7 @@ class PipelineComponents:
     temporal_scale: int
     acceleration: AccelerationPreset
     buffer_pool: BufferPool
+    attention: AttentionChoice
     device: torch.device
     graphed: CUDAGraphTransformer | None = None
 

@@ -11,6 +11,7 @@ from accelerate.utils import compare_versions
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
+from ..acceleration.attention_backend import AttentionSetting
 from ..acceleration.presets import Preference
 from ..checkpoints import read_checkpoint
 from ..checkpoints.lora import read_lora
@@ -40,7 +41,7 @@ class PipelineOptions:
     model: a pipeline folder, a checkpoint, or `salt-tiny`. parts: folder with the checkpoint's vae/, text_encoder/ and
     tokenizer/, or `salt-tiny` for its own (default: the folder that `salt pull` fills). decoder: `wan`, or the path of
     taew2_1. tiles: decode with Wan's VAE in tiles. dtype: of the transformer (default: bfloat16 on CUDA, else float32).
-    text_cache: folder for prompt embeddings. prefer: see `SaltPipeline.set_acceleration`.
+    text_cache: folder for prompt embeddings. prefer, attention: see `SaltPipeline.set_acceleration`, `set_attention`.
     """
 
     model: str = TINY_NAME
@@ -54,6 +55,7 @@ class PipelineOptions:
     text_precision: TextPrecision = "bf16"
     text_cache: Path | None = None
     prefer: Preference = "exact"
+    attention: AttentionSetting = "auto"
 
     @property
     def is_folder(self) -> bool:
@@ -94,6 +96,7 @@ def load_pipeline(options: PipelineOptions, device: torch.device) -> SaltPipelin
     pipe.set_decoder(options.decoder)
     pipe.to(device).check_weights(options.model)
     pipe.set_acceleration(options.prefer)
+    pipe.set_attention(options.attention)
     return pipe
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,7 +24,7 @@ from .run import Chunk
 class GenerationStats:
     """Measurements of one clip. seconds: wall time; first: until its first frames were decoded.
 
-    width, height: pixels; nfe: denoising steps per block.
+    width, height: pixels; nfe: denoising steps per block; attention: the kernel that computed it.
     """
 
     frames: int
@@ -33,6 +33,7 @@ class GenerationStats:
     width: int = 0
     height: int = 0
     nfe: int = 0
+    attention: str = ""
 
     @property
     def rate(self) -> float:
@@ -42,7 +43,8 @@ class GenerationStats:
     def __str__(self) -> str:
         rate, first = f"{self.rate:.1f} frames/s", f"first frame after {self.first:.2f} s"
         clip = f"{self.frames} frames in {self.seconds:.1f} s"
-        return f"{clip} ({self.width}x{self.height}, NFE {self.nfe}), {rate}, {first}"
+        attention = f", attention {self.attention}" if self.attention else ""
+        return f"{clip} ({self.width}x{self.height}, NFE {self.nfe}), {rate}, {first}{attention}"
 
 
 class ProgressDisplay:
@@ -131,4 +133,4 @@ def write_clip(
                 most = most_latents_for_extension(memory.policy)
                 while most is not None and sum(x.shape[2] for x in latents[1:]) >= most:
                     latents.pop(0)
-    return WrittenClip(display.stats, latents, memory)
+    return WrittenClip(replace(display.stats, attention=pipe.attention.name), latents, memory)
