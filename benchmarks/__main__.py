@@ -1,4 +1,4 @@
-"""Measures the speed table: `python -m benchmarks gpu` or `python -m benchmarks cpu`.
+"""Measures the speed table: `python -m benchmarks gpu` or `python -m benchmarks cpu`; `ledger` counts without a GPU.
 
 Each cell is saved as soon as it is measured, and an interrupted run continues with the missing ones; `--again` measures
 all again. A cell that fails is marked in the table; the others are still measured.
@@ -16,6 +16,7 @@ import diffusers
 import torch
 
 from benchmarks.cells import CPU, GPU, Bench, Cell
+from benchmarks.ledger.table import write_table
 from benchmarks.measure import environment
 from salt.io.atomic import write_text
 
@@ -79,11 +80,14 @@ def as_table(cells: tuple[Cell, ...], results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("device", choices=("gpu", "cpu"))
+    parser.add_argument("device", choices=("gpu", "cpu", "ledger"))
     parser.add_argument("--again", action="store_true", help="measure all cells again")
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="cells whose name contains one of these")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for DEVICE.json and .md")
     arguments = parser.parse_args()
+    if arguments.device == "ledger":
+        write_table(arguments.out / "ledger.md", arguments.only)
+        return
     if arguments.device == "gpu" and not torch.cuda.is_available():
         parser.error("gpu: no CUDA device found (python -m benchmarks cpu runs anywhere)")
     device, cells = (torch.device("cuda"), GPU) if arguments.device == "gpu" else (torch.device("cpu"), CPU)

@@ -1,0 +1,231 @@
+"""Whole runs of the pipeline on the fake device: costs and waits of a block, and the peak of every phase."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from PIL import Image
+from torch import Tensor, nn
+from transformers import UMT5Config, UMT5EncoderModel
+
+from benchmarks.ledger.cases import BLOCK, DEEP, LATENT, SHALLOW, SIZES, student
+from benchmarks.ledger.counting import DENOISE, Costs, Ledger, Phase
+from benchmarks.ledger.fake_device import DEVICE, clear_caches
+from benchmarks.training import RandomText
+from salt.acceleration.presets import PREFERENCES, Preference
+from salt.models.streaming_vae import FrameDecoder, Tiling, WanStreamDecoder
+from salt.models.taehv import TinyDecoder, TinyStreamDecoder
+from salt.models.text_encoder import TextEncoder, UMT5TextEncoder
+from salt.pipeline import SaltPipeline
+from salt.spec import StudentSpec
+
+TEXT, DECODE, START = "text", "decode", "start"
+UMT5 = dict(
+    vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64,
+    feed_forward_proj="gated-gelu", tie_word_embeddings=False,
+)  # fmt: skip
+NFE = 4
+BLOCKS = 5  # of a run: the window is full in the last one
+
+
+@dataclass(frozen=True)
+class RunCase:
+    """A run of the pipeline. policy: None for the preset's own. decoder: wan, taehv, or none for latents alone.
+    vae_dtype: of Wan's VAE. text: whether the prompt is encoded by a UMT5 of true size. options: of the call."""
+
+    preset: Preference = "exact"
+    size: str = "1.3B"
+    policy: str | None = "sink:3,window:12"
+    decoder: str = "wan"
+    vae_dtype: torch.dtype = torch.bfloat16
+    text: bool = False
+    image: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunCosts:
+    """block: costs of the last block's denoising and context pass at full depth; decode: of its decoding. peaks: bytes
+    by phase at full depth. reserved: what the allocator holds, streams apart. waits: by phase, places where the host
+    waits in the last block."""
+
+    block: Costs
+    decode: Costs
+    peaks: dict[str, float]
+    reserved: float
+    waits: dict[str, dict[str, int]]
+
+    @property
+    def peak(self) -> float:
+        return max(self.peaks.values())
+
+
+def run_costs(case: RunCase) -> RunCosts:
+    """Costs and peaks at full depth, from the two depths that are run. Call it within `fake_cuda()`.
+
+    Decoding is run at one depth: what is live beside it grows with depth as it does beside denoising.
+    """
+    low, high = _run(case, SHALLOW), _run(replace(case, decoder="none"), DEEP)
+    layers = SIZES[case.size]["num_layers"]
+    bare = low if case.decoder == "none" else _run(replace(case, decoder="none"), SHALLOW)
+    layers -= SHALLOW
+
+    def deeper(name: str) -> float:
+        """Bytes that the layers above SHALLOW add to what is live in a phase."""
+        like = name if name in high.peaks and name != DECODE else DENOISE
+        return (high.peaks[like] - bare.peaks[like]) / (DEEP - SHALLOW) * layers
+
+    return RunCosts(
+        low.block + (high.block - bare.block) * (layers / (DEEP - SHALLOW)),
+        low.decode,
+        {name: peak + deeper(name) for name, peak in low.peaks.items()},
+        low.reserved + deeper(DENOISE),
+        low.waits,
+    )
+
+
+class NoDecoder:
+    """In place of a decoder: frames of one pixel."""
+
+    spatial_scale, temporal_scale, nbytes = 8, 4, 0
+
+    def reset(self) -> None: ...
+
+    def fork(self) -> FrameDecoder:
+        return self
+
+    def decode(self, latents_BCFHW: Tensor) -> Tensor:
+        return latents_BCFHW.new_zeros(latents_BCFHW.shape[0], 3, 4 * latents_BCFHW.shape[2], 1, 1)
+
+
+class PhasedDecoder:
+    """A decoder whose calls are a phase of their own."""
+
+    def __init__(self, decoder: FrameDecoder, ledger: Ledger) -> None:
+        self.decoder, self.ledger = decoder, ledger
+        self.spatial_scale, self.temporal_scale = decoder.spatial_scale, decoder.temporal_scale
+
+    @property
+    def nbytes(self) -> int:
+        return self.decoder.nbytes
+
+    def reset(self) -> None:
+        self.decoder.reset()
+
+    def fork(self) -> FrameDecoder:
+        return PhasedDecoder(self.decoder.fork(), self.ledger)
+
+    def decode(self, latents_BCFHW: Tensor) -> Tensor:
+        with self.ledger.during(DECODE):
+            return self.decoder.decode(latents_BCFHW)
+
+
+class PhasedText:
+    """A text encoder whose calls are a phase of their own."""
+
+    def __init__(self, encoder: TextEncoder, ledger: Ledger) -> None:
+        self.encoder, self.ledger, self.dim, self.max_length = encoder, ledger, encoder.dim, encoder.max_length
+
+    def encode(self, prompts: list[str]) -> Tensor:
+        with self.ledger.during(TEXT):
+            return self.encoder.encode(prompts)
+
+
+class Tokens:
+    """A tokenizer in place of UMT5's: every prompt is padded to the longest."""
+
+    def __call__(self, prompts: list[str], *, max_length: int, **unused: object) -> SimpleNamespace:
+        shape = (len(prompts), max_length)
+        ids = torch.zeros(shape, dtype=torch.int64)
+        return SimpleNamespace(input_ids=ids, attention_mask=torch.ones(shape, dtype=torch.int64))
+
+
+def umt5(device: torch.device | str) -> UMT5TextEncoder:
+    """UMT5 of Wan's size in bfloat16 on `device`, computing on the fake device."""
+    with torch.device(device):
+        model = UMT5EncoderModel(UMT5Config(**UMT5)).to(torch.bfloat16).eval()
+    tokenizer: Any = Tokens()
+    return UMT5TextEncoder(model, tokenizer, device=DEVICE)
+
+
+def pipeline(case: RunCase, layers: int, ledger: Ledger) -> SaltPipeline:
+    """A pipeline of true width on the device."""
+    with DEVICE:
+        vae = AutoencoderKLWan()
+    vae = nn.Module.to(vae, case.vae_dtype).eval()
+    transformer = student(SIZES[case.size], layers)
+    pipe = SaltPipeline(transformer, vae, student=StudentSpec(), default_size=(480, 832))
+    pipe.set_progress_bar_config(disable=True)
+    preset = PREFERENCES[case.preset]
+    # Compiled and float8 layers are not run here: the first is what eager fuses into, the second needs torchao.
+    pipe.acceleration = replace(preset, compiled=False, fp8=False)
+    encoder = umt5("cpu" if preset.offload_text_encoder else DEVICE) if case.text else RandomText(512)
+    pipe.set_prompt_encoder(PhasedText(encoder, ledger))
+    if case.decoder != "wan":
+        nn.Module.to(pipe.vae, "cpu")
+    make = decoders(pipe, case.decoder)
+    pipe.set_decoder(lambda: PhasedDecoder(make(), ledger))
+    return pipe
+
+
+def decoders(pipe: SaltPipeline, name: str) -> Callable[[], FrameDecoder]:
+    """What makes the decoder of a clip; `wan`: as the pipeline would."""
+    if name == "none":
+        return NoDecoder
+    if name == "wan":
+        tiling = Tiling() if pipe.acceleration.tiles else None
+        return lambda: WanStreamDecoder(pipe.vae, tiling)
+    with DEVICE:
+        tiny = TinyDecoder()
+    tiny = tiny.half().eval()
+    return lambda: TinyStreamDecoder(tiny)
+
+
+@torch.no_grad()
+def _run(case: RunCase, layers: int) -> RunCosts:
+    clear_caches()
+    frames = 4 * (BLOCK * BLOCKS + case.image) - 3
+    with Ledger() as ledger:
+        pipe = pipeline(case, layers, ledger)
+        ledger.start_again()  # without the float32 weights that the models are made with
+        options: dict[str, Any] = {"num_frames": frames, "num_inference_steps": NFE, "seed": 0, **case.options}
+        if case.policy:
+            options["memory_policy"] = case.policy
+        if case.image:
+            options["image"] = Image.fromarray(np.zeros((480, 832, 3), np.uint8))
+        peaks: dict[str, float] = {}
+
+        def keep_peaks() -> None:
+            for name, phase in ledger.phases.items():
+                peaks[name] = max(peaks.get(name, 0), phase.peak)
+
+        with ledger.during(START):
+            chunks = pipe.stream("a prompt", **options)
+        reserved, costs, waits = 0.0, {}, {}
+        for index, _ in enumerate(chunks):
+            keep_peaks()
+            reserved = max(reserved, ledger.reserved)
+            if index == BLOCKS - 2:  # since the chunk before: the last block's denoising, beside this one's decoding
+                costs = {name: phase.costs for name, phase in ledger.phases.items()}
+                waits = {name: dict(phase.waits) for name, phase in ledger.phases.items() if phase.waits}
+            ledger.start_again()
+        return RunCosts(costs[DENOISE], costs[DECODE], peaks, reserved, waits)
+
+
+@torch.no_grad()
+def tiled_decode_costs(tiling: Tiling | None, frames: int = BLOCK) -> Phase:
+    """Decoding of `frames` latent frames by Wan's VAE in the middle of a clip: what it asks of the device."""
+    with Ledger() as ledger:
+        with DEVICE:
+            vae = AutoencoderKLWan()
+        decoder = WanStreamDecoder(nn.Module.to(vae, torch.bfloat16).eval(), tiling)
+        decoder.decode(torch.zeros(1, 16, 1, *LATENT, device=DEVICE))
+        ledger.start_again()
+        decoder.decode(torch.zeros(1, 16, frames, *LATENT, device=DEVICE))
+        return ledger.phase

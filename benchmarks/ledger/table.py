@@ -1,0 +1,129 @@
+"""The ledger's table: `python -m benchmarks ledger`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from benchmarks.ledger.cases import ForwardCase, forward_costs
+from benchmarks.ledger.fake_device import fake_cuda
+from benchmarks.ledger.runs import DECODE, TEXT, RunCase, run_costs, tiled_decode_costs
+from salt.io.atomic import write_text
+from salt.models.streaming_vae import Tiling
+
+KEPT = "sink:3,window:12"
+FORWARDS = (
+    ForwardCase("full"),
+    ForwardCase("window:12"),
+    ForwardCase(KEPT),
+    ForwardCase("relative:3,window:12"),
+    ForwardCase("blended:3,window:12"),
+    ForwardCase("cyclic:12"),
+    *(ForwardCase(f"{KEPT},{precision}") for precision in ("int8", "fp8", "int4")),
+    ForwardCase("relative:3,window:12,int8"),
+    ForwardCase(f"{KEPT},cpu"),
+    ForwardCase(f"{KEPT},int8,cpu"),
+    ForwardCase(KEPT, form="write"),
+    ForwardCase(f"{KEPT},cpu", form="write"),
+    ForwardCase(f"{KEPT},int8,cpu", form="write"),
+    ForwardCase(KEPT, form="fused"),
+    ForwardCase(KEPT, size="14B"),
+    ForwardCase(f"{KEPT},int4", size="14B"),
+)
+RUNS = {
+    "exact": RunCase(),
+    "exact, VAE in float32": RunCase(vae_dtype=torch.float32),
+    "exact, TAEHV": RunCase(decoder="taehv"),
+    "exact, guidance": RunCase(options={"guidance_scale": 3.0, "negative_prompt": "another"}),
+    "exact, UMT5 on the device": RunCase(text=True),
+    "low memory": RunCase("low memory"),
+    "low memory, prompt encoded": RunCase("low memory", text=True, decoder="none"),
+    "14B, exact": RunCase(size="14B"),
+    "14B, low memory, no decoding": RunCase("low memory", size="14B", decoder="none"),
+}
+
+
+def forward_rows(cases: tuple[ForwardCase, ...] = FORWARDS) -> list[str]:
+    """Markdown table of single forwards."""
+    rows = [
+        "| one forward, 832x480, 3 latent frames | launches | GB | TFLOP | waits | to host, GB | to device, GB "
+        "| on top of weights and memory, GB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for case in cases:
+        found = forward_costs(case)
+        c = found.costs
+        rows.append(
+            f"| {case.size}, {case.policy}, {case.form} | {c.launches:,.0f} | {c.bytes / 1e9:.1f} | "
+            f"{c.flops / 1e12:.2f} | {c.waits:.0f} | {c.to_host / 1e9:.2f} | {c.to_device / 1e9:.2f} | "
+            f"{found.transient / 1e9:.2f} |"
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def group_rows(case: ForwardCase = FORWARDS[2]) -> list[str]:
+    """Markdown table of one forward by kind of operation."""
+    rows = [f"| {case.size}, {case.policy}, {case.form} | launches | GB | TFLOP |", "|---|---|---|---|"]
+    for name, c in sorted(forward_costs(case).groups.items(), key=lambda item: -item[1].bytes):
+        if c.launches:
+            rows.append(f"| {name} | {c.launches:,.0f} | {c.bytes / 1e9:.1f} | {c.flops / 1e12:.2f} |")
+    return rows
+
+
+def decode_rows() -> list[str]:
+    """Markdown table of decoding one block with Wan's VAE."""
+    rows = [
+        "| decoding a block, VAE in bf16 | launches | GB | waits | to host, GB | to device, GB |",
+        "|---|" * 2 + "---|" * 4,
+    ]
+    for name, tiling in (("whole", None), ("in tiles", Tiling())):
+        c = tiled_decode_costs(tiling).costs
+        rows.append(
+            f"| {name} | {c.launches:,.0f} | {c.bytes / 1e9:.0f} | {c.waits:.0f} | {c.to_host / 1e9:.2f} | "
+            f"{c.to_device / 1e9:.2f} |"
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def run_rows(cases: dict[str, RunCase]) -> list[str]:
+    """Markdown table of runs: a block's costs, and peaks by phase."""
+    rows = [
+        "| run, 4 NFE | launches per block | waits in it | peak denoising, GB | decoding | prompt | highest |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, case in cases.items():
+        found = run_costs(case)
+        peaks = {phase: f"{found.peaks.get(phase, 0) / 1e9:.1f}" for phase in ("denoise", DECODE, TEXT)}
+        shown = [peaks["denoise"], "-" if case.decoder == "none" else peaks[DECODE], peaks[TEXT] if case.text else "-"]
+        waits = sum(n for phase, places in found.waits.items() if phase in ("denoise", DECODE) for n in places.values())
+        highest = max(value for phase, value in found.peaks.items() if phase != DECODE or case.decoder != "none")
+        rows.append(
+            f"| {name} | {found.block.launches:,.0f} + {found.decode.launches:,.0f} | {waits} | {' | '.join(shown)} | "
+            f"{highest / 1e9:.1f} |"
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def write_table(path: Path, only: list[str] | None = None) -> None:
+    """Print the table and write it. only: cases whose row contains one of these texts."""
+
+    def chosen(name: str) -> bool:
+        return not only or any(text in name for text in only)
+
+    forwards = tuple(c for c in FORWARDS if chosen(f"{c.size}, {c.policy}, {c.form}"))
+    with fake_cuda():
+        parts = [
+            [f"torch {torch.__version__}, no GPU: operations counted on fake tensors, not timed."],
+            forward_rows(forwards),
+            group_rows() if chosen("groups") else [],
+            decode_rows() if chosen("decoding") else [],
+            run_rows({name: case for name, case in RUNS.items() if chosen(name)}),
+        ]
+    table = "\n\n".join("\n".join(rows) for rows in parts if rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, table + "\n")
+    print(f"\n{table}")

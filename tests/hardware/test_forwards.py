@@ -1,0 +1,79 @@
+"""One forward at true size over every kind of memory: launches, bytes, arithmetic, waits, and copies of the memory.
+
+Run on fake tensors (`benchmarks.ledger`), so that nothing here depends on the machine. Streams, events, pinning and
+kernels are stubs: that an asynchronous copy is ordered rightly, or a kernel is fast, is not shown.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks.ceilings import forward_flops
+from benchmarks.ledger.cases import BLOCK, FULL_CLIP, LATENT, SIZES, TEXT_TOKENS, ForwardCase, forward_costs
+from salt.memory import PRECISIONS, MemoryPolicy
+
+BUDGET_TORCH = "2.13."  # other versions take operations apart in other ways
+TOLERANCE = 0.01
+# Launches and GB of a forward. A change that lowers them lowers these numbers; one that raises them says why.
+BUDGETS = {
+    ForwardCase("full"): (1589, 77.8),
+    ForwardCase("window:12"): (1589, 75.2),
+    ForwardCase("sink:3,window:12"): (1589, 75.2),
+    ForwardCase("relative:3,window:12"): (1589, 88.8),
+    ForwardCase("blended:3,window:12"): (1589, 88.8),
+    ForwardCase("cyclic:12"): (1589, 75.2),
+    ForwardCase("sink:3,window:12,int8"): (1769, 81.8),
+    ForwardCase("sink:3,window:12,fp8"): (1829, 92.1),
+    ForwardCase("sink:3,window:12,int4"): (2309, 88.7),
+    ForwardCase("sink:3,window:12", form="fused"): (1951, 149.4),
+    ForwardCase("sink:3,window:12", size="14B"): (2109, 321.4),
+}
+KINDS = ("full", "window:12", "sink:3,window:12", "relative:3,window:12", "blended:3,window:12", "cyclic:12")
+ALL = [
+    ForwardCase(f"{kind}{'' if precision == 'model' else f',{precision}'}{home}", size, form)
+    for kind in KINDS
+    for precision in PRECISIONS
+    for home in ("", ",cpu")
+    for form in ("read", "write", "fused")
+    for size in ("1.3B", "14B")
+    if not (form == "fused" and kind.startswith("blended"))
+]
+
+
+def expected_flops(case):
+    """By the arithmetic of the speed table, for one block or two."""
+    config = {"attention_head_dim": 128, **SIZES[case.size]}
+    tokens = LATENT[0] * LATENT[1] // 4
+    keys = MemoryPolicy.parse(case.policy).window or FULL_CLIP
+    work = forward_flops(SimpleNamespace(**config), BLOCK * tokens, keys * tokens, TEXT_TOKENS)
+    blocks = 2 if case.form == "fused" else 1
+    return {name: blocks * value for name, value in work.items()}
+
+
+def check(case, found):
+    assert not found.waits, "the host waits within a block"
+    expected, policy = expected_flops(case), MemoryPolicy.parse(case.policy)
+    if policy.window or case.form != "fused":  # without a window the second block sees more
+        assert found.groups["attention"].flops == pytest.approx(expected["attention"], rel=1e-9)
+    assert expected["linear"] <= found.groups["linear"].flops <= 1.01 * expected["linear"]
+    if policy.precision == "model" and policy.residence == "device" and not policy.relative:
+        assert set(found.reads) == {"_scaled_dot_product_flash_attention", "index_copy_"}, "the memory is copied"
+    per_layer = found.memory / SIZES[case.size]["num_layers"]
+    activations = 1.5e9 if case.form == "fused" or case.size == "14B" else 0.6e9
+    assert found.transient < activations + 4 * per_layer, "more than a layer of the memory is held twice"
+    if case in BUDGETS and torch.__version__.startswith(BUDGET_TORCH):
+        launches, gigabytes = BUDGETS[case]
+        assert found.costs.launches == pytest.approx(launches, rel=TOLERANCE)
+        assert found.costs.bytes / 1e9 == pytest.approx(gigabytes, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("case", BUDGETS, ids=str)
+def test_forward(device, case):
+    check(case, forward_costs(case))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [c for c in ALL if c not in BUDGETS and not c.policy.endswith(",cpu")], ids=str)
+def test_every_forward(device, case):
+    check(case, forward_costs(case))
