@@ -145,7 +145,7 @@ class VideoWriter:
         encoder_log = self._log.read().decode(errors="replace")
         self._log.close()
         if not failed:
-            _index(self._partial)
+            add_index(self._partial, self._partial.with_name(f"{self._partial.name}.indexed.mp4"))
             target = self._incomplete_target() if incomplete else self.path
             replace_file(self._partial, target)
             if target != self.path:
@@ -198,17 +198,17 @@ def ffmpeg(*arguments: str, log: IO[bytes] | int, output: int = subprocess.DEVNU
     )
 
 
-def _index(path: Path) -> None:
-    """Remux a fragmented mp4 with an index, which seeks better. If that fails, the fragmented one stays."""
-    indexed = path.with_name(f"{path.name}.indexed.mp4")
+def add_index(path: Path, hidden: Path) -> None:
+    """Remux a fragmented mp4 with an index, which seeks better, by way of a hidden file beside it. If that fails, the
+    fragmented one stays."""
     copy = ffmpeg(
-        *["-i", str(path), "-c", "copy", "-movflags", "+faststart", "-f", "mp4", str(indexed)], log=subprocess.DEVNULL
+        *["-i", str(path), "-c", "copy", "-movflags", "+faststart", "-f", "mp4", str(hidden)], log=subprocess.DEVNULL
     )
     copy.communicate()
     if copy.returncode == 0:
-        indexed.replace(path)
+        replace_file(hidden, path)
     else:
-        indexed.unlink(missing_ok=True)
+        hidden.unlink(missing_ok=True)
 
 
 def _playable_frames(path: Path) -> int:
