@@ -10,8 +10,9 @@ from comfy_api.latest import ComfyExtension, io
 log = logging.getLogger(__name__)
 
 # Each has a list NODES.
-NODE_MODULES = tuple(
-    f"nodes_{name}" for name in ("loaders", "tiny", "sampling", "rollout", "policy", "memory", "decode", "diagnostics")
+NODE_MODULES = (
+    *(f"nodes_{name}" for name in ("loaders", "tiny", "sampling", "rollout", "policy", "memory", "decode")),
+    *("nodes_diagnostics", "live.nodes_rollout_to_video"),
 )
 
 
@@ -25,6 +26,13 @@ def nodes_of(module: str) -> list[type[io.ComfyNode]]:
 
 
 class SaltExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        from .adapter.routes import add_routes
+        from .adapter.running import prompt_server
+
+        if (server := prompt_server()) is not None:
+            add_routes(server)
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [node for module in NODE_MODULES for node in nodes_of(module)]
 

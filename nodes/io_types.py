@@ -38,12 +38,18 @@ class Latent(LatentSamples, total=False):
 class TimedConditioning:
     """An entry of SALT_PROMPTS: from `seconds` of the clip on, `conditioning` is used.
 
-    switch: what the memory does at that point (`salt.conditioning.PromptChange`).
+    switch, keep_sink: what the memory does at that point (`salt.conditioning.PromptChange`).
     """
 
     seconds: float
     conditioning: Conditioning
     switch: Switch
+    keep_sink: bool = False
+
+
+class AppliedPrompts(list[TimedConditioning]):
+    """A SALT_PROMPTS that a live session has applied. Its blocks were written to the memory by passes of their own, so
+    a rollout that plays them again does not share passes between blocks either, and is equal to the bit."""
 
 
 @dataclass(frozen=True)

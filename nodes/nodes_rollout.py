@@ -10,18 +10,15 @@ from torch import Tensor
 
 from ..salt.errors import InputError
 from ..salt.memory import MemoryPolicy
-from .adapter.clip_size import latent_size, length_text
+from .adapter.clip_size import length_text
 from .adapter.rollout_inputs import (
-    ClipStart,
     RolloutInputs,
+    clip_of_inputs,
     clip_of_memory,
-    encode_start_image,
     history_latents,
     plan_rollout,
-    video_samples,
 )
 from .adapter.rollout_runner import RolloutResult, run_rollout
-from .adapter.start_picture import has_start_picture, start_picture
 from .io_types import ClipMemory, Latent, Memory, schema
 from .memory_ui import memory_ui
 from .widgets import model_sockets, policy_socket, sampling_widgets, seconds_widget, size_widgets
@@ -86,24 +83,7 @@ class SaltRollout(io.ComfyNode):
         **widgets: Any,
     ) -> io.NodeOutput:
         inputs = RolloutInputs(model, seconds, **widgets)
-        if start_image is not None and latents is not None:
-            raise InputError("start_image", "and latents cannot both be connected")
-        if start_image is not None and memory is not None:
-            raise InputError("start_image", "and memory cannot both be connected")
-        if has_start_picture(model) and memory is None and (start_image is not None or latents is not None):
-            other = "start_image" if start_image is not None else "latents"
-            raise InputError(other, "cannot be connected where ARVideoI2V has given the MODEL a start picture")
-        if memory is not None:
-            clip = clip_of_memory(memory, None if latents is None else history_latents(memory, latents))
-        elif latents is not None:
-            start = video_samples(latents)
-            clip = ClipStart((start.shape[3], start.shape[4]), start.shape[0], start)
-        else:
-            size = latent_size(width, height)
-            start = start_picture(model.model_options, batch_size, size)
-            if start_image is not None:
-                start = encode_start_image(inputs.vae, start_image, width, height, batch_size)
-            clip = ClipStart(size, batch_size, start)
+        clip = clip_of_inputs(inputs, (width, height), batch_size, memory, start_image, latents)
         return node_output(run_rollout(model, plan_rollout(inputs, clip, policy)))
 
 

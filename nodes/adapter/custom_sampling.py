@@ -21,7 +21,8 @@ from .core_guidance import NEGATIVE, evaluates_negative
 from .input_errors import widget_names
 from .model_sampling import noise_scale, scaled_noise
 from .previews import preview_decoder
-from .rollout_runner import RolloutPlan, in_model_space, new_clip_memory, run_blocks
+from .rollout_plan import RolloutPlan
+from .rollout_runner import in_model_space, new_clip_memory, run_blocks
 from .sampler import SamplerInputs
 from .start_picture import start_picture
 from .student_spec import autoregressive_spec

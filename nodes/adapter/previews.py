@@ -17,7 +17,7 @@ from torch import Tensor
 from ...salt.rollout import Block, Step
 from ...salt.spec import FPS
 from .preview_method import preview_method
-from .streaming_vae import ComfyStreamDecoder
+from .streaming_vae import ComfyStreamDecoder, load_again
 
 if TYPE_CHECKING:
     from comfy.latent_formats import LatentFormat
@@ -105,11 +105,8 @@ class VaePreview(StreamPreview):
         self.model, self.frames = model, frames
 
     def decode(self, latents: Tensor) -> Tensor:
-        from comfy.model_management import load_models_gpu
-
         pixels = super().decode(latents)
-        needed = self.model.model.memory_required([*latents.shape[:2], self.frames, *latents.shape[3:]])
-        load_models_gpu([self.model], memory_required=needed)
+        load_again(self.model, latents, self.frames)
         return pixels
 
 

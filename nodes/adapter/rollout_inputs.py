@@ -14,14 +14,15 @@ from ...salt.memory import MemoryPolicy
 from ...salt.rollout import RolloutSettings
 from ...salt.schedule import Schedule, check_steps, step_list
 from ...salt.spec import FPS, StudentSpec
-from ..io_types import ClipMemory, Conditioning, Latent, TimedConditioning
-from .clip_size import check_latent_size, size_text
+from ..io_types import AppliedPrompts, ClipMemory, Conditioning, Latent, TimedConditioning
+from .clip_size import check_latent_size, latent_size, size_text
+from .comfy_model import LATENT_CHANNELS
 from .core_guidance import evaluates_negative
 from .input_errors import widget_names
 from .model_sampling import patched_sampling, patched_shift
 from .patch_names import patch_name
-from .rollout_runner import LATENT_CHANNELS, RolloutPlan
-from .start_picture import NODE, has_start_picture
+from .rollout_plan import RolloutPlan
+from .start_picture import NODE, has_start_picture, start_picture
 from .student_spec import UNKNOWN, autoregressive_spec, known_spec
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def plan_rollout(inputs: RolloutInputs, clip: ClipStart, policy: MemoryPolicy | 
         spec.frames_per_block,
         spec.independent_first_frame,
         inputs.cfg,
-        fuse=True,
+        fuse=not isinstance(inputs.prompts, AppliedPrompts),
     )
     chosen = clip.memory.memory.policy if clip.memory is not None else policy or spec.policy
     chosen.check_block(spec.frames_per_block)
@@ -192,7 +193,8 @@ def prompt_changes(inputs: RolloutInputs) -> list[PromptChange[Conditioning]]:
 
     if inputs.prompts is not None:
         frames = [change_frame(p.seconds) if p.seconds else 0 for p in inputs.prompts]
-        return [PromptChange(f, p.conditioning, p.switch) for f, p in zip(frames, inputs.prompts, strict=True)]
+        pairs = zip(frames, inputs.prompts, strict=True)
+        return [PromptChange(f, p.conditioning, p.switch, p.keep_sink) for f, p in pairs]
     if inputs.positive is not None:
         return [PromptChange(0, inputs.positive)]
     raise InputError("positive", "or prompts must be connected")
@@ -240,3 +242,33 @@ def clip_of_memory(memory: ClipMemory, history: Tensor | None) -> ClipStart:
     """A clip to continue; size and batch are the memory's."""
     g = memory.memory.geometry
     return ClipStart((g.height * 2, g.width * 2), g.batch, None, memory, history)
+
+
+def clip_of_inputs(
+    inputs: RolloutInputs,
+    size: tuple[int, int],
+    batch: int,
+    memory: ClipMemory | None,
+    start_image: Tensor | None,
+    latents: Latent | None,
+) -> ClipStart:
+    """What Salt Rollout starts with. size: width and height in pixels. Raises InputError for sockets that exclude each
+    other."""
+    model = inputs.model
+    if start_image is not None and latents is not None:
+        raise InputError("start_image", "and latents cannot both be connected")
+    if start_image is not None and memory is not None:
+        raise InputError("start_image", "and memory cannot both be connected")
+    if has_start_picture(model) and memory is None and (start_image is not None or latents is not None):
+        other = "start_image" if start_image is not None else "latents"
+        raise InputError(other, "cannot be connected where ARVideoI2V has given the MODEL a start picture")
+    if memory is not None:
+        return clip_of_memory(memory, None if latents is None else history_latents(memory, latents))
+    if latents is not None:
+        start = video_samples(latents)
+        return ClipStart((start.shape[3], start.shape[4]), start.shape[0], start)
+    latent = latent_size(*size)
+    start = start_picture(model.model_options, batch, latent)
+    if start_image is not None:
+        start = encode_start_image(inputs.vae, start_image, *size, batch)
+    return ClipStart(latent, batch, start)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,76 +13,27 @@ from torch import Tensor
 from ...salt.acceleration.finite_check import FiniteCheck
 from ...salt.acceleration.free_memory import check_bytes
 from ...salt.conditioning import PromptChange, PromptSchedule
-from ...salt.memory import MemoryPolicy, estimate_bytes
+from ...salt.memory import estimate_bytes
 from ...salt.noise import NoiseSource, SeededNoise
-from ...salt.rollout import RolloutSettings, block_lengths, count_model_calls, rollout
+from ...salt.rollout import rollout
 from ...salt.spec import FPS
-from ..io_types import ClipMemory, Conditioning
+from ..io_types import ClipMemory
+from .block_outputs import BlockOutput, KeptLatents, VideoOutput
 from .buffer_pool import memory_for_output, pool_of
 from .comfy_model import LATENT_CHANNELS, Conds, compute_dtype, memory_geometry, new_memory, takes_image_channels
 from .core_guidance import NEGATIVE
 from .fingerprint import fingerprint
 from .input_errors import widget_names
+from .kept_runs import KeptRun, KeptRuns
 from .model_sampling import scaled_noise
 from .previews import MAX_EARLIER_LATENTS, PreviewDecoder, RolloutProgress, preview_decoder
+from .rollout_plan import RolloutPlan
+from .running import running
 from .sampler import SamplerInputs, SamplerOutput, sample
 
 if TYPE_CHECKING:
     from comfy.model_base import BaseModel
     from comfy.model_patcher import ModelPatcher
-    from comfy.sd import VAE
-
-
-@dataclass(frozen=True)
-class RolloutPlan:
-    """A rollout to run. size: latent (height, width). frames: new latent frames. negative: for guidance.
-
-    notes: on inputs that have no effect, for the report.
-    start: latents [B, 16, F, H, W], as a LATENT holds them, that the clip starts with. memory: of a clip to continue;
-    history: the clip so far, which a prompt change that recaches needs. vae: for previews.
-    """
-
-    settings: RolloutSettings
-    policy: MemoryPolicy
-    prompts: Sequence[PromptChange[Conditioning]]
-    frames: int
-    size: tuple[int, int]
-    seed: int
-    batch: int = 1
-    negative: Conditioning | None = None
-    start: Tensor | None = None
-    memory: ClipMemory | None = None
-    history: Tensor | None = None
-    vae: VAE | None = None
-    notes: Sequence[str] = ()
-
-    @property
-    def first_frame(self) -> int:
-        """Latent frame of the clip at which the rollout starts."""
-        return 0 if self.memory is None else self.memory.memory.next_frame
-
-    @property
-    def start_frames(self) -> int:
-        return 0 if self.start is None else self.start.shape[2]
-
-    @property
-    def blocks(self) -> list[int]:
-        """Lengths of the new blocks, in latent frames."""
-        return block_lengths(self.first_frame + self.start_frames, self.frames, self.settings)
-
-    @property
-    def frames_per_call(self) -> int:
-        """Latent frames in the largest forward: a block, two in a fused pass, all that a recache encodes again."""
-        frames = max(self.blocks) * (2 if self.settings.fuse else 1)
-        if any(change.switch == "recache" for change in self.prompts):
-            before = self.first_frame + self.start_frames + self.frames - self.blocks[-1]
-            frames = max(frames, min(self.policy.window or before, before))
-        return frames
-
-    @property
-    def model_calls(self) -> int:
-        """Model calls as a progress bar counts them."""
-        return count_model_calls(len(self.blocks), self.settings, self.policy, self.start_frames)
 
 
 @dataclass(frozen=True)
@@ -96,9 +47,10 @@ class RolloutResult:
 
 
 @widget_names()
-def run_rollout(model: ModelPatcher, plan: RolloutPlan) -> RolloutResult:
+def run_rollout(model: ModelPatcher, plan: RolloutPlan, video: VideoOutput | None = None) -> RolloutResult:
     """Run a plan. ComfyUI loads the MODEL with room for the memory; the plan's own memory is copied, never written.
 
+    video: where the blocks go instead of a LATENT; the latents of the result are then the last block's.
     Raises InputError where the memory does not fit the model, and what the engine's `rollout` raises.
     """
     geometry = memory_geometry(model, plan.batch, *plan.size)
@@ -107,16 +59,12 @@ def run_rollout(model: ModelPatcher, plan: RolloutPlan) -> RolloutResult:
     conds = {f"prompt {i}": change.conditioning for i, change in enumerate(plan.prompts)}
     if plan.negative is not None:
         conds[NEGATIVE] = plan.negative
-
-    def run(inputs: SamplerInputs) -> SamplerOutput[tuple[ClipMemory, str]]:
-        return run_in_sampler(inputs, plan)
-
     total = plan.first_frame + plan.start_frames + plan.frames
     branches = 2 if plan.negative is not None else 1
     size = branches * estimate_bytes(plan.policy, geometry, compute_dtype(model), total)
     on_device = size if plan.policy.residence == "device" else 0
     # What lies in main memory; room on a GPU is made by ComfyUI, which moves other models out.
-    in_main = 4 * LATENT_CHANNELS * plan.batch * total * math.prod(plan.size)
+    in_main = 4 * LATENT_CHANNELS * plan.batch * total * math.prod(plan.size) if video is None else 0
     in_main += size if model.load_device.type == "cpu" else size - on_device
     seconds = plan.frames * 4 // FPS
     check_bytes("seconds", in_main, torch.device("cpu"), f"a clip of {seconds} s", "seconds", seconds)
@@ -126,12 +74,26 @@ def run_rollout(model: ModelPatcher, plan: RolloutPlan) -> RolloutResult:
     noise = torch.zeros(plan.batch, LATENT_CHANNELS, fitted, *plan.size)
     sigmas = torch.tensor([*plan.settings.schedule.sigmas, 0.0], dtype=torch.float32)
     reserve = on_device, plan.frames_per_call
-    output = sample(model, conds, noise, sigmas, run, seed=plan.seed, reserve=reserve, cfg=plan.settings.guidance)
+    with running() as now:
+        # Image conditioning is fitted to the clip's length, so other blocks may depend on it.
+        keeps = video is None and bool(now.node) and not takes_image_channels(model)
+        kept = KeptRuns(model, now.node) if keeps else None
+
+        def run(inputs: SamplerInputs) -> SamplerOutput[tuple[ClipMemory, str]]:
+            return run_in_sampler(inputs, plan, video, lambda: now.stopped, kept)
+
+        output = sample(model, conds, noise, sigmas, run, seed=plan.seed, reserve=reserve, cfg=plan.settings.guidance)
     memory, report = output.extra
     return RolloutResult(output.latents, memory, "; ".join([report, *plan.notes]))
 
 
-def run_in_sampler(inputs: SamplerInputs, plan: RolloutPlan) -> SamplerOutput[tuple[ClipMemory, str]]:
+def run_in_sampler(
+    inputs: SamplerInputs,
+    plan: RolloutPlan,
+    video: VideoOutput | None = None,
+    stopped: Callable[[], bool] | None = None,
+    kept: KeptRuns | None = None,
+) -> SamplerOutput[tuple[ClipMemory, str]]:
     """Latents in the model's space, the memory as a node's output, and the report."""
     base, device, patcher = inputs.patcher.model, inputs.noise.device, inputs.patcher
     if plan.memory is None:
@@ -141,16 +103,19 @@ def run_in_sampler(inputs: SamplerInputs, plan: RolloutPlan) -> SamplerOutput[tu
         memory = (plan.memory if plan.negative is not None else ClipMemory(plan.memory.memory)).copied(device)
     noise = scaled_noise(SeededNoise(plan.seed, plan.batch, LATENT_CHANNELS, *plan.size, device=device), patcher)
     prompts = PromptSchedule(
-        [PromptChange(p.frame, inputs.conds[f"prompt {i}"], p.switch) for i, p in enumerate(plan.prompts)]
+        [PromptChange(p.frame, inputs.conds[f"prompt {i}"], p.switch, p.keep_sink) for i, p in enumerate(plan.prompts)]
     )
 
     recaches = any(change.switch == "recache" for change in plan.prompts)
     start = in_model_space(base, plan.start, device)
     history = in_model_space(base, plan.history, device if recaches else torch.device("cpu"))
-    decoder = preview_decoder(patcher, plan.vae, plan.frames_per_call)
+    decoder = preview_decoder(patcher, None if video is not None else plan.vae, plan.frames_per_call)
+    if video is not None and decoder is not None:
+        decoder = video
     latents, report = run_blocks(
-        inputs, plan, memory, noise, prompts, decoder, negative=inputs.conds.get(NEGATIVE), start=start, history=history
-    )
+        inputs, plan, memory, noise, prompts, decoder, negative=inputs.conds.get(NEGATIVE), start=start,
+        history=history, output=video, stopped=stopped, kept=kept,
+    )  # fmt: skip
     return SamplerOutput(latents, (memory_for_output(patcher, memory), report))
 
 
@@ -179,42 +144,90 @@ def run_blocks(
     negative: Conds | None = None,
     start: Tensor | None = None,
     history: Tensor | None = None,
+    output: BlockOutput | None = None,
+    stopped: Callable[[], bool] | None = None,
+    kept: KeptRuns | None = None,
 ) -> tuple[Tensor, str]:
     """The engine's loop with progress and previews: the start and the new latents in the model's space, and the report.
 
-    The latents lie on ComfyUI's intermediate device, usually the CPU, where every block goes as it is finished.
-    start, history: as in the plan, but in the model's space; on the device, the history only for a recache.
+    start, history: as in the plan, but in the model's space; on the device, the history only for a recache. output:
+    where the blocks go, one after another as they are finished. stopped: asked after every block, whether it is the
+    last. kept: the node's run before.
     Raises NotFiniteError for a block of NaN or infinity.
     """
-    from comfy.model_management import intermediate_device
-
     if inputs.guide is not None or any(len(entries) > 1 for entries in inputs.conds.values()):
         # One call has one sigma, by which guidance, and the choice between entries, differ from step to step.
         plan = replace(plan, settings=replace(plan.settings, fuse=False))
-    kept, device = intermediate_device(), inputs.noise.device
-    earlier = [x[:, :, -MAX_EARLIER_LATENTS:].to(device) for x in (history, start) if x is not None and x.shape[2]]
-    progress = RolloutProgress(plan.model_calls, decoder, earlier)
-    parts, checks = [] if start is None else [start.to(kept)], FiniteCheck()
+    device, output = inputs.noise.device, output or KeptLatents()
+    resumed = None if kept is None or inputs.guide is not None else kept.find(plan)
+    before, made = ([], []) if resumed is None else (resumed.before, resumed.made)
+    first = plan.end - plan.frames + sum(x.shape[2] for x in (*before, *made))  # latent frame that is made now
+    finished = [x for x in (start, *before, *made) if x is not None and x.shape[2]]
+    output.begin(inputs.patcher, history, plan.frames_per_call)
+    for latents in finished:
+        output.put(latents)
+    earlier = [] if decoder is output else latest_frames([*([] if history is None else [history]), *finished], device)
+    calls = plan.model_calls if resumed is None else plan.calls_after(len(before), len(made))
+    progress, checks = RolloutProgress(calls, decoder, earlier), FiniteCheck()
+    run = KeptRun(plan) if resumed is None else resumed.run
+    if resumed is not None:
+        resumed.restore(memory)
+        past = [x for x in (history, start, *before) if x is not None]
+        recaches = any(change.switch == "recache" for change in prompts.changes)
+        start, history = None, torch.cat([x.to(device) for x in past], dim=2) if past and recaches else None
+    reached = 0
+
+    def ends() -> bool:
+        return reached >= first and stopped is not None and stopped()
+
     for block in rollout(
         inputs.model,
         prompts,
         memory.memory,
         noise,
-        plan.frames,
+        plan.frames - sum(x.shape[2] for x in before),
         plan.settings,
         negative=negative,
         negative_memory=memory.negative,
         initial_latents=start,
         history_latents=history,
+        made_latents=torch.cat(made, dim=2).to(device) if made else None,
+        ends=ends,
         on_step=progress.step,
         guide=inputs.guide,
     ):
-        checks.add(block)
-        checks.check_known()
-        # A CUDA device copies in the order of its stream while the host runs ahead.
-        parts.append(block.latents.to(kept, non_blocking=block.latents.is_cuda))
-        progress.block(block)
+        reached = block.stop
+        if kept is not None:
+            run.add(block.latents, memory, reached == plan.end or ends())
+        if block.stop > first:
+            checks.add(block)
+            checks.check_known()
+            output.put(block.latents)
+            progress.block(block)
     checks.check()
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
-    return torch.cat(parts, dim=2), progress.report()
+    if kept is not None:
+        kept.keep(run)
+    report = [progress.report()]
+    if first > plan.end - plan.frames:
+        report.append(f"went on from the run before at {clip_seconds(first)} s: nothing before that has changed")
+    if memory.memory.next_frame < plan.end:
+        ended, whole = clip_seconds(memory.memory.next_frame), clip_seconds(plan.end)
+        report.append(f"stopped and kept at {ended} s of {whole} s")
+    return output.latents(), "; ".join(report)
+
+
+def latest_frames(parts: list[Tensor], device: torch.device) -> list[Tensor]:
+    """The last latents of a clip in parts, as many as previews show, on the device that decodes them."""
+    found: list[Tensor] = []
+    for part in reversed(parts):
+        missing = MAX_EARLIER_LATENTS - sum(x.shape[2] for x in found)
+        if missing > 0:
+            found.insert(0, part[:, :, -missing:].to(device))
+    return found
+
+
+def clip_seconds(latent_frame: int) -> str:
+    """Second of the clip at which a latent frame begins, as `2.06`."""
+    return f"{round(max(4 * latent_frame - 3, 0) / FPS, 2):g}"

@@ -15,6 +15,7 @@ from ...salt.errors import InputError
 from ...salt.memory.snapshot import to_main_memory
 
 if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
     from comfy.sd import VAE
     from comfy_api.latest import InputImpl
 
@@ -87,6 +88,14 @@ class ComfyStreamDecoder:
         for i, (old, new) in enumerate(zip(before, cache, strict=True)):
             if isinstance(old, Tensor) and isinstance(new, Tensor) and new.shape[2] < 2:
                 cache[i] = torch.cat([old[:, :, -1:].to(new), new], dim=2)
+
+
+def load_again(model: ModelPatcher, latents: Tensor, frames: int) -> None:
+    """A MODEL that ComfyUI may have unloaded to make room for a VAE. frames: latent frames in its largest forward."""
+    from comfy.model_management import load_models_gpu
+
+    needed = model.model.memory_required([*latents.shape[:2], frames, *latents.shape[3:]])
+    load_models_gpu([model], memory_required=needed)
 
 
 def is_wan_vae(vae: VAE) -> bool:

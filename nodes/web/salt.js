@@ -1,9 +1,10 @@
-/** The front-end extension: a timeline on Salt Prompt Schedule, a memory bar and the report on nodes. */
+/** The front-end extension: a timeline on Salt Prompt Schedule, a memory bar, the report and "Stop and keep" on nodes. */
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { applyTextReplacements } from "../../scripts/utils.js";
 import { memoryBar } from "./memory_bar.js";
+import { showStopButton } from "./stop_button.js";
 import { make, timelineView } from "./timeline.js";
 
 const TIMELINE_HEIGHT = 170;
@@ -104,6 +105,27 @@ function showOutputs(outputs) {
   }
 }
 
+/** What runs now, as the server says it: "Stop and keep" on those nodes, and on no other. */
+function showRunning(nodes) {
+  for (const [node, keys] of nodesWithKeys(app.rootGraph ?? app.graph)) {
+    const key = keys.find((k) => nodes[k]);
+    const entry = key && !nodes[key].session ? nodes[key] : undefined;
+    showStopButton(node, entry, { word, stop: () => stopAndKeep(key) });
+  }
+}
+
+/** Ask the server to end a node's rollout; what went wrong, or "". */
+async function stopAndKeep(node) {
+  const headers = { "Content-Type": "application/json" };
+  const answer = await api.fetchApi("/salt/stop", { method: "POST", headers, body: JSON.stringify({ node }) });
+  return answer.ok ? "" : ((await answer.json().catch(() => ({}))).error ?? `${answer.status}`);
+}
+
+async function askWhatRuns() {
+  const answer = await api.fetchApi("/salt/running");
+  if (answer.ok) showRunning((await answer.json()).nodes);
+}
+
 /** Enlarge the node to fit what was added; never shrink it. */
 function grow(node) {
   const [width, height] = node.computeSize();
@@ -140,17 +162,19 @@ app.registerExtension({
   async init() {
     const style = make("link", "", { rel: "stylesheet", href: new URL("./salt.css", import.meta.url).href });
     document.head.append(style);
+    api.addEventListener("salt_running", ({ detail }) => showRunning(detail.nodes));
     await loadTranslations();
   },
   /** Undo and a switch of tabs create nodes anew; the frontend keeps their outputs, and puts them back later. */
   afterConfigureGraph() {
     requestAnimationFrame(() => showOutputs(app.nodeOutputs ?? {}));
+    askWhatRuns();
   },
   onNodeOutputsUpdated: showOutputs,
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("Salt")) return;
     if (node.comfyClass === "SaltPromptSchedule") addTimeline(node);
-    if (node.comfyClass === "SaltSaveMemory") expandPrefix(node);
+    expandPrefix(node);
     animatePreviews(node);
     chain(node, "onExecuted", (output) => showKept(node, output ?? {}));
   },

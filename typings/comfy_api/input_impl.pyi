@@ -1,3 +1,4 @@
 from .latest import InputImpl
 
 VideoFromComponents = InputImpl.VideoFromComponents
+VideoFromFile = InputImpl.VideoFromFile

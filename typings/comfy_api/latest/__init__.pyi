@@ -6,9 +6,13 @@ from . import io as io
 from . import ui as ui
 
 class ComfyExtension:
+    async def on_load(self) -> None: ...
     async def get_node_list(self) -> list[type[io.ComfyNode]]: ...
 
 class InputImpl:
+    class VideoFromFile:
+        def __init__(self, file: str) -> None: ...
+
     class VideoFromComponents:
         def __init__(self, components: Types.VideoComponents) -> None: ...
 

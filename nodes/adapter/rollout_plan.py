@@ -1,0 +1,80 @@
+"""What a rollout of the nodes is to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ...salt.conditioning import PromptChange
+from ...salt.memory import MemoryPolicy
+from ...salt.rollout import RolloutSettings, block_lengths, count_model_calls
+from ..io_types import ClipMemory, Conditioning
+
+if TYPE_CHECKING:
+    from comfy.sd import VAE
+
+
+@dataclass(frozen=True)
+class RolloutPlan:
+    """A rollout to run. size: latent (height, width). frames: new latent frames. negative: for guidance.
+
+    notes: on inputs that have no effect, for the report.
+    start: latents [B, 16, F, H, W], as a LATENT holds them, that the clip starts with. memory: of a clip to continue;
+    history: the clip so far, which a prompt change that recaches needs. vae: for previews.
+    """
+
+    settings: RolloutSettings
+    policy: MemoryPolicy
+    prompts: Sequence[PromptChange[Conditioning]]
+    frames: int
+    size: tuple[int, int]
+    seed: int
+    batch: int = 1
+    negative: Conditioning | None = None
+    start: Tensor | None = None
+    memory: ClipMemory | None = None
+    history: Tensor | None = None
+    vae: VAE | None = None
+    notes: Sequence[str] = ()
+
+    @property
+    def first_frame(self) -> int:
+        """Latent frame of the clip at which the rollout starts."""
+        return 0 if self.memory is None else self.memory.memory.next_frame
+
+    @property
+    def start_frames(self) -> int:
+        return 0 if self.start is None else self.start.shape[2]
+
+    @property
+    def end(self) -> int:
+        """Latent frame of the clip at which the rollout ends."""
+        return self.first_frame + self.start_frames + self.frames
+
+    @property
+    def blocks(self) -> list[int]:
+        """Lengths of the new blocks, in latent frames."""
+        return block_lengths(self.first_frame + self.start_frames, self.frames, self.settings)
+
+    @property
+    def frames_per_call(self) -> int:
+        """Latent frames in the largest forward: a block, two in a fused pass, all that a recache encodes again."""
+        frames = max(self.blocks) * (2 if self.settings.fuse else 1)
+        if any(change.switch == "recache" for change in self.prompts):
+            before = self.first_frame + self.start_frames + self.frames - self.blocks[-1]
+            frames = max(frames, min(self.policy.window or before, before))
+        return frames
+
+    @property
+    def model_calls(self) -> int:
+        """Model calls as a progress bar counts them."""
+        return count_model_calls(len(self.blocks), self.settings, self.policy, self.start_frames)
+
+    def calls_after(self, before: int, made: int) -> int:
+        """Model calls of a run that goes on from an earlier one: after its first `before` blocks the memory is there,
+        the next `made` are only encoded."""
+        new = len(self.blocks) - before - made
+        return made + (count_model_calls(new, self.settings, self.policy) if new else 0)

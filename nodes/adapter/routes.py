@@ -1,0 +1,46 @@
+"""The pack's routes on ComfyUI's server: which rollouts run, and the request to end one after its block.
+
+ComfyUI has them below /api, too.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from .running import running_nodes, stop_node
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+MAX_BODY_BYTES = 2**12
+
+
+def add_routes(server: Any) -> None:
+    """Once, before ComfyUI adds its routes. server: its PromptServer."""
+    server.routes.get("/salt/running")(answer_running)
+    server.routes.post("/salt/stop")(answer_stop)
+
+
+async def answer_running(request: web.Request) -> web.Response:
+    from aiohttp import web
+
+    return web.json_response({"nodes": running_nodes()})
+
+
+async def answer_stop(request: web.Request) -> web.Response:
+    """POST {"node": ID}: 200 when the rollout of that node will end after its block, 404 where it does not run."""
+    from aiohttp import web
+
+    if request.content_type != "application/json":  # which a page of another site cannot send unasked
+        return web.json_response({"error": "expected application/json"}, status=415)
+    try:
+        body = json.loads(await request.content.read(MAX_BODY_BYTES))
+        node = body["node"]
+    except (ValueError, KeyError, TypeError):
+        node = None
+    if not isinstance(node, str):
+        return web.json_response({"error": 'node: expected {"node": ID} with the id of a node'}, status=400)
+    if not stop_node(node):
+        return web.json_response({"error": "node: found no rollout that runs in this node"}, status=404)
+    return web.json_response({"stopping": node})

@@ -1,0 +1,1 @@
+"""Nodes that write a video while it is made."""

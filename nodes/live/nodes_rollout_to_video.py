@@ -1,0 +1,121 @@
+"""*Salt Rollout to Video*: a rollout of any length into a video file, which plays while it is written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ...salt.errors import InputError
+from ...salt.io.fragmented_file import FragmentedFile
+from ...salt.memory import MemoryPolicy
+from ..adapter.block_outputs import VideoOutput
+from ..adapter.clip_size import FRAMES_PER_LATENT, PIXELS_PER_LATENT
+from ..adapter.output_videos import check_video_prefix, new_video_path, video_of, video_ui
+from ..adapter.rollout_inputs import RolloutInputs, clip_of_inputs, plan_rollout
+from ..adapter.rollout_runner import run_rollout
+from ..io_types import ClipMemory, Latent, Memory, schema
+from ..memory_ui import memory_ui
+from ..widgets import model_sockets, policy_socket, sampling_widgets, seconds_widget, size_widgets
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+MAX_SECONDS = 24 * 3600.0
+
+
+def prefix_widget(default: str) -> io.Input:
+    """filename_prefix of a video."""
+    return io.String.Input(
+        "filename_prefix",
+        default=default,
+        tooltip="Below the output folder; a number is added, and an older file is never replaced. It may have "
+        "%date:yyyy-MM-dd%, %width%, %height% or %Node.widget%, as in core's save nodes.",
+    )
+
+
+class SaltRolloutToVideo(io.ComfyNode):
+    """Prompt to a video file, block by block."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="SaltRolloutToVideo",
+            display_name="Salt Rollout to Video",
+            category="Salt/sampling",
+            description="Generates a video block by block and writes it to the output folder while it is made: the "
+            "memory that it needs does not grow with the length. The file plays from its first block on, and Cancel "
+            "or a crash leaves what was made. Its frames are those of Salt Rollout and Salt Decode.",
+            search_aliases=["long video", "stream to file", "save video", "endless", "autoregressive", "mp4"],
+            is_output_node=True,
+            inputs=[
+                *model_sockets(),
+                policy_socket(),
+                Memory.Input("memory", optional=True, tooltip="The clip to continue. It is copied, never changed."),
+                io.Image.Input("start_image", optional=True, tooltip="Picture or frames that the clip starts with."),
+                io.Latent.Input(
+                    "latents",
+                    optional=True,
+                    tooltip="Latents that the clip starts with; with a memory: the clip so far, so that the new frames "
+                    "join it without a seam, and for prompts that recache.",
+                ),
+                seconds_widget(
+                    "Length at 16 frames a second, rounded up to whole blocks (0.75 s for blocks of 3).",
+                    default=30.0,
+                    max=MAX_SECONDS,
+                ),
+                *size_widgets("Pixels; a memory has its own size.", "Pixels."),
+                *sampling_widgets(),
+                prefix_widget("video/salt"),
+            ],
+            outputs=[
+                io.Video.Output(tooltip="The file that was written."),
+                Memory.Output(display_name="memory", tooltip="To save, inspect, fork, or continue from."),
+                io.String.Output(
+                    display_name="report", tooltip="The file, frames, time to the first block, frames per second."
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+        """Before anything runs. A linked prefix is not known yet."""
+        try:
+            if filename_prefix is not None:
+                check_video_prefix(filename_prefix)
+        except InputError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        seconds: float,
+        width: int,
+        height: int,
+        filename_prefix: str,
+        policy: MemoryPolicy | None = None,
+        memory: ClipMemory | None = None,
+        start_image: Tensor | None = None,
+        latents: Latent | None = None,
+        **widgets: Any,
+    ) -> io.NodeOutput:
+        inputs = RolloutInputs(model, seconds, **widgets)
+        if inputs.vae is None:
+            raise InputError("vae", "needs Wan 2.1's VAE connected, which the video is decoded by")
+        clip = clip_of_inputs(inputs, (width, height), 1, memory, start_image, latents)
+        if clip.batch != 1:
+            raise InputError("latents" if memory is None else "memory", f"found a batch of {clip.batch}, expected 1")
+        plan = plan_rollout(inputs, clip, policy)
+        width, height = (PIXELS_PER_LATENT * side for side in reversed(clip.size))
+        path = new_video_path(filename_prefix, width, height)
+        with FragmentedFile(path, FRAMES_PER_LATENT * plan.settings.frames_per_block) as file:
+            result = run_rollout(model, plan, VideoOutput(file, inputs.vae))
+        report = f"{path}: {result.report}"
+        ui = {"text": [report], **video_ui(path), **memory_ui(result.memory)}
+        return io.NodeOutput(video_of(path), result.memory, report, ui=ui)
+
+
+NODES = [SaltRolloutToVideo]
