@@ -11,7 +11,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # The fast tests, in two processes; a file's tests stay in one, so that what they share is made once.
 PYTEST := -m pytest -m "not slow and not gpu and not comfyui" -n 2 --dist loadfile
 
-.PHONY: help demo test test-lowest test-comfyui workflows lint bench docs readme-picture node-pictures
+.PHONY: help demo test test-lowest test-comfyui workflows lint bench docs readme-picture live-picture node-pictures
 
 help:
 	@echo "make demo             generate demo.mp4 from a text prompt with the tiny model (no download, no GPU)"
@@ -22,6 +22,7 @@ help:
 	@echo "make bench            speed table of this machine (ARGS=gpu on a GPU), time and memory of long rollouts"
 	@echo "make docs             build the documentation site in site/"
 	@echo "make readme-picture, make node-pictures COMFYUI_PATH=... COMFYUI_PYTHON=...   record docs/images again"
+	@echo "make live-picture     record docs/images/live.webp again"
 	@echo "make workflows        write workflows/*.json again (ARGS='--server URL' checks them with a running ComfyUI)"
 
 # torch goes first: pip then takes a CPU build if this machine offers one, before another package asks for the newest
@@ -73,6 +74,6 @@ docs: $(STAMP)
 	$(BIN)/python -m docs.tools.check_site site
 
 # They need chromium, and COMFYUI_PATH and COMFYUI_PYTHON; without them they say so.
-readme-picture node-pictures: $(STAMP)
+readme-picture live-picture node-pictures: $(STAMP)
 	$(BIN)/python $(PIP_INSTALL) -c constraints.txt -e ".[train,dev,browser,docs]"
 	COMFYUI_PATH="$(COMFYUI_PATH)" COMFYUI_PYTHON="$(COMFYUI_PYTHON)" $(BIN)/python -m docs.tools.$(subst -,_,$@)
