@@ -23,6 +23,7 @@ SECTIONS = [
     "What it does",
     "Models",
     "Long video, prompt changes, extension",
+    "Live",
     "Memory policies and speed",
     "Training",
     "Status and limits",
@@ -56,8 +57,9 @@ def test_the_readme_keeps_its_length_order_and_first_screen():
     assert "make demo" in first and "make test" in first
 
 
-def test_the_moving_picture_moves_and_is_small():
-    path = ROOT / "docs" / "images" / "salt.webp"
+@pytest.mark.parametrize("name", ["salt.webp", "live.webp"])
+def test_a_moving_picture_moves_and_is_small(name):
+    path = ROOT / "docs" / "images" / name
     assert path.stat().st_size < 2_000_000
     with Image.open(path) as picture:
         assert getattr(picture, "n_frames", 1) > 40
