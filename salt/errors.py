@@ -1,4 +1,4 @@
-"""The error of an invalid setting or argument, which carries the field's name apart from the problem."""
+"""The error of an invalid setting or argument, which carries the field's name apart from the problem; and others."""
 
 from __future__ import annotations
 
@@ -26,3 +26,9 @@ class InputError(ValueError):
         if self.value is not None:
             name = f"{name}={self.value!r}"
         return f"{name}: {self.problem}" if self.problem.startswith("found ") else f"{name} {self.problem}"
+
+
+class DeviceMemoryError(RuntimeError):
+    """The device ran out of memory; the message says what would fit it. Blocks that were finished have been yielded."""
+
+    __module__ = "salt.errors"

@@ -16,6 +16,13 @@ def free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] + unused
 
 
+def total_bytes(device: torch.device) -> int:
+    """Bytes of a device's memory, or of main memory."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().total
+    return torch.cuda.get_device_properties(device).total_memory
+
+
 def check_bytes(
     field: str, needed: int, device: torch.device, what: str, unit: str = "", count: int = 0, reused: int = 0
 ) -> None:

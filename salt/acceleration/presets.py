@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Preference = Literal["exact", "fast", "fastest", "low memory"]
+Preference = Literal["exact", "fast", "fastest", "low memory", "lowest memory", "layer by layer"]
+StoredWeights = Literal["bf16", "fp8", "layers"]
 RECOMPILE_LIMIT = 64
 
 
@@ -33,7 +34,9 @@ class AccelerationPreset:
     blocks are compiled by `torch.compile`, and on CUDA the forward is recorded as a graph once the memory's window is
     full (same numbers up to rounding). fp8: linear layers multiply in float8 with a scale per row, on GPUs that can
     (needs torchao). precision: of memories whose policy has the default one. tiles: decode in tiles.
-    offload_text_encoder: the text encoder is on the device only while it encodes.
+    offload_text_encoder: the text encoder is in main memory, and its blocks are on the device one after another.
+    weights: `bf16` as loaded; `fp8` the blocks' linear layers are stored in float8 and cast back one by one where they
+    compute; `layers` the blocks are in main memory, two of them on the device at a time.
     """
 
     fuse: bool = False
@@ -42,6 +45,7 @@ class AccelerationPreset:
     precision: Precision = "model"
     tiles: bool = False
     offload_text_encoder: bool = False
+    weights: StoredWeights = "bf16"
 
     def policy(self, policy: MemoryPolicy) -> MemoryPolicy:
         """`policy` with this precision, unless it has one of its own."""
@@ -50,9 +54,11 @@ class AccelerationPreset:
 
 PREFERENCES: dict[Preference, AccelerationPreset] = {
     "exact": AccelerationPreset(),
-    "fast": AccelerationPreset(fuse=True, compiled=True),
-    "fastest": AccelerationPreset(fuse=True, compiled=True, fp8=True),
+    "fast": AccelerationPreset(fuse=True, compiled=True, offload_text_encoder=True),
+    "fastest": AccelerationPreset(fuse=True, compiled=True, fp8=True, offload_text_encoder=True),
     "low memory": AccelerationPreset(fuse=True, precision="int8", tiles=True, offload_text_encoder=True),
+    "lowest memory": AccelerationPreset(precision="int4", tiles=True, offload_text_encoder=True, weights="fp8"),
+    "layer by layer": AccelerationPreset(precision="int4", tiles=True, offload_text_encoder=True, weights="layers"),
 }
 
 
@@ -102,3 +108,17 @@ def fp8_linears(model: nn.Module) -> None:
     except ImportError as error:
         raise InputError("prefer", "found no torchao, expected it for 'fastest' (pip install torchao)") from error
     quantize_(model, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), filter_fn=chosen)
+
+
+def store_weights(model: ModelMixin, weights: StoredWeights, device: torch.device) -> None:
+    """Store the blocks' weights in float8, or in main memory, through diffusers' hooks; nothing for `bf16`.
+
+    device: where the model computes. On CUDA the next block is copied while one computes; the device holds two.
+    Raises InputError for float8 with weights in float32, which were loaded to be exact.
+    """
+    if weights == "fp8":
+        if model.dtype not in (torch.bfloat16, torch.float16):
+            raise InputError("prefer", f"found 'lowest memory' with weights in {model.dtype}, expected bfloat16")
+        model.enable_layerwise_casting(torch.float8_e4m3fn, model.dtype)
+    elif weights == "layers":
+        model.enable_group_offload(device, num_blocks_per_group=1, use_stream=device.type == "cuda")

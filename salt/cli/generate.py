@@ -87,9 +87,11 @@ def add_model_arguments(command: argparse.ArgumentParser) -> None:
     model.add_argument("--device", help="default: CUDA where there is one")
     model.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: bfloat16 on CUDA")
     model.add_argument(
-        "--prefer", default="exact", choices=("exact", "fast", "fastest", "low memory"),
+        "--prefer", default="exact",
+        choices=("exact", "fast", "fastest", "low memory", "lowest memory", "layer by layer"),
         help="fast: compiled, the same numbers up to rounding; fastest: and float8, on GPUs that have it; "
-        "low memory: int8 memory, decoding in tiles",
+        "low memory: int8 memory, decoding in tiles; lowest memory: int4 memory, weights stored in float8; "
+        "layer by layer: int4 memory, weights in main memory (salt plan shows what fits)",
     )  # fmt: skip
     model.add_argument(
         "--attention", default="auto", choices=("auto", "fa3", "cudnn", "sage", "fa2", "sdpa"),
@@ -138,7 +140,7 @@ OPTIONS = {
         for name in (
             *("seconds", "width", "height", "image", "steps", "shift", "stepping", "seed"),
             *("host", "port", "token", "size", "lead", "pace", "record"),
-            *("prefer", "attention", "parts", "tiles", "decoder", "device", "dtype", "lora"),
+            *("model", "vram", "weights", "prefer", "attention", "parts", "tiles", "decoder", "device", "dtype", "lora"),
         )
     },
     **{name: f"--memory: {name}" for name in ("window", "sink", "blend")},

@@ -9,7 +9,8 @@ import hashlib
 import html
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -65,7 +66,8 @@ class UMT5TextEncoder:
     """Wan 2.1's text encoder: transformers' `UMT5EncoderModel` with its tokenizer.
 
     Every prompt is padded to `max_length` tokens for the encoder; embeddings after its own last token are zeroed, as in
-    Wan's training. device: where to compute; the model is moved there and back (None: it stays where it is).
+    Wan's training. device: where to compute; token embeddings stay where the model is, and its blocks are moved to the
+    device and back one after another (None: all of it stays).
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class UMT5TextEncoder:
     ) -> UMT5TextEncoder:
         """From a diffusers folder with `text_encoder/` and `tokenizer/`; the model is loaded to the CPU.
 
-        precision `int8` stores the linear layers' weights in 8 bits (through torchao; 5.7 instead of 11.4 GB).
+        precision `int8` stores the linear layers' weights in 8 bits (through torchao; 6.7 instead of 11.4 GB).
         Raises FileNotFoundError when the folder lacks them, ValueError when its weights are incomplete, and when `int8`
         needs torchao and it is missing, TokenizerError for a tokenizer that cannot be read or has other tokens.
         """
@@ -137,18 +139,17 @@ class UMT5TextEncoder:
             return_attention_mask=True,
             return_tensors="pt",
         )
+        ids_BL, mask_BL = tokens.input_ids, tokens.attention_mask
         before: torch.device = self.model.device
         device = before if self.device is None else torch.device(self.device)
-        if hasattr(self.model, "_hf_hook"):  # accelerate's offloading moves model and inputs itself
-            device = before
-        try:
-            if device != before:
-                nn.Module.to(self.model, device)
-            mask_BL = tokens.attention_mask.to(device)
-            x_BLD = self.model(tokens.input_ids.to(device), mask_BL).last_hidden_state
-        finally:
-            if device != before:
-                nn.Module.to(self.model, before)
+        if device == before or hasattr(self.model, "_hf_hook"):  # accelerate's offloading moves model and inputs itself
+            mask_BL = mask_BL.to(before)
+            x_BLD = self.model(ids_BL.to(before), mask_BL).last_hidden_state
+        else:
+            mask_BL = mask_BL.to(device)
+            embedded_BLD = self.model.get_input_embeddings()(ids_BL.to(before)).to(device)
+            with one_at_a_time(self._modules(), device, before):
+                x_BLD = self.model(inputs_embeds=embedded_BLD, attention_mask=mask_BL).last_hidden_state
         x_BLD = torch.where(mask_BL[:, :, None].bool(), x_BLD, 0)
         if not x_BLD.isfinite().all():
             raise ValueError(
@@ -156,6 +157,35 @@ class UMT5TextEncoder:
                 f"(weights in {x_BLD.dtype}; are its files complete?)"
             )
         return x_BLD
+
+    def _modules(self) -> list[nn.Module]:
+        """What computes after the token embeddings, in order."""
+        encoder = self.model.get_submodule("encoder")
+        return [*encoder.get_submodule("block").children(), encoder.get_submodule("final_layer_norm")]
+
+
+@contextmanager
+def one_at_a_time(modules: Sequence[nn.Module], device: torch.device, before: torch.device) -> Iterator[None]:
+    """Within it each module is moved to `device` for its forward, and back to `before` after it.
+
+    The device holds one of them at a time. The same bytes are moved as with the whole model.
+    """
+
+    def fetch(module: nn.Module, _: object) -> None:
+        nn.Module.to(module, device)
+
+    def put_back(module: nn.Module, _: object, __: object) -> None:
+        nn.Module.to(module, before)
+
+    hooks = [m.register_forward_pre_hook(fetch) for m in modules]
+    hooks += [m.register_forward_hook(put_back) for m in modules]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module in modules:  # the one that was interrupted
+            nn.Module.to(module, before)
 
 
 def tie_embeddings(model: PreTrainedModel) -> None:

@@ -15,15 +15,17 @@ from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenize
 from ..acceleration.attention_backend import AttentionChoice, AttentionSetting, check_backend, set_attention
 from ..acceleration.cuda_graphs import CUDAGraphTransformer
 from ..acceleration.finite_check import check_weights
-from ..acceleration.presets import PREFERENCES, Preference, compile_blocks, fp8_linears, preset_of
+from ..acceleration.presets import PREFERENCES, Preference, compile_blocks, fp8_linears, preset_of, store_weights
 from ..errors import InputError
 from ..io.model_folders import ModelFolderError, check_model_folder
-from ..memory import BufferPool
+from ..memory import BufferPool, MemoryPolicy
 from ..models.streaming_vae import FrameDecoder, Tiling, WanStreamDecoder
 from ..models.text_encoder import TextEncoder, UMT5TextEncoder
 from ..models.tokenizer import load_tokenizer
 from ..models.transformer_salt import SaltTransformer3DModel
 from ..models.word_embedder import WordEmbedder
+from ..planning.peaks import MemoryPlan
+from ..planning.settings import Decoder
 from ..schedule import step_list
 from ..spec import StudentSpec
 from .components import (
@@ -36,7 +38,9 @@ from .components import (
     read_index,
     tiny_folder,
 )
+from .inputs import PipelineInputs
 from .lora import SaltLoraMixin, adapter_state
+from .memory_plan import plan_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -99,6 +103,7 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
         self._graphed_adapters: tuple[Any, ...] = ()
         self._decoder: Callable[[], FrameDecoder] | None = None
         self._tiling: Tiling | None = None
+        self._tiny_decoder = False
         self._checked_weights: list[tuple[int, int]] = []
 
     @classmethod
@@ -208,17 +213,23 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
             return self._execution_device
         return self.transformer.device
 
-    def set_acceleration(self, preference: Preference) -> None:
-        """Trade exactness or memory for speed: `exact` (the default), `fast`, `fastest` or `low memory`.
+    def set_acceleration(self, preference: Preference, device: torch.device | None = None) -> None:
+        """Trade exactness, memory and speed: `exact` (the default), `fast`, `fastest`, `low memory`, `lowest memory` or
+        `layer by layer`.
 
-        Call it once the pipeline is on its device; compiling happens in the first clip. Compiled or quantised blocks
-        stay so: after `fast` or `fastest` make a new pipeline for another preset. Raises InputError for another name,
-        or a device or installation that cannot.
+        Call it once the pipeline is on its device; compiling happens in the first clip. `lowest memory` and `layer by
+        layer` may be set before, with the `device` to compute on, which then need not hold the weights as loaded.
+        Compiled, quantised or offloaded blocks stay so: make a new pipeline for another preset. Raises InputError for
+        another name, or a device or installation that cannot.
         """
-        preset = preset_of(preference)
-        if self.acceleration.compiled and preset != self.acceleration:
-            raise InputError("prefer", f"found {preference!r} on a compiled pipeline, expected a new pipeline")
-        if preset.fp8 and adapter_state(self.transformer):
+        preset, device = preset_of(preference), device or self.run_device
+        fixed = self.acceleration.compiled or self.acceleration.weights != "bf16"
+        if fixed and preset != self.acceleration:
+            kind = (
+                "a compiled pipeline" if self.acceleration.compiled else "a pipeline whose weights are stored otherwise"
+            )
+            raise InputError("prefer", f"found {preference!r} on {kind}, expected a new pipeline")
+        if (preset.fp8 or preset.weights != "bf16") and adapter_state(self.transformer):
             raise InputError(
                 "prefer", f"found {preference!r} with LoRA adapters, expected them merged (lora=) or fused"
             )
@@ -226,9 +237,11 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
             fp8_linears(self.transformer)
         if preset.compiled and not self.acceleration.compiled:
             compile_blocks(self.transformer)
+        if preset.weights != self.acceleration.weights:
+            store_weights(self.transformer, preset.weights, device)
         if preset.offload_text_encoder and self.text_encoder is not None and self.tokenizer is not None:
-            # It stays on the CPU, and is moved to the device for every prompt.
-            self._prompt_encoder = UMT5TextEncoder(self.text_encoder.cpu(), self.tokenizer, device=self.run_device)
+            # It stays on the CPU, and its blocks are moved to the device for every prompt.
+            self._prompt_encoder = UMT5TextEncoder(self.text_encoder.cpu(), self.tokenizer, device=device)
         self.acceleration = preset
         self._discard_graphs()
 
@@ -266,6 +279,7 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
         `wan`: the pipeline's VAE (the default). A path: the tiny decoder `taew2_1` (TAEHV), some hundred times cheaper,
         a little softer. A function: it is called for every clip, and returns a decoder.
         """
+        self._tiny_decoder = decoder != "wan" and isinstance(decoder, (str, Path))
         if decoder == "wan":
             self._decoder = None
         elif isinstance(decoder, (str, Path)):
@@ -281,7 +295,7 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
         self._tiling = tiling
 
     def disable_vae_tiling(self) -> None:
-        """Decode whole frames again (in tiles still with the preset `low memory`)."""
+        """Decode whole frames again (in tiles still with the presets that save memory)."""
         self._tiling = None
 
     def check_weights(self, name: str = "transformer") -> None:
@@ -289,8 +303,8 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
 
         name: what the error calls the model.
         """
-        if hasattr(self.transformer, "_hf_hook"):  # accelerate would have to fetch them
-            return
+        if hasattr(self.transformer, "_hf_hook") or self.acceleration.weights == "layers":
+            return  # accelerate would have to fetch them; blocks in main memory were looked at before they went there
         state = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.transformer.parameters()]
         if state != self._checked_weights:
             check_weights(self.transformer, name)
@@ -301,6 +315,38 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
         if self._decoder is not None:
             return self._decoder()
         return WanStreamDecoder(self.vae, self._tiling or (Tiling() if self.acceleration.tiles else None))
+
+    @property
+    def decoder_kind(self) -> Decoder:
+        """What decodes, as a memory plan calls it."""
+        if self._decoder is not None:
+            return "taehv" if self._tiny_decoder else "none"
+        return "tiles" if self._tiling or self.acceleration.tiles else "whole"
+
+    def plan(
+        self,
+        height: int | None = None,
+        width: int | None = None,
+        seconds: float | None = None,
+        memory_policy: MemoryPolicy | str | None = None,
+        guidance_scale: float = 1.0,
+        num_videos_per_prompt: int = 1,
+    ) -> MemoryPlan:
+        """What a call with these arguments needs of the device, phase by phase; nothing is allocated.
+
+        With this pipeline's model, preset, decoder and text encoder as they are. Raises InputError for arguments out of
+        range.
+        """
+        inputs = PipelineInputs(
+            prompt="",
+            height=height,
+            width=width,
+            seconds=seconds,
+            memory_policy=memory_policy,
+            guidance_scale=guidance_scale,
+            num_videos_per_prompt=num_videos_per_prompt,
+        )
+        return plan_of(self.components_in_use(), inputs, self.decoder_kind)
 
     def components_in_use(self) -> PipelineComponents:
         """The models, settings and device as they are now."""

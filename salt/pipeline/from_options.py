@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,8 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from ..acceleration.attention_backend import AttentionSetting
-from ..acceleration.presets import Preference
+from ..acceleration.free_memory import total_bytes
+from ..acceleration.presets import Preference, preset_of
 from ..checkpoints import read_checkpoint
 from ..checkpoints.lora import read_lora
 from ..checkpoints.lora_merge import LoraSource, lora_files, merge_loras
@@ -27,10 +29,12 @@ from ..models.text_encoder import (
     umt5_width,
 )
 from ..models.word_embedder import WordEmbedder
+from ..planning.report import plan_line
 from ..spec import TINY_FOLDER
 from .components import INDEX, TINY_NAME, read_index, tiny_folder
 from .pipeline import SaltPipeline
 
+log = logging.getLogger(__name__)
 PULLED = WAN.rpartition("/")[2]  # folder of Wan's components under `models_folder`
 
 
@@ -94,9 +98,14 @@ def load_pipeline(options: PipelineOptions, device: torch.device) -> SaltPipelin
     if options.tiles:
         pipe.enable_vae_tiling()
     pipe.set_decoder(options.decoder)
+    if preset_of(options.prefer).weights != "bf16":  # the device may not hold them as they are loaded
+        pipe.check_weights(options.model)
+        pipe.set_acceleration(options.prefer, device)
     pipe.to(device).check_weights(options.model)
-    pipe.set_acceleration(options.prefer)
+    pipe.set_acceleration(options.prefer, device)
     pipe.set_attention(options.attention)
+    if device.type == "cuda":
+        log.info(plan_line(pipe.plan(), total_bytes(device)))
     return pipe
 
 
@@ -142,7 +151,7 @@ def _load_folder(options: PipelineOptions, folder: Path, device: torch.device, d
 
 
 def load_text_encoder(options: PipelineOptions, folder: Path, device: torch.device) -> TextEncoder | None:
-    """The UMT5 of a folder, None where it has none. It stays on the CPU and is moved to the device for every prompt."""
+    """The UMT5 of a folder, None where it has none. It stays on the CPU; blocks go to the device for each prompt."""
     if not (folder / "text_encoder").is_dir():
         for name, given in (("text_cache", options.text_cache), ("text_precision", options.text_precision != "bf16")):
             if given:

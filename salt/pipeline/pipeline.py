@@ -22,6 +22,7 @@ from .base import SaltPipelineBase
 from .components import PipelineComponents
 from .inputs import PipelineInputs, PromptAt
 from .lora import lora_scale
+from .memory_plan import memory_errors
 from .prepare import PreparedRun, prepare
 from .progress import Bar, CallbackTensors, OnStep, StepEnd, StepProgress
 from .prompts import encode_prompts
@@ -133,10 +134,22 @@ class SaltPipeline(SaltPipelineBase):
         on_step: called before every model call; what it raises ends the stream and leaves the memory usable.
         """
         components, inputs = self.components_in_use(), PipelineInputs.from_arguments(locals())
-        prepared, on_step_end = self._prepare(
-            components, inputs, callback_on_step_end, callback_on_step_end_tensor_inputs
-        )
-        return run_chunks(components, prepared, self.new_decoder(), on_step, on_step_end)
+        with memory_errors(components, inputs, self.decoder_kind):
+            prepared, on_step_end = self._prepare(
+                components, inputs, callback_on_step_end, callback_on_step_end_tensor_inputs
+            )
+        return self._chunks(components, inputs, prepared, on_step, on_step_end)
+
+    def _chunks(
+        self,
+        components: PipelineComponents,
+        inputs: PipelineInputs,
+        prepared: PreparedRun,
+        on_step: OnStep | None,
+        on_step_end: OnStepEnd | None,
+    ) -> Iterator[Chunk]:
+        with memory_errors(components, inputs, self.decoder_kind):
+            yield from run_chunks(components, prepared, self.new_decoder(), on_step, on_step_end)
 
     def __call__(
         self,
@@ -186,8 +199,9 @@ class SaltPipeline(SaltPipelineBase):
         inputs = PipelineInputs.from_arguments(locals())
         if output_type not in get_args(OutputType):
             raise InputError("output_type", f"found {output_type!r}, expected pil, np, pt or latent")
-        with lora_scale(self.transformer, attention_kwargs):
-            components = self.components_in_use()
+        components = self.components_in_use()
+        explained = memory_errors(components, inputs, self.decoder_kind)
+        with lora_scale(self.transformer, attention_kwargs), explained:
             prepared, on_step_end = self._prepare(
                 components, inputs, callback_on_step_end, callback_on_step_end_tensor_inputs
             )
