@@ -140,7 +140,19 @@ OPTIONS = {
         for name in (
             *("seconds", "width", "height", "image", "steps", "shift", "stepping", "seed"),
             *("host", "port", "token", "size", "lead", "pace", "record"),
-            *("model", "vram", "weights", "prefer", "attention", "parts", "tiles", "decoder", "device", "dtype", "lora"),
+            *(
+                "model",
+                "vram",
+                "weights",
+                "prefer",
+                "attention",
+                "parts",
+                "tiles",
+                "decoder",
+                "device",
+                "dtype",
+                "lora",
+            ),
         )
     },
     **{name: f"--memory: {name}" for name in ("window", "sink", "blend")},
