@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 # Each has a list NODES.
 NODE_MODULES = (
     *(f"nodes_{name}" for name in ("loaders", "tiny", "sampling", "rollout", "policy", "memory", "decode")),
-    *("nodes_diagnostics", "live.nodes_rollout_to_video"),
+    *("nodes_diagnostics", "live.nodes_rollout_to_video", "live.nodes_live"),
 )
 
 

@@ -83,8 +83,8 @@ def step_widgets() -> list[io.Input]:
     ]
 
 
-def sampling_widgets() -> list[io.Input]:
-    """The widgets that Salt Rollout and Extend Video end with, in order."""
+def sampling_widgets(stepping: bool = True) -> list[io.Input]:
+    """The widgets that Salt Rollout and Extend Video end with, in order. stepping: with that one."""
     return [
         io.Int.Input(
             "seed",
@@ -95,7 +95,7 @@ def sampling_widgets() -> list[io.Input]:
             tooltip="The same seed gives the same blocks at any length: a longer clip starts like the shorter one.",
         ),
         *step_widgets(),
-        stepping_widget(**ADVANCED),
+        *([stepping_widget(**ADVANCED)] if stepping else []),
         io.Float.Input(
             "cfg",
             default=1.0,

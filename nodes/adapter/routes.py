@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from .live_routes import Mounted, mount
 from .running import running_nodes, stop_node
 
 if TYPE_CHECKING:
@@ -18,14 +19,21 @@ MAX_BODY_BYTES = 2**12
 
 def add_routes(server: Any) -> None:
     """Once, before ComfyUI adds its routes. server: its PromptServer."""
-    server.routes.get("/salt/running")(answer_running)
+    mounted = mount(server)
+
+    async def running(request: web.Request) -> web.Response:
+        return answer_running(request, mounted)
+
+    server.routes.get("/salt/running")(running)
     server.routes.post("/salt/stop")(answer_stop)
 
 
-async def answer_running(request: web.Request) -> web.Response:
+def answer_running(request: web.Request, mounted: Mounted) -> web.Response:
+    """What runs, and for pages of this server the token of its live sessions, where they need one."""
     from aiohttp import web
 
-    return web.json_response({"nodes": running_nodes()})
+    knows = mounted.access.refusal(request, needs_token=False) is None
+    return web.json_response({"nodes": running_nodes(), "token": mounted.access.token if knows else None})
 
 
 async def answer_stop(request: web.Request) -> web.Response:

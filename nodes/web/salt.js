@@ -3,6 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { applyTextReplacements } from "../../scripts/utils.js";
+import { showLiveView } from "./live_view.js";
 import { memoryBar } from "./memory_bar.js";
 import { showStopButton } from "./stop_button.js";
 import { make, timelineView } from "./timeline.js";
@@ -10,13 +11,15 @@ import { make, timelineView } from "./timeline.js";
 const TIMELINE_HEIGHT = 170;
 const PREVIEW_HEIGHT = 220;
 let words = {};
+let liveToken = null; // of live sessions, where the server listens beyond this machine
 const word = (english) => words[english] ?? english;
+
+const language = () => app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
 
 /** Translations of this extension's texts, from "salt" in locales/LANGUAGE/main.json. */
 async function loadTranslations() {
-  const language = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
   const answer = await api.fetchApi("/i18n");
-  if (answer.ok) words = (await answer.json())[language]?.salt ?? {};
+  if (answer.ok) words = (await answer.json())[language()]?.salt ?? {};
 }
 
 /** Seconds of the clip that this node's prompts go to; 0 where that is unknown, as when a memory is extended. */
@@ -105,12 +108,13 @@ function showOutputs(outputs) {
   }
 }
 
-/** What runs now, as the server says it: "Stop and keep" on those nodes, and on no other. */
+/** What runs now, as the server says it: "Stop and keep" on those nodes, or a live session's view, and on no other. */
 function showRunning(nodes) {
   for (const [node, keys] of nodesWithKeys(app.rootGraph ?? app.graph)) {
     const key = keys.find((k) => nodes[k]);
-    const entry = key && !nodes[key].session ? nodes[key] : undefined;
-    showStopButton(node, entry, { word, stop: () => stopAndKeep(key) });
+    const live = key && nodes[key].session ? nodes[key] : undefined;
+    showStopButton(node, live ? undefined : nodes[key], { word, stop: () => stopAndKeep(key) });
+    showLiveView(node, live, { address: (path) => api.fileURL(path), token: liveToken, language: language() });
   }
 }
 
@@ -123,7 +127,10 @@ async function stopAndKeep(node) {
 
 async function askWhatRuns() {
   const answer = await api.fetchApi("/salt/running");
-  if (answer.ok) showRunning((await answer.json()).nodes);
+  if (!answer.ok) return;
+  const { nodes, token } = await answer.json();
+  liveToken = token;
+  showRunning(nodes);
 }
 
 /** Enlarge the node to fit what was added; never shrink it. */

@@ -28,3 +28,12 @@ def calc_cond_batch(
     timestep: Tensor,
     model_options: dict[str, Any],
 ) -> list[Tensor]: ...
+def process_conds(
+    model: BaseModel,
+    noise: Tensor,
+    conds: dict[str, list[dict[str, Any]]],
+    device: object,
+    latent_image: Tensor | None = ...,
+    denoise_mask: Tensor | None = ...,
+    seed: int | None = ...,
+) -> dict[str, list[dict[str, Any]]]: ...

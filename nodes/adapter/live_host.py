@@ -1,0 +1,157 @@
+"""A MODEL, CLIP and VAE of ComfyUI as the model of a live session (`salt.live.live_model.LiveModel`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...salt.errors import InputError
+from ...salt.live.controls import BlendMethod
+from ...salt.live.live_model import LiveModelInfo
+from ...salt.live.prompt_blend import mix_tensors
+from ...salt.memory import KVMemory, MemoryPolicy
+from ...salt.model_input import ModelInput
+from ...salt.noise import NoiseSource, SeededNoise
+from ...salt.schedule import Schedule
+from ...salt.spec import StudentSpec
+from ..io_types import Conditioning
+from .clip_size import PIXELS_PER_LATENT
+from .comfy_model import LATENT_CHANNELS, ComfyModel, Conds, new_memory
+from .fingerprint import fingerprint
+from .model_sampling import scaled_noise
+from .sampler import SamplerInputs
+from .streaming_vae import ComfyStreamDecoder, load_again
+from .tiny_model import WordTable
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from comfy.sd import CLIP, VAE
+
+    from ...salt.models.streaming_vae import FrameDecoder
+
+
+@dataclass(frozen=True, eq=False)
+class LivePrompt:
+    """A prompt as a CONDITIONING holds it, and as ComfyUI has processed that for the MODEL."""
+
+    conditioning: Conditioning
+    conds: Conds
+
+
+class LiveFlow:
+    """The engine's model callable for prompts of this kind."""
+
+    def __init__(self, model: ComfyModel) -> None:
+        self.model = model
+
+    def __call__(self, inputs: ModelInput[LivePrompt], /) -> Tensor:
+        return self.model(ModelInput(inputs.x, inputs.timestep, inputs.conditioning.conds, inputs.memory))
+
+
+class LiveDecoder:
+    """A decoder beside which the MODEL stays loaded. frames: latent frames in its largest forward."""
+
+    spatial_scale, temporal_scale = ComfyStreamDecoder.spatial_scale, ComfyStreamDecoder.temporal_scale
+
+    def __init__(self, stream: ComfyStreamDecoder, model: ModelPatcher, frames: int) -> None:
+        self.stream, self.model, self.frames = stream, model, frames
+
+    def reset(self) -> None:
+        self.stream.reset()
+
+    def decode(self, latents_BCFHW: Tensor) -> Tensor:
+        pixels = self.stream.decode(latents_BCFHW)
+        load_again(self.model, latents_BCFHW, self.frames)
+        return pixels
+
+    def fork(self) -> LiveDecoder:
+        return LiveDecoder(self.stream.fork(), self.model, self.frames)
+
+    @property
+    def nbytes(self) -> int:
+        return self.stream.nbytes
+
+
+class ComfyLiveHost:
+    """Created inside ComfyUI's sampling, and used as long as that lasts.
+
+    size: latent (height, width). schedule: of the steps where no control says otherwise. frames_per_call: latent
+    frames in the largest forward.
+    """
+
+    def __init__(
+        self,
+        inputs: SamplerInputs,
+        clip: CLIP,
+        vae: VAE,
+        spec: StudentSpec,
+        schedule: Schedule,
+        policy: MemoryPolicy,
+        size: tuple[int, int],
+        frames_per_call: int,
+    ) -> None:
+        self.inputs, self.clip, self.vae, self.size = inputs, clip, vae, size
+        self.patcher, self.frames_per_call = inputs.patcher, frames_per_call
+        self.model = LiveFlow(inputs.model)
+        words = word_table(clip)
+        self.info = LiveModelInfo(
+            fingerprint=fingerprint(self.patcher),
+            width=size[1] * PIXELS_PER_LATENT,
+            height=size[0] * PIXELS_PER_LATENT,
+            frames_per_block=spec.frames_per_block,
+            device=inputs.noise.device,
+            schedule=schedule,
+            policy=policy,
+            independent_first_frame=spec.independent_first_frame,
+            channels=LATENT_CHANNELS,
+            words=() if words is None else words.embedder.vocabulary,
+        )
+
+    def check_prompt(self, text: str) -> None:
+        table = word_table(self.clip)
+        if table is not None and not table.embedder.words(text):
+            raise InputError("prompt", f"found an empty one, expected words among: {', '.join(self.info.words)}")
+
+    @torch.inference_mode()
+    def encode(self, text: str) -> LivePrompt:
+        conditioning = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+        load_again(self.patcher, self.inputs.noise, self.frames_per_call)  # the text encoder may have taken its place
+        return self.processed(conditioning)
+
+    @torch.inference_mode()
+    def mix(self, parts: Sequence[tuple[LivePrompt, float]], method: BlendMethod) -> LivePrompt:
+        texts = [(part.conditioning[0][0], weight) for part, weight in parts]
+        longest = max(text.shape[1] for text, _ in texts)
+        padded = [(torch.nn.functional.pad(t, (0, 0, 0, longest - t.shape[1])), weight) for t, weight in texts]
+        return self.processed([(mix_tensors(padded, method), parts[0][0].conditioning[0][1])])
+
+    def processed(self, conditioning: Conditioning) -> LivePrompt:
+        """As ComfyUI's sampling does it before a run."""
+        from comfy.sampler_helpers import convert_cond
+        from comfy.samplers import process_conds
+
+        given, conds = self.inputs, {"positive": convert_cond(conditioning)}
+        done = process_conds(
+            given.patcher.model, given.noise, conds, given.noise.device, given.latent, given.mask, given.seed
+        )
+        return LivePrompt(conditioning, done["positive"])
+
+    def new_memory(self, policy: MemoryPolicy) -> KVMemory:
+        return new_memory(self.patcher, policy, 1, *self.size)
+
+    def noise(self, seed: int) -> NoiseSource:
+        device = self.inputs.noise.device
+        return scaled_noise(SeededNoise(seed, 1, LATENT_CHANNELS, *self.size, device=device), self.patcher)
+
+    def new_decoder(self) -> FrameDecoder:
+        return LiveDecoder(ComfyStreamDecoder(self.vae), self.patcher, self.frames_per_call)
+
+
+def word_table(clip: CLIP) -> WordTable | None:
+    """salt-tiny's words, where they are the CLIP."""
+    model = clip.cond_stage_model
+    return model if isinstance(model, WordTable) else None

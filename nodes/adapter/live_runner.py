@@ -1,0 +1,159 @@
+"""A live session inside ComfyUI's sampling: run in ComfyUI's thread, shown and steered through its server."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...salt.errors import InputError
+from ...salt.live.live_model import LiveModelInfo
+from ...salt.live.result import LiveResult
+from ...salt.live.session import LiveSession
+from ...salt.live.settings import LiveSettings
+from ...salt.memory import MemoryPolicy, estimate_bytes
+from ...salt.schedule import Schedule
+from ...salt.spec import StudentSpec
+from ..io_types import AppliedPrompts, ClipMemory, TimedConditioning
+from .buffer_pool import memory_for_output
+from .comfy_model import LATENT_CHANNELS, compute_dtype, memory_geometry, takes_image_channels
+from .input_errors import widget_names
+from .live_host import ComfyLiveHost, LivePrompt
+from .live_routes import served
+from .running import running
+from .sampler import SamplerInputs, SamplerOutput, sample
+from .streaming_vae import is_wan_vae, wrong_vae
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from comfy.sd import CLIP, VAE
+
+CANCEL_SECONDS = 0.2  # between two looks at ComfyUI's Cancel, which a paused session would not see
+RESERVED_SECONDS = 60  # of a memory without a window, for which ComfyUI makes room
+
+
+@dataclass(frozen=True)
+class LivePlan:
+    """A session to run. schedule: of the steps where no control says otherwise. size: latent (height, width).
+    record: the mp4 file."""
+
+    settings: LiveSettings
+    spec: StudentSpec
+    schedule: Schedule
+    policy: MemoryPolicy
+    size: tuple[int, int]
+    record: Path
+
+
+@dataclass(frozen=True)
+class LiveOutcome:
+    """latents [1, 16, F, H, W], as a LATENT holds them. prompts: as applied. recording: of the branch that it ended on.
+    report: in words."""
+
+    latents: Tensor
+    memory: ClipMemory
+    prompts: AppliedPrompts
+    recording: Path
+    report: str
+
+
+@widget_names()
+def run_live(model: ModelPatcher, clip: CLIP, vae: VAE, plan: LivePlan) -> LiveOutcome:
+    """Run a session until it is stopped, has reached its length, or is cancelled.
+
+    Raises InputError for a MODEL or VAE that it cannot use, RuntimeError where the session fails.
+    """
+    if not is_wan_vae(vae):
+        raise wrong_vae(vae)
+    if takes_image_channels(model):
+        raise InputError("model", "found an image-to-video model, expected a text-to-video student")
+    frames = 2 * plan.spec.frames_per_block
+    reserved = estimate_bytes(
+        plan.policy, memory_geometry(model, 1, *plan.size), compute_dtype(model), 4 * RESERVED_SECONDS
+    )
+    on_device = reserved if plan.policy.residence == "device" else 0
+
+    def run(inputs: SamplerInputs) -> SamplerOutput[tuple[LiveResult[LivePrompt], LiveModelInfo, ClipMemory]]:
+        if inputs.guide is not None:
+            raise InputError("model", "has nodes that take part in guidance, which a live session cannot call")
+        host = ComfyLiveHost(inputs, clip, vae, plan.spec, plan.schedule, plan.policy, plan.size, frames)
+        session = LiveSession(host, plan.settings, record=plan.record)
+        with served(session) as name, running(name, session.stop), stopped_by_cancel(session):
+            session.run()
+        raise_if_failed(session)
+        result = session.result()
+        memory = memory_for_output(inputs.patcher, ClipMemory(result.memory, result.negative_memory))
+        return SamplerOutput(result.latents.to(inputs.noise.device), (result, host.info, memory))
+
+    noise = torch.zeros(1, LATENT_CHANNELS, frames, *plan.size)
+    sigmas = torch.tensor([*plan.schedule.sigmas, 0.0], dtype=torch.float32)
+    seed, guidance = plan.settings.seed, plan.settings.guidance
+    try:
+        output = sample(model, {}, noise, sigmas, run, seed=seed, reserve=(on_device, frames), cfg=guidance)
+    finally:
+        if plan.record.is_file() and not plan.record.stat().st_size:
+            plan.record.unlink()
+    result, info, memory = output.extra
+    assert result.recording is not None
+    return LiveOutcome(output.latents, memory, applied_prompts(result, info), result.recording, report_of(result, info))
+
+
+def raise_if_failed(session: LiveSession[LivePrompt]) -> None:
+    from comfy.model_management import throw_exception_if_processing_interrupted
+
+    throw_exception_if_processing_interrupted()
+    state = session.state()
+    if state.status == "failed":
+        raise RuntimeError(f"the live session has ended: {state.message}")
+
+
+@contextmanager
+def stopped_by_cancel(session: LiveSession[LivePrompt]) -> Iterator[None]:
+    """While open, ComfyUI's Cancel ends the session, paused or not."""
+    from comfy.model_management import processing_interrupted
+
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(CANCEL_SECONDS):
+            if processing_interrupted():
+                session.stop()
+                return
+
+    thread = threading.Thread(target=watch, name="salt-live-cancel", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def applied_prompts(result: LiveResult[LivePrompt], info: LiveModelInfo) -> AppliedPrompts:
+    """The prompts as applied, at the seconds at which their blocks begin."""
+    return AppliedPrompts(
+        TimedConditioning(
+            info.first_pixel_frame(c.frame) / info.fps, c.conditioning.conditioning, c.switch, c.keep_sink
+        )
+        for c in result.prompts.changes
+    )
+
+
+def report_of(result: LiveResult[LivePrompt], info: LiveModelInfo) -> str:
+    """The file, frames, and what the outputs do not hold."""
+    frames = info.first_pixel_frame(result.start + result.latents.shape[2])
+    texts = [change.conditioning for change in result.prompts.changes]
+    prompts = 1 + sum(after is not before for before, after in zip(texts, texts[1:], strict=False))
+    length = f"{frames} frames ({round(frames / info.fps, 2):g} s), {prompts} prompt{'s' * (prompts != 1)}"
+    parts = [f"{result.recording}: {length}"]
+    if result.start:
+        parts.append(f"LATENT begins at {round(info.first_pixel_frame(result.start) / info.fps, 2):g} s")
+    if result.also_changed:
+        parts.append(f"prompts do not hold what else was changed: {', '.join(result.also_changed)}")
+    return "; ".join(parts)

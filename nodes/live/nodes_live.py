@@ -1,0 +1,133 @@
+"""*Salt Live*: a clip that is steered on its node while it plays."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from comfy_api.latest import io
+
+from ...salt.errors import InputError
+from ...salt.live.controls import Pacing
+from ...salt.live.settings import LiveSettings
+from ...salt.memory import MemoryPolicy
+from ..adapter.clip_size import latent_size
+from ..adapter.input_errors import widget_names
+from ..adapter.live_runner import LivePlan, run_live
+from ..adapter.output_videos import check_video_prefix, new_video_path, video_of, video_ui
+from ..adapter.rollout_inputs import CUSTOM_STEPS, STUDENT_STEPS, schedule_of
+from ..adapter.student_spec import autoregressive_spec
+from ..io_types import ADVANCED, Memory, Prompts, schema
+from ..memory_ui import memory_ui
+from ..widgets import policy_socket, sampling_widgets, seconds_widget, size_widgets
+from .nodes_rollout_to_video import MAX_SECONDS, prefix_widget
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from comfy.sd import CLIP, VAE
+
+PACES = ["realtime", "free"]
+
+
+class SaltLive(io.ComfyNode):
+    """A live session."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="SaltLive",
+            display_name="Salt Live",
+            category="Salt/sampling",
+            description="Plays a video while it is made, and lets you steer it: the node itself shows the clip, with a "
+            "box for the next prompt, blends, pause, rewind and Stop. Everything is recorded to the output folder. "
+            "When it is stopped, its outputs hold the clip, its memory, and the prompts as they were applied.",
+            search_aliases=["interactive", "real time", "stream", "steer", "webcam", "endless video", "live prompt"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="An autoregressive student of Wan 2.1, from any loader."),
+                io.Clip.Input("clip", tooltip="The text encoder of what is typed while it plays."),
+                io.Vae.Input("vae", tooltip="Wan 2.1's VAE, or Salt Tiny's."),
+                policy_socket(),
+                io.String.Input("prompt", multiline=True, tooltip="The prompt that it begins with."),
+                io.String.Input(
+                    "negative_prompt", multiline=True, default="", tooltip="Only for guidance other than 1."
+                ),
+                seconds_widget(
+                    "Length at 16 frames a second, after which it stops by itself; 0: until Stop.",
+                    default=0.0,
+                    min=0.0,
+                    max=MAX_SECONDS,
+                ),
+                *size_widgets("Pixels.", "Pixels."),
+                *sampling_widgets(stepping=False),
+                io.Combo.Input(
+                    "pace",
+                    options=PACES,
+                    default="realtime",
+                    tooltip="realtime stays a block before what is being watched, so that steering does not lag; free "
+                    "goes as fast as it can.",
+                    **ADVANCED,
+                ),
+                prefix_widget("video/live"),
+            ],
+            outputs=[
+                io.Video.Output(tooltip="The recording."),
+                io.Latent.Output(tooltip="Latents of the clip, as far as rewinding has kept them."),
+                Memory.Output(display_name="memory", tooltip="To save, inspect, fork, or continue from."),
+                Prompts.Output(
+                    display_name="prompts",
+                    tooltip="As they were applied: Salt Rollout makes the same latents from them.",
+                ),
+                io.String.Output(display_name="report", tooltip="The file, and what the other outputs do not hold."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+        """Before anything runs. A linked prefix is not known yet."""
+        try:
+            if filename_prefix is not None:
+                check_video_prefix(filename_prefix)
+        except InputError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    @widget_names(negative="negative_prompt")
+    def execute(
+        cls,
+        model: ModelPatcher,
+        clip: CLIP,
+        vae: VAE,
+        prompt: str,
+        negative_prompt: str,
+        seconds: float,
+        width: int,
+        height: int,
+        seed: int,
+        nfe: str,
+        steps: str,
+        shift: float,
+        cfg: float,
+        frames_per_block: int,
+        pace: Pacing,
+        filename_prefix: str,
+        policy: MemoryPolicy | None = None,
+    ) -> io.NodeOutput:
+        from ...salt.pipeline.inputs import PipelineInputs, plan_length
+
+        spec, size = autoregressive_spec(model, frames_per_block), latent_size(width, height)
+        frames = plan_length(PipelineInputs(seconds=seconds), spec).frames if seconds else None
+        chosen = policy or spec.policy
+        fixed = nfe in (STUDENT_STEPS, CUSTOM_STEPS)
+        settings = LiveSettings(
+            prompt, negative_prompt, seed, None if fixed else int(nfe), cfg, str(chosen), pace, frames=frames
+        )
+        schedule = schedule_of(nfe if fixed else STUDENT_STEPS, steps, shift, spec)
+        path = new_video_path(filename_prefix, width, height)
+        done = run_live(model, clip, vae, LivePlan(settings, spec, schedule, chosen, size, path))
+        ui = {"text": [done.report], **video_ui(done.recording), **memory_ui(done.memory)}
+        video = video_of(done.recording)
+        return io.NodeOutput(video, {"samples": done.latents}, done.memory, done.prompts, done.report, ui=ui)
+
+
+NODES = [SaltLive]

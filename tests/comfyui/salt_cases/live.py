@@ -1,0 +1,105 @@
+"""Salt Live: steered by controls, recorded, and played again by Salt Rollout."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+
+from .running import counted, files, output_folder
+from .session import PACK, run_case
+from .tiny_model import PROMPT, part, refusal, rollout, text
+
+LIVE, TINY = part("nodes.live.nodes_live"), part("nodes.nodes_tiny")
+RUNNER, CONTROLS = part("nodes.adapter.live_runner"), part("salt.live.controls")
+OTHER, THIRD = "a slow red circle moving right", "a fast green triangle moving left"
+WIDGETS = dict(seed=3, nfe="2", steps="", shift=0.0, cfg=1.0, frames_per_block=0)
+
+
+@torch.inference_mode()
+def live(controls=(), negative="", **changes):
+    """One session; controls: by the number of blocks that it has made, sent before the next."""
+    model, clip, vae = TINY.SaltLoadTiny.execute().args
+    session_class, controls = RUNNER.LiveSession, dict(controls)
+
+    class Steered(session_class):
+        def _gate(self):
+            made = self.engine.made
+            for control in controls.pop(made, ()):
+                self.send(control)
+            return super()._gate()
+
+    RUNNER.LiveSession = Steered
+    inputs = dict(prompt=PROMPT, negative_prompt=negative, seconds=0.0, width=64, height=64, pace="free") | WIDGETS
+    try:
+        return model, LIVE.SaltLive.execute(
+            model=model, clip=clip, vae=vae, filename_prefix="video/live", **inputs | changes
+        ).args
+    finally:
+        RUNNER.LiveSession = session_class
+
+
+def steered():
+    """Prompts that keep, blend, recache and cut, a rewind; then the schedule by Salt Rollout, and the outputs."""
+    folder, c = output_folder(), CONTROLS
+    found = {}
+    for name, policy in (("full", "full"), ("window", "sink:3,window:9")):
+        controls = {
+            1: [c.Prompt.of(OTHER, blocks=2)],
+            4: [c.Prompt((c.WeightedPrompt(THIRD, 1.0), c.WeightedPrompt(PROMPT, 3.0)), "recache", True)],
+            6: [c.Rewind(2.1)],
+            7: [c.Prompt.of(THIRD, "recache")],
+            8: [c.Prompt.of(PROMPT, "cut")],
+            9: [c.Stop()],
+        }
+        kept = PACK.memory.MemoryPolicy.parse(policy)
+        model, (video, latents, memory, prompts, report) = live(controls, policy=kept)
+        frames = latents["samples"].shape[2]
+        again, its_memory, _ = rollout(
+            model, positive=None, prompts=prompts, policy=kept, seconds=(4 * frames - 3) / 16, seed=3
+        )
+        found[name] = {
+            "frames": frames,
+            "equal": torch.equal(again["samples"], latents["samples"]),
+            "memory": [memory.memory.next_frame, memory.memory.held == its_memory.memory.held],
+            "video": video.get_components().images.shape[0],
+            "report": report.replace(str(folder), ""),
+            "times": [p.seconds for p in prompts],
+        }
+    return found
+
+
+def other_ends():
+    """A length, guidance, changed settings, Cancel (playing and paused), refusals."""
+    import comfy.model_management as management
+
+    folder, c = output_folder(), CONTROLS
+    model, (_, latents, *_, report) = live(seconds=2.0, cfg=2.0, negative=OTHER)
+    again = rollout(model, seconds=2.0, seed=3, cfg=2.0, negative=text(OTHER))[0]["samples"]
+    found = {
+        "length": latents["samples"].shape[2],
+        "guided": ((again - latents["samples"]).norm() / again.norm()).item(),
+    }
+    changed = live({1: [c.Seed(5), c.Nfe(4), c.Guidance(1.0)], 2: [c.Stop()]}, cfg=1.0)[1][4]
+    found["changed"] = changed.rpartition("; ")[2]
+
+    def press():
+        management.interrupt_current_processing(True)
+
+    for name, controls in (("paused", {2: [c.Pause()]}), ("playing", {})):
+        threading.Timer(3.0, press).start()
+        found[name] = refusal(live, controls, seconds=600.0).partition(":")[0]
+        management.interrupt_current_processing(False)
+    found["files"] = {name: counted(folder / name) > 0 for name in files(folder)}
+    found["refused"] = {
+        "word": refusal(live, prompt="a red dragon", seconds=1.0),
+        "empty": refusal(live, prompt="", seconds=1.0),
+        "size": refusal(live, width=72, seconds=1.0),
+        "steps": refusal(live, nfe="custom", steps="500, 700", seconds=1.0),
+    }
+    found["left"] = len(files(folder)) == len(found["files"])
+    return found
+
+
+if __name__ == "__main__":
+    run_case(steered, other_ends)
