@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from benchmarks import comfyui, generation, training
-from benchmarks.ceilings import ceilings
 from benchmarks.generation import Case
 from benchmarks.measure import release_memory
 from salt.acceleration.presets import Preference
 from salt.memory import KVMemory, MemoryGeometry, MemoryPolicy
 from salt.pipeline import SaltPipeline
+from salt.selftest.timing import ceilings
 
 WINDOWED, KEEP_ALL = "sink:3,window:12", "full"
 GEOMETRY_14B = MemoryGeometry(layers=40, heads=40, head_dim=128, height=30, width=52)

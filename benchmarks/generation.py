@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from benchmarks.ceilings import forward_flops
-from benchmarks.measure import PeakMemory, timed
+from benchmarks.measure import PeakMemory
 from benchmarks.plain import plain_memory, plain_rollout
 from benchmarks.training import RandomText
 from salt.acceleration.presets import Preference
@@ -23,6 +23,7 @@ from salt.noise import SeededNoise
 from salt.pipeline import SaltPipeline
 from salt.rollout import RolloutSettings
 from salt.schedule import Schedule
+from salt.selftest.timing import timed
 from salt.spec import FPS, StudentSpec
 from train.config.model_configs import WAN_1_3B
 from train.experiments.tiny.run_state import placed

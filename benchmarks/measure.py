@@ -9,8 +9,7 @@ import platform
 import statistics
 import sys
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -20,21 +19,6 @@ import torch
 def resident_mib() -> float:
     """Resident memory of this process in MiB."""
     return psutil.Process().memory_info().rss / 2**20
-
-
-def timed(call: Callable[[], object], device: torch.device) -> float:
-    """Wall seconds of `call`, including the work that it leaves running on the device."""
-    synchronize(device)
-    start = time.perf_counter()
-    call()
-    synchronize(device)
-    return time.perf_counter() - start
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for the work on a CUDA device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def release_memory(device: torch.device) -> None:

@@ -19,11 +19,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.measure import PeakMemory, environment, median, release_memory, timed, write_json
+from benchmarks.measure import PeakMemory, environment, median, release_memory, write_json
 from benchmarks.plain import plain_update
 from salt.checkpoints import save_diffusers
 from salt.models.text_encoder import TOKENS
 from salt.models.transformer_salt import SaltTransformer3DModel
+from salt.selftest.timing import timed
 from train.config.model_configs import WAN_1_3B
 from train.config.recipe import Data, Losses, Models, Optimisation, Recipe, Rollouts, RunSettings, SavedActivations
 from train.distributed.activation_checkpointing import recompute

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from ..errors import InputError
 from ..io.interruption import exit_code, termination_as_interrupt
 from ..io.printable import PrintableFormatter, one_line
-from . import convert, demo, doctor, generate, inspect, live, plan, pull, replay, run_workflow
+from . import convert, demo, doctor, generate, inspect, live, plan, pull, replay, run_workflow, selftest
 
-COMMANDS = (generate, live, replay, demo, convert, inspect, plan, doctor, pull, run_workflow)
+COMMANDS = (generate, live, replay, demo, convert, inspect, plan, doctor, selftest, pull, run_workflow)
 FAILED = 2  # exit code
 
 
