@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .acceleration.transfers import to_device
 from .errors import InputError
 
 
@@ -71,12 +72,7 @@ class SeededNoise:
             for seed in self._seeds
         ]
         drawn = torch.stack(rows).to(self.dtype)
-        # Pinned, so that the copy is asynchronous and the host can launch the block meanwhile.
-        return (
-            drawn.pin_memory().to(self.device, non_blocking=True)
-            if self.device.type == "cuda"
-            else drawn.to(self.device)
-        )
+        return to_device(drawn, self.device)
 
 
 def _generator(seed: int, start: int, draw: int) -> torch.Generator:

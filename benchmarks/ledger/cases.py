@@ -23,14 +23,14 @@ TEXT_TOKENS = 512
 FULL_CLIP = 21  # latent frames that a memory without a window holds when it is measured, those of the block included
 
 
-def student(config: dict[str, Any], layers: int) -> SaltTransformer3DModel:
-    """A student of this width on the device, in bfloat16 as it is loaded."""
+def student(config: dict[str, Any], layers: int, dtype: torch.dtype = torch.bfloat16) -> SaltTransformer3DModel:
+    """A student of this width on the device, in bfloat16 as it is loaded, or in another dtype."""
     with DEVICE:
         model = SaltTransformer3DModel(**{"out_channels": 16, **config, "num_layers": layers})
     for name, p in list(model.named_parameters()):
         precise = any(part in (model._keep_in_fp32_modules or []) for part in name.split("."))
         owner, _, leaf = name.rpartition(".")
-        data = torch.empty(p.shape, dtype=torch.float32 if precise else torch.bfloat16, device=DEVICE)
+        data = torch.empty(p.shape, dtype=torch.float32 if precise else dtype, device=DEVICE)
         setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(data, requires_grad=False))
     return model.eval()
 
@@ -99,9 +99,9 @@ def _forward(case: ForwardCase, config: dict[str, Any], layers: int) -> ForwardC
         model, text = CausalModel(student(config, layers)), conditioning()
         memory = filled_memory(model, policy, text)
         for _ in range(2):  # the first makes what is kept for later ones
+            ledger.watch(t for layer in memory.allocated(memory.next_frame).buffers for t in layer)
             ledger.start_again()
             before = ledger.now
-            ledger.watch(t for layer in memory.allocated(memory.next_frame).buffers for t in layer)
             call_forward(model, memory, text, case.form)
         phase = ledger.phase
         return ForwardCosts(

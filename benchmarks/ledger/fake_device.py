@@ -106,11 +106,22 @@ def _pinning(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return made
 
 
-def _as_list(x: Tensor) -> Any:
-    """`Tensor.tolist` of a tensor without values: ones."""
+def _remembering(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`torch.tensor`, whose numbers are remembered as long as they are in main memory."""
+
+    def made(data: object, *args: object, **options: Any) -> Tensor:
+        x: Any = make(data, *args, **options)
+        x.numbers = data
+        return x
+
+    return made
+
+
+def _as_list(x: Any) -> Any:
+    """`Tensor.tolist`: the numbers that a tensor was made of, or ones."""
     if x.is_cuda:
         state.explicit_wait("tolist")
-    return np.ones(tuple(x.shape)).tolist()
+    return getattr(x, "numbers", None) or np.ones(tuple(x.shape)).tolist()
 
 
 def _as_array(x: Tensor, *, force: bool = False) -> np.ndarray:
@@ -200,6 +211,7 @@ def fake_cuda() -> Iterator[torch.device]:
         (torch.cuda, "memory_allocated", lambda device=None: 0),
         (torch, "zeros", _pinning(torch.zeros)),
         (torch, "empty", _pinning(torch.empty)),
+        (torch, "tensor", _remembering(torch.tensor)),
         (torch.Tensor, "pin_memory", pinned_copy),
         (torch.Tensor, "is_pinned", lambda x, *unused: state.is_pinned(x)),
         (torch.Tensor, "numpy", _as_array),

@@ -179,8 +179,7 @@ def decoders(pipe: SaltPipeline, name: str) -> Callable[[], FrameDecoder]:
     if name == "none":
         return NoDecoder
     if name == "wan":
-        tiling = Tiling() if pipe.acceleration.tiles else None
-        return lambda: WanStreamDecoder(pipe.vae, tiling)
+        return pipe.new_decoder
     with DEVICE:
         tiny = TinyDecoder()
     tiny = tiny.half().eval()

@@ -78,7 +78,11 @@ def decode_rows() -> list[str]:
         "| decoding a block, VAE in bf16 | launches | GB | waits | to host, GB | to device, GB |",
         "|---|" * 2 + "---|" * 4,
     ]
-    for name, tiling in (("whole", None), ("in tiles", Tiling())):
+    for name, tiling in (
+        ("whole", None),
+        ("in tiles, caches on the device", Tiling(caches="device")),
+        ("in tiles, caches in main memory", Tiling(caches="cpu")),
+    ):
         c = tiled_decode_costs(tiling).costs
         rows.append(
             f"| {name} | {c.launches:,.0f} | {c.bytes / 1e9:.0f} | {c.waits:.0f} | {c.to_host / 1e9:.2f} | "

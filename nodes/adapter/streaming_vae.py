@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ...salt.acceleration.transfers import to_main_memory
 from ...salt.errors import InputError
-from ...salt.memory.snapshot import to_main_memory
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher

@@ -86,6 +86,7 @@ def add_model_arguments(command: argparse.ArgumentParser) -> None:
     model.add_argument("--tiles", action="store_true", help="decode with Wan's VAE in tiles, where frames do not fit")
     model.add_argument("--device", help="default: CUDA where there is one")
     model.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: bfloat16 on CUDA")
+    model.add_argument("--vae-dtype", choices=("float32", "bfloat16"), help="of Wan's VAE; default: bfloat16 on CUDA")
     model.add_argument(
         "--prefer", default="exact",
         choices=("exact", "fast", "fastest", "low memory", "lowest memory", "layer by layer"),
@@ -108,6 +109,7 @@ def pipeline_options(arguments: argparse.Namespace) -> PipelineOptions:
     return PipelineOptions(
         model=arguments.model, parts=arguments.parts, weights=arguments.weights, lora=loras_of(arguments),
         decoder=arguments.decoder, tiles=arguments.tiles, device=arguments.device, dtype=arguments.dtype,
+        vae_dtype=arguments.vae_dtype,
         text_precision=arguments.text_precision, text_cache=arguments.text_cache, prefer=arguments.prefer,
         attention=arguments.attention,
     )  # fmt: skip
@@ -134,6 +136,7 @@ OPTIONS = {
     "memory": "--extend",
     "save_memory": "--save-memory",
     "text_cache": "--text-cache",
+    "vae_dtype": "--vae-dtype",
     "text_precision": "--text-precision",
     **{
         name: f"--{name}"

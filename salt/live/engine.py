@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from ..acceleration.finite_check import FiniteFlag
+from ..acceleration.transfers import to_main_memory
 from ..block_plan import BlockPlan, RolloutSettings
 from ..conditioning import PromptChange
 from ..errors import InputError
 from ..memory.policy import CYCLE_FRAMES
-from ..memory.snapshot import MemorySnapshot, to_main_memory
+from ..memory.snapshot import MemorySnapshot
 from ..model_input import Condition
 from ..models.async_decoder import AsyncDecoder, PendingFrames
 from ..noise import NoiseSource

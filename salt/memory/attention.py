@@ -99,7 +99,7 @@ class MemoryPass:
             else:
                 keys, values = store.gather(layer, segment.read_slots)
             rotary = segment.read_rotary
-        elif store.precision != "model" and not with_gradient and k.dtype == store.dtype:
+        elif not with_gradient and k.dtype == store.dtype:
             keys, values = store.gather(layer, segment.kept_slots, reserve=segment.tokens, prefetch_next=index == 0)
             keys[:, -segment.tokens :], values[:, -segment.tokens :] = k, v
             rotary = segment.joined_rotary

@@ -16,6 +16,7 @@ import torch
 from ..errors import InputError
 from ..rope import Rotary, cached_rotary_table
 from .attention import MemoryPass, Segment
+from .pinned_store import new_store
 from .policy import MemoryPolicy
 from .store import MemoryGeometry, Store, estimate_bytes
 
@@ -108,7 +109,7 @@ class KVMemory:
         needed = self.policy.slots(end_frame - self.origin)
         if self.store is None:
             slots = max(needed, self.policy.slots(self._frames_hint))
-            self.store = Store(self.policy, self.geometry, self.dtype, self.device, slots)
+            self.store = new_store(self.policy, self.geometry, self.dtype, self.device, slots)
         elif self.store.slots < needed:
             roomy = int(self.store.slots * GROWTH_FACTOR)
             self.store.grow(max(needed, self.policy.slots(roomy)))
@@ -237,7 +238,7 @@ class KVMemory:
         twin.origin, twin.next_frame, twin.held = self.origin, self.next_frame, self.held
         twin.context_sigma, twin.device = self.context_sigma, torch.device(device)
         if self.store is not None:
-            twin.store = Store(self.policy, self.geometry, self.dtype, twin.device, self.store.slots)
+            twin.store = new_store(self.policy, self.geometry, self.dtype, twin.device, self.store.slots)
             for ours, theirs in zip(twin.store.buffers, self.store.buffers, strict=True):
                 for to, source in zip(ours, theirs, strict=True):
                     to.copy_(source)

@@ -76,14 +76,20 @@ def _quantise_int4(x: Tensor) -> tuple[Tensor, Tensor]:
 def dequantise_into(out: Tensor, codes: Tensor, scale: Tensor, precision: Precision) -> None:
     """Inverse of `quantise`, written to `out` [..., head_dim] in its dtype.
 
-    On a GPU in one kernel without intermediate copies, except for fp8, which has no multiplication of its own.
+    Products are computed in float32 and rounded once; no float32 tensor is made.
+
+    On a GPU int8 is one kernel. fp8 has no multiplication of its own, and is converted first; that is exact, as every
+    value of it is one of `out`'s dtypes. Of int4, a code's four bits are shifted to the top of a byte with its sign,
+    which makes it 16 times as large, and its scale is divided by 16, which is exact.
     """
-    if precision != "int4":
-        values = codes if precision == "int8" else codes.view(torch.float8_e4m3fn).float()
-        torch.mul(values, scale, out=out)
-        return
-    halves = zip(((codes & 15), (codes >> 4)), scale.chunk(2, dim=-1), out.chunk(2, dim=-1), strict=True)
-    for nibbles, scales, part in halves:
-        groups = scales.shape[-1]
-        levels = nibbles.to(torch.int8).sub_(8).unflatten(-1, (groups, -1))
-        torch.mul(levels, scales.float().unsqueeze(-1), out=part.unflatten(-1, (groups, -1)))
+    if precision == "int8":
+        torch.mul(codes, scale, out=out)
+    elif precision == "fp8":
+        out.copy_(codes.view(torch.float8_e4m3fn)).mul_(scale)
+    else:
+        signed = codes.view(torch.int8) ^ -0x78  # 0x88: both codes from 0 .. 15 to -8 .. 7
+        nibbles = (signed << 4, signed & -0x10)
+        for levels, scales, part in zip(nibbles, scale.chunk(2, dim=-1), out.chunk(2, dim=-1), strict=True):
+            groups = (scales.shape[-1], -1)
+            factors = (scales.float() / 16).unsqueeze(-1)
+            torch.mul(levels.unflatten(-1, groups), factors, out=part.unflatten(-1, groups))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from ..acceleration.transfers import to_main_memory
 from .cache import KVMemory
 from .policy import MemoryPolicy
 
@@ -48,12 +48,3 @@ class MemorySnapshot:
         for layer, kept in zip(memory.allocated(self.next_frame).buffers, self.layers, strict=True):
             for buffer, part in zip(layer, kept, strict=True):
                 buffer.index_copy_(1, index.to(buffer.device), part.to(buffer.device, non_blocking=True))
-
-
-def to_main_memory(x: Tensor) -> Tensor:
-    """The tensor in main memory, copied on the current stream where it lies on a GPU: only work that is queued behind
-    it, or a synchronised host, may read the result."""
-    if not x.is_cuda:
-        return x.cpu()
-    copy = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
-    return copy.copy_(x, non_blocking=True)

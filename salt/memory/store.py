@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, fields
 import torch
 from torch import Tensor
 
-from ..acceleration.cuda_streams import side_stream
 from ..io.fields import Count
 from .policy import CYCLE_FRAMES, MemoryPolicy, Precision
 from .quantization import dequantise_into, quantise, row_bytes, row_layout, storage_dtype
@@ -66,10 +65,12 @@ class Store:
         self.geometry, self.dtype, self.device, self.slots = geometry, dtype, device, slots
         self.home = torch.device("cpu") if policy.residence == "cpu" else device
         self._pinned = self.home.type == "cpu" and device.type == "cuda"
-        self._stream = side_stream(device, "fetch") if self._pinned else None
-        # Keyed by the id of the slots, which are kept alive here so that no other tensor gets the same id.
-        self._fetched: dict[tuple, tuple[Tensor, tuple[Tensor, ...], torch.cuda.Event]] = {}
-        self.buffers: list[tuple[Tensor, ...]] = [self._allocate(slots) for _ in range(geometry.layers)]
+        self._buffers: list[tuple[Tensor, ...]] = [self._allocate(slots) for _ in range(geometry.layers)]
+
+    @property
+    def buffers(self) -> list[tuple[Tensor, ...]]:
+        """The tensors of every layer; the host may read and write them."""
+        return self._buffers
 
     @property
     def in_place(self) -> bool:
@@ -78,7 +79,7 @@ class Store:
 
     @property
     def nbytes(self) -> int:
-        return sum(t.numel() * t.element_size() for layer in self.buffers for t in layer)
+        return sum(t.numel() * t.element_size() for layer in self._buffers for t in layer)
 
     def _allocate(self, slots: int) -> tuple[Tensor, ...]:
         g = self.geometry
@@ -95,7 +96,7 @@ class Store:
             new = self._allocate(slots)
             for source, target in zip(old, new, strict=True):
                 target[:, : self.slots].copy_(source)
-            self.buffers[i] = new
+            self._buffers[i] = new
         self.slots = slots
 
     def put(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
@@ -104,22 +105,26 @@ class Store:
         if self.precision != "model":
             codes = [quantise(x, self.precision) for x in parts]
             parts = [c for c, _ in codes] + [s for _, s in codes]
-        for buffer, part in zip(self.buffers[layer], parts, strict=True):
+        self._write(layer, slots, parts)
+
+    def _write(self, layer: int, slots: Tensor, parts: list[Tensor]) -> None:
+        """Put what is stored of frames, [B, F, tokens, heads, n] for every buffer, into slots [F]."""
+        for buffer, part in zip(self._buffers[layer], parts, strict=True):
             buffer.index_copy_(1, slots.to(buffer.device), part.to(device=buffer.device, dtype=buffer.dtype))
 
     def view(self, layer: int, slots: int) -> tuple[Tensor, Tensor]:
         """The first `slots` slots as [B, slots * tokens, heads, head_dim], without a copy (only where `in_place`)."""
-        k, v = self.buffers[layer]
+        k, v = self._buffers[layer]
         return k[:, :slots].flatten(1, 2), v[:, :slots].flatten(1, 2)
 
     def gather(self, layer: int, slots: Tensor, reserve: int = 0, prefetch_next: bool = False) -> tuple[Tensor, Tensor]:
         """Keys and values of slots [N] as [B, N * tokens + reserve, heads, head_dim] in the model's dtype, on `device`.
 
-        reserve: tokens left unfilled at the end, for the block's own keys and values (quantised stores only: codes are
-        dequantised straight into the tensors that attention reads). prefetch_next: the same slots of the next layer,
+        reserve: tokens left unfilled at the end, for the block's own keys and values, so that attention reads this very
+        tensor (of stores that are not read in place). prefetch_next: the same slots of the next layer,
         which this forward does not write, are read next; a store in main memory starts their copy now.
         """
-        parts = self._take(layer, slots, prefetch_next)
+        parts = self._take(layer, slots, reserve, prefetch_next)
         if self.precision == "model":
             return parts[0].flatten(1, 2), parts[1].flatten(1, 2)
         g, tokens = self.geometry, slots.shape[0] * self.geometry.tokens
@@ -131,29 +136,8 @@ class Store:
             dequantise_into(out[:, :tokens], codes.flatten(1, 2), scale.flatten(1, 2), self.precision)
         return k, v
 
-    def _take(self, layer: int, slots: Tensor, prefetch_next: bool) -> tuple[Tensor, ...]:
-        if self._stream is None:
-            return tuple(t.index_select(1, slots.to(t.device)).to(self.device) for t in self.buffers[layer])
-        _, parts, event = self._fetched.pop((layer, id(slots)), None) or self._fetch(layer, slots)
-        current = torch.cuda.current_stream(self.device)
-        event.wait(current)
-        for t in parts:
-            t.record_stream(current)
-        if prefetch_next and layer + 1 < self.geometry.layers:
-            self._fetched = {(layer + 1, id(slots)): self._fetch(layer + 1, slots)}
-        return parts
-
-    def _fetch(self, layer: int, slots: Tensor) -> tuple[Tensor, tuple[Tensor, ...], torch.cuda.Event]:
-        """Start the copy of one layer to the device on a side stream, concurrent with computation."""
-        assert self._stream is not None
-        host = slots.to(self.home)
-        with torch.cuda.stream(self._stream):
-            parts = tuple(
-                t.index_select(1, host).pin_memory().to(self.device, non_blocking=True) for t in self.buffers[layer]
-            )
-            event = torch.cuda.Event()
-            event.record(self._stream)
-        return slots, parts, event
+    def _take(self, layer: int, slots: Tensor, reserve: int, prefetch_next: bool) -> tuple[Tensor, ...]:
+        return tuple(t.index_select(1, slots.to(t.device)).to(self.device) for t in self._buffers[layer])
 
     def blend(self, sink: Tensor, evicted: Tensor, keep: float) -> None:
         """sink <- keep * sink + (1 - keep) * evicted, keys and values of every layer (Salt's `compression_alpha`)."""

@@ -8,17 +8,20 @@ Layouts: latents [B, C, F, H, W] in normalised model space, pixels [B, 3, T, H, 
 The first latent frame of a clip is one pixel frame, every later one is `temporal_scale` of them.
 """
 
+from __future__ import annotations
+
 import math
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
 
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from torch import Tensor
 
+from ..acceleration.free_memory import free_bytes
+from ..acceleration.transfers import to_main_memory
 from ..errors import InputError
-from ..memory.snapshot import to_main_memory
 
 
 class FrameDecoder(Protocol):
@@ -35,7 +38,7 @@ class FrameDecoder(Protocol):
         """The next F >= 1 latent frames of the clip -> their pixels [B, 3, T, H*s, W*s]."""
         ...
 
-    def fork(self) -> "FrameDecoder":
+    def fork(self) -> FrameDecoder:
         """A decoder that goes on from here on its own, with what it needs of the past in main memory until then."""
         ...
 
@@ -49,15 +52,17 @@ class FrameDecoder(Protocol):
 class Tiling:
     """Spatial tiles for frames whose activations do not fit into device memory. size, overlap: pixels, on both axes.
 
-    Each tile has a causal cache of its own, which is in main memory while other tiles are decoded: the device holds one
-    tile's cache and activations whatever the frame's size, at the cost of moving the caches once per call. Together
-    they are larger than the untiled cache by the area that lies in several tiles. Wan 2.1, 832x480, bfloat16: 1.8 GiB
-    untiled; 12 tiles of 0.29 GiB, 3.5 GiB in all, with the defaults. A tile does not see beyond its edge, so results
-    differ slightly from untiled ones; neighbours are blended linearly over their overlap.
+    Each tile has a causal cache of its own. Together they are larger than the untiled cache by the area that lies in
+    several tiles. Wan 2.1, 832x480, bfloat16: 1.8 GiB untiled; 12 tiles of 0.29 GiB, 3.5 GiB in all, with the defaults.
+    caches: where they are while other tiles are decoded. `cpu`: in pinned main memory, so that the device holds one
+    tile's cache and activations whatever the frame's size; each is copied there and back once per call, and the host
+    waits for neither. `device`: they stay. `auto`: they stay where twice their size is free. A tile does not see beyond
+    its edge, so results differ slightly from untiled ones; neighbours are blended linearly over their overlap.
     """
 
     size: int = 256
     overlap: int = 64
+    caches: Literal["auto", "device", "cpu"] = "auto"
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap <= self.size // 2:
@@ -89,12 +94,37 @@ class LatentStream:
 
 @dataclass
 class _Tile:
-    """One tile of the frame: its place in latent pixels, the weights of its pixels, and its causal cache."""
+    """One tile of the frame: its place in latent pixels, the weights of its pixels, and its causal cache.
+
+    parked: buffers in pinned main memory, in which the cache lies while other tiles are decoded.
+    """
 
     y: slice
     x: slice
     weight_HW: Tensor
     cache: list[Tensor | str | None]
+    parked: list[Tensor | None] = field(default_factory=list)
+
+    def fetch(self, device: torch.device) -> None:
+        """Bring the cache to the device, on the current stream."""
+        self.cache = [e.to(device, non_blocking=True) if isinstance(e, Tensor) else e for e in self.cache]
+
+    def park(self) -> None:
+        """Move the cache to main memory, on the current stream: only work queued behind it may read it."""
+        self.parked = self.parked or [None] * len(self.cache)
+        for i, entry in enumerate(self.cache):
+            if isinstance(entry, Tensor) and entry.is_cuda:
+                buffer = self.parked[i]
+                if buffer is None or buffer.shape != entry.shape:
+                    buffer = self.parked[i] = torch.empty(entry.shape, dtype=entry.dtype, pin_memory=True)
+                self.cache[i] = buffer.copy_(entry, non_blocking=True)
+
+    def copied(self) -> _Tile:
+        """A tile that goes on from here on its own, its cache in main memory. What is parked is handed over."""
+        self.parked = []
+        # Entries are replaced by the decoder, never written to.
+        cache = [to_main_memory(e) if isinstance(e, Tensor) else e for e in self.cache]
+        return replace(self, cache=cache, parked=[])
 
 
 class WanStreamDecoder:
@@ -117,6 +147,7 @@ class WanStreamDecoder:
     def reset(self) -> None:
         self._stream = LatentStream(int(self.vae.config["z_dim"]))
         self._tiles: list[_Tile] = []
+        self._parked: bool | None = None  # what `auto` has decided for this clip
 
     @torch.no_grad()
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
@@ -138,31 +169,38 @@ class WanStreamDecoder:
         pixels = torch.empty(0)
         for index, tile in enumerate(self._tiles):
             part = self._decode_tile(tile, z[..., tile.y, tile.x])
-            tile.cache = [entry.cpu() if isinstance(entry, Tensor) else entry for entry in tile.cache]
+            if self._parks(device):
+                tile.park()
             if index == 0:
                 pixels = part.new_zeros(*part.shape[:3], *(n * self.spatial_scale for n in z.shape[3:]))
             y, x = (slice(s.start * self.spatial_scale, s.stop * self.spatial_scale) for s in (tile.y, tile.x))
             pixels[..., y, x] += part * tile.weight_HW
         return pixels
 
-    def fork(self) -> "WanStreamDecoder":
+    def fork(self) -> WanStreamDecoder:
         twin = WanStreamDecoder(self.vae, self.tiling)
         twin._stream.geometry = self._stream.geometry
         if self._tiles:
             twin._statistics = self._statistics
-        # Entries are replaced by the decoder, never written to.
-        twin._tiles = [
-            replace(tile, cache=[to_main_memory(e) if isinstance(e, Tensor) else e for e in tile.cache])
-            for tile in self._tiles
-        ]
+        twin._tiles = [tile.copied() for tile in self._tiles]
         return twin
 
     @property
     def nbytes(self) -> int:
         return sum(e.numel() * e.element_size() for t in self._tiles for e in t.cache if isinstance(e, Tensor))
 
+    def _parks(self, device: torch.device) -> bool:
+        """Whether tiles' caches lie in main memory between their turns; decided when the first one is known."""
+        if self.tiling is None or device.type != "cuda" or self.tiling.caches == "device":
+            return False
+        if self.tiling.caches == "auto" and self._parked is None:
+            first = sum(e.numel() * e.element_size() for e in self._tiles[0].cache if isinstance(e, Tensor))
+            self._parked = free_bytes(device) < 2 * first * len(self._tiles)
+        return self.tiling.caches == "cpu" or bool(self._parked)
+
     def _decode_tile(self, tile: _Tile, z_BCFHW: Tensor) -> Tensor:
         """One latent frame at a time, which keeps activations flat; the first of a clip becomes a single frame."""
+        tile.fetch(z_BCFHW.device)
         z_BCFHW = self.vae.post_quant_conv(z_BCFHW)
         frames = []
         for z_BC1HW in z_BCFHW.split(1, dim=2):

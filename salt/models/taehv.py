@@ -23,9 +23,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..acceleration.transfers import to_main_memory
 from ..io.atomic import require_file
 from ..io.torch_archive import check_archive, check_tensors
-from ..memory.snapshot import to_main_memory
 from .streaming_vae import LatentStream
 
 LATENT_CHANNELS = 16

@@ -147,17 +147,18 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
         student: StudentSpec | None = None,
         prompt_encoder: TextEncoder | None = None,
         torch_dtype: torch.dtype | None = None,
+        vae_dtype: torch.dtype | None = None,
     ) -> Self:
         """A student in any file that `salt.checkpoints` reads, with the other components from a diffusers folder.
 
         parts: that folder, with `vae/` and `text_encoder/`. student: the settings, where the file has none
         (`StudentSpec()`, blocks of 3 in 4 steps, is assumed then). prompt_encoder: used instead of the folder's. lora:
-        files to be merged, each a path or a `LoraFile` with its strength.
+        files to be merged, each a path or a `LoraFile` with its strength. vae_dtype: of the VAE, float32 by default.
         Errors: `CheckpointError`, FileNotFoundError.
         """
         from ..checkpoints import load_student, read_checkpoint
 
-        others = load_components(parts, torch_dtype)
+        others = load_components(parts, torch_dtype, vae_dtype)
         spec = student or read_checkpoint(checkpoint, weights).spec or StudentSpec()
         transformer = load_student(checkpoint, weights=weights, dtype=torch_dtype, lora=lora)
         umt5 = None
@@ -314,7 +315,7 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
         """A decoder at the beginning of a clip."""
         if self._decoder is not None:
             return self._decoder()
-        return WanStreamDecoder(self.vae, self._tiling or (Tiling() if self.acceleration.tiles else None))
+        return WanStreamDecoder(self.vae, self._tiling or (Tiling(caches="cpu") if self.acceleration.tiles else None))
 
     @property
     def decoder_kind(self) -> Decoder:

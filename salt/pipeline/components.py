@@ -115,10 +115,12 @@ def tiny_folder() -> Path:
     return TINY_FOLDER
 
 
-def load_components(folder: str | Path, dtype: torch.dtype | None = None) -> LoadedComponents:
+def load_components(
+    folder: str | Path, dtype: torch.dtype | None = None, vae_dtype: torch.dtype | None = None
+) -> LoadedComponents:
     """VAE, text and image components of a diffusers folder (`vae/`, `text_encoder/`, ...).
 
-    dtype: of the image encoder; the VAE stays in float32, in which Wan's is exact. UMT5 is not loaded yet.
+    dtype: of the image encoder. vae_dtype: of the VAE, float32 by default. UMT5 is not loaded yet.
     Raises FileNotFoundError when the folder has no `vae/`, or neither a text encoder nor a word table.
     """
     folder = Path(folder)
@@ -132,7 +134,9 @@ def load_components(folder: str | Path, dtype: torch.dtype | None = None) -> Loa
     words, text_folder = index.get("words"), folder if (folder / "text_encoder").is_dir() else None
     if words is None and text_folder is None:
         raise FileNotFoundError(f"{folder}: found no text_encoder/, expected Wan's text encoder in it")
-    vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32, use_safetensors=True).eval()
+    vae = AutoencoderKLWan.from_pretrained(
+        folder / "vae", torch_dtype=vae_dtype or torch.float32, use_safetensors=True
+    ).eval()
     check_loaded(vae, f"{folder / 'vae'}")
     loaded = LoadedComponents(vae, words, text_folder, index.get("default_size"))
     if (folder / "image_encoder").is_dir():

@@ -44,7 +44,8 @@ class PipelineOptions:
 
     model: a pipeline folder, a checkpoint, or `salt-tiny`. parts: folder with the checkpoint's vae/, text_encoder/ and
     tokenizer/, or `salt-tiny` for its own (default: the folder that `salt pull` fills). decoder: `wan`, or the path of
-    taew2_1. tiles: decode with Wan's VAE in tiles. dtype: of the transformer (default: bfloat16 on CUDA, else float32).
+    taew2_1. tiles: decode with Wan's VAE in tiles. dtype, vae_dtype: of the transformer and of Wan's VAE (default of
+    both: bfloat16 on CUDA, else float32).
     text_cache: folder for prompt embeddings. prefer, attention: see `SaltPipeline.set_acceleration`, `set_attention`.
     """
 
@@ -56,6 +57,7 @@ class PipelineOptions:
     tiles: bool = False
     device: str | None = None
     dtype: str | None = None
+    vae_dtype: str | None = None
     text_precision: TextPrecision = "bf16"
     text_cache: Path | None = None
     prefer: Preference = "exact"
@@ -79,11 +81,11 @@ def load_pipeline(options: PipelineOptions, device: torch.device) -> SaltPipelin
     if options.tiles and options.decoder != "wan":
         raise InputError("tiles", "is not supported by the tiny decoder, which needs none")
     parts = parts_folder(options)
-    dtype = getattr(torch, options.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    dtype, vae_dtype = (chosen_dtype(name, device) for name in (options.dtype, options.vae_dtype))
     for file in lora_files(options.lora):
         read_lora(file.path)  # fails before gigabytes of weights are read
     if options.is_folder and options.parts is None:
-        pipe = _load_folder(options, parts, device, dtype)
+        pipe = _load_folder(options, parts, device, dtype, vae_dtype)
     else:
         read_checkpoint(options.model, options.weights)  # as early as a LoRA
         pipe = SaltPipeline.from_single_file(
@@ -93,6 +95,7 @@ def load_pipeline(options: PipelineOptions, device: torch.device) -> SaltPipelin
             lora=options.lora,
             prompt_encoder=load_text_encoder(options, parts, device),
             torch_dtype=dtype,
+            vae_dtype=vae_dtype,
         )
     pipe.set_progress_bar_config(disable=True)
     if options.tiles:
@@ -107,6 +110,11 @@ def load_pipeline(options: PipelineOptions, device: torch.device) -> SaltPipelin
     if device.type == "cuda":
         log.info(plan_line(pipe.plan(), total_bytes(device)))
     return pipe
+
+
+def chosen_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """The dtype of this name, or what models have on a device by default."""
+    return getattr(torch, name or ("bfloat16" if device.type == "cuda" else "float32"))
 
 
 def parts_folder(options: PipelineOptions) -> Path:
@@ -134,11 +142,13 @@ def parts_folder(options: PipelineOptions) -> Path:
     return pulled
 
 
-def _load_folder(options: PipelineOptions, folder: Path, device: torch.device, dtype: torch.dtype) -> SaltPipeline:
+def _load_folder(
+    options: PipelineOptions, folder: Path, device: torch.device, dtype: torch.dtype, vae_dtype: torch.dtype
+) -> SaltPipeline:
     keywords: dict[str, Any] = {}
-    if dtype != torch.float32:  # which diffusers reads anyway; Wan's VAE is exact in nothing less
+    if {dtype, vae_dtype} != {torch.float32}:  # which diffusers reads anyway
         name = "dtype" if compare_versions("diffusers", ">=", "0.40.0") else "torch_dtype"
-        keywords[name] = {"vae": torch.float32, "default": dtype}
+        keywords[name] = {"vae": vae_dtype, "default": dtype}
     encoder = load_text_encoder(options, folder, device)
     if encoder is not None:
         keywords |= {"text_encoder": None, "tokenizer": None}

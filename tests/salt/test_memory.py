@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from salt.conditioning import Conditioning
-from salt.memory import PRECISIONS, KVMemory, MemoryGeometry, MemoryPolicy, estimate_bytes
+from salt.memory import PRECISIONS, KVMemory, MemoryGeometry, MemoryPolicy, estimate_bytes, pinned_store
 from salt.memory.quantization import dequantise_into, quantise, row_layout
 from salt.model_input import ModelInput
 from salt.models.causal_model import CausalModel
@@ -329,25 +329,23 @@ def test_memory_on_the_cpu_reads_as_one_on_the_device(precision):
 def test_an_offloaded_memory_copies_every_layer_once_in_a_fused_pass(precision, monkeypatch):
     """With dummy streams, two blocks in one forward read as from a memory on the device, each layer once."""
     event = SimpleNamespace(record=lambda stream: None, wait=lambda stream: None)
+    stream = SimpleNamespace(wait_stream=lambda other: None, synchronize=lambda: None)
     for name, stand_in in (("stream", nullcontext), ("Event", lambda: event), ("current_stream", lambda device: None)):
         monkeypatch.setattr(torch.cuda, name, stand_in)
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)
+    monkeypatch.setattr(pinned_store, "side_stream", lambda device, work: stream)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda x, stream: None)
-    geometry = MemoryGeometry(layers=4, heads=2, head_dim=64, height=1, width=2)
+    geometry = MemoryGeometry(layers=4, heads=2, head_dim=64, height=1, width=2, batch=2)
     near, far = (
         KVMemory(MemoryPolicy("sink", 12, 3, precision=precision, residence=home), geometry)
         for home in ("device", "cpu")
     )
-    store = far.allocated(12)
-    store._stream = object()
+    store = far.store = pinned_store.PinnedStore(far.policy, geometry, far.dtype, far.device, 12)
     fetched, fetch = [], store._fetch
-    monkeypatch.setattr(store, "_fetch", lambda layer, slots: fetched.append(layer) or fetch(layer, slots))
-    # On the same device, the offloaded memory would be read in place.
-    monkeypatch.setattr(type(store), "in_place", property(lambda s: s.precision == "model" and s is not store))
+    monkeypatch.setattr(store, "_fetch", lambda layer, *rest: fetched.append(layer) or fetch(layer, *rest))
     for _ in range(4):
         passes = [memory.open(write=3, read=3) for memory in (near, far)]
         for layer in range(4):
-            q, k, v = torch.randn(3, 1, 12, 2, 64)
+            q, k, v = torch.randn(3, 2, 12, 2, 64)
             a, b = (p.attend(layer, q, k, v, dense) for p in passes)
             assert torch.allclose(a, b, atol=1e-5)
         for memory, memory_pass in zip((near, far), passes, strict=True):

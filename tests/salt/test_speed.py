@@ -18,6 +18,7 @@ from salt.models.fingerprint import fingerprint
 from salt.models.taehv import TinyDecoder, TinyStreamDecoder
 from salt.pipeline import SaltPipeline
 from salt.pipeline.components import tiny_folder
+from tests.helpers import golden
 
 PROMPT = "a fast red circle moving right"
 CLIP = dict(num_frames=69, seed=3, num_inference_steps=2, memory_policy="sink:3,window:9")
@@ -204,3 +205,26 @@ def test_weights_taken_apart_and_float8_rows_have_a_word_or_a_fingerprint(pipe):
     assert len(fingerprint(Rows())) == 16
     with pytest.raises(ValueError, match="weights are loaded layer by layer"):
         fingerprint(torch.nn.Linear(2, 2, device="meta"))
+
+
+def test_q_k_and_v_in_one_layer_give_the_same_attention():
+    from salt.acceleration.presets import fuse_self_attention
+
+    student, text = golden.student(), torch.randn(1, 12, 64)
+    x, t = torch.randn(1, 16, 3, 4, 6), torch.full((1,), 500.0)
+    with torch.no_grad():
+        before = student(x, t, text).sample
+        fuse_self_attention(student)
+        after = student(x, t, text).sample
+    names = {name.rpartition(".")[2] for name, _ in student.blocks[0].attn1.named_children()}
+    assert "to_qkv" in names and not names & {"to_q", "to_k", "to_v"}, "their weights are not kept twice"
+    assert golden.relative_error(after, before) < 1e-5
+
+
+def test_models_are_bfloat16_on_a_gpu_by_default():
+    from salt.pipeline.from_options import PipelineOptions, chosen_dtype, load_pipeline
+
+    found = [chosen_dtype(None, torch.device(device)) for device in ("cuda", "cpu")]
+    assert found == [torch.bfloat16, torch.float32]
+    pipe = load_pipeline(PipelineOptions(vae_dtype="bfloat16"), torch.device("cpu"))
+    assert pipe.vae.dtype == torch.bfloat16 and pipe.transformer.dtype == torch.float32

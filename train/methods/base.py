@@ -29,6 +29,7 @@ from train.distributed.parallel import DistributedModel
 from train.distributed.stop_request import StopRequest
 from train.models import build_student, export_student, make_optimizer
 from train.monitoring.divergence_guard import Diverged, DivergenceGuard
+from train.monitoring.logged_values import LoggedValues
 from train.monitoring.metrics_logger import MetricsLogger
 
 
@@ -141,12 +142,15 @@ class Trainer(ABC):
             with learner.model.accumulating(last=i + 1 == count):
                 yield batch
 
-    def mean_values(self, values: list[dict[str, float]]) -> dict[str, float]:
-        """Means of logged values over micro-batches and processes; every process has to call it."""
+    def mean_values(self, values: list[LoggedValues]) -> dict[str, float]:
+        """Means of logged values over micro-batches and processes; every process has to call it.
+
+        Losses are read here, after all work of the update has been launched: the host waits for the device once.
+        """
         sums: dict[str, float] = {}
         for parts in values:
             for name, value in parts.items():
-                sums[name] = sums.get(name, 0.0) + value / len(values)
+                sums[name] = sums.get(name, 0.0) + float(value) / len(values)
         return {name: mean_over_processes(value, self.device) for name, value in sums.items()}
 
     def warmup(self, update: int) -> float:

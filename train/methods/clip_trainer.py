@@ -18,6 +18,7 @@ from train.data.batch import Batch
 from train.data.clip_dataset import ClipDataset
 from train.distributed.launch import Mode
 from train.methods.base import Trainer
+from train.monitoring.logged_values import LoggedValues
 from train.rollout.random_draws import uniform_for
 
 
@@ -29,11 +30,11 @@ class ClipTrainer(Trainer):
         super().__init__(recipe, mode, self.clips.prompts)
 
     def update(self, update: int) -> dict[str, float]:
-        values = []
+        values: list[LoggedValues] = []
         for batch in self.micro_batches(self.student, update, "start"):
             loss = self.student.model(self.loss, batch, update)
             (loss / self.accumulation_steps).backward()
-            values.append({self.recipe.stage: loss.item()})
+            values.append({self.recipe.stage: loss.detach()})
         return self.mean_values(values) | {"norm": self.step_student(update)}
 
     @abstractmethod

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from salt.acceleration.transfers import to_device
 from salt.conditioning import Conditioning
 from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.schedule import flow_to_x0
@@ -47,8 +48,8 @@ def trajectory_loss(
     schedule = recipe.schedule(trajectory.shape[1])
     seed = recipe.run.seed
     steps = [[seed_for(seed, "step", update, i, b) % schedule.nfe for b in range(len(blocks))] for i in samples]
-    index_BF = expand_blocks([[float(s) for s in row] for row in steps], blocks).long().to(latents.device)
-    sigma_BF = torch.tensor(schedule.sigmas, device=latents.device)[index_BF]
+    index_BF = to_device(expand_blocks([[float(s) for s in row] for row in steps], blocks).long(), latents.device)
+    sigma_BF = to_device(torch.tensor(schedule.sigmas), latents.device)[index_BF]
     at = index_BF[:, None, None, :, None, None].expand(-1, 1, *latents.shape[1:])
     x_t = trajectory.gather(1, at)[:, 0]
     clean = latents if recipe.start.teacher == "causal" else None

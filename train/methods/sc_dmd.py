@@ -27,6 +27,7 @@ from train.distributed.parallel import DistributedModel
 from train.methods.base import Trainer, largest
 from train.methods.sc_dmd_losses import alignment_term, critic_term, dmd_term, semigroup_term
 from train.models import build_critic, build_teacher
+from train.monitoring.logged_values import LoggedValues
 from train.rollout.gradient_rollout import rollout_with_grad
 from train.rollout.random_draws import UpdateDraws, draw_update
 
@@ -83,19 +84,19 @@ class SCDMDTrainer(Trainer):
         norm = self.step_student(update)  # clip, AdamW step, EMA
         return self.mean_values(values) | {"norm": norm}
 
-    def critic_loss(self, batch: Batch, draws: UpdateDraws, step: int) -> tuple[Tensor, dict[str, float]]:
+    def critic_loss(self, batch: Batch, draws: UpdateDraws, step: int) -> tuple[Tensor, LoggedValues]:
         """Flow matching of the critic on clips that the student generates now, without gradient (section 3.1)."""
         x0 = self.student.model(self.student_clip, batch, draws, step)
         loss = self.critic.model(critic_term, x0, batch, self.recipe, step)
-        return loss, {"critic": loss.item()}
+        return loss, {"critic": loss.detach()}
 
-    def generator_loss(self, batch: Batch, draws: UpdateDraws, update: int) -> tuple[Tensor, dict[str, float]]:
+    def generator_loss(self, batch: Batch, draws: UpdateDraws, update: int) -> tuple[Tensor, LoggedValues]:
         """The loss to minimise and its parts for the log, as one forward of the student (see `DistributedModel`)."""
         return self.student.model(self.generator_terms, batch, draws, update)
 
     def generator_terms(
         self, student: SaltTransformer3DModel, batch: Batch, draws: UpdateDraws, update: int
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, LoggedValues]:
         """L_DMD + w L_SC 1[K = 8] + w L_align 1[K low] (section 3.3)."""
         recipe = self.recipe
         # Self-Forcing rollout: every block exits at the drawn step, with gradient through that step alone.
@@ -103,7 +104,7 @@ class SCDMDTrainer(Trainer):
         result = rollout_with_grad(student, batch.conditioning, recipe, draws, seeds, gradient=True)
         # Scores of the noised clip: the guided teacher's and the critic's (section 3.1).
         dmd = dmd_term(self.critic_score, self.teacher, result.x0, batch, recipe, draws, update)
-        parts = {"dmd": dmd.item()}
+        parts: LoggedValues = {"dmd": dmd.detach()}
         # Semigroup defect at the exit step (section 3.2), on 8-step rollouts only.
         semigroup, semigroup_parts = semigroup_term(result, recipe, draws)
         # Feature distance to a reference on the next denser list (section 3.3), on rollouts of few steps only.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from salt.acceleration.transfers import to_device
 from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
 from salt.models.transformer_salt import SaltTransformer3DModel
@@ -25,6 +26,7 @@ from train.losses import (
     time_weight,
     token_relation_distance,
 )
+from train.monitoring.logged_values import LoggedValues
 from train.rollout.block_causal import (
     ClipModel,
     FeatureModel,
@@ -42,8 +44,8 @@ def dmd_term(
     critic: ClipModel, teacher: ClipModel, x0: Tensor, batch: Batch, recipe: Recipe, draws: UpdateDraws, update: int
 ) -> Tensor:
     """L_DMD of a clip x0 with gradient (Self Forcing: `compute_distribution_matching_loss`, `_compute_kl_grad`)."""
-    sigma = score_sigmas(recipe, update, batch.samples, "generator").to(x0.device)
-    noise = clip_noises(tuple(x0.shape[1:]), recipe, update, batch.samples, "generator").to(x0.device)
+    sigma = to_device(score_sigmas(recipe, update, batch.samples, "generator"), x0.device)
+    noise = to_device(clip_noises(tuple(x0.shape[1:]), recipe, update, batch.samples, "generator"), x0.device)
     with torch.no_grad():
         clean = x0.detach()
         x_t = add_noise(clean, noise, sigma)
@@ -84,14 +86,14 @@ def score_policy(policy: MemoryPolicy) -> MemoryPolicy:
     return MemoryPolicy() if policy.relative or policy.kind == "cyclic" else policy
 
 
-def semigroup_term(result: RolloutResult, recipe: Recipe, draws: UpdateDraws) -> tuple[Tensor, dict[str, float]]:
+def semigroup_term(result: RolloutResult, recipe: Recipe, draws: UpdateDraws) -> tuple[Tensor, LoggedValues]:
     """Weighted L_SC (Salt, section 3.2) of a rollout with gradient, and its values for the log; 0 without a triple."""
     if not result.exits.direct:
         return result.x0.new_zeros(()), {}
     loss = recipe.loss
     weight = time_weight(draws.triple.start) if draws.triple and loss.semigroup_time_weight else 1.0
     defect = semigroup_loss(*result.exits.endpoints(), weight, loss.semigroup_stop_gradient)
-    return loss.semigroup * defect, {"semigroup": defect.item(), "semigroup_weight": loss.semigroup * weight}
+    return loss.semigroup * defect, {"semigroup": defect.detach(), "semigroup_weight": loss.semigroup * weight}
 
 
 def alignment_term(
@@ -102,7 +104,7 @@ def alignment_term(
     recipe: Recipe,
     draws: UpdateDraws,
     update: int,
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, LoggedValues]:
     """Weighted L_align (Salt, section 3.3), and its value for the log; 0 in updates that do not align.
 
     The distance of teacher features between the student's clip and a reference on the next denser list, noised alike.
@@ -115,13 +117,13 @@ def alignment_term(
         return result.x0.new_zeros(()), {"align": 0.0}
     seeds = batch.seeds(recipe, update, "reference")
     reference = rollout_reference(student, batch.conditioning, recipe, draws, result, seeds)
-    sigma = score_sigmas(recipe, update, batch.samples, "align", ALIGNMENT_STEPS).to(reference.device)
-    noise = clip_noises(tuple(reference.shape[1:]), recipe, update, batch.samples, "align").to(reference.device)
+    sigma = to_device(score_sigmas(recipe, update, batch.samples, "align", ALIGNMENT_STEPS), reference.device)
+    noise = to_device(clip_noises(tuple(reference.shape[1:]), recipe, update, batch.samples, "align"), reference.device)
     with torch.no_grad():
         target = clip_features(teacher, reference, noise, sigma, batch.conditioning, recipe)
     features = clip_features(teacher, result.x0, noise, sigma, batch.conditioning, recipe)
     distance = alignment_distance(features, target, reference.shape[2], recipe.loss)
-    return recipe.loss.align_weight * distance, {"align": distance.item()}
+    return recipe.loss.align_weight * distance, {"align": distance.detach()}
 
 
 def has_alignment(recipe: Recipe, draws: UpdateDraws, update: int) -> bool:
@@ -156,7 +158,7 @@ def alignment_distance(features: Tensor, target: Tensor, frames: int, loss: Loss
 
 def critic_term(critic: ClipModel, x0: Tensor, batch: Batch, recipe: Recipe, step: int) -> Tensor:
     """Flow matching of the critic on student clips x0. step: counts critic updates."""
-    sigma = score_sigmas(recipe, step, batch.samples, "critic").to(x0.device)
-    noise = clip_noises(tuple(x0.shape[1:]), recipe, step, batch.samples, "critic").to(x0.device)
+    sigma = to_device(score_sigmas(recipe, step, batch.samples, "critic"), x0.device)
+    noise = to_device(clip_noises(tuple(x0.shape[1:]), recipe, step, batch.samples, "critic"), x0.device)
     flow = score_flow(critic, add_noise(x0, noise, sigma), sigma, batch.conditioning, recipe, x0)
     return flow_matching_loss(flow.float(), x0, noise)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from salt.acceleration.transfers import to_device
 from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
 from salt.models.transformer_salt import SaltTransformer3DModel
@@ -44,11 +45,11 @@ def teacher_forcing_loss(
     seed = recipe.run.seed
     blocks = clip_blocks(recipe.rollout, latents.shape[2])
     steps = [[1000 * uniform_for(seed, "sigma", update, i, b) for b in range(len(blocks))] for i in samples]
-    sigma_BF = warp(expand_blocks(steps, blocks), recipe.rollout.shift).float().to(latents.device)
+    sigma_BF = to_device(warp(expand_blocks(steps, blocks), recipe.rollout.shift).float(), latents.device)
     draws = [
         [torch.randn(latents.shape[1:], generator=generator_for(seed, k, update, i)) for i in samples] for k in "np"
     ]
-    noise, history_noise = (torch.stack(rows).to(latents.device) for rows in draws)
+    noise, history_noise = (to_device(torch.stack(rows), latents.device) for rows in draws)
     strength = [
         recipe.start.history_noise * uniform_for(seed, "history", update, i) * (seed_for(seed, "half", update, i) % 2)
         for i in samples

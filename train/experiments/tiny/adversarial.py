@@ -31,6 +31,7 @@ from train.experiments.tiny.rollout_modes import ClipPairs, RolloutMode, rollout
 from train.experiments.tiny.run_state import Run, placed, seeded
 from train.losses import discriminator_loss, generator_adversarial_loss, gradient_penalty
 from train.methods.sc_dmd_losses import alignment_term, critic_term, dmd_term, semigroup_term
+from train.monitoring.logged_values import LoggedValues
 from train.rollout.gradient_rollout import RolloutResult
 from train.rollout.random_draws import UpdateDraws, draw_update
 
@@ -211,7 +212,7 @@ class AdversarialTrainer:
         fake = fresh.fake.detach().requires_grad_(True)
         adversarial = self._adversarial_loss(replace(fresh, fake=fake), mode.weight_F, generator)
 
-        def losses(student: SaltTransformer3DModel) -> tuple[Tensor, Tensor, dict[str, float]]:
+        def losses(student: SaltTransformer3DModel) -> tuple[Tensor, Tensor, LoggedValues]:
             dmd = dmd_term(self.critic_model, self.teacher, fake, batch, mode.recipe, draws, step)
             semigroup, parts = semigroup_term(result, mode.recipe, draws)
             alignment, more = alignment_term(student, self.teacher, result, batch, mode.recipe, draws, step)
@@ -220,7 +221,8 @@ class AdversarialTrainer:
         dmd, consistency, parts = self.wrapped(losses)
         loss = (result.x0.float() * clip_gradient(fake, adversarial, dmd, mode.scored_F)).sum() + consistency
         norm = self._apply("student", loss, CLIP_NORM)
-        return parts | {"dmd": dmd.item(), "adversarial": adversarial.item(), "norm": norm}
+        logged = {name: float(value) for name, value in parts.items()}
+        return logged | {"dmd": dmd.item(), "adversarial": adversarial.item(), "norm": norm}
 
     def _adversarial_loss(self, pairs: ClipPairs, weight_F: Tensor, generator: torch.Generator) -> Tensor:
         """The student's adversarial loss, with gradient in the fake clips; `clip_gradient` leaves the weights out."""

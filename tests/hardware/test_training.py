@@ -1,0 +1,62 @@
+"""One training update's forwards at true width: nothing waits for the device between the first and backward.
+
+Without autocast, which turns itself off where torch has no CUDA. Backward cannot run on the fake device; it is tested
+on the CPU (`tests/train`).
+"""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks.ledger.cases import SIZES, student
+from benchmarks.ledger.counting import Ledger
+from benchmarks.ledger.fake_device import DEVICE
+from salt.conditioning import Conditioning
+from train.config.recipe import Losses, Recipe, Rollouts
+from train.data.batch import Batch
+from train.losses.semigroup import grid_triples
+from train.methods.sc_dmd import SCDMDTrainer
+from train.methods.sc_dmd_losses import critic_term
+from train.rollout.random_draws import UpdateDraws
+
+SMALL = Rollouts(frames=6, memory="sink:3,window:6")  # two blocks at 832x480
+
+TRIPLE = grid_triples(Recipe().schedule(8), 3)[0][1][0]  # made of numbers, so not on the fake device
+
+
+def text():
+    return Conditioning(torch.zeros(1, 512, 4096, device=DEVICE))
+
+
+def trainer_of(recipe):
+    """The losses of a trainer, without its optimizers and processes."""
+    config = SIZES["1.3B"]
+    models = {name: student(config, 2, torch.float32) for name in ("student", "teacher", "critic")}
+    models["student"].requires_grad_(True)
+    trainer = SimpleNamespace(recipe=recipe, teacher=models["teacher"], critic_score=models["critic"])
+    return trainer, models
+
+
+@pytest.mark.parametrize("terms", ["dmd", "semigroup", "alignment"])
+def test_generator_loss_does_not_wait(device, terms):
+    recipe = replace(Recipe(), rollout=SMALL, loss=Losses(semigroup=1.0, align="paper", align_start=0, align_block=1))
+    schedule = recipe.schedule({"dmd": 4, "semigroup": 8, "alignment": 2}[terms])
+    triple = TRIPLE if terms == "semigroup" else None
+    exit_index = {"dmd": 0, "semigroup": 3, "alignment": 1}[terms]
+    trainer, models = trainer_of(recipe)
+    draws, batch = UpdateDraws(schedule, exit_index, triple, 3.0), Batch(range(1), text(), text())
+    with Ledger() as ledger:
+        loss, parts = SCDMDTrainer.generator_terms(trainer, models["student"], batch, draws, 0)
+        assert loss.requires_grad and terms.replace("alignment", "align") in parts
+        assert not ledger.phase.waits
+
+
+def test_critic_loss_does_not_wait(device):
+    recipe = replace(Recipe(), rollout=SMALL)
+    _, models = trainer_of(recipe)
+    batch = Batch(range(1), text(), text())
+    with Ledger() as ledger:
+        critic_term(models["critic"], torch.zeros(1, 16, 6, 60, 104, device=device), batch, recipe, 0)
+        assert not ledger.phase.waits
