@@ -1,4 +1,5 @@
-"""Measures the speed table: `python -m benchmarks gpu` or `python -m benchmarks cpu`; `ledger` counts without a GPU.
+"""Measures the speed table: `python -m benchmarks gpu` or `cpu`; `ledger` counts without a GPU, `stream` measures live
+sessions.
 
 Each cell is saved as soon as it is measured, and an interrupted run continues with the missing ones; `--again` measures
 all again. A cell that fails is marked in the table; the others are still measured.
@@ -18,6 +19,7 @@ import torch
 from benchmarks.cells import CPU, GPU, Bench, Cell
 from benchmarks.ledger.table import write_table
 from benchmarks.measure import environment
+from benchmarks.stream import command as stream
 from salt.io.atomic import write_text
 
 
@@ -78,25 +80,37 @@ def as_table(cells: tuple[Cell, ...], results: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("device", choices=("gpu", "cpu", "ledger"))
-    parser.add_argument("--again", action="store_true", help="measure all cells again")
-    parser.add_argument("--only", nargs="+", metavar="TEXT", help="cells whose name contains one of these")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for DEVICE.json and .md")
-    arguments = parser.parse_args()
-    if arguments.device == "ledger":
-        write_table(arguments.out / "ledger.md", arguments.only)
-        return
-    if arguments.device == "gpu" and not torch.cuda.is_available():
-        parser.error("gpu: no CUDA device found (python -m benchmarks cpu runs anywhere)")
-    device, cells = (torch.device("cuda"), GPU) if arguments.device == "gpu" else (torch.device("cpu"), CPU)
+def measure_table(arguments: argparse.Namespace) -> None:
+    device = torch.device("cuda" if arguments.what == "gpu" else "cpu")
+    cells = GPU if arguments.what == "gpu" else CPU
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("gpu: no CUDA device found (python -m benchmarks cpu runs anywhere)")
     chosen = tuple(c for c in cells if not arguments.only or any(text in c.name for text in arguments.only))
-    path = arguments.out / f"{arguments.device}.json"
+    path = arguments.out / f"{arguments.what}.json"
     results = measure(chosen, Bench(device), path, arguments.again)
     table = as_table(cells, results)
     write_text(path.with_suffix(".md"), table + "\n")
     print(f"\n{table}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").split("\n\n")[0])
+    parts = parser.add_subparsers(dest="what", required=True, metavar="gpu | cpu | ledger | stream")
+    for name in ("gpu", "cpu"):
+        table = parts.add_parser(name, help="the speed table of this machine")
+        table.add_argument("--again", action="store_true", help="measure all cells again")
+        table.add_argument("--only", nargs="+", metavar="TEXT", help="cells whose name contains one of these")
+        table.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for .json and .md")
+        table.set_defaults(run=measure_table)
+    ledger = parts.add_parser("ledger", help="what the code asks of a GPU, counted without one")
+    ledger.add_argument("--only", nargs="+", metavar="TEXT", help="rows whose name contains one of these")
+    ledger.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for ledger.md")
+    ledger.set_defaults(run=lambda given: write_table(given.out / "ledger.md", given.only))
+    live = parts.add_parser("stream", help="what viewers of a live session get")
+    stream.add_arguments(live)
+    live.set_defaults(run=stream.run)
+    arguments = parser.parse_args()
+    arguments.run(arguments)
 
 
 if __name__ == "__main__":

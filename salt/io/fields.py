@@ -77,7 +77,8 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_fields(kind: type[Read], values: object, name: str = "") -> Read:
-    """A dataclass from a JSON object, every field checked; keys that it does not have are passed over.
+    """A dataclass from a JSON object, every field checked; keys that it does not have are passed over, unless its
+    class says `refuses_unknown = True`.
 
     name: of the object in errors. Raises FieldError, also for a missing field, and for what the class itself refuses.
     """
@@ -86,11 +87,20 @@ def read_fields(kind: type[Read], values: object, name: str = "") -> Read:
     hints = _hints(kind)
     prefix = f"{name}." if name else ""
     known = [f for f in fields(kind) if f.init]  # type: ignore[arg-type]
+    if getattr(kind, "refuses_unknown", False):
+        check_known(name or "the content", values, {f.name for f in known})
     given = {f.name: read_value(hints[f.name], values[f.name], prefix + f.name) for f in known if f.name in values}
     try:
         return kind(**given)
     except (TypeError, ValueError) as error:  # TypeError: a field is missing
         raise FieldError(f"{name or 'the content'}: {error}") from None
+
+
+def check_known(name: str, values: Mapping[str, object], known: set[str]) -> None:
+    """Refuse fields that an object does not have, as they would have no effect. name: of the object."""
+    if unknown := sorted(values.keys() - known):
+        expected = f"only {', '.join(sorted(known))}" if known else "no fields"
+        raise FieldError(f"{name}: found {shown(unknown[0])}, expected {expected}")
 
 
 @cache

@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar, Literal
 from ..block_plan import MAX_GUIDANCE
 from ..conditioning import SWITCHES, Switch
 from ..errors import InputError
-from ..io.fields import Between, FieldError, read_fields, shown
+from ..io.fields import Between, FieldError, check_known, read_fields, shown
 from ..memory import MemoryPolicy
 
 MAX_PROMPT_LENGTH = 4000  # characters
@@ -34,6 +34,7 @@ class WeightedPrompt:
 
     text: str
     weight: float = 1.0
+    refuses_unknown: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if len(self.text) > MAX_PROMPT_LENGTH:
@@ -48,6 +49,7 @@ class Blend:
 
     blocks: Annotated[int, Between(0, MAX_BLEND_BLOCKS)] = 0
     method: BlendMethod = "linear"
+    refuses_unknown: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.blocks <= MAX_BLEND_BLOCKS:
@@ -256,7 +258,9 @@ def read_control(values: object) -> Control:
     for each in fields(kind):
         if each.default is MISSING and each.name not in values:
             raise InputError(each.name, f"is missing from the control {name}")
+    values = {key: value for key, value in values.items() if key != "control"}
     try:
+        check_known(kind.kind, values, {each.name for each in fields(kind)})
         return read_fields(kind, values)
     except FieldError as error:
         field, _, problem = str(error).partition(": ")

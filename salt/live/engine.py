@@ -282,7 +282,9 @@ class LiveEngine(Generic[Condition]):
         """After a block whose context pass is done: a snapshot where one is due, and the budget."""
         block = self._at
         due = block is not None and block.snapshot is None and (block.index + 1) % SNAPSHOT_BLOCKS == 0
-        if block is not None and due and self.history.has_room(self.memory.estimate_bytes(len(self.memory.held))):
+        needed = self.memory.estimate_bytes(len(self.memory.held))
+        needed += 0 if self.decoding is None else self.decoding.decoder.nbytes
+        if block is not None and due and self.history.has_room(needed):
             follows = self.negative_memory.next_frame == block.stop and block.choice.guidance != 1.0
             negative = MemorySnapshot.of(self.negative_memory) if follows else None
             decoder = None if self.decoding is None else self.decoding.fork()

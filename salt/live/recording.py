@@ -19,21 +19,32 @@ COPY_BYTES = 2**20
 
 @dataclass
 class RecordedBranch:
-    """path: its file. head: bytes before the first frame. ends: where every frame ends in the file."""
+    """path: its file. head: bytes before the first frame. ends: where every frame ends in the file.
+
+    Any thread may read size, how many bytes of the file are whole frames, and cuts, how often it was cut back.
+    """
 
     path: Path
     head: int = 0
     ends: array[int] = field(default_factory=lambda: array("q"))
+    size: int = 0
+    cuts: int = 0
 
     def offset(self, frame: int) -> int:
         """Where pixel frame `frame` begins in the file."""
         return self.ends[frame - 1] if frame else self.head
 
+    def cut(self, frame: int) -> None:
+        """Frames from `frame` on are about to be cut off."""
+        self.cuts += frame < len(self.ends)
+        self.size = self.offset(frame) if frame else 0
+        del self.ends[frame:]
+
 
 class Recording:
     """The recording of the branch that a session is on. Branch 1 is written to `path`, branch N to NAME.branchN.mp4.
 
-    A branch whose name is taken gets NAME.branchN-2.mp4. Not thread-safe, but `path` may be read by any thread.
+    A branch whose name is taken gets NAME.branchN-2.mp4. Not thread-safe, but `branch` may be read by any thread.
     Raises OSError for a path that cannot be written, and FileExistsError where a file is there: nothing is replaced.
     """
 
@@ -49,6 +60,11 @@ class Recording:
     def path(self) -> Path:
         """Of the branch that is recorded now."""
         return self._branch.path
+
+    @property
+    def branch(self) -> RecordedBranch:
+        """The branch that is recorded now."""
+        return self._branch
 
     def write(self, frames: np.ndarray) -> None:
         """Append a block of frames, uint8 [T, H, W, 3]. Raises VideoWriteError where that fails."""
@@ -69,6 +85,7 @@ class Recording:
         self._file.write(fragment.data)
         self._file.flush()
         branch.ends.append(branch.offset(len(branch.ends)) + len(fragment.data))
+        branch.size = branch.ends[-1]
 
     def move_to(self, branch: int, parent: int | None, frame: int) -> None:
         """Go on at pixel frame `frame` of a branch; what it has after that is cut off. parent: of a new branch, whose
@@ -78,7 +95,7 @@ class Recording:
         if parent is not None:
             self._branches[branch] = self._copy(self._branches[parent], branch, frame)
         self._branch = self._branches[branch]
-        del self._branch.ends[frame:]
+        self._branch.cut(frame)
         self._file = self._branch.path.open("r+b")
         self._file.truncate(self._branch.offset(frame))
         self._file.seek(0, os.SEEK_END)
@@ -87,6 +104,7 @@ class Recording:
         path, left = self._first.with_name(f"{self._first.stem}.branch{branch}.mp4"), parent.offset(frame)
         names = itertools.chain([path], (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(2)))
         twin = RecordedBranch(next(p for p in names if not p.exists()), parent.head, parent.ends[:frame])
+        twin.size = left if frame else 0
         with parent.path.open("rb") as source, twin.path.open("xb") as target:
             while left and (part := source.read(min(left, COPY_BYTES))):
                 target.write(part)

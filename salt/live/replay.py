@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from ..errors import InputError
 from ..io.atomic import require_file, write_text
@@ -71,13 +71,14 @@ class Replay:
 
 @dataclass(frozen=True)
 class _Header:
-    """The fields of a replay file besides its controls."""
+    """The fields of a replay file besides its format and its controls."""
 
     fingerprint: str
     width: Annotated[int, Between(8, MAX_SIDE)]
     height: Annotated[int, Between(8, MAX_SIDE)]
     settings: LiveSettings
     blocks: Annotated[int, Between(0, MAX_BLOCKS)]
+    refuses_unknown: ClassVar[bool] = True
 
 
 def replay_of(engine: LiveEngine) -> Replay:
@@ -99,7 +100,7 @@ def parse_replay(values: dict[str, Any]) -> Replay:
     """A replay from its JSON object. Raises FieldError or InputError about a field."""
     if (found := values.get("format")) != FORMAT:
         raise FieldError(f"format: found {shown(found)}, expected {FORMAT!r} (a replay of a live session)")
-    header = read_fields(_Header, {k: v for k, v in values.items() if k != "controls"})
+    header = read_fields(_Header, {k: v for k, v in values.items() if k not in ("format", "controls")})
     listed = values.get("controls", [])
     if not isinstance(listed, list) or len(listed) > MAX_LOG:
         raise FieldError(f"controls: found {shown(listed)}, expected a list of at most {MAX_LOG:,}")
@@ -110,7 +111,7 @@ def parse_replay(values: dict[str, Any]) -> Replay:
         if not isinstance(after, int) or isinstance(after, bool) or not least <= after <= header.blocks:
             raise FieldError(f"controls[{number}].after: found {shown(after)}, expected {least} to {header.blocks}")
         try:
-            control = read_control(item)
+            control = read_control({key: value for key, value in item.items() if key != "after"})
         except InputError as error:
             raise FieldError(f"controls[{number}].{error}") from None
         if not isinstance(control, REPLAYED):

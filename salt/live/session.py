@@ -21,6 +21,7 @@ from .mailbox import Mailbox, Sent
 from .messages import Applied, Refused, State, Superseded
 from .output import LiveOutput
 from .pacing import Pacer
+from .recording import RecordedBranch
 from .replay import Replay, replay_of
 from .result import LiveResult, result_of
 from .settings import LiveSettings
@@ -149,6 +150,10 @@ class LiveSession(Generic[Condition]):
     def recording_path(self) -> Path | None:
         """The file that the current branch is recorded in, playable up to where it ends; None without a recording."""
         return None if self.output.recording is None else self.output.recording.path
+
+    def recorded_branch(self) -> RecordedBranch | None:
+        """What is recorded of the current branch, while it is written; None without a recording."""
+        return None if self.output.recording is None else self.output.recording.branch
 
     def replay(self) -> Replay:
         """The session so far, to be saved and played again by `salt replay`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from ..errors import InputError
 from ..io.fields import Between
@@ -38,6 +38,7 @@ class LiveSettings:
     lead: Annotated[int, Between(1, MAX_LEAD)] = 1
     rewind_budget: Annotated[int, Between(0, MAX_BUDGET)] | None = None
     frames: Annotated[int, Between(1, 10**9)] | None = None
+    refuses_unknown: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         Prompt.of(self.prompt)

@@ -86,7 +86,7 @@ class FakeSession:
     def ended(self):
         return self.status in ("stopped", "failed")
 
-    def recording_path(self):
+    def recorded_branch(self):
         return self.recording
 
     def replay(self):

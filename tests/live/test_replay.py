@@ -159,6 +159,9 @@ VALID = {
         ({"controls": [{"after": 1, "control": "stop"}]}, "controls[0].control: found 'stop', expected one of prompt"),
         ({"controls": [{"after": 1, "control": "seed", "seed": "x"}]}, "controls[0].seed: found 'x'"),
         ({"controls": [3]}, "controls[0].after: found None"),
+        ({"controls": [{"after": 1, "control": "seed", "seed": 1, "at": 2}]}, "controls[0].seed: found 'at', expected"),
+        ({"settings": {"prompt": "a", "steps": 2}}, "settings: found 'steps', expected only frames, guidance"),
+        ({"record": "clip.mp4"}, "the content: found 'record', expected only blocks, fingerprint"),
     ],
 )
 def test_a_replay_file_that_is_wrong_is_refused_by_file_and_field(tmp_path, change, message):

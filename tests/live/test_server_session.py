@@ -8,6 +8,7 @@ import pytest
 from imageio_ffmpeg import count_frames_and_secs
 from PIL import Image
 
+from salt.live.recording import RecordedBranch
 from salt.live.server.hosted import LiveRegistry, SteeringRight
 from tests.helpers.fake_live_session import FakeSession
 from tests.helpers.live_server import served, viewer
@@ -239,6 +240,13 @@ def test_viewers_are_told_when_a_session_is_served_no_longer():
     asyncio.run(run())
 
 
+class Rising:
+    """A number that is another one every time."""
+
+    def __eq__(self, other):
+        return False
+
+
 def test_the_recording_and_the_replay_are_downloads(tmp_path):
     async def run():
         session = FakeSession()
@@ -249,10 +257,14 @@ def test_the_recording_and_the_replay_are_downloads(tmp_path):
                     return response.status, response.headers.get("Content-Disposition"), await response.read()
 
             assert (await get("recording.mp4"))[0] == 404
-            session.recording = tmp_path / "a name that is not told.mp4"
+            session.recording = branch = RecordedBranch(tmp_path / "a name that is not told.mp4")
             assert (await get("recording.mp4"))[0] == 404
-            session.recording.write_bytes(content := bytes(range(256)) * 3000)
+            branch.path.write_bytes((content := bytes(range(256)) * 3000) + b"half a fragment")
+            branch.size = len(content)
             assert await get("recording.mp4") == (200, 'attachment; filename="salt-live.mp4"', content)
+            branch.cuts = Rising()  # it is rewound while it is read
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await get("recording.mp4")
             status, disposition, text = await get("replay.json")
             assert status == 200 and "salt-live.replay.json" in disposition and text == b'{"format": "none"}'
 

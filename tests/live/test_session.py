@@ -90,6 +90,13 @@ def test_pause_step_resume_and_stop(host):
         ({"control": "prompt", "prompts": [{"text": "a", "weight": 0}]}, "weight: found 0, expected above 0"),
         ({"control": "prompt", "prompts": [{"text": "a"}], "blend": {"blocks": 999}}, "blocks: found 999"),
         ({"control": "policy", "policy": "ring:3"}, "memory_policy: found 'ring:3'"),
+        ({"control": "nfe", "nfe": 2, "steps": 2}, "nfe: found 'steps', expected only nfe"),
+        ({"control": "pause", "now": 1}, "pause: found 'now', expected no fields"),
+        ({"control": "prompt", "prompts": [{"text": "a", "wait": 1}]}, "prompts[0]: found 'wait', expected only text,"),
+        (
+            {"control": "prompt", "prompts": [{"text": "a"}], "blend": {"block": 4}},
+            "blend: found 'block', expected only",
+        ),
         ([], "control: found None"),
     ],
 )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated
 
-from ...io.fields import Between, FieldError, Index, parse_object, read_fields, shown
+from ...io.fields import Between, FieldError, Index, check_known, parse_object, read_fields, shown
 
 MAX_DEPTH = 8
 
@@ -88,13 +88,6 @@ def read_message(text: str) -> ClientMessage:
         raise FieldError(f"type: found {shown(kind)}, expected one of control, {', '.join(KINDS)}")
     check_known(kind, values, {field.name for field in fields(KINDS[kind])})
     return read_fields(KINDS[kind], values)
-
-
-def check_known(kind: str, values: Mapping[str, object], known: set[str]) -> None:
-    """Refuse fields that a message does not have: they would have no effect."""
-    if unknown := sorted(values.keys() - known):
-        expected = f"only {', '.join(sorted(known))}" if known else "no fields"
-        raise FieldError(f"{kind}: found {shown(unknown[0])}, expected {expected}")
 
 
 def control_ref(text: str) -> int | None:

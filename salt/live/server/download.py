@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
+from collections.abc import Callable
 from typing import IO
 
 from aiohttp import web
@@ -15,22 +15,25 @@ PIECE = 2**18
 
 
 async def send_recording(request: web.Request, hosted: HostedSession) -> web.StreamResponse:
-    path = hosted.session.recording_path()
-    if path is None:
+    branch = hosted.session.recorded_branch()
+    if branch is None:
         return refused(404, "the session is not recorded")
+    size, cuts = branch.size, branch.cuts  # whole frames: the one that is being written is left out
+    if not size:
+        return refused(404, "nothing is recorded yet")
     loop = asyncio.get_running_loop()
     try:
-        file = await loop.run_in_executor(None, path.open, "rb")
+        file = await loop.run_in_executor(None, branch.path.open, "rb")
     except OSError as error:
         return refused(404, f"the recording cannot be read ({error.strerror or 'unknown reason'})")
     try:
-        return await _send(request, file, os.fstat(file.fileno()).st_size)
+        return await _send(request, file, size, lambda: branch.cuts == cuts)
     finally:
         file.close()
 
 
-async def _send(request: web.Request, file: IO[bytes], size: int) -> web.StreamResponse:
-    """The first `size` bytes. A rewind that cuts the file shorter meanwhile ends the download early."""
+async def _send(request: web.Request, file: IO[bytes], size: int, is_uncut: Callable[[], bool]) -> web.StreamResponse:
+    """The first `size` bytes. A rewind that cuts the file meanwhile ends the download early."""
     disposition = {"Content-Disposition": 'attachment; filename="salt-live.mp4"'}
     response = web.StreamResponse(headers={**HEADERS, **disposition, "Content-Type": "video/mp4"})
     response.content_length = size
@@ -38,7 +41,7 @@ async def _send(request: web.Request, file: IO[bytes], size: int) -> web.StreamR
     if request.method == "HEAD":
         return response
     loop = asyncio.get_running_loop()
-    while size and (piece := await loop.run_in_executor(None, file.read, min(PIECE, size))):
+    while size and (piece := await loop.run_in_executor(None, file.read, min(PIECE, size))) and is_uncut():
         await response.write(piece)
         size -= len(piece)
     if size and request.transport is not None:

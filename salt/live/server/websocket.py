@@ -8,14 +8,13 @@ import secrets
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import fields
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from ...errors import InputError
 from ...io.fields import FieldError
 from ...io.printable import one_line
-from ..controls import CONTROLS, read_control
+from ..controls import read_control
 from ..messages import FrameBatch
 from ..viewers import Viewer
 from .client_messages import (
@@ -26,7 +25,6 @@ from .client_messages import (
     Refusal,
     Release,
     Steer,
-    check_known,
     control_ref,
     read_message,
 )
@@ -214,16 +212,10 @@ class ViewerConnection:
             self._tell(Refusal("steering", "is another viewer's; ask for it first", message.ref).json())
             return
         try:
-            if message.control in CONTROLS:
-                check_known(
-                    message.control, message.values, {field.name for field in fields(CONTROLS[message.control])}
-                )
             control = read_control({**message.values, "control": message.control})
             event = self._hosted.session.send(control, sender=self.id)
         except InputError as error:
             self._tell(Refusal(error.field, one_line(error), message.ref).json())
-        except ValueError as error:  # also of a prompt's unknown words
-            self._tell(Refusal(message.control, one_line(error), message.ref).json())
         else:
             self._tell({"type": "heard", "ref": message.ref, "event": event})
 
