@@ -321,12 +321,51 @@ The same prompt and the same noise, with two, four and eight model evaluations a
     g.add("SaveAnimatedWEBP", images=three, filename_prefix=f"salt/{g.name}", fps=16.0, size=(480, 420))
 
 
+def rollout_to_video(g: Graph) -> None:
+    g.note(f"""
+# A clip of any length, into a file
+*Salt Rollout to Video* writes the clip to `output/video/` while it is made: the memory that it needs does not grow
+with the length, the file plays from its first block on, and **Stop and keep** or Cancel leaves what was made.
+
+{TINY_PROMPT_NOTE}
+
+{SWAP_NOTE} For long clips connect *Memory Policy* with a window.
+""")
+    loaders = tiny_student(g)
+    g.group("Prompt", 1)
+    positive = prompt(g, loaders, TINY_PROMPT)
+    g.group("Rollout", 2)
+    g.add(
+        "SaltRolloutToVideo", model=loaders.model, positive=positive, vae=loaders.vae, seconds=20.0, width=64,
+        height=64, nfe="2", seed=TINY_SEED, size=(360, 860),
+    )  # fmt: skip
+
+
+def live(g: Graph) -> None:
+    g.note(f"""
+# Steer a clip while it plays
+Press **Run**: *Salt Live* shows the clip on the node. Type another direction, blend, pause, rewind by a click, then
+**Stop and keep**: the recording is in `output/video/`. It stops by itself after a minute; `seconds` 0 runs until you
+stop it.
+
+{TINY_PROMPT_NOTE}
+
+{SWAP_NOTE}
+""")
+    loaders = tiny_student(g)
+    g.group("Live", 1)
+    g.add(
+        "SaltLive", model=loaders.model, clip=loaders.clip, vae=loaders.vae, prompt=TINY_PROMPT, seconds=60.0, width=64,
+        height=64, nfe="2", seed=TINY_SEED, size=(540, 1240),
+    )  # fmt: skip
+
+
 WORKFLOWS: dict[str, Callable[[Graph], None]] = {
     draw.__name__: draw
     for draw in (
         tiny_text_to_video, salt_causal_forcing_4nfe, salt_causal_forcing_2nfe, salt_longlive_30s, interactive_prompts,
         tiny_interactive_prompts, save_memory, extend_from_memory, image_to_video_start, branch_memory,
-        bidirectional_t2v, bidirectional_i2v, compare_nfe,
+        bidirectional_t2v, bidirectional_i2v, compare_nfe, rollout_to_video, live,
     )
 }  # fmt: skip
 
