@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -67,15 +68,15 @@ def as_table(cells: tuple[Cell, ...], results: dict[str, Any]) -> str:
         f"{where['device']}, {where['threads']} threads, torch {where['torch']}, diffusers {where['diffusers']}; "
         f"measured ceilings: {', '.join(rates)}.",
         "",
-        "| what | figure | target | of the matmul ceiling |",
-        "|---|---|---|---|",
+        "| what | figure | target | of the matmul ceiling | published |",
+        "|---|---|---|---|---|",
     ]
     for cell in cells:
         figures = results["cells"].get(cell.name)
         share = f"{figures['of_matmul']:.0%}" if figures and "of_matmul" in figures else ""
         rows.append(
             f"| {cell.name} | {shown_figure(cell, figures) if figures else 'not measured yet'} "
-            f"| {cell.target} | {share} |"
+            f"| {cell.target} | {share} | {cell.published} |"
         )
     return "\n".join(rows)
 
@@ -84,7 +85,10 @@ def measure_table(arguments: argparse.Namespace) -> None:
     device = torch.device("cuda" if arguments.what == "gpu" else "cpu")
     cells = GPU if arguments.what == "gpu" else CPU
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("gpu: no CUDA device found (python -m benchmarks cpu runs anywhere)")
+        print(
+            "gpu: found no CUDA device, nothing is measured (python -m benchmarks cpu runs anywhere)", file=sys.stderr
+        )
+        sys.exit(2)
     chosen = tuple(c for c in cells if not arguments.only or any(text in c.name for text in arguments.only))
     path = arguments.out / f"{arguments.what}.json"
     results = measure(chosen, Bench(device), path, arguments.again)

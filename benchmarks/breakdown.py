@@ -14,7 +14,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.ceilings import forward_flops
-from benchmarks.generation import random_wan
+from benchmarks.generation import RandomWan, random_wan
 from salt.acceleration.presets import Preference
 from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
@@ -46,7 +46,7 @@ def kind_of(name: str) -> str:
 def shares(layers: int, prefer: Preference, policy: str = "sink:3,window:12") -> tuple[dict[str, float], float, float]:
     """Share of the time by kind, seconds of the forward, and its floating-point operations per second."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    pipe = random_wan(device, {**WAN_1_3B, "num_layers": layers})
+    pipe = random_wan(device, RandomWan({**WAN_1_3B, "num_layers": layers}, umt5=None))
     pipe.set_acceleration(prefer)
     memory = pipe.transformer.new_memory(MemoryPolicy.parse(policy), 1, 60, 104)
     model, text = (

@@ -4,7 +4,7 @@ first frame, and peak memory."""
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from diffusers import AutoencoderKLWan
 from benchmarks.ceilings import forward_flops
 from benchmarks.measure import PeakMemory
 from benchmarks.plain import plain_memory, plain_rollout
+from benchmarks.random_umt5 import UMT5, Tokens, random_umt5
 from benchmarks.training import RandomText
 from salt.acceleration.presets import Preference
 from salt.conditioning import Conditioning
@@ -50,16 +51,31 @@ def embedded() -> SaltPipeline:
     return _quiet(SaltPipeline.tiny())
 
 
-def random_wan(
-    device: torch.device, config: dict[str, Any] = WAN_1_3B, size: tuple[int, int] = (480, 832)
-) -> SaltPipeline:
-    """A pipeline of Wan 2.1's architecture, VAE included, with random weights in bfloat16 and prompts of 512 tokens."""
+@dataclass(frozen=True)
+class RandomWan:
+    """Sizes of a pipeline with random weights; Wan 2.1 1.3B's by default. transformer, vae, umt5: what their
+    configurations have differently. umt5 None: embeddings of 512 tokens are drawn, and none is computed. size: pixels
+    (height, width)."""
+
+    transformer: dict[str, Any] = field(default_factory=lambda: WAN_1_3B)
+    vae: dict[str, Any] = field(default_factory=dict)
+    umt5: dict[str, Any] | None = field(default_factory=lambda: UMT5)
+    size: tuple[int, int] = (480, 832)
+
+
+def random_wan(device: torch.device, sizes: RandomWan = RandomWan()) -> SaltPipeline:  # noqa: B008 - frozen
+    """A pipeline of Wan 2.1's architecture, UMT5 and VAE included, with random weights in bfloat16."""
     torch.manual_seed(0)
     with device:
-        transformer = placed(SaltTransformer3DModel(out_channels=16, **config).bfloat16().eval(), str(device))
-        vae = placed(AutoencoderKLWan().bfloat16().eval(), str(device))
-    pipe = SaltPipeline(transformer, vae, student=StudentSpec(), default_size=size)
-    pipe.set_prompt_encoder(RandomText(512))
+        transformer = placed(
+            SaltTransformer3DModel(out_channels=16, **sizes.transformer).bfloat16().eval(), str(device)
+        )
+        vae = placed(AutoencoderKLWan(**sizes.vae).bfloat16().eval(), str(device))
+    umt5 = None if sizes.umt5 is None else random_umt5(device, sizes.umt5)
+    tokenizer: Any = None if sizes.umt5 is None else Tokens()
+    pipe = SaltPipeline(transformer, vae, umt5, tokenizer, student=StudentSpec(), default_size=sizes.size)
+    if sizes.umt5 is None:
+        pipe.set_prompt_encoder(RandomText(512))
     return _quiet(pipe)
 
 
@@ -85,17 +101,17 @@ def clip_seconds(pipe: SaltPipeline, case: Case, frames: int, decoded: bool = Fa
 
     def play() -> None:
         if decoded:
-            assert all(chunk.frames.device.type == "cpu" for chunk in pipe.stream(PROMPT, **options))
+            for chunk in pipe.stream(PROMPT, **options):
+                assert chunk.frames.device.type == "cpu" and chunk.frames.dtype == torch.uint8
         else:
             pipe(PROMPT, output_type="latent", **options)
 
     return min(timed(play, pipe.run_device) for _ in range(repeats))
 
 
-def per_block(
-    pipe: SaltPipeline, case: Case, decoded: bool = False, short: int = SHORT_CLIP, long: int = LONG_CLIP
-) -> float:
+def per_block(pipe: SaltPipeline, case: Case, decoded: bool = False) -> float:
     """Seconds per block, from two lengths of one clip, so that work done once per clip cancels out."""
+    short, long = SHORT_CLIP, LONG_CLIP
     clip_seconds(pipe, case, long, decoded, repeats=1)  # compiles, and records CUDA graphs
     seconds = clip_seconds(pipe, case, long, decoded) - clip_seconds(pipe, case, short, decoded)
     return seconds * BLOCK / (long - short)
@@ -145,6 +161,13 @@ def end_to_end(pipe: SaltPipeline, case: Case) -> dict[str, Any]:
     }
 
 
+def whole_clip(pipe: SaltPipeline, case: Case) -> dict[str, Any]:
+    """A clip of 81 frames, from the prompt's text to frames on the CPU: per second, with what is done once a clip."""
+    decode_with(pipe, case.decoder)
+    clip_seconds(pipe, case, SHORT_CLIP, decoded=True, repeats=1)
+    return {"fps": (4 * SHORT_CLIP - 3) / clip_seconds(pipe, case, SHORT_CLIP, decoded=True)}
+
+
 def peak_gb(pipe: SaltPipeline, case: Case) -> float:
     """Peak memory while a clip is generated and decoded, weights included, in 10^9 bytes."""
     with PeakMemory(pipe.run_device) as peak:
@@ -176,8 +199,9 @@ def first_frame(pipe: SaltPipeline, case: Case) -> float:
 
 
 @torch.no_grad()
-def plain_per_block(pipe: SaltPipeline, case: Case, short: int = SHORT_CLIP, long: int = LONG_CLIP) -> float:
+def plain_per_block(pipe: SaltPipeline, case: Case) -> float:
     """Seconds per block of the plain loop, measured as `per_block` does."""
+    short, long = SHORT_CLIP, LONG_CLIP
     student, (height, width) = pipe.transformer, (n // 8 for n in pipe.default_size)
     text = Conditioning(pipe.prompt_encoder.encode([PROMPT]).to(student.device, student.dtype))
     policy, settings = MemoryPolicy.parse(case.policy), RolloutSettings(Schedule.of(case.nfe, pipe.spec.shift))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 from benchmarks.ledger.cases import BLOCK, DEEP, LATENT, SHALLOW, SIZES, student
 from benchmarks.ledger.counting import DENOISE, Costs, Ledger, Phase
 from benchmarks.ledger.fake_device import DEVICE, clear_caches
+from benchmarks.random_umt5 import UMT5, Tokens
 from benchmarks.training import RandomText
 from salt.acceleration.presets import PREFERENCES, Preference
 from salt.models.streaming_vae import FrameDecoder, Tiling, WanStreamDecoder
@@ -26,10 +26,6 @@ from salt.pipeline import SaltPipeline
 from salt.spec import StudentSpec
 
 TEXT, DECODE, START = "text", "decode", "start"
-UMT5 = dict(
-    vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64,
-    feed_forward_proj="gated-gelu", tie_word_embeddings=False,
-)  # fmt: skip
 NFE = 4
 BLOCKS = 5  # of a run: the window is full in the last one
 
@@ -135,15 +131,6 @@ class PhasedText:
     def encode(self, prompts: list[str]) -> Tensor:
         with self.ledger.during(TEXT):
             return self.encoder.encode(prompts)
-
-
-class Tokens:
-    """A tokenizer in place of UMT5's: every prompt is padded to the longest."""
-
-    def __call__(self, prompts: list[str], *, max_length: int, **unused: object) -> SimpleNamespace:
-        shape = (len(prompts), max_length)
-        ids = torch.zeros(shape, dtype=torch.int64)
-        return SimpleNamespace(input_ids=ids, attention_mask=torch.ones(shape, dtype=torch.int64))
 
 
 def umt5(device: torch.device | str) -> UMT5TextEncoder:

@@ -36,7 +36,7 @@ def test_an_interrupted_run_continues(tmp_path):
     results = measure(cells, Stub(), path, again=False)
     assert calls == ["slow", "broken", "slow"]
     table = as_table((*cells, cell("four", slow)), results)
-    assert "| one | 5 frames/s | >= 1 | 50% |" in table and "| two | failed: RuntimeError: out of memory |" in table
+    assert "| one | 5 frames/s | >= 1 | 50% |  |" in table and "| two | failed: RuntimeError: out of memory |" in table
     assert "| four | not measured yet |" in table and "matmul 1 TFLOP/s" in table
     measure(cells, Stub(), path, again=False)
     assert calls[3:] == ["broken"], "only cells without a figure are measured again"
