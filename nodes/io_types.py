@@ -1,9 +1,7 @@
-"""The pack's socket types, the values they carry, and a schema that older ComfyUI versions accept too."""
+"""The pack's socket types and the values they carry."""
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -14,8 +12,6 @@ from torch import Tensor
 from ..salt.conditioning import Switch
 from ..salt.memory import KVMemory
 
-# Widgets that few need; front ends fold them away from ComfyUI 0.9 on, which knows the argument.
-ADVANCED: dict[str, bool] = {"advanced": True} if "advanced" in inspect.signature(io.Int.Input).parameters else {}
 Memory = io.Custom("SALT_MEMORY")
 Policy = io.Custom("SALT_MEMORY_POLICY")
 Prompts = io.Custom("SALT_PROMPTS")
@@ -73,9 +69,3 @@ class ClipMemory:
         """A copy in buffers of its own on `device`, which may be written."""
         negative = None if self.negative is None else self.negative.copied(device)
         return ClipMemory(self.memory.copied(device), negative)
-
-
-def schema(**settings: Any) -> io.Schema:
-    """io.Schema without the fields that this ComfyUI does not have yet (search aliases before 0.9)."""
-    known = {f.name for f in dataclasses.fields(io.Schema)}
-    return io.Schema(**{key: value for key, value in settings.items() if key in known})

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io
 
 from ..salt.spec import FPS
-from .adapter.streaming_vae import as_video, check_video_latents, decode_clips, is_wan_vae
-from .io_types import Latent, schema
+from .adapter.core_versions import as_video, schema
+from .adapter.streaming_vae import check_video_latents, decode_clips, is_wan_vae
+from .io_types import Latent
 
 if TYPE_CHECKING:
     from comfy.sd import VAE

@@ -9,9 +9,10 @@ from comfy_api.latest import io
 from ..salt.memory import MemoryPolicy
 from ..salt.semigroup_defect import defect_table, parse_triples
 from .adapter.clip_size import latent_size
+from .adapter.core_versions import schema
 from .adapter.input_errors import widget_names
 from .adapter.semigroup_defect import measure_defects, plot, student_spec
-from .io_types import Conditioning, schema
+from .io_types import Conditioning
 from .widgets import frames_per_block_widget, policy_socket, seconds_widget, size_widgets
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
+from .adapter.core_versions import ADVANCED, schema
 from .adapter.loading import DTYPES, FRAMES_PER_BLOCK, load_model, student_files, student_path
-from .io_types import ADVANCED, schema
 
 if TYPE_CHECKING:
     from ..salt.checkpoints.reader import Weights

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..salt.errors import InputError
 from ..salt.memory.inspect import as_text, blended_since, lost_by_rewinding, picture, ranges
+from .adapter.core_versions import schema
 from .adapter.file_prefix import FOLDER
 from .adapter.memory_files import (
     NEWEST,
@@ -18,7 +19,7 @@ from .adapter.memory_files import (
     save_clip_memory,
 )
 from .adapter.previews import LATENT_FPS
-from .io_types import ClipMemory, Memory, schema
+from .io_types import ClipMemory, Memory
 from .memory_ui import memory_ui
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from comfy_api.latest import io
 
 from ..salt.memory import PRECISIONS, RESIDENCES
 from ..salt.memory.policy import Precision, Residence
+from .adapter.core_versions import ADVANCED, schema
 from .adapter.memory_policy import POLICY_KINDS, policy_of, predicted_bytes
-from .io_types import ADVANCED, Policy, schema
+from .io_types import Policy
 from .widgets import seconds_widget, size_widgets
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..salt.errors import InputError
 from ..salt.memory import MemoryPolicy
 from .adapter.clip_size import length_text
+from .adapter.core_versions import schema
 from .adapter.rollout_inputs import (
     RolloutInputs,
     clip_of_inputs,
@@ -19,7 +20,7 @@ from .adapter.rollout_inputs import (
     plan_rollout,
 )
 from .adapter.rollout_runner import RolloutResult, run_rollout
-from .io_types import ClipMemory, Latent, Memory, schema
+from .io_types import ClipMemory, Latent, Memory
 from .memory_ui import memory_ui
 from .widgets import model_sockets, policy_socket, sampling_widgets, seconds_widget, size_widgets
 

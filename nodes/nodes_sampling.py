@@ -13,12 +13,13 @@ from ..salt.conditioning import parse_timeline
 from ..salt.errors import InputError
 from ..salt.memory import MemoryPolicy
 from ..salt.spec import StudentSpec
+from .adapter.core_versions import schema
 from .adapter.custom_sampling import sample_clip
 from .adapter.input_errors import widget_names
 from .adapter.rollout_inputs import schedule_of
 from .adapter.sampler import SamplerInputs, new_sampler
 from .adapter.student_spec import spec_of, with_patched_shift
-from .io_types import Prompts, TimedConditioning, schema
+from .io_types import Prompts, TimedConditioning
 from .widgets import frames_per_block_widget, policy_socket, step_widgets, stepping_widget
 
 if TYPE_CHECKING:

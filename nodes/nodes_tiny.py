@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from .adapter.core_versions import schema
 from .adapter.loading import load_model
 from .adapter.tiny_model import load_clip, load_vae
-from .io_types import schema
 
 
 class SaltLoadTiny(io.ComfyNode):

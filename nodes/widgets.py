@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from .adapter.core_versions import ADVANCED
 from .adapter.rollout_inputs import NFE, STEPPING, STUDENT_STEPS
-from .io_types import ADVANCED, Policy, Prompts
+from .io_types import Policy, Prompts
 
 
 def model_sockets() -> list[io.Input]:

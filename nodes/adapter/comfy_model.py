@@ -20,6 +20,7 @@ from ...salt.memory import KVMemory, MemoryGeometry, MemoryPolicy
 from ...salt.model_input import ModelInput
 from ...salt.schedule import NUM_TRAIN_TIMESTEPS
 from .clip_size import PIXELS_PER_LATENT, check_multiple, frame_count
+from .core_versions import without_cuda_graphs
 from .cross_attention_cache import PromptCaches, cached_cross_attention
 from .fingerprint import fingerprint
 from .method_patch import unwrap_compiled
@@ -139,7 +140,7 @@ class ComfyModel:
         memory.check(x.shape[0], x.shape[2], x.shape[3] // p_h, x.shape[4] // p_w)
         timesteps = timestep_per_frame(self.base, sigma_BF if len(memory.segments) > 1 else sigma_BF[:, :1])
         caches = cached_cross_attention(self.wan, self.prompt_caches)
-        with memory_attention(self.wan, memory) as attention, caches, timesteps:
+        with memory_attention(self.wan, memory) as attention, caches, timesteps, without_cuda_graphs():
             yield attention
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .core_versions import model_from_state
 from .student_spec import with_spec
 
 if TYPE_CHECKING:
-    import torch
     from comfy.model_patcher import ModelPatcher
 
     from ...salt.checkpoints import Checkpoint
@@ -99,15 +98,3 @@ def spec_for(checkpoint: Checkpoint, trained_as: str) -> StudentSpec | None:
     if frames_per_block is None:
         return known
     return replace(known or StudentSpec(), frames_per_block=frames_per_block)
-
-
-def model_from_state(
-    state: dict[str, torch.Tensor], metadata: dict[str, str], options: dict[str, Any], disable_dynamic: bool
-) -> ModelPatcher | None:
-    """ComfyUI's loader for weights in memory. Older versions see shapes only and have no dynamic loading."""
-    import comfy.sd
-
-    load = comfy.sd.load_diffusion_model_state_dict
-    arguments = {"metadata": metadata, "disable_dynamic": disable_dynamic}
-    known = inspect.signature(load).parameters
-    return load(state, model_options=options, **{k: v for k, v in arguments.items() if k in known})

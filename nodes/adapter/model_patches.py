@@ -31,7 +31,9 @@ HONOURED = (*SAMPLER_FUNCTIONS, "model_function_wrapper")
 OTHER_MODELS = {
     "ChromaRadianceOptions": "Chroma Radiance",
     "HiDreamO1PatchSeamSmoothing": "HiDream-O1",
+    "LTXVModalityGuidance": "LTX-Video",
     "LTXVReferenceAudio": "LTX-Video",
+    "LTXVSpatioTemporalGuidance": "LTX-Video",
     "RenormCFG": "Lumina 2",
     "TripoSplatSamplingPreview": "TripoSplat",
 }
@@ -120,6 +122,8 @@ def transformer_problems(options: dict[str, Any], wan: WanModel) -> Iterator[Pro
         for function in functions:
             if kind == "attn1_patch":
                 yield patch_name(function), "patches self-attention (attn1), whose place the memory takes"
+            elif hasattr(function, "models"):  # as core asks for the models that a patch runs beside this one
+                yield patch_name(function), "adds a control net for a whole clip, and a rollout samples block by block"
             elif kind not in read:
                 yield patch_name(function), UNREAD.format(what=kind)
     for group, replacements in transformer.get("patches_replace", {}).items():

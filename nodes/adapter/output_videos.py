@@ -1,18 +1,15 @@
-"""Videos in ComfyUI's output folder that are written while they are made, and the VIDEO of such a file."""
+"""Videos in ComfyUI's output folder that are written while they are made."""
 
 from __future__ import annotations
 
 import os
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...salt.errors import InputError
 from ...salt.io.fields import shown
 from .file_prefix import MAX_NAME_BYTES, with_dates
-
-if TYPE_CHECKING:
-    from comfy_api.latest import InputImpl
 
 
 def check_video_prefix(prefix: str) -> str:
@@ -42,17 +39,6 @@ def new_video_path(prefix: str, width: int, height: int) -> Path:
     output = folder_paths.get_output_directory()
     folder, name, counter, *_ = folder_paths.get_save_image_path(check_video_prefix(prefix), output, width, height)
     return Path(folder) / f"{name}_{counter:05}_.mp4"
-
-
-def video_of(path: Path) -> InputImpl.VideoFromFile:
-    """A file as a VIDEO."""
-    try:
-        from comfy_api.latest import InputImpl
-
-        video = InputImpl.VideoFromFile
-    except ImportError:  # before 0.4
-        from comfy_api.input_impl import VideoFromFile as video
-    return video(str(path))
 
 
 def video_ui(path: Path) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from .core_versions import executing_node
+
 if TYPE_CHECKING:
     from types import ModuleType
 
@@ -43,16 +45,6 @@ def running(session: str = "", on_stop: Callable[[], None] | None = None) -> Ite
     finally:
         _running.pop(rollout.node, None)
         tell_page()
-
-
-def executing_node() -> str:
-    """Id of the node that ComfyUI executes, as `12`, or `4:12` in a subgraph; "" outside of a queued prompt."""
-    try:
-        from comfy_execution.utils import get_executing_context
-    except ImportError:  # before 0.3.48
-        return ""
-    context = get_executing_context()
-    return "" if context is None else str(context.node_id)
 
 
 def stop_node(node: str) -> bool:

@@ -5,7 +5,6 @@ The VAE's decoder modules do the work, with ComfyUI's casts and offloading; the 
 
 from __future__ import annotations
 
-from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,11 +12,11 @@ from torch import Tensor
 
 from ...salt.acceleration.transfers import to_main_memory
 from ...salt.errors import InputError
+from .core_versions import joined_frames
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import VAE
-    from comfy_api.latest import InputImpl
 
 # For up to four latent frames ComfyUI's estimate is a still's, which has no cache: 2200 values a pixel. A frame of a
 # stream was measured at 5600 (0.27) to 6500 (0.8), cache included; a clip's estimate, 7000, covers it.
@@ -77,8 +76,7 @@ class ComfyStreamDecoder:
         self.cache, before = cache, list(cache)
         with torch.inference_mode():
             z = model.conv2(latents.to(vae.device, vae.vae_dtype))
-            out = model.decoder(z, feat_cache=cache, feat_idx=[0])
-            pixels = torch.cat(out, dim=2) if isinstance(out, list) else out
+            pixels = joined_frames(model.decoder(z, feat_cache=cache, feat_idx=[0]))
             self._keep_two_frames(cache, before)
             return vae.process_output(pixels.to(vae.output_device).float())
 
@@ -138,15 +136,3 @@ def decode_clips(vae: VAE, samples: Tensor) -> Tensor:
             start += pixels.shape[0]
             bar.update(1)
     return images.flatten(0, 1)
-
-
-def as_video(images: Tensor, fps: float) -> InputImpl.VideoFromComponents:
-    """A VIDEO of images [T, H, W, 3], which are not copied."""
-    try:
-        from comfy_api.latest import InputImpl, Types
-
-        video, components = InputImpl.VideoFromComponents, Types.VideoComponents
-    except ImportError:  # before 0.4
-        from comfy_api.input_impl import VideoFromComponents as video
-        from comfy_api.util import VideoComponents as components
-    return video(components(images=images, audio=None, frame_rate=Fraction(fps).limit_denominator(1001)))

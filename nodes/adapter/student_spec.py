@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from ...salt.errors import InputError
 from ...salt.spec import StudentSpec
 from .comfy_model import wan_model
+from .core_versions import file_of
 from .model_sampling import patched_shift
 
 if TYPE_CHECKING:
@@ -50,15 +50,6 @@ def known_spec(model: ModelPatcher) -> StudentSpec | None:
         if _of_files[model.model] is None:
             log.info("Salt: %s", UNKNOWN)
     return _of_files[model.model]
-
-
-def file_of(model: ModelPatcher) -> Path | None:
-    """The file that a loader has read a MODEL from, as it tells ComfyUI so that it can be read again; None where it
-    does not (older versions of ComfyUI) or the file is gone."""
-    again = getattr(model, "cached_patcher_init", None)
-    source = again[1][0] if again is not None and again[1] else None
-    path = Path(source) if isinstance(source, (str, Path)) else None
-    return path if path is not None and path.is_file() else None
 
 
 def spec_of(model: ModelPatcher) -> StudentSpec | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...salt.models.word_embedder import WordEmbedder
+from .core_versions import narrow_vae
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP, VAE
@@ -57,17 +58,10 @@ def load_clip() -> CLIP:
 
 def load_vae() -> VAE:
     """salt-tiny's autoencoder as a native VAE. Raises ValueError where this ComfyUI builds Wan's at full width only."""
-    import comfy.sd
     from safetensors.torch import load_file
 
     from ...salt.checkpoints.vae_keys import vae_to_wan
     from ...salt.pipeline.components import tiny_folder
 
     path = tiny_folder() / "vae" / "diffusion_pytorch_model.safetensors"
-    try:
-        return comfy.sd.VAE(sd=vae_to_wan(load_file(path), str(path)))
-    except RuntimeError as error:
-        raise ValueError(
-            "Load Salt Tiny needs ComfyUI 0.8 or newer: this version builds Wan's VAE at its full width only; the "
-            "other nodes work"
-        ) from error
+    return narrow_vae(vae_to_wan(load_file(path), str(path)))

@@ -11,12 +11,13 @@ from ...salt.live.controls import Pacing
 from ...salt.live.settings import LiveSettings
 from ...salt.memory import MemoryPolicy
 from ..adapter.clip_size import latent_size
+from ..adapter.core_versions import ADVANCED, schema, video_of
 from ..adapter.input_errors import widget_names
 from ..adapter.live_runner import LivePlan, run_live
-from ..adapter.output_videos import check_video_prefix, new_video_path, video_of, video_ui
+from ..adapter.output_videos import check_video_prefix, new_video_path, video_ui
 from ..adapter.rollout_inputs import CUSTOM_STEPS, STUDENT_STEPS, schedule_of
 from ..adapter.student_spec import autoregressive_spec
-from ..io_types import ADVANCED, Memory, Prompts, schema
+from ..io_types import Memory, Prompts
 from ..memory_ui import memory_ui
 from ..widgets import policy_socket, sampling_widgets, seconds_widget, size_widgets
 from .nodes_rollout_to_video import MAX_SECONDS, prefix_widget

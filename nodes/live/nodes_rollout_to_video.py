@@ -12,10 +12,11 @@ from ...salt.io.fragmented_file import FragmentedFile
 from ...salt.memory import MemoryPolicy
 from ..adapter.block_outputs import VideoOutput
 from ..adapter.clip_size import FRAMES_PER_LATENT, PIXELS_PER_LATENT
-from ..adapter.output_videos import check_video_prefix, new_video_path, video_of, video_ui
+from ..adapter.core_versions import schema, video_of
+from ..adapter.output_videos import check_video_prefix, new_video_path, video_ui
 from ..adapter.rollout_inputs import RolloutInputs, clip_of_inputs, plan_rollout
 from ..adapter.rollout_runner import run_rollout
-from ..io_types import ClipMemory, Latent, Memory, schema
+from ..io_types import ClipMemory, Latent, Memory
 from ..memory_ui import memory_ui
 from ..widgets import model_sockets, policy_socket, sampling_widgets, seconds_widget, size_widgets
 

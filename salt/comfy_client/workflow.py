@@ -14,7 +14,9 @@ from ..io.fields import FieldError, read_fields, read_value, shown
 from .link_sources import PRIMITIVE, REROUTE, Value, source_of
 from .saved_graph import BYPASSED, MUTED, SavedNode, Scope, read_workflow
 
-WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+# A choice of which every option has inputs of its own: widgets right behind it, named `CHOICE.INPUT`.
+DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC}
 NOTES = {"Note", "MarkdownNote"}
 UPLOADS = ("image_upload", "video_upload", "audio_upload")
 
@@ -31,11 +33,30 @@ class NodeDefinition:
 
 def check_definition(definition: object) -> None:
     """Raise FieldError for a node definition of `/object_info` that cannot be read."""
-    known = read_fields(NodeDefinition, definition)
+    _check_inputs(read_fields(NodeDefinition, definition).input, "input")
+
+
+def _check_inputs(inputs: dict[str, Any], field: str) -> None:
     for group in ("required", "optional"):
-        for name, entry in read_value(dict[str, list[Any]], known.input.get(group, {}), f"input.{group}").items():
+        for name, entry in read_value(dict[str, list[Any]], inputs.get(group, {}), f"{field}.{group}").items():
             if not entry or not isinstance(entry[0], (str, list)) or not isinstance((*entry, {}, {})[1], dict):
-                raise FieldError(f"input.{group}.{name}: found {shown(entry)}, expected [type, options]")
+                raise FieldError(f"{field}.{group}.{name}: found {shown(entry)}, expected [type, options]")
+            if entry[0] == DYNAMIC:
+                for choice in _choices((*entry, {})[1], f"{field}.{group}.{name}"):
+                    _check_inputs(choice.inputs, f"{field}.{group}.{name}.{choice.key:.40}")
+
+
+def _choices(options: dict[str, Any], field: str = "") -> list[Choice]:
+    """The options of a dynamic choice."""
+    return read_value(list[Choice], options.get("options", []), f"{field}.options")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An option of a dynamic choice, with the inputs that it brings."""
+
+    key: str
+    inputs: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -93,18 +114,28 @@ def widgets_of(definition: dict[str, Any]) -> list[tuple[str, bool]]:
 
     That value is only for the browser: how the seed changes after a run, or the upload button.
     """
-    widgets = []
-    for name, kind, options in inputs_of(definition):
-        if kind in WIDGET_TYPES and not options.get("forceInput"):
-            seed = options.get("control_after_generate") or (kind == "INT" and name in ("seed", "noise_seed"))
-            widgets.append((name, bool(seed) or any(options.get(u) for u in UPLOADS)))
-    return widgets
+    return [
+        (name, _has_extra(name, kind, options))
+        for name, kind, options in inputs_of(definition)
+        if _is_widget(kind, options)
+    ]
+
+
+def _is_widget(kind: str, options: dict[str, Any]) -> bool:
+    return kind in WIDGET_TYPES and not options.get("forceInput")
+
+
+def _has_extra(name: str, kind: str, options: dict[str, Any]) -> bool:
+    seed = options.get("control_after_generate") or (kind == "INT" and name in ("seed", "noise_seed"))
+    return bool(seed) or any(options.get(u) for u in UPLOADS)
 
 
 def default_of(kind: str, entry: list[Any], options: dict[str, Any]) -> Any:
     """The value of a new widget on the page; None where a choice has nothing to choose from."""
     if options.get("default") is not None:
         return options["default"]
+    if kind == DYNAMIC:
+        return next((choice.key for choice in _choices(options)), None)
     if kind == "COMBO":
         choices = entry[0] if isinstance(entry[0], list) else options.get("options")
         return choices[0] if isinstance(choices, list) and choices else None
@@ -159,27 +190,40 @@ def _linked_values(scope: Scope, node: SavedNode) -> dict[str, Any]:
 
 def _widget_values(node: SavedNode, definition: dict[str, Any]) -> dict[str, Any]:
     """A node's widget values by name; widgets that are newer than the file have the server's defaults."""
-    saved, position, values = node.widgets_values or [], 0, {}
+    saved = node.widgets_values or []
     if not isinstance(saved, (list, dict)):
         raise FieldError(f"node {node.id}: widgets_values: found {shown(saved)}, expected a list")
-    widgets = widgets_of(definition)
-    if isinstance(saved, dict):  # some packs save them by name
-        values = {name: saved[name] for name, _ in widgets if name in saved}
-    else:
-        for name, has_extra in widgets:
-            if position < len(saved):
-                values[name] = saved[position]
-            position += 2 if has_extra else 1
-        if len(saved) > position:
-            raise ValueError(
-                f"{node}: found {len(saved)} widget values, expected at most {position}: the workflow was saved by "
-                "another version of the node"
-            )
-    named = dict(widgets)
-    for name, entry, kind, options in _entries(definition):
-        if name in named and name not in values and (default := default_of(kind, entry, options)) is not None:
-            values[name] = default
-    return {name: _as_value(value) for name, value in values.items()}
+    rest = saved.copy()
+    values = {name: _as_value(value) for name, value in _take_values(definition, rest)}
+    if isinstance(rest, list) and rest:
+        raise ValueError(
+            f"{node}: found {len(saved)} widget values, expected at most {len(saved) - len(rest)}: the workflow was "
+            "saved by another version of the node"
+        )
+    return values
+
+
+def _take_values(
+    definition: dict[str, Any], rest: list[Any] | dict[str, Any], before: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Name and value of every widget, and of those that a chosen option brings; values are taken off `rest`, which has
+    them by position or, as some packs save them, by name."""
+    for short, entry, kind, options in _entries(definition):
+        if not _is_widget(kind, options):
+            continue
+        name = before + short
+        if isinstance(rest, dict) and name in rest:
+            value = rest[name]
+        elif isinstance(rest, list) and rest:
+            value = rest[0]
+            del rest[: 2 if _has_extra(short, kind, options) else 1]
+        elif (value := default_of(kind, entry, options)) is None:
+            continue
+        yield name, value
+        if kind == DYNAMIC:
+            for choice in _choices(options):
+                if choice.key == value:
+                    yield from _take_values({"input": choice.inputs}, rest, f"{name}.")
 
 
 def _as_value(value: Any) -> Any:

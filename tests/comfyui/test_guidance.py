@@ -10,7 +10,7 @@ ModelSamplingContinuousEDM PatchModelAddDownscale PerpNeg PerturbedAttentionGuid
 TomePatchModel""".split()
 # Nodes that only do something on another kind of model, or on another machine.
 NEUTRAL = {"ModelMergeBlocks", "MultiGPU_WorkUnits", "SelectModelDevice", "UNetCrossAttentionMultiply", "wanBlockSwap"}
-NEUTRAL |= {"UNetSelfAttentionMultiply", "UNetTemporalAttentionMultiply"}
+NEUTRAL |= {"UNetSelfAttentionMultiply", "UNetTemporalAttentionMultiply", "ModelAttentionBackend", "WanAnimate2Cache"}
 
 
 def test_no_node_of_core_s_is_passed_over(inside):
@@ -69,7 +69,8 @@ def test_what_a_memory_cannot_follow_is_named(inside):
         "noise": "changes noise or sigmas",
         "around": "calls it past ComfyUI's functions",
         "speech": "WanInfiniteTalkToVideo",
-        "unread": "patches double_block, which Wan 2.1 in this ComfyUI does not read",
+        "unread": "patches noise_refiner, which Wan 2.1 in this ComfyUI does not read",
+        "control net": "adds a control net for a whole clip",
         "layer": "dit double_block 99, which Wan 2.1 in this ComfyUI does not read",
     }
     found = inside(CASES, "refusals")

@@ -208,3 +208,65 @@ def test_subgraphs_that_cannot_be_expanded(kind, subgraphs, expected):
     with pytest.raises(ValueError, match=expected) as error:
         to_prompt(workflow, INFO)
     assert len(str(error.value)) < 300
+
+
+def dynamic(*options, **settings):
+    """A choice of which every option has inputs of its own, as in ComfyUI 0.33's Save Video."""
+    return [
+        "COMFY_DYNAMICCOMBO_V3",
+        {"options": [{"key": k, "inputs": {"required": i}} for k, i in options]} | settings,
+    ]
+
+
+CRF = {"crf": ["FLOAT", {"default": 23.0}]}
+CODEC = dynamic(("auto", {}), ("h264", {"encoding": dynamic(("auto", {}), ("re-encode", CRF))}))
+FORMAT = dynamic(("mp4", {"codec": CODEC}), ("gif", {}))
+VIDEO = {
+    "Save": {
+        "input": {
+            "required": {"prefix": ["STRING", {}], "format": FORMAT},
+            "optional": {"last": ["INT", {"default": 7}]},
+        }
+    }
+}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["x"], {"format": "mp4", "format.codec": "auto", "last": 7}),
+        (["x", "mp4", "auto"], {"format": "mp4", "format.codec": "auto", "last": 7}),
+        (["x", "gif", 3], {"format": "gif", "last": 3}),
+        (["x", "mp4", "h264", "auto", 3],
+         {"format": "mp4", "format.codec": "h264", "format.codec.encoding": "auto", "last": 3}),
+        (["x", "mp4", "h264", "re-encode", 30.0, 3],
+         {"format": "mp4", "format.codec": "h264", "format.codec.encoding": "re-encode",
+          "format.codec.encoding.crf": 30.0, "last": 3}),
+        ({"prefix": "x", "format": "mp4", "format.codec": "h264"},
+         {"format": "mp4", "format.codec": "h264", "format.codec.encoding": "auto", "last": 7}),
+    ],
+)  # fmt: skip
+def test_the_inputs_of_a_chosen_option_follow_their_choice(values, expected):
+    workflow = {"nodes": [{"id": 1, "type": "Save", "widgets_values": values}], "links": []}
+    assert to_prompt(workflow, VIDEO)["1"]["inputs"] == {"prefix": "x", **expected}
+
+
+def test_values_behind_those_of_the_chosen_option_are_refused():
+    workflow = {"nodes": [{"id": 1, "type": "Save", "widgets_values": ["x", "gif", 3, "auto"]}], "links": []}
+    with pytest.raises(ValueError, match=r"node 1 \(Save\): found 4 widget values, expected at most 3"):
+        to_prompt(workflow, VIDEO)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"options": 3}, r"input.required.format.options: found 3, expected a list"),
+        ({"options": [{"key": "mp4"}]}, r"input.required.format.options\[0\]"),
+        ({"options": [{"key": "mp4", "inputs": {"required": {"codec": 1}}}]}, r"input.required.format.mp4.required"),
+    ],
+)
+def test_a_choice_that_cannot_be_read_is_named(choice, message):
+    workflow = {"nodes": [{"id": 1, "type": "Save", "widgets_values": ["mp4"]}], "links": []}
+    info = {"Save": {"input": {"required": {"format": ["COMFY_DYNAMICCOMBO_V3", choice]}}}}
+    with pytest.raises(ValueError, match=f"the server's definition of Save: {message}"):
+        to_prompt(workflow, info)

@@ -15,6 +15,7 @@ from .tiny_model import OTHER, PROMPT, part, rollout, text, tiny
 SET = {"scaling_factor": 1.2, "cfg": 5.0, "ratio": 0.5, "noise_scale": 1.5, "shift": 9.0, "scale_t": 2.0}
 SET |= {"strength_model": 1.0, "tsr_k": 0.5, "dtype": "bf16", "double_layers": "1", "single_layers": "1"}
 SET |= {"start_percent": 0.0, "end_percent": 1.0, "layers": "1", "nerf_tile_size": 8, "multiplier": 0.7}
+SET |= {"freq_cutoff": 2}
 # Speed only; `bridge_faults.compiled` covers it.
 NOT_RUN = ("TorchCompileModel",)
 

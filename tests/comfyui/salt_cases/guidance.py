@@ -224,8 +224,9 @@ def refusals() -> dict[str, str]:
     layer = tiny()
     layer.set_model_patch_replace(unknown, "dit", "double_block", 99)
     seen = SimpleNamespace(penultimate_hidden_states=torch.zeros(1))
-    unread = tiny()
-    unread.set_model_patch(unknown, "double_block")  # as DiffSynth's control nets for images do
+    unread, control = tiny(), tiny()
+    unread.set_model_patch(unknown, "noise_refiner")  # as Z-Image's control nets do
+    control.set_model_patch(SimpleNamespace(models=list), "double_block")  # as DiffSynth's control nets for images do
     entries = {
         "area": [[text(PROMPT)[0][0], {"area": (3, 2, 2, 0, 0, 0)}]],
         "mask": [[text(PROMPT)[0][0], {"mask": torch.ones(1, 64, 64)}]],
@@ -243,6 +244,7 @@ def refusals() -> dict[str, str]:
         "speech": refusal(latents, speech),
         "layer": refusal(latents, layer),
         "unread": refusal(latents, unread),
+        "control net": refusal(latents, control),
         "negative area": refusal(latents, tiny(), cfg=3.0, negative=entries["area"]),
     }
 

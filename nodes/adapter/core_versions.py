@@ -1,0 +1,126 @@
+"""What differs between the versions of ComfyUI that the pack runs on, 0.3.64 to 0.33, and what each of them has.
+
+A difference is found by looking for what it is about, never by a version's number: development versions and forks lie
+between releases. Other modules of the pack call these functions and ask for no version.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from comfy.sd import VAE
+    from comfy_api.latest import InputImpl
+
+# Widgets that few need; front ends fold them away from ComfyUI 0.9 on, which knows the argument.
+ADVANCED: dict[str, bool] = {"advanced": True} if "advanced" in inspect.signature(io.Int.Input).parameters else {}
+
+
+def schema(**settings: Any) -> io.Schema:
+    """io.Schema without the fields that this ComfyUI does not have yet (search aliases before 0.9)."""
+    known = {f.name for f in dataclasses.fields(io.Schema)}
+    return io.Schema(**{key: value for key, value in settings.items() if key in known})
+
+
+def model_from_state(
+    state: dict[str, Tensor], metadata: dict[str, str], options: dict[str, Any], disable_dynamic: bool
+) -> ModelPatcher | None:
+    """ComfyUI's loader for weights in memory. Older versions see shapes only and have no dynamic loading."""
+    import comfy.sd
+
+    load = comfy.sd.load_diffusion_model_state_dict
+    arguments = {"metadata": metadata, "disable_dynamic": disable_dynamic}
+    known = inspect.signature(load).parameters
+    return load(state, model_options=options, **{k: v for k, v in arguments.items() if k in known})
+
+
+def file_of(model: ModelPatcher) -> Path | None:
+    """The file that a loader has read a MODEL from, as it tells ComfyUI so that it can be read again; None where it
+    does not (older versions of ComfyUI) or the file is gone."""
+    again = getattr(model, "cached_patcher_init", None)
+    source = again[1][0] if again is not None and again[1] else None
+    path = Path(source) if isinstance(source, (str, Path)) else None
+    return path if path is not None and path.is_file() else None
+
+
+def narrow_vae(state: dict[str, Tensor]) -> VAE:
+    """A native VAE of weights that are narrower than Wan's. Raises ValueError where this ComfyUI builds it at full
+    width only."""
+    import comfy.sd
+
+    try:
+        return comfy.sd.VAE(sd=state)
+    except RuntimeError as error:
+        raise ValueError(
+            "Load Salt Tiny needs ComfyUI 0.8 or newer: this version builds Wan's VAE at its full width only; the "
+            "other nodes work"
+        ) from error
+
+
+def joined_frames(decoded: Tensor | list[Tensor]) -> Tensor:
+    """What Wan's decoder has returned, as one tensor: newer versions return the frames of a call in parts."""
+    return torch.cat(decoded, dim=2) if isinstance(decoded, list) else decoded
+
+
+def as_video(images: Tensor, fps: float) -> InputImpl.VideoFromComponents:
+    """A VIDEO of images [T, H, W, 3], which are not copied."""
+    try:
+        from comfy_api.latest import InputImpl, Types
+
+        video, components = InputImpl.VideoFromComponents, Types.VideoComponents
+    except ImportError:  # before 0.4
+        from comfy_api.input_impl import VideoFromComponents as video
+        from comfy_api.util import VideoComponents as components
+    return video(components(images=images, audio=None, frame_rate=Fraction(fps).limit_denominator(1001)))
+
+
+def video_of(path: Path) -> InputImpl.VideoFromFile:
+    """A file as a VIDEO."""
+    try:
+        from comfy_api.latest import InputImpl
+
+        video = InputImpl.VideoFromFile
+    except ImportError:  # before 0.4
+        from comfy_api.input_impl import VideoFromFile as video
+    return video(str(path))
+
+
+def executing_node() -> str:
+    """Id of the node that ComfyUI executes, as `12`, or `4:12` in a subgraph; "" outside of a queued prompt."""
+    try:
+        from comfy_execution.utils import get_executing_context
+    except ImportError:  # before 0.3.48
+        return ""
+    context = get_executing_context()
+    return "" if context is None else str(context.node_id)
+
+
+@contextmanager
+def without_cuda_graphs() -> Iterator[None]:
+    """While open, ComfyUI (0.33 on) captures no block of a model as a CUDA graph, as `--disable-cuda-graphs` has it.
+
+    A graph repeats one call with the memory, positions and lengths that it was captured with. 0.33 itself captures
+    blocks of text encoders only.
+    """
+    from comfy.cli_args import args
+
+    if not hasattr(args, "disable_cuda_graphs"):
+        yield
+        return
+    before = args.disable_cuda_graphs
+    args.disable_cuda_graphs = True
+    try:
+        yield
+    finally:
+        args.disable_cuda_graphs = before
