@@ -44,13 +44,16 @@ def mount(server: Any) -> Mounted:
 
 def access() -> Access:
     """Who may reach them: pages of this server, on this machine. Where ComfyUI listens beyond it, they need a token,
-    which ComfyUI's page gets from its own server."""
+    which ComfyUI's page gets from its own server; any name is right there, as ComfyUI's own routes have it, since a
+    rented machine is reached through a proxy."""
     from comfy.cli_args import args
 
     from ...salt.live.server.security import Access, is_loopback
 
     hosts = tuple(host.strip() for host in str(args.listen).split(",") if host.strip()) or ("127.0.0.1",)
-    return Access(hosts, None if all(map(is_loopback, hosts)) else secrets.token_urlsafe(TOKEN_BYTES))
+    if all(map(is_loopback, hosts)):
+        return Access(hosts)
+    return Access(hosts, secrets.token_urlsafe(TOKEN_BYTES), any_name=True)
 
 
 @contextmanager

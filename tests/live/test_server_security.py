@@ -160,3 +160,20 @@ def test_the_page_sets_the_cookie_that_its_requests_carry(monkeypatch, tmp_path)
 @pytest.mark.parametrize("name", ["../security.py", "..%2fsecurity.py", "%2e%2e/security.py", "/etc/passwd", "%00"])
 def test_static_names_are_no_paths(name):
     assert statuses([(f"/static/{name}", {})])[0] in (400, 404)
+
+
+def test_any_name_is_right_behind_a_proxy_but_not_another_site():
+    proxied = Access(("0.0.0.0",), TOKEN, any_name=True)
+    name = {"Host": "abc-8188.proxy.example"}
+    found = statuses(
+        [
+            (f"{LOCAL}?token={TOKEN}", name),
+            (f"{LOCAL}?token={TOKEN}", {**name, "Origin": "https://abc-8188.proxy.example"}),
+            (f"{LOCAL}?token={TOKEN}", {**name, "Origin": "https://evil.example"}),
+            (LOCAL, name),
+        ],
+        proxied,
+    )
+    assert found == [200, 200, 403, 401]
+    with pytest.raises(InputError, match="any_name"):
+        Access(any_name=True)

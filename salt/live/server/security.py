@@ -46,13 +46,17 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Access:
     """Who may reach a server. hosts: names or addresses that it is bound to; token: needed where it is set.
 
-    Raises InputError for a server that other machines can reach without a token.
+    any_name: requests may call it by any name, as those that come through a proxy do.
+    Raises InputError for a server that other machines can reach without a token, and for any name on this machine.
     """
 
     hosts: tuple[str, ...] = ("127.0.0.1",)
     token: str | None = None
+    any_name: bool = False
 
     def __post_init__(self) -> None:
+        if self.any_name and self.is_loopback:
+            raise InputError("any_name", "is for a server that other machines reach")
         if self.token is None:
             if not self.is_loopback:
                 raise InputError("token", f"is needed beyond this machine (host {', '.join(self.hosts)})")
@@ -90,7 +94,7 @@ class Access:
             return False
         if is_loopback(name):
             return True
-        return not self.is_loopback and (_is_address(name) or name in self._names)
+        return not self.is_loopback and (self.any_name or _is_address(name) or name in self._names)
 
     def _has_token(self, request: web.Request) -> bool:
         if self.token is None:
