@@ -166,7 +166,8 @@ def decoders(pipe: SaltPipeline, name: str) -> Callable[[], FrameDecoder]:
     if name == "none":
         return NoDecoder
     if name == "wan":
-        return pipe.new_decoder
+        tiling = Tiling(caches="cpu") if pipe.acceleration.tiles else None
+        return lambda: WanStreamDecoder(pipe.vae, tiling)
     with DEVICE:
         tiny = TinyDecoder()
     tiny = tiny.half().eval()

@@ -76,7 +76,7 @@ def decode_rows() -> list[str]:
     """Markdown table of decoding one block with Wan's VAE."""
     rows = [
         "| decoding a block, VAE in bf16 | launches | GB | waits | to host, GB | to device, GB |",
-        "|---|" * 2 + "---|" * 4,
+        "|---|---|---|---|---|---|",
     ]
     for name, tiling in (
         ("whole", None),

@@ -15,9 +15,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from ...salt.acceleration.transfers import to_main_memory
 from ...salt.block_plan import ScheduleSource
 from ...salt.conditioning import PromptSchedule
-from ...salt.memory.snapshot import MemorySnapshot, to_main_memory
+from ...salt.memory.snapshot import MemorySnapshot
 from ...salt.noise import SeededNoise
 from ..io_types import ClipMemory, Conditioning
 from .rollout_plan import RolloutPlan

@@ -41,7 +41,7 @@ ALL = [
     for home in ("", ",cpu")
     for form in ("read", "write", "fused")
     for size in ("1.3B", "14B")
-    if not (form == "fused" and kind.startswith("blended"))
+    if not (form == "fused" and kind.startswith("blended")) and (size == "1.3B" or form == "read")
 ]
 
 

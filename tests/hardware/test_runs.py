@@ -19,7 +19,7 @@ PEAKS = {  # GB, all phases
     "exact, TAEHV": 7.1,
     "exact, guidance": 14.4,
     "exact, UMT5 on the device": 22.2,
-    "low memory, prompt encoded": 14.3,
+    "low memory, prompt encoded": 5.3,
     "14B, exact": 48.8,
     "14B, low memory, no decoding": 38.3,
 }
