@@ -103,6 +103,8 @@ def _forward(case: ForwardCase, config: dict[str, Any], layers: int) -> ForwardC
             ledger.start_again()
             before = ledger.now
             call_forward(model, memory, text, case.form)
+            if policy.window is None:  # which would see more frames the next time
+                memory.trim(FULL_CLIP - BLOCK)
         phase = ledger.phase
         return ForwardCosts(
             dict(phase.groups), phase.peak - before, memory.nbytes, dict(phase.reads), dict(phase.waits),
