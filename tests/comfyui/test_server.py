@@ -21,10 +21,11 @@ from workflows.maker.templates import WORKFLOWS
 NODES = {
     "SaltLoadStudent", "SaltLoadTiny", "SaltSigmas", "SaltSampler", "SaltRollout", "SaltPromptSchedule",
     "SaltMemoryPolicy", "SaltSaveMemory", "SaltLoadMemory", "SaltInspectMemory", "SaltRewindMemory", "SaltForkMemory",
-    "SaltExtendVideo", "SaltDecode", "SaltSemigroupDefect",
+    "SaltExtendVideo", "SaltDecode", "SaltSemigroupDefect", "SaltLive", "SaltRolloutToVideo",
 }  # fmt: skip
 NEWEST = (0, 27, 0)  # whose definitions of nodes are saved
 NARROW_VAE = (0, 8, 0)  # from here on core builds Wan's VAE as narrow as the embedded one
+SAVERS = ("SaveVideo", "SaveAnimatedWEBP", "SaltLive", "SaltRolloutToVideo")
 SECONDS = 1.0  # for the pack's import, beyond core's
 # extend_from_memory goes on from what save_memory keeps.
 IN_ORDER = sorted(WORKFLOWS, key=lambda name: (name == "extend_from_memory", name))
@@ -118,7 +119,7 @@ def test_a_workflow_is_taken_as_it_is_and_runs_to_its_end_when_small(server, nam
     number = server.queue(twin(name))  # the server's own validation, at full size
     server.cancel(number)
     made = list(results(server.run(small(twin(name)))))
-    savers = [n for n in twin(name).values() if n["class_type"] in ("SaveVideo", "SaveAnimatedWEBP")]
+    savers = [n for n in twin(name).values() if n["class_type"] in SAVERS]
     saved = [r for r in made if r.filename.endswith((".mp4", ".webp"))]
     assert len(saved) == len(savers)
     for result in saved:
