@@ -37,7 +37,8 @@ class RecordedBranch:
     def cut(self, frame: int) -> None:
         """Frames from `frame` on are about to be cut off."""
         self.cuts += frame < len(self.ends)
-        self.size = self.offset(frame) if frame else 0
+        self.head = self.head if frame else 0  # a beginning without frames does not play
+        self.size = self.offset(frame)
         del self.ends[frame:]
 
 
@@ -101,10 +102,12 @@ class Recording:
         self._file.seek(0, os.SEEK_END)
 
     def _copy(self, parent: RecordedBranch, branch: int, frame: int) -> RecordedBranch:
-        path, left = self._first.with_name(f"{self._first.stem}.branch{branch}.mp4"), parent.offset(frame)
+        path = self._first.with_name(f"{self._first.stem}.branch{branch}.mp4")
+        left = parent.offset(frame) if frame else 0
         names = itertools.chain([path], (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(2)))
-        twin = RecordedBranch(next(p for p in names if not p.exists()), parent.head, parent.ends[:frame])
-        twin.size = left if frame else 0
+        twin = RecordedBranch(
+            next(p for p in names if not p.exists()), parent.head if frame else 0, parent.ends[:frame], left
+        )
         with parent.path.open("rb") as source, twin.path.open("xb") as target:
             while left and (part := source.read(min(left, COPY_BYTES))):
                 target.write(part)

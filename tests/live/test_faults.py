@@ -1,8 +1,10 @@
 """Whatever happens to a session: errors end it in one line, kills leave a playable file, and nothing is left behind."""
 
+import mmap
 import os
 import random
 import signal
+import struct
 import threading
 import time
 from dataclasses import replace
@@ -13,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from salt.live.controls import Pace, Pause, Prompt, Resume, Step
+from salt.live.controls import Fork, Pace, Pause, Prompt, Resume, Rewind, Step
 from salt.live.pipeline_host import PipelineHost
 from salt.live.recording import Recording
 from salt.live.replay import play, replay_engine
@@ -112,19 +114,44 @@ def test_a_recording_is_playable_after_kill_9(host, tmp_path, moment):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
-def test_sessions_killed_at_50_moments_leave_playable_recordings(host, tmp_path):
-    rng = random.Random(1)
-    for number in range(50):
-        path = tmp_path / f"{number}.mp4"
+@pytest.mark.parametrize("moves", [False, True])
+def test_sessions_killed_at_50_moments_leave_recordings_that_play_up_to_there(host, tmp_path, moves):
+    """Every frame that was in the file when the process was killed is played. moves: with rewinds and forks."""
+    rng, counts, lost = random.Random(1), [], []
+    for number in range(25):
+        path = tmp_path / str(number) / "clip.mp4"
+        path.parent.mkdir()
+        written = mmap.mmap(-1, 8)
 
-        def write(ready, path=path):
+        def write(ready, path=path, written=written, number=number):
             torch.set_num_threads(1)
             session = LiveSession(host, LiveSettings(SHAPES[0], nfe=2, pace="free"), record=path)
-            session.output.viewers.put = lambda message: getattr(message, "first_frame", 0) and ready()
+            recording, chance = session.output.recording, random.Random(number)
+            append, publish = recording._append, session._publish
+
+            def counted(fragment):
+                append(fragment)
+                written[:] = struct.pack("q", len(recording.branch.ends))
+
+            def moved(block):
+                publish(block)
+                if block.kept.number == 1:
+                    ready()
+                if moves and chance.random() < 0.3:
+                    session.send(chance.choice((Rewind, Fork))(chance.uniform(0, 1)))
+
+            recording._append, session._publish = counted, moved
             session.run()
 
-        killed(write, rng.uniform(0, 0.5))
-        assert frames_in(path) >= 9, number
+        killed(write, rng.uniform(0, 1.0))
+        files = [file for file in path.parent.iterdir() if file.stat().st_size]
+        played = {file.name: frames_in(file) for file in files}
+        assert all(played.values()), (number, played)
+        if not moves:
+            (known,) = struct.unpack("q", written[:])
+            counts.append(played.get("clip.mp4", 0))
+            lost.append(known - counts[-1])
+    assert moves or max(lost) <= 0 < max(counts), (counts, lost)
 
 
 @pytest.mark.slow

@@ -8,8 +8,10 @@ import pytest
 from imageio_ffmpeg import count_frames_and_secs
 from PIL import Image
 
+from salt.live.messages import Superseded
 from salt.live.recording import RecordedBranch
 from salt.live.server.hosted import LiveRegistry, SteeringRight
+from salt.live.viewers import MAX_RECEIPTS
 from tests.helpers.fake_live_session import FakeSession
 from tests.helpers.live_server import served, viewer
 
@@ -236,6 +238,18 @@ def test_viewers_are_told_when_a_session_is_served_no_longer():
             with pytest.raises(aiohttp.WSServerHandshakeError):
                 async with viewer(address, id):
                     pass
+
+    asyncio.run(run())
+
+
+def test_a_viewer_that_comes_back_gets_all_receipts_that_are_kept():
+    async def run():
+        session = FakeSession()
+        session.viewers.receipts.extend(Superseded(event, event + 1) for event in range(MAX_RECEIPTS))
+        async with served(session) as (address, id), viewer(address, id, after=0) as one:
+            await one.until("superseded", event=1)
+            await one.until("superseded", event=MAX_RECEIPTS - 1)
+            await one.frames()
 
     asyncio.run(run())
 

@@ -16,7 +16,7 @@ from ...io.fields import FieldError
 from ...io.printable import one_line
 from ..controls import read_control
 from ..messages import FrameBatch
-from ..viewers import Viewer
+from ..viewers import MAX_RECEIPTS, Viewer
 from .client_messages import (
     ControlMessage,
     Hello,
@@ -34,7 +34,8 @@ from .security import HEADERS, MAX_MESSAGE_BYTES, MESSAGES_PER_SECOND, RateLimit
 HELLO_SECONDS = 10.0
 PING_SECONDS = 20.0  # a viewer that does not answer in half of it is gone
 CLOSE_SECONDS = 2.0
-MAX_WAITING = 256  # messages that a viewer has not taken: it does not read
+# Messages that a viewer has not taken: it does not read. One that comes back gets all receipts that are kept at once.
+MAX_WAITING = 256 + MAX_RECEIPTS
 
 
 async def serve_viewer(request: web.Request, hosted: HostedSession) -> web.WebSocketResponse:
