@@ -9,14 +9,13 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..salt.errors import InputError
-from ..salt.memory import MemoryPolicy
 from .adapter.clip_size import length_text
 from .adapter.core_versions import schema
 from .adapter.rollout_inputs import (
     RolloutInputs,
-    clip_of_inputs,
     clip_of_memory,
     history_latents,
+    plan_clip,
     plan_rollout,
 )
 from .adapter.rollout_runner import RolloutResult, run_rollout
@@ -77,15 +76,9 @@ class SaltRollout(io.ComfyNode):
         width: int,
         height: int,
         batch_size: int,
-        policy: MemoryPolicy | None = None,
-        memory: ClipMemory | None = None,
-        start_image: Tensor | None = None,
-        latents: Latent | None = None,
-        **widgets: Any,
+        **inputs: Any,
     ) -> io.NodeOutput:
-        inputs = RolloutInputs(model, seconds, **widgets)
-        clip = clip_of_inputs(inputs, (width, height), batch_size, memory, start_image, latents)
-        return node_output(run_rollout(model, plan_rollout(inputs, clip, policy)))
+        return node_output(run_rollout(model, plan_clip(model, seconds, (width, height), batch_size, **inputs)))
 
 
 class SaltExtendVideo(io.ComfyNode):

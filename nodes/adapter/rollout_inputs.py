@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -130,6 +130,23 @@ def plan_rollout(inputs: RolloutInputs, clip: ClipStart, policy: MemoryPolicy | 
         vae=inputs.vae,
         notes=notes_on_effect(inputs, clip, prompts, first_frame(clip) + length.frames, spec.frames_per_block),
     )
+
+
+def plan_clip(
+    model: ModelPatcher,
+    seconds: float,
+    size: tuple[int, int],
+    batch: int,
+    *,
+    policy: MemoryPolicy | None = None,
+    memory: ClipMemory | None = None,
+    start_image: Tensor | None = None,
+    latents: Latent | None = None,
+    **widgets: Any,
+) -> RolloutPlan:
+    """What Salt Rollout's inputs describe. size: width and height in pixels; widgets: the rest of `RolloutInputs`."""
+    inputs = RolloutInputs(model, seconds, **widgets)
+    return plan_rollout(inputs, clip_of_inputs(inputs, size, batch, memory, start_image, latents), policy)
 
 
 def guides(inputs: RolloutInputs) -> bool:

@@ -5,23 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
-from torch import Tensor
 
 from ...salt.errors import InputError
 from ...salt.io.fragmented_file import FragmentedFile
-from ...salt.memory import MemoryPolicy
 from ..adapter.block_outputs import VideoOutput
 from ..adapter.clip_size import FRAMES_PER_LATENT, PIXELS_PER_LATENT
 from ..adapter.core_versions import schema, video_of
 from ..adapter.output_videos import check_video_prefix, new_video_path, video_ui
-from ..adapter.rollout_inputs import RolloutInputs, clip_of_inputs, plan_rollout
+from ..adapter.rollout_inputs import plan_clip
 from ..adapter.rollout_runner import run_rollout
-from ..io_types import ClipMemory, Latent, Memory
+from ..io_types import Memory
 from ..memory_ui import memory_ui
 from ..widgets import model_sockets, policy_socket, sampling_widgets, seconds_widget, size_widgets
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
+    from comfy.sd import VAE
 
 MAX_SECONDS = 24 * 3600.0
 
@@ -97,23 +96,19 @@ class SaltRolloutToVideo(io.ComfyNode):
         width: int,
         height: int,
         filename_prefix: str,
-        policy: MemoryPolicy | None = None,
-        memory: ClipMemory | None = None,
-        start_image: Tensor | None = None,
-        latents: Latent | None = None,
-        **widgets: Any,
+        vae: VAE | None = None,
+        **inputs: Any,
     ) -> io.NodeOutput:
-        inputs = RolloutInputs(model, seconds, **widgets)
-        if inputs.vae is None:
+        if vae is None:
             raise InputError("vae", "needs Wan 2.1's VAE connected, which the video is decoded by")
-        clip = clip_of_inputs(inputs, (width, height), 1, memory, start_image, latents)
-        if clip.batch != 1:
-            raise InputError("latents" if memory is None else "memory", f"found a batch of {clip.batch}, expected 1")
-        plan = plan_rollout(inputs, clip, policy)
-        width, height = (PIXELS_PER_LATENT * side for side in reversed(clip.size))
+        plan = plan_clip(model, seconds, (width, height), 1, vae=vae, **inputs)
+        if plan.batch != 1:
+            socket = "latents" if plan.memory is None else "memory"
+            raise InputError(socket, f"found a batch of {plan.batch}, expected 1")
+        width, height = (PIXELS_PER_LATENT * side for side in reversed(plan.size))
         path = new_video_path(filename_prefix, width, height)
         with FragmentedFile(path, FRAMES_PER_LATENT * plan.settings.frames_per_block) as file:
-            result = run_rollout(model, plan, VideoOutput(file, inputs.vae))
+            result = run_rollout(model, plan, VideoOutput(file, vae))
         report = f"{path}: {result.report}"
         ui = {"text": [report], **video_ui(path), **memory_ui(result.memory)}
         return io.NodeOutput(video_of(path), result.memory, report, ui=ui)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.comfyui_page import ComfyPage, chromium
-from tests.helpers.comfyui_server import LocalServer
+from tests.helpers.comfyui_server import LocalServer, make_bare_folder
 
 HERE = Path(__file__).parent
 PATH, PYTHON = os.environ.get("COMFYUI_PATH"), os.environ.get("COMFYUI_PYTHON")
@@ -53,11 +53,7 @@ def inside() -> Callable[..., Any]:
 
 @pytest.fixture(scope="module")
 def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    base = tmp_path_factory.mktemp("comfyui")
-    for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
-        (base / name).mkdir()
-    (base / "custom_nodes" / "ComfyUI-Salt").symlink_to(HERE.parents[1], target_is_directory=True)
-    serving = LocalServer(base)
+    serving = LocalServer(make_bare_folder(tmp_path_factory.mktemp("comfyui")))
     yield serving
     serving.stop()
 

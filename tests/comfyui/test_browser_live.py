@@ -1,77 +1,133 @@
-"""Salt Live on its node in ComfyUI's page: steered, and stopped and kept."""
+"""Rollouts that run, on their nodes in ComfyUI's page: steered, rewound, stopped and kept."""
 
 from __future__ import annotations
 
-import shutil
+import json
+from pathlib import Path
 
-import numpy as np
 import pytest
 
-from tests.helpers.comfyui_page import ComfyPage, chromium
-from tests.helpers.comfyui_server import ROOT, LocalServer
+from salt.io.video import read_video
+from tests.helpers.watched_player import BLOCK, UNTIL, WATCH, WATCHED, direction
 
-GRAPH = """() => {
+FRONT_ENDS = pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+
+# A graph of these kinds of nodes, from left to right: {kind: {widget: value}}, [[kind, output, kind, input]]
+GRAPH = """([kinds, links]) => {
   app.graph.clear();
-  const [tiny, live] = ['SaltLoadTiny', 'SaltLive'].map(kind => LiteGraph.createNode(kind));
-  tiny.pos = [50, 100]; live.pos = [400, 100];
-  for (const node of [tiny, live]) app.graph.add(node);
-  for (const slot of [0, 1, 2]) tiny.connect(slot, live, slot);
-  const values = {prompt: 'a fast red circle moving right', width: 64, height: 64, nfe: '2'};
-  for (const [name, value] of Object.entries(values)) live.widgets.find(w => w.name === name).value = value;
+  const nodes = {};
+  Object.entries(kinds).forEach(([kind, values], i) => {
+    const node = (nodes[kind] = LiteGraph.createNode(kind));
+    node.pos = [50 + 350 * i, 100];
+    app.graph.add(node);
+    for (const [name, value] of Object.entries(values)) node.widgets.find(w => w.name === name).value = value;
+  });
+  for (const [from, output, to, input] of links)
+    nodes[from].connect(output, nodes[to], nodes[to].inputs.findIndex(slot => slot.name === input));
+}"""
+SMALL = {"width": 64, "height": 64, "nfe": "2"}
+LIVE = [
+    {"SaltLoadTiny": {}, "SaltLive": {**SMALL, "prompt": "a slow red circle moving right"}},
+    [["SaltLoadTiny", i, "SaltLive", name] for i, name in enumerate(("model", "clip", "vae"))],
+]
+ROLLOUT = [
+    {
+        "SaltLoadTiny": {},
+        "CLIPTextEncode": {"text": "a slow red circle moving right"},
+        "SaltRollout": {**SMALL, "seconds": 300},
+        "SaltDecode": {},
+        "PreviewImage": {},
+    },
+    [
+        ["SaltLoadTiny", 1, "CLIPTextEncode", "clip"],
+        ["SaltLoadTiny", 0, "SaltRollout", "model"],
+        ["CLIPTextEncode", 0, "SaltRollout", "positive"],
+        ["SaltRollout", 0, "SaltDecode", "latents"],
+        ["SaltLoadTiny", 2, "SaltDecode", "vae"],
+        ["SaltDecode", 0, "PreviewImage", "images"],
+    ],
+]
+# Parts of the view that reach out of it at the right, as a user sees it.
+CUT_OFF = """() => {
+  const view = document.querySelector('.salt-live-node'), { right } = view.getBoundingClientRect();
+  return [...view.querySelectorAll('*')].filter(e => !e.closest('.strip-rows') && e.offsetParent &&
+    e.getBoundingClientRect().right > right + 0.5).map(e => e.outerHTML.slice(0, 200));
 }"""
 
 
-@pytest.fixture(scope="module")
-def comfy(tmp_path_factory):
-    base = tmp_path_factory.mktemp("comfyui")
-    for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
-        (base / name).mkdir()
-    (base / "custom_nodes" / "ComfyUI-Salt").symlink_to(ROOT, target_is_directory=True)
-    server = LocalServer(base)
-    try:
-        with chromium() as browser:
-            page = ComfyPage(browser, server.url)
-            page.base = base
-            yield page
-    finally:
-        server.stop()
-        shutil.rmtree(base, ignore_errors=True)
+def report(comfy, kind: str) -> str:
+    """What a node said when it had run."""
+    number = comfy.page.evaluate("kind => String(app.graph._nodes.find(n => n.type === kind).id)", kind)
+    (said,) = [e["detail"]["output"] for e in comfy.heard("executed") if e["detail"]["node"] == number]
+    return said["text"][0]
 
 
-def motion(path) -> list[str]:
-    """Where the red object goes, from one second to the next: the larger part of its way."""
-    import imageio.v3 as iio
+@FRONT_ENDS
+def test_a_clip_is_steered_on_its_node(comfy, page_server, vue):
+    page, applied = comfy.page, []
 
-    places = []
-    for frame in iio.imread(path)[::8]:
-        red = np.clip(frame[..., 0].astype(float) - frame[..., 1:].max(axis=2), 0, None)
-        angles = [2 * np.pi * np.arange(64) / 64] * 2
-        places.append(
-            [np.angle((red.sum(axis) * np.exp(1j * a)).sum()) for axis, a in zip((1, 0), angles, strict=True)]
-        )
-    steps = (np.diff(np.array(places), axis=0) + np.pi) % (2 * np.pi) - np.pi  # the world is a torus
-    return ["down" if abs(y) > abs(x) and y > 0 else "up" if abs(y) > abs(x) else "right" if x > 0 else "left"
-            for y, x in steps]  # fmt: skip
+    def told(text: str | bytes) -> None:
+        message = json.loads(text) if isinstance(text, str) else {}
+        if message.get("type") == "applied":
+            applied.append(message)
 
+    def until(generation: int, frame: int) -> None:
+        page.wait_for_function(UNTIL, arg=[generation, frame], polling=200, timeout=60_000)
 
-@pytest.mark.parametrize("vue", [False])
-def test_a_clip_is_steered_on_its_node(comfy, vue):
-    page = comfy.page
+    page.on("websocket", lambda socket: socket.on("framereceived", told))
     comfy.setting("Comfy.VueNodes.Enabled", vue)
-    page.evaluate(GRAPH)
+    page.evaluate(GRAPH, LIVE)
     comfy.look_at("SaltLive")
     comfy.listen()
+    page.evaluate(WATCH, f"{page_server.url}/salt/live/static/player.js")
     comfy.press_run()
     view = page.locator(".salt-live-node")
-    view.locator("canvas").first.wait_for(timeout=60_000)
-    page.wait_for_timeout(3000)
-    view.locator("textarea").first.fill("a fast red circle moving up")
+    view.locator(".picture").wait_for(timeout=60_000)
+    until(0, 2 * BLOCK)
+    comfy.picture(f"live_{'vue' if vue else 'canvas'}")
+    assert page.evaluate(CUT_OFF) == []
+    assert view.evaluate("view => getComputedStyle(view).colorScheme") == "dark", "as ComfyUI is"
+
+    view.locator(".prompt-box textarea").fill("a slow red circle moving up")
     view.get_by_role("button", name="Send").click()
-    page.wait_for_timeout(5000)
+    view.get_by_text("on screen after").wait_for(timeout=60_000)
+    turned = applied[-1]["frame"]
+    until(0, turned + 2 * BLOCK + WATCHED)
+    pictures = page.evaluate("seen")
+    assert direction(pictures, 0, turned - WATCHED) == "right"
+    assert direction(pictures, 0, turned + 2 * BLOCK) == "up"
+
+    zoom = 0.85  # of the canvas, see look_at
+    view.locator(".track").first.click(position={"x": 56 * 1.9 * zoom, "y": 20 * zoom})
+    view.get_by_text("Rewind").first.wait_for()
+    page.wait_for_function("seen.some(p => p.generation === 1)", polling=200)
+    back = applied[-1]["frame"]
+    assert applied[-1]["control"] == "rewind" and 0 < back <= BLOCK, "the block that was clicked"
+    until(1, back + WATCHED)
+    assert direction(page.evaluate("seen"), 1, back) == "right", "as it was before the turn"
+
     view.get_by_role("button", name="Stop and keep").click()
     comfy.wait_for("execution_success")
     view.wait_for(state="detached")
-    assert comfy.errors == []
-    recorded = max(comfy.base.rglob("*.mp4"), key=lambda path: path.stat().st_mtime)
-    ways = motion(recorded)
-    assert ways[1] == "right" and ways[-2:] == ["up", "up"], ways
+    path, _, rest = report(comfy, "SaltLive").rpartition(": ")
+    print(path, rest, applied)
+    clip_BCTHW = read_video(Path(path))
+    assert clip_BCTHW.shape[1:] == (3, int(rest.split()[0]), 64, 64) and clip_BCTHW.shape[2] > back + WATCHED
+
+
+@FRONT_ENDS
+def test_stop_and_keep_ends_a_rollout_after_its_block(comfy, vue):
+    comfy.setting("Comfy.VueNodes.Enabled", vue)
+    comfy.page.evaluate(GRAPH, ROLLOUT)
+    comfy.look_at("SaltRollout")
+    comfy.listen()
+    comfy.press_run()
+    comfy.page.wait_for_function("heard.some(e => e.name === 'preview')", timeout=60_000)
+    button = comfy.page.get_by_role("button", name="Stop and keep")
+    button.click()
+    comfy.wait_for("execution_success")
+    button.wait_for(state="detached")
+    comfy.picture(f"stopped_{'vue' if vue else 'canvas'}")
+    said = report(comfy, "SaltRollout")
+    print(said)
+    assert "stopped and kept at" in said and "of 300" in said

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from salt.comfy_client.client import ServerError
+from salt.io.video import read_video
 from salt.memory import load_memory
-from tests.helpers.comfyui_server import LocalServer, make_base_folder, small, twin
+from tests.helpers.comfyui_server import LocalServer, make_bare_folder, make_base_folder, small, twin
 
 MEMORY, LATENTS = "salt_tiny_clip_00001_.safetensors", "salt_tiny_clip_00001_.latent"
 RUNS, WARM = 200, 40
@@ -184,3 +185,24 @@ def test_two_hundred_queued_runs_leave_memory_flat(base):
         assert abs(late / early - 1) <= 0.05
     finally:
         server.stop()
+
+
+@pytest.mark.slow
+def test_a_server_killed_during_a_rollout_to_video_leaves_a_file_that_plays(tmp_path):
+    base, chance, before = make_bare_folder(tmp_path / "base"), random.Random(23), set()
+    endless = twin("rollout_to_video")
+    endless[node(endless, "SaltRolloutToVideo")]["inputs"] |= {"seconds": 3600.0}
+    for _ in range(5):
+        server = LocalServer(base)
+        server.queue(endless)
+        until = time.monotonic() + 120
+        while not (made := [p for p in set(base.glob("output/video/*.mp4")) - before if p.stat().st_size]):
+            assert time.monotonic() < until and server.process.poll() is None, server.log[-2000:]
+            time.sleep(0.01)
+        time.sleep(chance.uniform(1, 4))  # several blocks
+        server.kill()
+        (path,) = made
+        before.add(path)
+        clip_BCTHW = read_video(path)
+        print(f"{path.name}: {path.stat().st_size} bytes, {clip_BCTHW.shape[2]} frames")
+        assert clip_BCTHW.shape[2] % 12 == 9 and clip_BCTHW.shape[3:] == (64, 64), "whole blocks, as they were written"

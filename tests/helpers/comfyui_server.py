@@ -29,13 +29,17 @@ def environment() -> dict[str, str]:
     return {**os.environ, "COMFYUI_PATH": comfyui, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
 
 
-def make_base_folder(base: Path) -> Path:
-    """A base directory for ComfyUI: the pack, thin encoders, stand-ins for the released models, an image to load."""
-    nodes = base / "custom_nodes"
+def make_bare_folder(base: Path) -> Path:
+    """A base directory for ComfyUI with the pack alone, which has a model of its own."""
     for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
         (base / name).mkdir(parents=True, exist_ok=True)
-    (nodes / "ComfyUI-Salt").symlink_to(ROOT, target_is_directory=True)
-    shutil.copytree(TESTS / "shrunk_encoders", nodes / "shrunk_encoders")
+    (base / "custom_nodes" / "ComfyUI-Salt").symlink_to(ROOT, target_is_directory=True)
+    return base
+
+
+def make_base_folder(base: Path) -> Path:
+    """A base directory for ComfyUI: the pack, thin encoders, stand-ins for the released models, an image to load."""
+    shutil.copytree(TESTS / "shrunk_encoders", make_bare_folder(base) / "custom_nodes" / "shrunk_encoders")
     shutil.copy(Path(os.environ["COMFYUI_PATH"]) / "input" / "example.png", base / "input")
     command = [os.environ["COMFYUI_PYTHON"], "-m", "salt_cases.stand_in_models", str(base)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)

@@ -287,22 +287,3 @@ def test_axe_finds_nothing_serious(browser, server, scheme):
         page.close()
     serious = [v for violations in found.values() for v in violations if v[1] in ("serious", "critical")]
     assert serious == []
-
-
-def test_a_view_inside_another_page(browser, server, session):
-    page = LivePage(browser, server.url)
-    page.shows(".pill", "Live")
-    page.run(
-        """async socket => { const { LiveView } = await import('./static/view.js');
-          const box = document.createElement('div'); box.id = 'inside'; document.body.append(box);
-          window.view = new LiveView(box, socket, {compact: true}) }""",
-        server.url.replace("http", "ws") + "ws?session=mock-session",
-    )
-    page.shows("#inside .pill", "Live")
-    page.until("() => view.player.last !== null")
-    assert page.page.locator("#inside .figures").count() == 0
-    assert page.page.locator("#inside .status a").get_attribute("href") == server.url + "?session=mock-session"
-    page.run("view.destroy()")
-    wait(lambda: len(session.sockets) == 1, page)
-    assert page.run("document.querySelector('#inside').children.length") == 0
-    page.close()

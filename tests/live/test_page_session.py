@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import subprocess
@@ -12,30 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 pytest.importorskip("aiohttp", reason="aiohttp is not installed")
 
 from salt.io.video import read_video
+from tests.helpers.watched_player import BLOCK, UNTIL, WATCH, WATCHED, direction
 from tests.live.page_driver import LivePage, chromium
-from train.shapes.bench import score_clip
 
 ROOT = Path(__file__).parents[2]
 PICTURES = os.environ.get("SALT_SCREENSHOTS")
-BLOCK = 12  # pixel frames
-WATCHED = 24  # frames that a direction is measured on
-
-# Keeps every picture that the player paints: {generation, frame, pixels}.
-WATCH = """async () => {
-  const { Player } = await import('./static/player.js');
-  const paint = Player.prototype.paint;
-  window.seen = [];
-  Player.prototype.paint = function (frame) {
-    paint.call(this, frame);
-    const { data } = this.context.getImageData(0, 0, 64, 64);
-    seen.push({ generation: frame.generation, frame: frame.frame, pixels: btoa(String.fromCharCode(...data)) });
-  };
-}"""
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +39,6 @@ def address(tmp_path: Path) -> Iterator[str]:
     process.wait(20)
 
 
-def direction(pictures: list[dict], generation: int, first: int) -> str:
-    """Where the object moves in the frames from `first` on that were shown."""
-    chosen = [p for p in pictures if p["generation"] == generation and first <= p["frame"] < first + WATCHED]
-    assert len(chosen) >= WATCHED - 8, "few frames were dropped"
-    raw = bytearray(b"".join(base64.b64decode(p["pixels"]) for p in chosen))
-    rgb_THWC = torch.frombuffer(raw, dtype=torch.uint8).view(len(chosen), 64, 64, 4)[..., :3]
-    return score_clip(rgb_THWC.permute(3, 0, 1, 2) / 127.5 - 1, "a slow red circle moving up").found_direction
-
-
 @pytest.mark.slow
 def test_type_a_direction_rewind_stop_and_download(browser, address, tmp_path):
     live = LivePage(browser, "about:blank", viewport={"width": 1280, "height": 860}, color_scheme="dark")
@@ -78,15 +53,14 @@ def test_type_a_direction_rewind_stop_and_download(browser, address, tmp_path):
     live.page.set_default_timeout(60_000)
     live.page.goto(address)
     live.shows(".pill", "Live")
-    live.run(WATCH)
-    until = "([g, f]) => seen.some(p => p.generation >= g && p.frame >= f)"
-    live.until(until, [0, 4 * BLOCK])
+    live.run(WATCH, "./static/player.js")
+    live.until(UNTIL, [0, 4 * BLOCK])
 
     live.page.locator(".prompt-box textarea").fill("a slow red circle moving up")
     live.press("Enter")
     live.shows(".receipts", "on screen after")
     turned = applied[-1]["frame"]
-    live.until(until, [0, turned + 2 * BLOCK + WATCHED])
+    live.until(UNTIL, [0, turned + 2 * BLOCK + WATCHED])
     pictures = live.run("seen")
     print("prompt to frame:", live.text("[data-figure=latency]"), "first frame under it:", turned)
     assert direction(pictures, 0, turned - WATCHED) == "right"
@@ -96,7 +70,7 @@ def test_type_a_direction_rewind_stop_and_download(browser, address, tmp_path):
 
     live.page.locator(".track").first.click(position={"x": 56 * 2.5, "y": 20})
     live.shows(".receipts", "Rewind: from 0:0")
-    live.until(until, [1, applied[-1]["frame"] + WATCHED])
+    live.until(UNTIL, [1, applied[-1]["frame"] + WATCHED])
     assert applied[-1]["control"] == "rewind" and 0 < applied[-1]["frame"] <= 2 * BLOCK
     assert direction(live.run("seen"), 1, applied[-1]["frame"]) == "right", "as it was before the turn"
 

@@ -48,7 +48,9 @@ class Row {
   }
 
   frameAt(event) {
-    return ((event.clientX - this.track.getBoundingClientRect().left) / WIDTH) * this.strip.step;
+    const { left, width } = this.track.getBoundingClientRect();
+    const zoom = width / this.track.offsetWidth; // of a canvas that the view lies on
+    return ((event.clientX - left) / zoom / WIDTH) * this.strip.step;
   }
 
   x(frame) {
