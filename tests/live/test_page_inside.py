@@ -74,9 +74,9 @@ def test_its_colours_are_those_of_the_page_around_it(inside):
 
 
 def test_a_click_in_the_strip_counts_with_the_zoom(inside, session):
-    inside.page.locator("main").evaluate("view.act('steer'), view.actions.steer(), 0")
-    inside.until("() => view.enabled")
-    inside.until("() => view.strip.rows.get(0)?.branch.frames >= 6 * 12")
+    inside.until("frames => view.strip.rows.get(0)?.branch.frames >= frames", 6 * BLOCK)
+    inside.run("view.act('pause')")
+    inside.shows("#inside .pill", "Paused")
     inside.page.locator("#inside .track").click(position={"x": 56 * 4.5 * 0.5, "y": 8})
     wait(lambda: any(m.get("control") == "rewind" for m in session.heard), inside)
     (sent,) = [m for m in session.heard if m.get("control") == "rewind"]
