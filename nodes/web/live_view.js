@@ -26,6 +26,7 @@ async function addView(node, session, { address, token, language }) {
   widget.serialize = false;
   widget.saltSession = session;
   node.setSize([Math.max(node.size[0], SIZE[0]), Math.max(node.size[1], node.computeSize()[1])]);
+  node.setDirtyCanvas?.(true, true); // the canvas puts the view in its place only when it is drawn
   // What is typed, dragged and scrolled here is not meant for the canvas.
   for (const kind of ["pointerdown", "wheel", "keydown", "keyup"]) place.addEventListener(kind, (e) => e.stopPropagation());
   useStyle(address("/salt/live/static/live.css"));

@@ -35,6 +35,7 @@ function addRow(node, word, stop) {
   widget.serialize = false;
   const [width, needed] = node.computeSize();
   node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], needed)]);
+  node.setDirtyCanvas?.(true, true); // the canvas puts the row in its place only when it is drawn
   return widget;
 }
 

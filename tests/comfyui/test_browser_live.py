@@ -85,7 +85,8 @@ def test_a_clip_is_steered_on_its_node(comfy, page_server, vue):
     view.locator(".picture").wait_for(timeout=60_000)
     until(0, 2 * BLOCK)
     comfy.picture(f"live_{'vue' if vue else 'canvas'}")
-    assert page.evaluate(CUT_OFF) == []
+    on_node = "view => view.offsetWidth <= app.graph._nodes.find(n => n.type === 'SaltLive').size[0]"
+    assert view.evaluate(on_node) and page.evaluate(CUT_OFF) == []
     assert view.evaluate("view => getComputedStyle(view).colorScheme") == "dark", "as ComfyUI is"
 
     view.locator(".prompt-box textarea").fill("a slow red circle moving up")
