@@ -17,6 +17,9 @@ from ..models.causal_model import CausalModel
 from ..models.transformer_salt import SaltTransformer3DModel
 from ..noise import SeededNoise
 from ..pipeline.run import InFloat32
+from ..planning.models import planned_model
+from ..planning.peaks import memory_plan
+from ..planning.settings import PlanSettings
 from ..rollout import Block, RolloutSettings, rollout
 from ..schedule import Schedule
 from .machine import PROMPT, WINDOWED, Machine
@@ -112,8 +115,16 @@ def wan_blocks(machine: Machine, size: StudentSize = WAN_1_3B, latents: tuple[in
     detail = f"{1 / measured:.3g} blocks/s ({12 / measured:.3g} frames/s), attention {attention}{full}"
     if device.type == "cuda":
         figures["peak_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
-        detail += f", peak {figures['peak_gb']:.3g} GB"
+        figures["planned_peak_gb"] = planned_peak() / 1e9
+        detail += f", peak {figures['peak_gb']:.3g} GB (planned {figures['planned_peak_gb']:.3g})"
     return Outcome("measured", detail, figures)
+
+
+def planned_peak() -> int:
+    """Bytes of this run by `salt plan`: denoising alone, without the VAE that a plan always has."""
+    settings = PlanSettings(policy=POLICY_1_3B, text="none", decoder="none", fuse=True)
+    denoising = memory_plan(planned_model("1.3B"), settings).phase("denoising")
+    return denoising.bytes - denoising.parts["VAE"]
 
 
 def _block_seconds(blocks: Iterator[Block], device: torch.device) -> list[float]:

@@ -121,6 +121,7 @@ def test_blocks_of_a_random_student_are_timed(monkeypatch):
     assert outcome.status == "measured" and "attention sdpa" in outcome.detail
     assert outcome.figures["fps"] == pytest.approx(12 * outcome.figures["blocks_per_second"])
     assert "not full" not in outcome.detail
+    assert 6.3e9 < speed.planned_peak() < 9e9, "weights 2.8 GB, memory 3.5, and one forward"
     monkeypatch.setattr(speed, "MOST_SECONDS", 0.0)
     assert "window not full after 1 blocks" in speed.wan_blocks(machine, TINY, (4, 4)).detail
 
