@@ -174,27 +174,30 @@ def test_the_memory_bar_shows_what_a_window_forgets(comfy):
 
 
 def test_a_prompt_moved_by_mouse_changes_the_clip(comfy):
-    """Told by the previews, which are exact pictures of the clip after every block; core's MP4s differ run by run."""
+    """Told by the previews, which are exact pictures of the clip after every block; core's MP4s differ run by run.
+
+    A run goes on from where it begins to differ from the one before: of 7 blocks, 5 are made anew.
+    """
     comfy.drop(WORKFLOWS / "tiny_interactive_prompts.json")
     comfy.look_at(SCHEDULE, ROLLOUT)
     comfy.listen()
 
     def run(times: int) -> list[str]:
+        earlier = len(comfy.heard("preview"))
         comfy.press_run()
         comfy.wait_for("execution_success", times)
-        return [preview["digest"] for preview in comfy.heard("preview")][-7:]
+        return [preview["digest"] for preview in comfy.heard("preview")][earlier:]
 
     before, text = run(1), comfy.widget(SCHEDULE, "timeline")
     comfy.picture("prompts_1_before")
     comfy.drag(".salt-edge >> nth=1", -60)
     assert seconds_of(comfy.widget(SCHEDULE, "timeline")) == [0, 1.5] and seconds_of(text) == [0, 2.25]
     after = run(2)
-    assert [a == b for a, b in zip(after, before, strict=True)] == [True, True] + 5 * [False], "from 1.5 s on"
+    assert len(before) == 7 and len(after) == 5 and not set(after) & set(before), "from 1.5 s on"
     comfy.picture("prompts_2_after")
     comfy.set_widget(SCHEDULE, "timeline", text)
     comfy.set_widget(ROLLOUT, "seconds", 5.01)  # as many blocks, but not what ComfyUI has in its cache
-    assert run(3) == before, "the old text gives the old clip again"
-    assert len(comfy.heard("preview")) == 21
+    assert run(3) == before[2:], "the old text gives the old clip again"
 
 
 @pytest.mark.parametrize("design", DESIGNS)
