@@ -1,4 +1,4 @@
-"""*Semigroup Defect* of a student: how far one long step lands from two shorter ones, on its own path."""
+"""*Semigroup Defect* of a student, and *Salt Plan*: what a clip needs of the card's memory."""
 
 from __future__ import annotations
 
@@ -88,4 +88,52 @@ class SaltSemigroupDefect(io.ComfyNode):
         return io.NodeOutput(mean, table, image, ui={**shown, "text": [table]})
 
 
-NODES = [SaltSemigroupDefect]
+class SaltPlan(io.ComfyNode):
+    """Peaks of a clip by phase, and what would fit the card."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="SaltPlan",
+            display_name="Salt Plan",
+            category="Salt/diagnostics",
+            description="What a clip needs of the card's memory, phase by phase, before anything runs; which changes "
+            "of widgets save how much, and the cheapest that fits.",
+            search_aliases=["vram", "memory", "out of memory", "plan"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="A student; only its sizes are read."),
+                *size_widgets("Pixels.", "Pixels."),
+                seconds_widget("Length of the clip."),
+                io.Float.Input(
+                    "vram", default=0.0, min=0.0, max=1000.0, step=0.1, tooltip="GB of the card; 0 takes this one."
+                ),
+                io.Boolean.Input("guided", default=False, tooltip="Whether cfg is another than 1: two branches."),
+                policy_socket(),
+            ],
+            outputs=[
+                io.String.Output(display_name="plan", tooltip="Tables (markdown)."),
+                io.Float.Output(display_name="peak", tooltip="GB."),
+            ],
+        )
+
+    @classmethod
+    @widget_names()
+    def execute(
+        cls,
+        model: ModelPatcher,
+        width: int,
+        height: int,
+        seconds: float,
+        vram: float,
+        guided: bool,
+        policy: MemoryPolicy | None = None,
+    ) -> io.NodeOutput:
+        from .adapter.memory_plan import card_bytes, plan_of_model, plan_text
+
+        plan = plan_of_model(model, policy, width, height, seconds, guided)
+        text = plan_text(plan, card_bytes(vram, model.load_device))
+        return io.NodeOutput(text, plan.peak / 1e9, ui={"text": [text]})
+
+
+NODES = [SaltSemigroupDefect, SaltPlan]

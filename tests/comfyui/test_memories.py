@@ -9,7 +9,7 @@ def test_every_node_has_a_schema_that_this_core_takes(inside):
     found = {name: sockets for name, *sockets in inside(CASES, "schemas")}
     assert set(found) == {
         "SaltSaveMemory", "SaltLoadMemory", "SaltInspectMemory", "SaltRewindMemory", "SaltForkMemory",
-        "SaltMemoryPolicy", "SaltSemigroupDefect",
+        "SaltMemoryPolicy", "SaltSemigroupDefect", "SaltPlan",
     }  # fmt: skip
     assert found["SaltMemoryPolicy"] == [10, 2] and found["SaltForkMemory"] == [1, 2]
 
@@ -91,3 +91,11 @@ def test_the_defect_is_the_engines(inside):
     assert found["image"] == [1, 320, 640, 3] and found["colours"] > 3
     assert "found '1000, 875', expected three falling steps" in found["bad"]
     assert "triples: found t_s 900" in found["off the list"]
+
+
+def test_the_plan_of_a_model_counts_its_memory_and_what_would_save(inside):
+    found = inside(CASES, "plan")
+    assert found["memory"] == found["expected"] > 0 and found["guided"] == 2 * found["memory"]
+    assert found["peak"] > 0 and "| precision int8 |" in found["text"]
+    assert "Cheapest that fits" in found["text"] and "Nothing fits 1.0 GB" in found["too large"]
+    assert "height: found 470" in found["error"]

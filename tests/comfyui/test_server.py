@@ -21,7 +21,7 @@ from workflows.maker.templates import WORKFLOWS
 NODES = {
     "SaltLoadStudent", "SaltLoadTiny", "SaltSigmas", "SaltSampler", "SaltRollout", "SaltPromptSchedule",
     "SaltMemoryPolicy", "SaltSaveMemory", "SaltLoadMemory", "SaltInspectMemory", "SaltRewindMemory", "SaltForkMemory",
-    "SaltExtendVideo", "SaltDecode", "SaltSemigroupDefect", "SaltLive", "SaltRolloutToVideo",
+    "SaltExtendVideo", "SaltDecode", "SaltSemigroupDefect", "SaltLive", "SaltRolloutToVideo", "SaltPlan",
 }  # fmt: skip
 NEWEST = (0, 27, 0)  # whose definitions of nodes are saved
 NARROW_VAE = (0, 8, 0)  # from here on core builds Wan's VAE as narrow as the embedded one

@@ -196,6 +196,34 @@ def policies():
     return found
 
 
+def plan():
+    """The node's text for a card and the bytes of its memory beside those of the policy's own prediction."""
+    use_own_folders()
+    model, policy = tiny(), PACK.memory.MemoryPolicy("window", window=12)
+    node, adapter = DIAGNOSTICS.SaltPlan, part("nodes.adapter.memory_plan")
+    widgets = dict(width=832, height=480, seconds=5.0)
+    content, peak = node.execute(model, vram=8.0, guided=False, policy=policy, **widgets).args
+    large = node.execute(model, vram=1.0, guided=False, policy=policy, width=4096, height=4096, seconds=5.0).args
+    bytes_of = {}
+    for guided in (False, True):
+        found = adapter.plan_of_model(model, policy, guided=guided, **widgets)
+        bytes_of[guided] = found.phase("denoising").parts["KV memory"]
+    expected = part("nodes.adapter.memory_policy").predicted_bytes(model, policy, 832, 480, 5.0)
+    try:
+        node.execute(model, vram=0.0, guided=False, width=832, height=470, seconds=5.0)
+    except ValueError as caught:
+        error = str(caught)
+    return {
+        "text": content,
+        "peak": peak,
+        "too large": large[0],
+        "memory": bytes_of[False],
+        "guided": bytes_of[True],
+        "expected": expected,
+        "error": error,
+    }
+
+
 def euler_mean(defects) -> float:
     values = [v for (_, operator), v in defects.items() if operator == "euler"]
     return sum(values) / len(values)
@@ -237,4 +265,4 @@ def defect():
 
 
 if __name__ == "__main__":
-    run_case(schemas, files, choices, rewinding, inspecting, policies, defect)
+    run_case(schemas, files, choices, rewinding, inspecting, policies, defect, plan)

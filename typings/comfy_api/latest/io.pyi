@@ -43,6 +43,12 @@ class Float:
 
     class Output(Output): ...
 
+class Boolean:
+    class Input(Input):
+        def __init__(self, id: str, *, default: bool = ..., tooltip: str = ..., advanced: bool = ...) -> None: ...
+
+    class Output(Output): ...
+
 class String:
     class Input(Input):
         def __init__(

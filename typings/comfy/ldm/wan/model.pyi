@@ -21,6 +21,8 @@ class WanModel(nn.Module):
     dim: int
     in_dim: int
     out_dim: int
+    ffn_dim: int
+    text_dim: int
     num_heads: int
     blocks: Sequence[WanAttentionBlock]
     text_embedding: nn.Sequential
