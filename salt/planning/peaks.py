@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 
 from ..memory import estimate_bytes
-from ..models.streaming_vae import Tiling, spans
 from .models import BF16, FP8, FP32, WAN_VAE_WIDTH, PlannedModel
 from .settings import PlanSettings
 
@@ -182,6 +181,8 @@ def _decoder(model: PlannedModel, settings: PlanSettings) -> tuple[int, int]:
         return 0, 0
     if settings.decoder == "taehv":
         return clips * TAEHV_CACHE * pixels, clips * TAEHV_FRAME * pixels
+    from ..models.streaming_vae import Tiling, spans  # with diffusers, which the nodes load late
+
     tiling = Tiling()
     tiles = [len(spans(n // 8, tiling.size // 8, tiling.overlap // 8)) for n in (settings.height, settings.width)]
     if settings.decoder == "whole" or tiles == [1, 1]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.ledger.runs import RunCase, run_costs
+from salt.memory import MemoryPolicy
 from salt.planning import PlanSettings, memory_plan, planned_model, preset_settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
@@ -35,10 +36,9 @@ FAST = ("no decoding",)
 def test_plans_agree_with_peaks_of_the_code(device, name):
     case, changes = CASES[name]
     found, model = run_costs(case), planned_model(case.size)
-    if case.policy is None:
-        model = replace(model, spec=replace(model.spec, policy=type(model.spec.policy)()))
+    policy = MemoryPolicy.parse(case.policy) if case.policy else MemoryPolicy()
     seconds = (12 * BLOCKS - 3) / 16
-    settings = preset_settings(case.preset, model, replace(PlanSettings(seconds=seconds), **changes))
+    settings = preset_settings(case.preset, model, replace(PlanSettings(seconds=seconds, policy=policy), **changes))
     plan = memory_plan(model, settings)
     phases = {p: PHASES[p] for p in found.peaks if p in PHASES and not (p == "decode" and case.decoder == "none")}
     if not case.text:
