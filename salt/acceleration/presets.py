@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import nn
 
 from ..errors import InputError
@@ -86,6 +85,8 @@ def fuse_self_attention(model: nn.Module) -> None:
 
     A layer that quantises its input then does so once; with a scale per output row, products stay the same.
     """
+    from diffusers.models.transformers.transformer_wan import WanAttention
+
     for name, module in list(model.named_modules()):
         if name.endswith(".attn1") and isinstance(module, WanAttention):
             module.fuse_projections()
