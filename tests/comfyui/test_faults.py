@@ -189,20 +189,22 @@ def test_two_hundred_queued_runs_leave_memory_flat(base):
 
 @pytest.mark.slow
 def test_a_server_killed_during_a_rollout_to_video_leaves_a_file_that_plays(tmp_path):
-    base, chance, before = make_bare_folder(tmp_path / "base"), random.Random(23), set()
+    base, chance, clips = make_bare_folder(tmp_path / "base"), random.Random(23), {}
     endless = twin("rollout_to_video")
     endless[node(endless, "SaltRolloutToVideo")]["inputs"] |= {"seconds": 3600.0}
     for _ in range(5):
         server = LocalServer(base)
         server.queue(endless)
         until = time.monotonic() + 120
-        while not (made := [p for p in set(base.glob("output/video/*.mp4")) - before if p.stat().st_size]):
+        while not (made := [p for p in set(base.glob("output/video/*.mp4")) - clips.keys() if p.stat().st_size]):
             assert time.monotonic() < until and server.process.poll() is None, server.log[-2000:]
             time.sleep(0.01)
         time.sleep(chance.uniform(1, 4))  # several blocks
         server.kill()
         (path,) = made
-        before.add(path)
-        clip_BCTHW = read_video(path)
-        print(f"{path.name}: {path.stat().st_size} bytes, {clip_BCTHW.shape[2]} frames")
-        assert clip_BCTHW.shape[2] % 12 == 9 and clip_BCTHW.shape[3:] == (64, 64), "whole blocks, as they were written"
+        clips[path] = read_video(path)
+        print(f"{path.name}: {path.stat().st_size} bytes, {clips[path].shape[2]} frames")
+    whole = max(clips.values(), key=lambda clip_BCTHW: clip_BCTHW.shape[2])
+    for clip_BCTHW in clips.values():
+        frames = clip_BCTHW.shape[2] - 1  # the last one may be half written
+        assert frames >= 20 and torch.equal(clip_BCTHW[:, :, :frames], whole[:, :, :frames]), "the same clip, cut short"
