@@ -223,7 +223,7 @@ def latest_frames(parts: list[Tensor], device: torch.device) -> list[Tensor]:
     found: list[Tensor] = []
     for part in reversed(parts):
         missing = MAX_EARLIER_LATENTS - sum(x.shape[2] for x in found)
-        if missing > 0:
+        if missing > 0 and part.shape[2]:  # the clip so far is empty where its memory was rewound to 0
             found.insert(0, part[:, :, -missing:].to(device))
     return found
 
