@@ -217,10 +217,10 @@ def devices():
     """Where finished blocks lie, where ComfyUI keeps results elsewhere than the MODEL computes."""
     import comfy.model_management as management
 
-    runner, model = part("nodes.adapter.rollout_runner"), tiny()
+    runner, outputs, model = part("nodes.adapter.rollout_runner"), part("nodes.adapter.block_outputs"), tiny()
     _, memory, _ = rollout(model)
     kept, shapes = [], []
-    finish, sample = runner.torch.cat, runner.sample
+    finish, sample = torch.cat, runner.sample
 
     def cat(parts, dim):
         kept.append([str(p.device) for p in parts])
@@ -230,13 +230,13 @@ def devices():
         shapes.append(noise.shape[2])
         return sample(model, conds, noise, *rest, **options)
 
-    runner.torch = SimpleNamespace(**{n: getattr(torch, n) for n in ("zeros", "tensor", "float32", "device")}, cat=cat)
+    outputs.torch = SimpleNamespace(cat=cat)
     runner.sample = watched
     here = management.intermediate_device
     management.intermediate_device = lambda: torch.device("meta")
     rollout(model, seconds=5.0)
     management.intermediate_device = here
-    runner.torch, runner.sample = torch, sample
+    outputs.torch, runner.sample = torch, sample
     return {"kept": kept, "noise": shapes}
 
 
