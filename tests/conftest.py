@@ -1,6 +1,7 @@
 """Settings of the whole test suite: seeds, threads, skipped GPU tests, and how pytest collects the repository root."""
 
 import os
+import signal
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -27,6 +28,9 @@ class RootIsAFolder:
 def pytest_configure(config: pytest.Config) -> None:
     # Registered by hand: the hooks of a conftest file are not called for folders above it.
     config.pluginmanager.register(RootIsAFolder())
+    # A script's background job ignores Ctrl-C, and so would what the tests end by it: they would never end.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -436,8 +436,6 @@ def test_a_signal_leaves_a_playable_file(model, tmp_path, number, code):
         [*command, "--frames", "3009"],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        # A test run started in the background of a script ignores SIGINT, and its children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for _ in range(1200):
         time.sleep(0.1)

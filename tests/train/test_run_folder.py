@@ -101,17 +101,7 @@ def test_two_trainers_in_one_folder_are_refused(tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == [".lock"]
 
 
-@pytest.fixture
-def number(request):
-    """A signal that this process obeys: a test run in the background of a script ignores SIGINT, as do its children."""
-    before = signal.getsignal(request.param)
-    obeyed = signal.default_int_handler if request.param == signal.SIGINT else signal.SIG_DFL
-    signal.signal(request.param, obeyed)
-    yield request.param
-    signal.signal(request.param, before)
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], indirect=["number"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_that_is_told_to_stop_writes_a_checkpoint(tmp_path, monkeypatch, number, code, capsys):
     folders = dict(out=str(tmp_path / "out"), save_every=0)
     recipe = tiny_recipes.recipe(tmp_path, optimisation=dict(updates=3), run=folders)
