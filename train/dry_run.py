@@ -105,11 +105,11 @@ def _random_start_images(recipe: Recipe, folder: Path) -> Data:
     images.mkdir(exist_ok=True)
     student = backbones(recipe)["student"]
     channels = student["in_channels"] - student["out_channels"]
-    for line in range(len(PROMPTS)):
+    for line, prompt in enumerate(PROMPTS):
         generator = torch.Generator().manual_seed(line)
         tensors = {
             "image": torch.randn(257, 32, generator=generator),
             "channels": torch.randn(channels, r.frames, r.height, r.width, generator=generator) / math.sqrt(2),
         }
-        save_file(tensors, images / f"{line:06d}.safetensors")
+        save_file(tensors, images / f"{line:06d}.safetensors", {"prompt": prompt})
     return replace(recipe.data, prompts=str(prompts), images=str(images))
