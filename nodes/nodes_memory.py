@@ -10,6 +10,7 @@ from ..salt.errors import InputError
 from ..salt.memory.inspect import as_text, blended_since, lost_by_rewinding, picture, ranges
 from .adapter.core_versions import schema
 from .adapter.file_prefix import FOLDER
+from .adapter.input_errors import accepted
 from .adapter.memory_files import (
     NEWEST,
     check_save_prefix,
@@ -55,12 +56,7 @@ class SaltSaveMemory(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
         """Before anything runs. A linked prefix is not known yet."""
-        try:
-            if filename_prefix is not None:
-                check_save_prefix(filename_prefix)
-        except InputError as error:
-            return str(error)
-        return True
+        return filename_prefix is None or accepted(check_save_prefix, filename_prefix)
 
     @classmethod
     def execute(cls, memory: ClipMemory, filename_prefix: str) -> io.NodeOutput:

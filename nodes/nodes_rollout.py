@@ -21,7 +21,7 @@ from .adapter.rollout_inputs import (
 from .adapter.rollout_runner import RolloutResult, run_rollout
 from .io_types import ClipMemory, Latent, Memory
 from .memory_ui import memory_ui
-from .widgets import model_sockets, policy_socket, sampling_widgets, seconds_widget, size_widgets
+from .widgets import model_sockets, policy_socket, sampling_widgets, seconds_widget, size_widgets, start_sockets
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -52,14 +52,7 @@ class SaltRollout(io.ComfyNode):
             inputs=[
                 *model_sockets(),
                 policy_socket(),
-                Memory.Input("memory", optional=True, tooltip="The clip to continue. It is copied, never changed."),
-                io.Image.Input("start_image", optional=True, tooltip="Picture or frames that the clip starts with."),
-                io.Latent.Input(
-                    "latents",
-                    optional=True,
-                    tooltip="Latents that the clip starts with; with a memory: the clip so far, for prompts that "
-                    "recache.",
-                ),
+                *start_sockets("for prompts that recache"),
                 seconds_widget("Length at 16 frames a second, rounded up to whole blocks (0.75 s for blocks of 3)."),
                 *size_widgets("Pixels; a memory has its own size.", "Pixels."),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Clips at once, seed by seed."),

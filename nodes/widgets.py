@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from .adapter.core_versions import ADVANCED
 from .adapter.rollout_inputs import NFE, STEPPING, STUDENT_STEPS
-from .io_types import Policy, Prompts
+from .io_types import Memory, Policy, Prompts
 
 
 def model_sockets() -> list[io.Input]:
@@ -27,6 +27,19 @@ def model_sockets() -> list[io.Input]:
 
 def policy_socket() -> io.Input:
     return Policy.Input("policy", optional=True, tooltip="What the memory keeps; without it, the MODEL's own.")
+
+
+def start_sockets(needed: str) -> list[io.Input]:
+    """What a clip goes on from or starts with. needed: what the clip so far is needed for, beside a memory."""
+    return [
+        Memory.Input("memory", optional=True, tooltip="The clip to continue. It is copied, never changed."),
+        io.Image.Input("start_image", optional=True, tooltip="Picture or frames that the clip starts with."),
+        io.Latent.Input(
+            "latents",
+            optional=True,
+            tooltip=f"Latents that the clip starts with; with a memory: the clip so far, {needed}.",
+        ),
+    ]
 
 
 def seconds_widget(tooltip: str, default: float = 5.0, min: float = 0.1, max: float = 3600.0, step: float = 0.1):

@@ -49,20 +49,25 @@ def checked_prefix(prefix: str, output: str) -> str:
     expected = f"expected a name below {FOLDER}/ in the output folder, where Load Memory looks, as {FOLDER}/clip"
     root = os.path.join(output, FOLDER)
     target = os.path.normpath(os.path.join(output, prefix)) if prefix.isprintable() else root
-    relative = os.path.relpath(target, root) if _is_below(target, root) else ""
+    relative = os.path.relpath(target, root) if is_below(target, root) else ""
     # A folder in it may be a link to somewhere else, which the list does not follow.
-    if not relative or not _is_below(os.path.realpath(target), os.path.realpath(root)):
+    if not relative or not is_below(os.path.realpath(target), os.path.realpath(root)):
         raise InputError("filename_prefix", f"found {shown(prefix)}, {expected}")
-    for name in relative.split(os.sep):
+    check_names(relative, f"found {shown(prefix)}; Load Memory does not list hidden names")
+    return prefix
+
+
+def check_names(path: str, hidden: str) -> None:
+    """Raise InputError for a relative path with a hidden name (the problem is `hidden`) or one that is too long."""
+    for name in path.split(os.sep):
         if name.startswith("."):
-            raise InputError("filename_prefix", f"found {shown(prefix)}; Load Memory does not list hidden names")
+            raise InputError("filename_prefix", hidden)
         if (size := len(name.encode())) > MAX_NAME_BYTES:
             raise InputError(
                 "filename_prefix", f"found a name of {size} bytes, {shown(name)}, expected at most {MAX_NAME_BYTES}"
             )
-    return prefix
 
 
-def _is_below(path: str, folder: str) -> bool:
+def is_below(path: str, folder: str) -> bool:
     path, folder = os.path.normcase(path), os.path.normcase(folder)
     return path.startswith(folder + os.sep)

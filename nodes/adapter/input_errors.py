@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ...salt.errors import InputError
@@ -16,6 +16,15 @@ WIDGETS = {
     "history_latents": "latents",
     "initial_latents": "latents",
 }
+
+
+def accepted(check: Callable[[str], object], value: str) -> bool | str:
+    """The answer of a node's `validate_inputs`: True, or what `check` says of the value by an InputError."""
+    try:
+        check(value)
+    except InputError as error:
+        return str(error)
+    return True
 
 
 @contextmanager

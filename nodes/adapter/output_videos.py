@@ -9,7 +9,7 @@ from typing import Any
 
 from ...salt.errors import InputError
 from ...salt.io.fields import shown
-from .file_prefix import MAX_NAME_BYTES, with_dates
+from .file_prefix import check_names, is_below, with_dates
 
 
 def check_video_prefix(prefix: str) -> str:
@@ -19,16 +19,9 @@ def check_video_prefix(prefix: str) -> str:
     prefix = with_dates(prefix, datetime.now())
     output = os.path.realpath(folder_paths.get_output_directory())
     target = os.path.realpath(os.path.join(output, prefix)) if prefix.isprintable() else output
-    below = os.path.normcase(target).startswith(os.path.normcase(output) + os.sep)
-    if not below or prefix.endswith(("/", "\\")):
+    if not is_below(target, output) or prefix.endswith(("/", "\\")):
         raise InputError("filename_prefix", f"found {shown(prefix)}, expected a name below the output folder")
-    for name in os.path.relpath(target, output).split(os.sep):
-        if name.startswith("."):
-            raise InputError("filename_prefix", f"found {shown(prefix)}, expected a name that is not hidden")
-        if (size := len(name.encode())) > MAX_NAME_BYTES:
-            raise InputError(
-                "filename_prefix", f"found a name of {size} bytes, {shown(name)}, expected at most {MAX_NAME_BYTES}"
-            )
+    check_names(os.path.relpath(target, output), f"found {shown(prefix)}, expected a name that is not hidden")
     return prefix
 
 

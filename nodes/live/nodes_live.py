@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from ...salt.errors import InputError
 from ...salt.live.controls import Pacing
 from ...salt.live.settings import LiveSettings
 from ...salt.memory import MemoryPolicy
 from ..adapter.clip_size import latent_size
 from ..adapter.core_versions import ADVANCED, schema, video_of
-from ..adapter.input_errors import widget_names
+from ..adapter.input_errors import accepted, widget_names
 from ..adapter.live_runner import LivePlan, run_live
 from ..adapter.output_videos import check_video_prefix, new_video_path, video_ui
 from ..adapter.rollout_inputs import CUSTOM_STEPS, STUDENT_STEPS, schedule_of
@@ -85,12 +84,7 @@ class SaltLive(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
         """Before anything runs. A linked prefix is not known yet."""
-        try:
-            if filename_prefix is not None:
-                check_video_prefix(filename_prefix)
-        except InputError as error:
-            return str(error)
-        return True
+        return filename_prefix is None or accepted(check_video_prefix, filename_prefix)
 
     @classmethod
     @widget_names(negative="negative_prompt")

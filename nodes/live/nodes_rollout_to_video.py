@@ -11,12 +11,13 @@ from ...salt.io.fragmented_file import FragmentedFile
 from ..adapter.block_outputs import VideoOutput
 from ..adapter.clip_size import FRAMES_PER_LATENT, PIXELS_PER_LATENT
 from ..adapter.core_versions import schema, video_of
+from ..adapter.input_errors import accepted
 from ..adapter.output_videos import check_video_prefix, new_video_path, video_ui
 from ..adapter.rollout_inputs import plan_clip
 from ..adapter.rollout_runner import run_rollout
 from ..io_types import Memory
 from ..memory_ui import memory_ui
-from ..widgets import model_sockets, policy_socket, sampling_widgets, seconds_widget, size_widgets
+from ..widgets import model_sockets, policy_socket, sampling_widgets, seconds_widget, size_widgets, start_sockets
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -52,14 +53,7 @@ class SaltRolloutToVideo(io.ComfyNode):
             inputs=[
                 *model_sockets(),
                 policy_socket(),
-                Memory.Input("memory", optional=True, tooltip="The clip to continue. It is copied, never changed."),
-                io.Image.Input("start_image", optional=True, tooltip="Picture or frames that the clip starts with."),
-                io.Latent.Input(
-                    "latents",
-                    optional=True,
-                    tooltip="Latents that the clip starts with; with a memory: the clip so far, so that the new frames "
-                    "join it without a seam, and for prompts that recache.",
-                ),
+                *start_sockets("so that the new frames join it without a seam, and for prompts that recache"),
                 seconds_widget(
                     "Length at 16 frames a second, rounded up to whole blocks (0.75 s for blocks of 3).",
                     default=30.0,
@@ -81,12 +75,7 @@ class SaltRolloutToVideo(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
         """Before anything runs. A linked prefix is not known yet."""
-        try:
-            if filename_prefix is not None:
-                check_video_prefix(filename_prefix)
-        except InputError as error:
-            return str(error)
-        return True
+        return filename_prefix is None or accepted(check_video_prefix, filename_prefix)
 
     @classmethod
     def execute(
