@@ -85,12 +85,12 @@ class Ledger(TorchDispatchMode):
         self._phase = DENOISE
 
     def __enter__(self) -> Ledger:
-        self._told = state.explicit_wait
+        self._previous_wait = state.explicit_wait
         state.explicit_wait = self._explicit_wait
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        state.explicit_wait = self._told
+        state.explicit_wait = self._previous_wait
         super().__exit__(*error)
 
     @property

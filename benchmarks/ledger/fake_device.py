@@ -48,7 +48,7 @@ class FakeStream:
 
 
 class FakeEvent:
-    """An event that has always happened; the host's waits for it are told to the ledger."""
+    """An event that has always happened; the host's waits for it are counted by the ledger."""
 
     def __init__(self, *args: object, **options: object) -> None: ...
 
@@ -64,7 +64,7 @@ class FakeEvent:
 
 
 class _State:
-    """What the stubs know: the current stream, pinned storages, and who is told of explicit waits."""
+    """What the stubs know: the current stream, pinned storages, and what counts explicit waits."""
 
     def __init__(self) -> None:
         self.default = FakeStream()

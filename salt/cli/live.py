@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..io.atomic import check_free
 from ..io.printable import printable
 from .generate import add_model_arguments, pipeline_options
 
@@ -80,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
     )  # fmt: skip
     record: Path | None = arguments.record
     if record is not None:
-        _check_free(_replay_file(record))
+        check_free(_replay_file(record), "replay")
     options = pipeline_options(arguments)
     pipe = load_pipeline(options, run_device(options))
     session = LiveSession(PipelineHost(pipe, *(arguments.size or (None, None))), settings, record=record)
@@ -100,11 +101,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _replay_file(recording: Path) -> Path:
     return recording.with_suffix(".replay.json")
-
-
-def _check_free(path: Path) -> None:
-    if path.exists():
-        raise FileExistsError(f"{path}: found a file, expected a name for a new replay; nothing was replaced")
 
 
 def _finish(session: LiveSession, recording: Path, replay: Path) -> None:

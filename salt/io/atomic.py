@@ -33,6 +33,13 @@ def require_file(path: str | Path, expected: str) -> Path:
     return path
 
 
+def check_free(path: Path, what: str) -> Path:
+    """The path of a new file, `what`. Raises FileExistsError where a file is there, which is never replaced."""
+    if path.exists():
+        raise FileExistsError(f"{path}: found a file, expected a name for a new {what}; nothing was replaced")
+    return path
+
+
 def check_writable(path: str | Path, suffix: str) -> Path:
     """Check, before any work is done for it, that a file can be written to `path`; creates its folder.
 

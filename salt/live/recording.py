@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..io.atomic import check_writable
+from ..io.atomic import check_free, check_writable
 from ..io.fragmented_mp4 import Fragment, FragmentedEncoder
 from .live_model import LiveModelInfo
 
@@ -51,7 +51,7 @@ class Recording:
 
     def __init__(self, path: Path, info: LiveModelInfo) -> None:
         self.info = info
-        self._first = check_writable(_checked_free(path), ".mp4")
+        self._first = check_writable(check_free(path, "recording"), ".mp4")
         self._branches = {1: RecordedBranch(self._first)}
         self._branch = self._branches[1]
         self._encoder: FragmentedEncoder | None = None
@@ -129,9 +129,3 @@ class Recording:
             self._file.close()
             if self._branch.head:
                 os.truncate(self._branch.path, self._branch.offset(len(self._branch.ends)))
-
-
-def _checked_free(path: Path) -> Path:
-    if path.exists():
-        raise FileExistsError(f"{path}: found a file, expected a name for a new recording; nothing was replaced")
-    return path

@@ -32,7 +32,7 @@ class Viewer:
         self._frames: deque[FrameBatch] = deque()
         self._receipts: deque[Applied | Superseded | Refused] = deque(maxlen=MAX_RECEIPTS)
         self._state: State | None = None
-        self._untold = 0
+        self._unreported = 0
         self._changed = threading.Condition()
 
     def put(self, message: FrameBatch | Applied | Superseded | Refused | State) -> None:
@@ -45,7 +45,7 @@ class Viewer:
                 while len(self._frames) > self.batches:
                     lost = len(self._frames.popleft().frames)
                     self.dropped += lost
-                    self._untold += lost
+                    self._unreported += lost
             elif isinstance(message, State):
                 self._state = message
             else:
@@ -66,13 +66,13 @@ class Viewer:
             if self._state is not None:
                 state, self._state = self._state, None
                 return state
-            if self._untold:
-                lost, self._untold = self._untold, 0
+            if self._unreported:
+                lost, self._unreported = self._unreported, 0
                 return Dropped(lost, self.dropped)
             return self._frames.popleft() if self._frames else None
 
     def _waiting(self) -> bool:
-        return bool(self._receipts or self._frames or self._untold or self._state is not None)
+        return bool(self._receipts or self._frames or self._unreported or self._state is not None)
 
     def played(self, play_index: int, dropped: int = 0) -> None:
         """The frame of this running number is being shown; `dropped` frames were not shown since the last call."""

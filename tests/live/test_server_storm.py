@@ -94,7 +94,7 @@ def test_a_storm_of_controls_neither_locks_nor_leaks(tmp_path, controls):
             while left[0] > 0:
                 await asyncio.gather(*(stay(address, session, id, chance, left) for _ in range(4)))
                 resident.append(psutil.Process().memory_info().rss)
-            async with viewer(address, id) as one:  # it is still there, and does what it is told
+            async with viewer(address, id) as one:  # it is still there, and obeys controls
                 assert one.welcome["steering"], one.welcome
                 for name, fields in (("pace", {"pace": "free"}), ("goto", {"branch": 1}), ("resume", {})):
                     await one.control(name, **fields)

@@ -79,7 +79,7 @@ export class LiveView {
     return this.player.held || this.connection.state?.status === "paused";
   }
 
-  /** Send a control; true when it was sent. What the session refuses is told under the prompt. */
+  /** Send a control; true when it was sent. What the session refuses is shown under the prompt. */
   act(control, fields = {}) {
     const sent = this.enabled ? this.connection.control(control, fields) : null;
     this.failed = sent ? "" : "notConnected";

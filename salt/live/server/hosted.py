@@ -138,7 +138,7 @@ class LiveRegistry:
         return hosted.id
 
     def remove(self, id: str, reason: str = "the session has ended") -> None:
-        """Serve a session no longer; its viewers are told the reason. Called in the event loop, as `close`."""
+        """Serve a session no longer; its viewers get the reason. Called in the event loop, as `close`."""
         self._sessions.pop(id).close(reason)
 
     def find(self, id: str) -> HostedSession | None:
