@@ -12,15 +12,9 @@ import pytest
 pytest.importorskip("aiohttp", reason="aiohttp is not installed")
 
 from tests.live.mock_session import BLOCK, FPS, WORDS, MockServer, MockSession
-from tests.live.page_driver import LivePage, chromium, wait
+from tests.live.page_driver import LivePage, wait
 
 PROMPT = ".prompt-box textarea"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("aiohttp", reason="aiohttp is not installed")
 
 from tests.live.mock_session import BLOCK, FPS, MockServer, MockSession
-from tests.live.page_driver import LivePage, chromium, wait
+from tests.live.page_driver import LivePage, wait
 
 SHOW = """async ([socket, width, scheme]) => {
   const { LiveView } = await import('./static/view.js');
@@ -24,12 +24,6 @@ SHOW = """async ([socket, width, scheme]) => {
 BEYOND = """() => { const { right } = document.querySelector('#inside').getBoundingClientRect();
   return [...document.querySelectorAll('#inside *')].filter(e => !e.closest('.strip-rows') && e.offsetParent
     && e.getBoundingClientRect().right > right + 0.5).map(e => e.outerHTML.slice(0, 200)) }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,16 +15,10 @@ pytest.importorskip("aiohttp", reason="aiohttp is not installed")
 
 from salt.io.video import read_video
 from tests.helpers.watched_player import BLOCK, UNTIL, WATCH, WATCHED, direction
-from tests.live.page_driver import LivePage, chromium
+from tests.live.page_driver import LivePage
 
 ROOT = Path(__file__).parents[2]
 PICTURES = os.environ.get("SALT_SCREENSHOTS")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture
