@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.cloning import CloningMemory, PlainBidirectional, PlainRotary
+from salt.block_plan import RolloutSettings, block_lengths
 from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
 from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.noise import NoiseSource, SeededNoise
-from salt.rollout import RolloutSettings, block_lengths
 from salt.schedule import NUM_TRAIN_TIMESTEPS, add_noise, flow_to_x0
 from train.config.recipe import Recipe
 from train.data.batch import Batch

@@ -65,6 +65,38 @@ class RolloutSettings:
         return "ode" == (self.stepping[transition] if isinstance(self.stepping, tuple) else self.stepping)
 
 
+def block_lengths(start: int, frames: int, settings: RolloutSettings) -> list[int]:
+    """Lengths in latent frames of the blocks that fill `frames` latent frames from latent frame `start` on.
+
+    Raises InputError when the blocks do not fill the length exactly, naming the nearest lengths that fit.
+    """
+    n = settings.frames_per_block
+    first = 1 if settings.independent_first_frame and start == 0 else 0
+    if frames < 1 or (frames - first) % n:
+        below = first + (frames - first) // n * n
+        near = [str(f) for f in (below, below + n) if f > 0]
+        raise InputError(
+            "frames",
+            f"found {frames} latent frames, expected a multiple of the block of {n}"
+            f"{' after an independent first frame' if first else ''} ({' or '.join(near)})",
+        )
+    return [1] * first + [n] * ((frames - first) // n)
+
+
+def context_lengths(frames: int, settings: RolloutSettings) -> list[int]:
+    """Lengths in latent frames of the context passes of existing latents: whole blocks after a shorter first one."""
+    n = settings.frames_per_block
+    return [frames % n] * (frames % n > 0) + [n] * (frames // n)
+
+
+def count_model_calls(blocks: int, settings: RolloutSettings, policy: MemoryPolicy, initial_frames: int = 0) -> int:
+    """Model calls of a rollout of `blocks` new blocks, as a progress bar counts them: denoising steps and context
+    passes. Recaches of prompt changes and guidance's second branch are not counted."""
+    contexts = len(context_lengths(initial_frames, settings))
+    contexts += 1 if settings.fuse and policy.fuses else blocks
+    return blocks * settings.schedule.nfe + contexts
+
+
 @dataclass(frozen=True)
 class BlockPlan(Generic[Condition]):
     """How the next block is made: what a `BlockSource` answers at its start.

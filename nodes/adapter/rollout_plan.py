@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ...salt.block_plan import RolloutSettings, block_lengths, count_model_calls
 from ...salt.conditioning import PromptChange
 from ...salt.memory import MemoryPolicy
-from ...salt.rollout import RolloutSettings, block_lengths, count_model_calls
 from ..io_types import ClipMemory, Conditioning
 
 if TYPE_CHECKING:

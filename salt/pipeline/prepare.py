@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..block_plan import RolloutSettings, count_model_calls
 from ..conditioning import Conditioning, PromptChange, PromptSchedule, Switch
 from ..errors import InputError
 from ..memory import KVMemory
 from ..models.fingerprint import fingerprint
 from ..models.streaming_vae import encode_video
 from ..noise import NoiseSource, SeededNoise
-from ..rollout import RolloutSettings, count_model_calls
 from ..spec import FPS
 from .clip_limits import check_clip_fits
 from .components import PipelineComponents

@@ -84,7 +84,7 @@ def test_the_rollout_loads_neither_diffusers_nor_torch_s_compiler():
         "import salt.rollout, salt.semigroup_defect\nfrom salt import rollout, semigroup_defect",
         "from salt.rollout import RolloutSettings\nimport salt.semigroup_defect\n"
         "from salt import semigroup_defect, rollout",
-        "import salt\nrollout = salt.rollout\nfrom salt.rollout import block_lengths\nassert salt.rollout is rollout\n"
+        "import salt\nrollout = salt.rollout\nfrom salt.rollout import rollout_from\nassert salt.rollout is rollout\n"
         "import salt.semigroup_defect\nsemigroup_defect = salt.semigroup_defect",
     ],
 )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from salt.block_plan import block_lengths
 from salt.conditioning import Conditioning
 from salt.memory import KVMemory
 from salt.model_input import ModelInput
@@ -21,7 +22,6 @@ from salt.models.causal_model import BidirectionalModel, CausalModel
 from salt.models.text_encoder import TOKENS
 from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.models.word_embedder import WordEmbedder
-from salt.rollout import block_lengths
 from train.config.model_configs import meta_model
 from train.config.recipe import Recipe
 from train.distributed.activation_checkpointing import recompute

@@ -11,10 +11,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from salt.block_plan import RolloutSettings, block_lengths
 from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
 from salt.models.attention import AttentionContext, BlockCausal
-from salt.rollout import RolloutSettings, block_lengths
 from salt.schedule import NUM_TRAIN_TIMESTEPS
 from train.config.recipe import Rollouts
 
