@@ -8,10 +8,10 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..salt.block_plan import Stepping
 from ..salt.conditioning import parse_timeline
 from ..salt.errors import InputError
 from ..salt.memory import MemoryPolicy
+from ..salt.schedule import Stepping
 from ..salt.spec import StudentSpec
 from .adapter.core_versions import schema
 from .adapter.custom_sampling import sample_clip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, Literal
+from typing import Generic
 
 from torch import Tensor
 
@@ -17,9 +17,8 @@ from .errors import InputError
 from .memory import MemoryPolicy
 from .model_input import Condition, Guide
 from .noise import NoiseSource
-from .schedule import NUM_TRAIN_TIMESTEPS, Schedule
+from .schedule import NUM_TRAIN_TIMESTEPS, STEPPINGS, Schedule, Stepping
 
-Stepping = Literal["sde", "ode"]
 MAX_GUIDANCE = 100.0
 
 
@@ -28,7 +27,7 @@ class RolloutSettings:
     """Settings of a rollout.
 
     schedule: the step list; its length is the number of function evaluations (NFE) per block. stepping: `sde` re-noises
-    x0, `ode` takes Euler steps; a tuple has one of them for every transition between two steps.
+    x0, `ode` takes Euler steps, `unipc` those of UniPC; a tuple has `sde` or `ode` for every transition between steps.
     frames_per_block: latent frames per block. independent_first_frame: the first block of a clip is one latent frame.
     guidance: scale of classifier-free guidance, 0 to 100, 1 = off (one model call per step). context_timestep: noise
     level of the context pass in [0, 1000), 0 = clean. fuse: the context pass of a block and the first step of the next
@@ -50,19 +49,17 @@ class RolloutSettings:
         if not 0 <= self.guidance <= MAX_GUIDANCE:
             raise InputError("guidance", f"found {self.guidance}, expected 0 to {MAX_GUIDANCE:g}, 1 for none")
         transitions = self.schedule.nfe - 1
-        each = self.stepping if isinstance(self.stepping, tuple) else (self.stepping,)
-        if not {*each} <= {"sde", "ode"} or (isinstance(self.stepping, tuple) and len(each) != transitions):
+        known = isinstance(self.stepping, str) and self.stepping in STEPPINGS
+        if isinstance(self.stepping, tuple):
+            known = {*self.stepping} <= {"sde", "ode"} and len(self.stepping) == transitions
+        if not known:
             raise InputError(
                 "stepping",
-                f"found {self.stepping!r}, expected sde or ode, or a tuple of {transitions} of them, "
+                f"found {self.stepping!r}, expected sde, ode or unipc, or a tuple of {transitions} sde or ode, "
                 "one for each transition between steps",
             )
         if not 0 <= self.context_timestep < NUM_TRAIN_TIMESTEPS:
             raise InputError("context_timestep", f"found {self.context_timestep}, expected 0 to below 1000")
-
-    def takes_euler(self, transition: int) -> bool:
-        """Whether the step after evaluation `transition` is an Euler step (ODE) rather than fresh noise (SDE)."""
-        return "ode" == (self.stepping[transition] if isinstance(self.stepping, tuple) else self.stepping)
 
 
 def block_lengths(start: int, frames: int, settings: RolloutSettings) -> list[int]:

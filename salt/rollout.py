@@ -4,7 +4,8 @@
 is a function argument, so one loop serves every host.
 
 Per block, by Self Forcing's inference rule (Salt, arXiv 2604.03118, section 3): predict x0, add fresh noise for the
-next sigma (SDE) or take the Euler step (ODE); after the last step, a context pass of the clean block writes the memory.
+next sigma (SDE) or take a solver's step (ODE, UniPC); after the last step, a context pass of the clean block writes the
+memory.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from .errors import InputError
 from .memory import KVMemory, MemoryPass, MemoryPolicy
 from .model_input import Condition, FlowModel, Guide, ModelInput
 from .noise import NoiseSource
-from .schedule import NUM_TRAIN_TIMESTEPS, add_noise, euler, flow_to_x0
+from .schedule import NUM_TRAIN_TIMESTEPS, add_noise
+from .solvers.block_solver import BlockSolver
 
 
 @dataclass(frozen=True)
@@ -205,29 +207,20 @@ class _Run(Generic[Condition]):
 
     def sample(self, start: int, length: int, index: int, first_flow: Tensor | None) -> Tensor:
         """Denoise a block; first_flow: its first step's, where it came with the context pass of the block before."""
-        sigmas = self.plan.settings.schedule.sigmas
+        solver = BlockSolver(self.plan.settings, lambda draw: self.plan.noise(start, length, draw))
         x = self.plan.noise(start, length, 0)
-        for i, sigma in enumerate(sigmas):
+        for i, call in enumerate(solver.calls):
             if i == 0 and first_flow is not None:
                 flow = first_flow
             else:
-                flow = self.call(x, sigma, "denoise", index, i)
-            x0 = flow_to_x0(x, flow, sigma)
-            last = i + 1 == len(sigmas)
-            x = x0 if last else self.renoise(x, x0, flow, (sigma, sigmas[i + 1]), start, i + 1)
+                flow = self.call(x, call.timestep, "denoise", index, i)
+            x = solver.step(i, x, flow)
             if self.on_step_end is not None:
-                x = self.on_step_end(Step(index, self.count, i, len(sigmas), "denoise"), x)
+                x = self.on_step_end(Step(index, self.count, i, len(solver.calls), "denoise"), x)
         return x
 
-    def renoise(
-        self, x: Tensor, x0: Tensor, flow: Tensor, sigmas: tuple[float, float], start: int, draw: int
-    ) -> Tensor:
-        if self.plan.settings.takes_euler(draw - 1):
-            return euler(x, flow, *sigmas)
-        return add_noise(x0, self.plan.noise(start, x.shape[2], draw), sigmas[1])
-
-    def call(self, x: Tensor, sigma: float, kind: Literal["denoise", "recache"], block: int, step: int) -> Tensor:
-        t = x.new_full((x.shape[0], x.shape[2]), sigma * NUM_TRAIN_TIMESTEPS)
+    def call(self, x: Tensor, timestep: float, kind: Literal["denoise", "recache"], block: int, step: int) -> Tensor:
+        t = x.new_full((x.shape[0], x.shape[2]), timestep)
         return self.guided(x, t, lambda m: m.open(read=x.shape[2]), kind, block, step)
 
     def guided(
@@ -277,9 +270,7 @@ class _Run(Generic[Condition]):
         clean, t_clean = self.context_input(x0)
         start = self.memories[0].next_frame + x0.shape[2]
         noisy = self.plan.noise(start, following, 0)
-        t_noisy = noisy.new_full(
-            (noisy.shape[0], following), self.plan.settings.schedule.sigmas[0] * NUM_TRAIN_TIMESTEPS
-        )
+        t_noisy = noisy.new_full((noisy.shape[0], following), self.plan.settings.schedule.calls[0].timestep)
         x, t = torch.cat([clean, noisy], dim=2), torch.cat([t_clean, t_noisy], dim=1)
         frames = x0.shape[2]
         flow = self.guided(x, t, lambda m: m.open(write=frames, read=following), "context", block, 0)

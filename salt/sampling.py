@@ -10,7 +10,7 @@ from .errors import InputError
 from .model_input import Condition, FlowModel, ModelInput
 from .noise import NoiseSource
 from .rollout import OnStepEnd, RolloutSettings, Step
-from .schedule import NUM_TRAIN_TIMESTEPS, add_noise, euler, flow_to_x0
+from .solvers.block_solver import BlockSolver
 
 
 def sample_bidirectional(
@@ -32,24 +32,18 @@ def sample_bidirectional(
     guided = settings.guidance != 1.0
     if guided and negative is None:
         raise InputError("guidance", "needs a negative conditioning", settings.guidance)
-    sigmas = settings.schedule.sigmas
+    solver = BlockSolver(settings, lambda draw: noise(0, frames, draw))
     x = noise(0, frames, 0)
-    for i, sigma in enumerate(sigmas):
-        step = Step(0, 1, i, len(sigmas), "denoise")
+    for i, call in enumerate(solver.calls):
+        step = Step(0, 1, i, len(solver.calls), "denoise")
         if on_step is not None:
             on_step(step)
-        t = x.new_full((x.shape[0],), sigma * NUM_TRAIN_TIMESTEPS)
+        t = x.new_full((x.shape[0],), call.timestep)
         flow = model(ModelInput(x, t, conditioning))
         if guided and negative is not None:
             unconditional = model(ModelInput(x, t, negative))
             flow = unconditional + settings.guidance * (flow - unconditional)
-        x0 = flow_to_x0(x, flow, sigma)
-        if i + 1 == len(sigmas):
-            x = x0
-        elif settings.takes_euler(i):
-            x = euler(x, flow, sigma, sigmas[i + 1])
-        else:
-            x = add_noise(x0, noise(0, frames, i + 1), sigmas[i + 1])
+        x = solver.step(i, x, flow)
         if on_step_end is not None:
             x = on_step_end(step, x)
     return x

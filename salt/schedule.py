@@ -2,12 +2,15 @@
 
 Flow matching as Wan 2.1 and Salt use it (arXiv 2604.03118, section 3): x_t = (1 - sigma) x0 + sigma eps,
 flow v = eps - x0, timestep = 1000 sigma. A *step* is a point on the unwarped axis (0, 1000]; the shift warps it.
+A `StepRule` says which model calls follow from steps and shift; other families than Wan 2.1's have rules of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +20,9 @@ from .io.fields import shown
 
 NUM_TRAIN_TIMESTEPS = 1000
 MIN_SHIFT, MAX_SHIFT = 0.01, 100.0
+StepRule = Literal["wan", "longlive2"]
+Stepping = Literal["sde", "ode", "unipc"]
+STEPPINGS: tuple[Stepping, ...] = ("sde", "ode", "unipc")
 STEP_LISTS: dict[int, tuple[float, ...]] = {
     8: (1000, 875, 750, 625, 500, 375, 250, 125),
     4: (1000, 750, 500, 250),
@@ -57,39 +63,84 @@ def timestep_to_sigma(timestep: Tensor | float) -> Tensor:
 
 
 @dataclass(frozen=True)
+class ModelCall:
+    """One denoising call of a block: what the model sees, and what the sampler does with its flow.
+
+    timestep: the model's, in [0, 1000]. sigma: noise level with which the flow becomes x0 = x - sigma flow.
+    next_sigma: noise level that the latents are brought to after the call; 0 after the last one, which leaves x0.
+    """
+
+    timestep: float
+    sigma: float
+    next_sigma: float
+
+
+def model_calls(timesteps: Sequence[float], sigmas: Sequence[float]) -> tuple[ModelCall, ...]:
+    """Calls whose latents have the noise level that their sigma says."""
+    return tuple(ModelCall(*call) for call in zip(timesteps, sigmas, [*sigmas[1:], 0.0], strict=True))
+
+
+def _wan_calls(steps: tuple[float, ...], shift: float) -> tuple[ModelCall, ...]:
+    """timestep = 1000 sigma."""
+    sigmas = [float(s) for s in warp(torch.tensor(steps, dtype=torch.float64), shift)]
+    return model_calls([NUM_TRAIN_TIMESTEPS * s for s in sigmas], sigmas)
+
+
+def _longlive2_calls(steps: tuple[float, ...], shift: float) -> tuple[ModelCall, ...]:
+    """Wan's own samplers: steps begin at 999 instead of 1000, timesteps are whole numbers, sigmas are float32."""
+    sigmas = warp(0.999 * torch.tensor(steps, dtype=torch.float64), shift)
+    timesteps = [float(math.floor(NUM_TRAIN_TIMESTEPS * s)) for s in sigmas.tolist()]
+    return model_calls(timesteps, sigmas.float().tolist())
+
+
+STEP_RULES: dict[StepRule, Callable[[tuple[float, ...], float], tuple[ModelCall, ...]]] = {
+    "wan": _wan_calls,
+    "longlive2": _longlive2_calls,
+}
+
+
+@dataclass(frozen=True)
 class Schedule:
     """The steps of a block and the shift that warps them to noise levels.
 
     steps: before the shift, strictly falling, in (0, 1000]; one model call each. shift: 0.01 to 100; 1 leaves steps as
-    they are. Raises InputError for other values. Source: Wan 2.1's flow-matching schedule as in Salt (arXiv
-    2604.03118).
+    they are. rule: which model calls they are. Raises InputError for other values. Source: Wan 2.1's flow-matching
+    schedule as in Salt (arXiv 2604.03118); LongLive 2.0's.
     """
 
     steps: tuple[float, ...] = STEP_LISTS[4]
     shift: float = 5.0
+    rule: StepRule = "wan"
 
     def __post_init__(self) -> None:
+        if self.rule not in STEP_RULES:
+            raise InputError("rule", f"found {shown(self.rule)}, expected {' or '.join(STEP_RULES)}")
         object.__setattr__(self, "steps", check_steps(self.steps))
         if not MIN_SHIFT <= self.shift <= MAX_SHIFT:
             raise InputError("shift", f"found {self.shift}, expected {MIN_SHIFT:g} to {MAX_SHIFT:g}")
 
     @classmethod
-    def of(cls, nfe: int, shift: float = 5.0) -> Schedule:
-        return cls(step_list(nfe), shift)
+    def of(cls, nfe: int, shift: float = 5.0, rule: StepRule = "wan") -> Schedule:
+        return cls(step_list(nfe), shift, rule)
 
     @property
     def nfe(self) -> int:
         return len(self.steps)
 
     @property
+    def calls(self) -> tuple[ModelCall, ...]:
+        """The denoising calls of a block, in order."""
+        return STEP_RULES[self.rule](self.steps, self.shift)
+
+    @property
     def sigmas(self) -> tuple[float, ...]:
         """Warped sigmas, one per evaluation, without the final 0."""
-        return tuple(float(s) for s in warp(torch.tensor(self.steps, dtype=torch.float64), self.shift))
+        return tuple(call.sigma for call in self.calls)
 
     @property
     def timesteps(self) -> tuple[float, ...]:
-        """Warped timesteps in (0, 1000], one per evaluation."""
-        return tuple(NUM_TRAIN_TIMESTEPS * s for s in self.sigmas)
+        """The model's timesteps in [0, 1000], one per evaluation."""
+        return tuple(call.timestep for call in self.calls)
 
 
 def expand_sigma(sigma: Tensor | float, like: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from .io.fields import Between, read_fields
 from .memory import MemoryPolicy
-from .schedule import STEP_LISTS, Schedule
+from .schedule import STEP_LISTS, Schedule, Stepping, StepRule
 
 FPS = 16  # pixel frames per second of Wan 2.1's clips and of salt-tiny's
 TINY_FOLDER = Path(__file__).parent / "assets" / "tiny"  # diffusers folder of the embedded model, salt-tiny
@@ -18,8 +18,9 @@ TINY_FOLDER = Path(__file__).parent / "assets" / "tiny"  # diffusers folder of t
 class StudentSpec:
     """What a student was trained for.
 
-    frames_per_block: latent frames; 0 for a bidirectional student (no blocks, no memory). steps, shift: of its
-    `Schedule`. policy: of its memory. independent_first_frame: the first block of a clip is one latent frame.
+    frames_per_block: latent frames; 0 for a bidirectional student (no blocks, no memory). steps, shift, rule: of its
+    `Schedule`; stepping: between them. policy: of its memory. independent_first_frame: the first block of a clip is one
+    latent frame.
     """
 
     frames_per_block: Annotated[int, Between(0, 10**4)] = 3
@@ -27,10 +28,12 @@ class StudentSpec:
     shift: float = 5.0
     policy: MemoryPolicy = field(default_factory=MemoryPolicy)
     independent_first_frame: bool = False
+    rule: StepRule = "wan"
+    stepping: Stepping = "sde"
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule(self.steps, self.shift)
+        return Schedule(self.steps, self.shift, self.rule)
 
     def to_dict(self) -> dict:
         return asdict(self)

@@ -7,13 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from ...salt.block_plan import Stepping
 from ...salt.conditioning import PromptSchedule
 from ...salt.errors import InputError
 from ...salt.memory import MemoryPolicy
 from ...salt.noise import NoiseSource, SeededNoise
 from ...salt.rollout import RolloutSettings
-from ...salt.schedule import NUM_TRAIN_TIMESTEPS, Schedule, add_noise
+from ...salt.schedule import NUM_TRAIN_TIMESTEPS, Schedule, Stepping, add_noise
 from ...salt.spec import StudentSpec
 from .buffer_pool import pool_of
 from .clip_size import check_latent_size, length_text

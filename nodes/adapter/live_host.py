@@ -107,6 +107,7 @@ class ComfyLiveHost:
             schedule=schedule,
             policy=policy,
             independent_first_frame=spec.independent_first_frame,
+            stepping=spec.stepping,
             channels=LATENT_CHANNELS,
             words=() if words is None else words.embedder.vocabulary,
         )

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ...salt.block_plan import Stepping
 from ...salt.conditioning import PromptChange
 from ...salt.errors import InputError
 from ...salt.memory import MemoryPolicy
 from ...salt.rollout import RolloutSettings
-from ...salt.schedule import Schedule, check_steps, step_list
+from ...salt.schedule import Schedule, Stepping, check_steps, step_list
 from ...salt.spec import FPS, StudentSpec
 from ..io_types import AppliedPrompts, ClipMemory, Conditioning, Latent, TimedConditioning
 from .clip_size import check_latent_size, latent_size, size_text
@@ -73,11 +72,12 @@ def schedule_of(nfe: str, steps: str, shift: float, spec: StudentSpec | None) ->
     spec = spec or StudentSpec()
     shift = shift or spec.shift
     if nfe == STUDENT_STEPS:
-        return Schedule(spec.steps, shift)
+        return Schedule(spec.steps, shift, spec.rule)
     if nfe != CUSTOM_STEPS:
-        return Schedule(step_list(int(nfe)), shift)
+        return Schedule(step_list(int(nfe)), shift, spec.rule)
     try:
-        return Schedule(check_steps([float(s) for s in steps.replace(";", ",").split(",") if s.strip()]), shift)
+        numbers = check_steps([float(s) for s in steps.replace(";", ",").split(",") if s.strip()])
+        return Schedule(numbers, shift, spec.rule)
     except ValueError:
         expected = "expected falling numbers in (0, 1000], as 1000, 750, 500"
         raise InputError("steps", f"found {steps!r}, {expected}") from None

@@ -50,7 +50,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     steps.add_argument("--nfe", type=int, help="model evaluations per block (2, 4, 8, ...; default: the student's)")
     steps.add_argument("--steps", type=_numbers, metavar="LIST", help="the steps themselves, falling: 1000,750,500,250")
     steps.add_argument("--shift", type=float)
-    steps.add_argument("--stepping", choices=("sde", "ode"))
+    steps.add_argument("--stepping", choices=("sde", "ode", "unipc"))
     steps.add_argument("--guidance", type=float, default=1.0)
     steps.add_argument("--negative", default="", help="negative prompt, with --guidance")
     steps.add_argument(

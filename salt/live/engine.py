@@ -248,7 +248,8 @@ class LiveEngine(Generic[Condition]):
 
         def make() -> RolloutSettings:
             return RolloutSettings(
-                schedule=own if nfe is None else Schedule.of(nfe, own.shift),
+                schedule=own if nfe is None else Schedule.of(nfe, own.shift, own.rule),
+                stepping=self.info.stepping,
                 frames_per_block=self.info.frames_per_block,
                 independent_first_frame=self.info.independent_first_frame,
                 guidance=guidance,

@@ -11,7 +11,7 @@ import torch
 from ..memory import KVMemory, MemoryPolicy
 from ..model_input import Condition, FlowModel
 from ..noise import NoiseSource
-from ..schedule import Schedule
+from ..schedule import Schedule, Stepping
 from ..spec import FPS
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class LiveModelInfo:
     """Facts about the model and the size of its clips.
 
     fingerprint: of the model, with whatever else makes its latents. width, height: pixels. words: the vocabulary of a
-    model that knows no others, () for text encoders. schedule, policy: the student's own.
+    model that knows no others, () for text encoders. schedule, policy, stepping: the student's own.
     """
 
     fingerprint: str
@@ -39,6 +39,7 @@ class LiveModelInfo:
     channels: int = 16
     fps: float = FPS
     words: tuple[str, ...] = ()
+    stepping: Stepping = "sde"
 
     def first_pixel_frame(self, latent_frame: int) -> int:
         """Pixel frame at which a latent frame begins: the first latent frame of a clip is a single pixel frame."""

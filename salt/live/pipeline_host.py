@@ -60,6 +60,7 @@ class PipelineHost:
             schedule=spec.schedule,
             policy=components.acceleration.policy(spec.policy),
             independent_first_frame=spec.independent_first_frame,
+            stepping=spec.stepping,
             temporal_scale=components.temporal_scale,
             spatial_scale=scale,
             channels=transformer.config.out_channels,

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..block_plan import Stepping
 from ..conditioning import Switch
 from ..errors import InputError
 from ..memory import KVMemory, MemoryPolicy
 from ..noise import batch_seeds
-from ..schedule import Schedule, step_list
+from ..schedule import Schedule, Stepping, step_list
 from ..spec import FPS, StudentSpec
 from .start_image import StartImage
 
@@ -45,7 +44,8 @@ class PipelineInputs:
         (rounded up to whole blocks); 5 seconds by default. The frames of `image` or `initial_latents` count, those
         that `memory` holds do not.
     num_inference_steps: model evaluations per block; or steps: the list itself, falling, in (0, 1000]. Default: the
-        student's. shift: warp of the steps. stepping: `sde` or `ode`; `ode` by default for bidirectional models.
+        student's. shift: warp of the steps. stepping: `sde`, `ode` or `unipc`; default: the student's, `ode` for
+        bidirectional models.
     guidance_scale: classifier-free guidance, 1 = off.
     num_videos_per_prompt: clips of every prompt; the clips of one prompt stand side by side in the batch.
     generator: one for all clips, or one per clip. Every clip's seed is drawn from it (`clip_seeds`).
@@ -117,7 +117,7 @@ class PipelineInputs:
         steps = self.steps if self.steps is not None else spec.steps
         if self.num_inference_steps is not None:
             steps = step_list(self.num_inference_steps)
-        return Schedule(tuple(steps), spec.shift if self.shift is None else self.shift)
+        return Schedule(tuple(steps), spec.shift if self.shift is None else self.shift, spec.rule)
 
     def policy(self, spec: StudentSpec) -> MemoryPolicy:
         if self.memory is not None:

@@ -14,10 +14,10 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
-from ..block_plan import Stepping
 from ..errors import InputError
 from ..memory import KVMemory, MemoryPolicy
 from ..rollout import OnStepEnd
+from ..schedule import Stepping
 from .base import SaltPipelineBase
 from .components import PipelineComponents
 from .inputs import PipelineInputs, PromptAt

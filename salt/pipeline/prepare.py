@@ -107,7 +107,7 @@ def prepare(components: PipelineComponents, inputs: PipelineInputs) -> PreparedR
         log.info(length.note)
     settings = RolloutSettings(
         schedule=inputs.schedule(spec),
-        stepping=inputs.stepping or ("ode" if components.bidirectional else "sde"),
+        stepping=inputs.stepping or ("ode" if components.bidirectional else spec.stepping),
         frames_per_block=spec.frames_per_block,
         independent_first_frame=spec.independent_first_frame,
         guidance=inputs.guidance_scale,

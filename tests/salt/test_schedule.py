@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from salt.errors import InputError
 from salt.schedule import (
     Schedule,
     add_noise,
@@ -48,6 +49,26 @@ def test_the_shift_can_be_undone():
     sigma = warp(steps, shift)
     assert torch.allclose(1000 * sigma / (shift - (shift - 1) * sigma), steps)
     assert torch.allclose(timestep_to_sigma(1000 * sigma), sigma)
+
+
+@pytest.mark.parametrize(
+    ("nfe", "timesteps", "first_sigma"),
+    [
+        (2, (999, 833), 0.9997998476028442),
+        (4, (999, 937, 833, 624), 0.9997998476028442),
+        (8, (999, 972, 937, 892, 833, 749, 624, 416), 0.9997998476028442),
+    ],
+)
+def test_longlive2_counts_from_999_in_whole_timesteps(nfe, timesteps, first_sigma):
+    calls = Schedule.of(nfe, 5.0, "longlive2").calls
+    assert tuple(call.timestep for call in calls) == timesteps and calls[0].sigma == first_sigma
+    assert [call.next_sigma for call in calls] == [*(call.sigma for call in calls[1:]), 0.0]
+    assert Schedule.of(nfe).calls[0].timestep == 1000.0
+
+
+def test_a_rule_must_be_known():
+    with pytest.raises(InputError, match="rule"):
+        Schedule(rule="wan2")  # pyright: ignore[reportArgumentType]
 
 
 def test_flow_and_x0_and_noise_agree():

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from salt.block_plan import Stepping
 from salt.conditioning import Conditioning
 from salt.memory import KVMemory
 from salt.model_input import FlowModel
@@ -20,7 +19,7 @@ from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.noise import NoiseSource, SeededNoise
 from salt.rollout import RolloutSettings, Step, rollout
 from salt.sampling import sample_bidirectional
-from salt.schedule import Schedule
+from salt.schedule import Schedule, Stepping
 from train.config.recipe import Recipe
 
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from salt.block_plan import Stepping
 from salt.conditioning import Conditioning
 from salt.model_input import FlowModel, ModelInput
 from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.noise import NoiseSource
-from salt.schedule import Schedule
+from salt.schedule import Schedule, Stepping
 from train.config.recipe import Recipe
 from train.rollout.gradient_rollout import RolloutResult
 from train.rollout.random_draws import UpdateDraws
