@@ -167,7 +167,11 @@ class ScheduleSource(Generic[Condition]):
             return plan
         return replace(plan, latents=self.made[:, :, start - self.start :][:, :, : plan.length(start)])
 
-    def known(self, start: int, latents: Tensor) -> BlockPlan[Condition]:
+    def at_end_of(self, frame: int) -> BlockPlan[Condition]:
+        """The plan of the block before latent frame `frame`, whose prompts a memory up to there was written with."""
+        return self.known(max(frame - self.settings.frames_per_block, 0), None)
+
+    def known(self, start: int, latents: Tensor | None) -> BlockPlan[Condition]:
         """The plan of latents that are there before the rollout, which changes no memory."""
         changes = [replace(prompts.at(start), switch="keep") for prompts in self.schedules]
         return BlockPlan(changes, self.settings, self.noise, latents=latents, guide=self.guide)

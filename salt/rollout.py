@@ -23,6 +23,8 @@ from .block_plan import BlockPlan, BlockSource, RolloutSettings, ScheduleSource,
 from .conditioning import PromptChange, PromptSchedule
 from .errors import InputError
 from .memory import KVMemory, MemoryPass, MemoryPolicy
+from .memory.clean_latents import EMPTY, CleanLatents, Reencode, group_lengths, needs_encoder
+from .memory.rewound import latents_to_rebuild
 from .model_input import Condition, FlowModel, Guide, ModelInput
 from .noise import NoiseSource
 from .schedule import NUM_TRAIN_TIMESTEPS, add_noise
@@ -79,6 +81,7 @@ def rollout(
     on_step: Callable[[Step], None] | None = None,
     on_step_end: OnStepEnd | None = None,
     guide: Guide[Condition] | None = None,
+    reencode: Reencode | None = None,
 ) -> Iterator[Block]:
     """Sample `frames` new latent frames (None: without end) block by block and yield each finished block.
 
@@ -92,7 +95,8 @@ def rollout(
     negative, negative_memory: the unconditional branch, for guidance other than 1.
     initial_latents: [B, C, F', H, W] clean latents that go through context passes first (image or video start).
     history_latents: [B, C, F', H, W] the clean latents before this clip, up to `memory.next_frame` (those before
-        `memory.origin` are ignored); an extension needs them only for a prompt change that recaches.
+        `memory.origin` are ignored); an extension needs them for a prompt change that recaches, and where a memory that
+        is rebuilt was rewound.
     made_latents: [B, C, F', H, W] of the first blocks, where an earlier rollout has made them, and the memory is as it
         was when that rollout had yielded the first of them. They are yielded again, without being sampled.
     ends: asked before every block but the first; the rollout ends where it answers True, with all blocks in the memory.
@@ -101,6 +105,7 @@ def rollout(
         step are clean; the rollout continues with the latents that it returns.
     guide: evaluates the denoising steps instead of `guidance`, on one branch, or on two where `negative` is given.
         Context passes are calls of `model` as ever, and not fused.
+    reencode: what a memory that is rebuilt needs of decoder and encoder, unless it keeps the first frame.
     Raises InputError for a length that blocks do not fill, a block that does not fit into the policy's window, guidance
     without a negative conditioning, a recache without the latents for it, and a memory that another rollout writes.
     """
@@ -114,14 +119,21 @@ def rollout(
     initial_frames = 0 if initial_latents is None else initial_latents.shape[2]
     lengths = [] if frames is None else block_lengths(memory.next_frame + initial_frames, frames, settings)
     memory.policy.check_block(max(lengths, default=settings.frames_per_block))
+    if memory.policy.reencodes and reencode is None:
+        raise needs_encoder(memory.policy)
     source = ScheduleSource(schedules, settings, noise, memory.next_frame, made_latents, guide)
-    run = _Run(model, memories, len(lengths), on_step, on_step_end, source.recaches)
+    run = _Run(model, memories, len(lengths), on_step, on_step_end, source.recaches, reencode)
     with run.writing():
+        known = None
         if history_latents is not None:
             forgotten = max(history_latents.shape[2] - (memory.next_frame - memory.origin), 0)  # before a cut
             known = history_latents[:, :, forgotten:]
             for latents in known.split(context_lengths(known.shape[2], settings), dim=2):
                 run.remember(latents)
+        if memory.is_rewound:
+            run.plan = source.at_end_of(memory.next_frame)
+            lengths = context_lengths(0 if known is None else known.shape[2], settings)
+            run.rebuild(latents_to_rebuild(memory, known, lengths, reencode), memory.next_frame, -1, "recache")
         if initial_latents is not None:
             for latents in initial_latents.split(context_lengths(initial_frames, settings), dim=2):
                 run.begin(source.known(memory.next_frame, latents), memory.next_frame, -1)
@@ -137,6 +149,7 @@ def rollout_from(
     negative_memory: KVMemory | None = None,
     *,
     on_step: Callable[[Step], None] | None = None,
+    reencode: Reencode | None = None,
 ) -> Iterator[Block]:
     """Blocks as `source` plans them, each asked for at its start; the rollout ends where the source answers None.
 
@@ -145,7 +158,7 @@ def rollout_from(
     A block that was yielded is in the memory before the source is asked for the next (unless its settings fuse).
     """
     memories = [memory] if negative_memory is None else [memory, negative_memory]
-    run = _Run(model, memories, 0, on_step, None, remembers=False)
+    run = _Run(model, memories, 0, on_step, None, False, reencode)
     with run.writing():
         yield from run.blocks(source, None)
 
@@ -163,9 +176,11 @@ class _Run(Generic[Condition]):
         on_step: Callable[[Step], None] | None,
         on_step_end: OnStepEnd | None,
         remembers: bool,
+        reencode: Reencode | None,
     ) -> None:
         self.model, self.memories, self.count = model, memories, count
         self.on_step, self.on_step_end, self.remembers = on_step, on_step_end, remembers
+        self.reencode = reencode
         self.recent: list[Tensor] = []
         self.nfe = 0
 
@@ -261,8 +276,22 @@ class _Run(Generic[Condition]):
     @torch.no_grad()
     def context_pass(self, x0: Tensor, block: int) -> None:
         """The one write: a forward of the clean block, whose keys and values are memory from now on."""
+        memory = self.memories[0]
+        if memory.policy.rebuilt:
+            clean = memory.clean.with_block(x0, memory.policy, block < 0, self.reencode)
+            self.rebuild(clean, memory.next_frame + x0.shape[2], block, "context")
+            return
         x, t = self.context_input(x0.detach())
         self.guided(x, t, lambda m: m.open(write=x.shape[2]), "context", block, self.plan.settings.schedule.nfe)
+
+    @torch.no_grad()
+    def rebuild(self, clean: CleanLatents, end: int, block: int, kind: Literal["context", "recache"]) -> None:
+        """Write memories anew, up to latent frame `end`, in one forward in which blocks see those before them."""
+        x, t = self.context_input(clean.source().to(self.memories[0].device))
+        blocks, nfe = group_lengths(x.shape[2], self.plan.settings.frames_per_block), self.plan.settings.schedule.nfe
+        self.guided(x, t, lambda m: m.open(write=blocks, start=end - sum(blocks)), kind, block, nfe)
+        for memory, _ in zip(self.memories, self.plan.prompts, strict=False):
+            memory.clean = clean
 
     @torch.no_grad()
     def fused_pass(self, x0: Tensor, following: int, block: int) -> Tensor:
@@ -306,7 +335,11 @@ class _Run(Generic[Condition]):
             renew = other_policy or (plan.history is not None and memory.next_frame != start)
             if prompt.switch == "cut":
                 self.cut()
-            elif prompt.switch == "recache" or renew:
+            elif prompt.switch != "recache" and not renew:
+                continue
+            elif policy.rebuilt and policy == self.memories[0].policy == memory.policy:
+                self.rebuild(self.memories[0].clean, start, block, "recache")
+            else:
                 self.recache(memory, prompt, start, block, policy if renew else None)
 
     def cut(self) -> None:
@@ -342,6 +375,7 @@ class _Run(Generic[Condition]):
         for group in together if blocks else []:
             x = torch.cat(group, dim=2)
             memory_pass = memory.open(write=[b.shape[2] for b in group])
+            memory.clean = EMPTY.with_block(x, policy, True, None) if policy.rebuilt else EMPTY
             t = x.new_full((x.shape[0], x.shape[2]), self.plan.settings.context_timestep)
             self.model(ModelInput(x, t, prompt.conditioning, memory_pass))
             memory.commit(memory_pass, self.plan.settings.context_timestep / NUM_TRAIN_TIMESTEPS)

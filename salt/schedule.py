@@ -20,7 +20,7 @@ from .io.fields import shown
 
 NUM_TRAIN_TIMESTEPS = 1000
 MIN_SHIFT, MAX_SHIFT = 0.01, 100.0
-StepRule = Literal["wan", "longlive2"]
+StepRule = Literal["wan", "longlive2", "krea"]
 Stepping = Literal["sde", "ode", "unipc"]
 STEPPINGS: tuple[Stepping, ...] = ("sde", "ode", "unipc")
 STEP_LISTS: dict[int, tuple[float, ...]] = {
@@ -30,24 +30,35 @@ STEP_LISTS: dict[int, tuple[float, ...]] = {
 }
 
 
-def step_list(nfe: int) -> tuple[float, ...]:
+KREA_SHIFT = 5.0  # of the table in which Krea's transformer looks up noise levels, whatever the steps' own shift
+
+
+def step_list(nfe: int, rule: StepRule = "wan", strength: float = 1.0) -> tuple[float, ...]:
     """The evenly spaced step list with `nfe` steps; 8, 4 and 2 are the lists Salt trains on.
 
+    Krea's lists end at 0 and have whole numbers; strength: they begin at 1000 strength.
     Raises InputError for nfe below 1 or above NUM_TRAIN_TIMESTEPS.
     """
     if not 1 <= nfe <= NUM_TRAIN_TIMESTEPS:
         raise InputError("nfe", f"found {shown(nfe)}, expected 1 to {NUM_TRAIN_TIMESTEPS}")
+    if rule == "krea":
+        return tuple(float(int(s)) for s in torch.linspace(NUM_TRAIN_TIMESTEPS * strength, 0, nfe).tolist())
     return STEP_LISTS.get(nfe) or tuple(NUM_TRAIN_TIMESTEPS * (nfe - i) / nfe for i in range(nfe))
 
 
-def check_steps(steps: Sequence[float]) -> tuple[float, ...]:
-    """Validate a step list: at least one step and at most 1000, strictly falling, within (0, 1000]."""
+def check_steps(steps: Sequence[float], rule: StepRule = "wan") -> tuple[float, ...]:
+    """Validate a step list: at least one step and at most 1000, strictly falling, within (0, 1000].
+
+    Krea's may end at 0.
+    """
     if len(steps) > NUM_TRAIN_TIMESTEPS:
         raise InputError("steps", f"found {len(steps)}, expected at most {NUM_TRAIN_TIMESTEPS}")
     steps = tuple(float(s) for s in steps)
     falling = all(a > b for a, b in zip(steps, steps[1:], strict=False))
-    if not steps or not falling or not (0 < steps[-1] and steps[0] <= NUM_TRAIN_TIMESTEPS):
-        raise InputError("steps", f"found {shown(list(steps))}, expected strictly falling values in (0, 1000]")
+    above_0 = bool(steps) and (steps[-1] > 0 or (steps[-1] == 0 and rule == "krea"))
+    if not falling or not above_0 or steps[0] > NUM_TRAIN_TIMESTEPS:
+        allowed = "[0, 1000]" if rule == "krea" else "(0, 1000]"
+        raise InputError("steps", f"found {shown(list(steps))}, expected strictly falling values in {allowed}")
     return steps
 
 
@@ -93,9 +104,26 @@ def _longlive2_calls(steps: tuple[float, ...], shift: float) -> tuple[ModelCall,
     return model_calls(timesteps, sigmas.float().tolist())
 
 
+def _krea_calls(steps: tuple[float, ...], shift: float) -> tuple[ModelCall, ...]:
+    """A step at 0 is a call at timestep 0, whose latents have the least noise of a table of 1000 levels.
+
+    x0 is computed with the level of another table that is nearest to the timestep.
+    """
+    table = torch.arange(NUM_TRAIN_TIMESTEPS, 0, -1, dtype=torch.float64)
+    timesteps = NUM_TRAIN_TIMESTEPS * warp(torch.tensor(steps, dtype=torch.float64), shift)
+
+    def nearest(shift: float) -> list[float]:
+        levels = warp(table, shift)
+        return [float(levels[(levels - t / NUM_TRAIN_TIMESTEPS).abs().argmin()]) for t in timesteps]
+
+    own, wrapper = nearest(shift), nearest(KREA_SHIFT)
+    return tuple(ModelCall(*call) for call in zip(timesteps.tolist(), wrapper, [*own[1:], 0.0], strict=True))
+
+
 STEP_RULES: dict[StepRule, Callable[[tuple[float, ...], float], tuple[ModelCall, ...]]] = {
     "wan": _wan_calls,
     "longlive2": _longlive2_calls,
+    "krea": _krea_calls,
 }
 
 
@@ -103,9 +131,9 @@ STEP_RULES: dict[StepRule, Callable[[tuple[float, ...], float], tuple[ModelCall,
 class Schedule:
     """The steps of a block and the shift that warps them to noise levels.
 
-    steps: before the shift, strictly falling, in (0, 1000]; one model call each. shift: 0.01 to 100; 1 leaves steps as
-    they are. rule: which model calls they are. Raises InputError for other values. Source: Wan 2.1's flow-matching
-    schedule as in Salt (arXiv 2604.03118); LongLive 2.0's.
+    steps: before the shift, strictly falling, in (0, 1000] (Krea's may end at 0); one model call each. shift: 0.01 to
+    100; 1 leaves steps as they are. rule: which model calls they are. Raises InputError for other values. Sources: Wan
+    2.1's flow-matching schedule as in Salt (arXiv 2604.03118); LongLive 2.0's; Krea realtime's.
     """
 
     steps: tuple[float, ...] = STEP_LISTS[4]
@@ -115,13 +143,13 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.rule not in STEP_RULES:
             raise InputError("rule", f"found {shown(self.rule)}, expected {' or '.join(STEP_RULES)}")
-        object.__setattr__(self, "steps", check_steps(self.steps))
+        object.__setattr__(self, "steps", check_steps(self.steps, self.rule))
         if not MIN_SHIFT <= self.shift <= MAX_SHIFT:
             raise InputError("shift", f"found {self.shift}, expected {MIN_SHIFT:g} to {MAX_SHIFT:g}")
 
     @classmethod
     def of(cls, nfe: int, shift: float = 5.0, rule: StepRule = "wan") -> Schedule:
-        return cls(step_list(nfe), shift, rule)
+        return cls(step_list(nfe, rule), shift, rule)
 
     @property
     def nfe(self) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...salt.io.fragmented_file import FragmentedFile
-from ...salt.models.async_decoder import DECODER_WARM_UP
+from ...salt.memory.rewound import DECODER_WARM_UP
 from .previews import PIXEL_FPS
 from .streaming_vae import ComfyStreamDecoder, load_again
 

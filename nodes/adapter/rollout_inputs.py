@@ -74,9 +74,9 @@ def schedule_of(nfe: str, steps: str, shift: float, spec: StudentSpec | None) ->
     if nfe == STUDENT_STEPS:
         return Schedule(spec.steps, shift, spec.rule)
     if nfe != CUSTOM_STEPS:
-        return Schedule(step_list(int(nfe)), shift, spec.rule)
+        return Schedule(step_list(int(nfe), spec.rule), shift, spec.rule)
     try:
-        numbers = check_steps([float(s) for s in steps.replace(";", ",").split(",") if s.strip()])
+        numbers = check_steps([float(s) for s in steps.replace(";", ",").split(",") if s.strip()], spec.rule)
         return Schedule(numbers, shift, spec.rule)
     except ValueError:
         expected = "expected falling numbers in (0, 1000], as 1000, 750, 500"

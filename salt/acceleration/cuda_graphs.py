@@ -140,7 +140,8 @@ def has_fixed_shapes(memory: MemoryPass) -> bool:
     policy = memory.policy
     if policy.window is None or policy.residence == "cpu" or torch.is_grad_enabled():
         return False
-    return all(s.kept_slots.shape[0] + len(s.frames) == policy.window for s in memory.segments)
+    beside = not policy.rebuilt  # whether the block counts as part of the window
+    return all(s.kept_slots.shape[0] + beside * len(s.frames) == policy.window for s in memory.segments)
 
 
 def _shape_of(segment: Segment) -> tuple[object, ...]:

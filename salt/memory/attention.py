@@ -92,14 +92,16 @@ class MemoryPass:
         with_gradient = torch.is_grad_enabled()
         if segment.writes and with_gradient:
             raise RuntimeError("a context pass writes the memory and runs without gradient: wrap it in torch.no_grad()")
-        if store.in_place and not with_gradient and k.dtype == store.dtype:
+        # The buffers of a memory that is rebuilt have no place for a block that is only read.
+        in_buffers = store.in_place and (segment.writes or not self.policy.rebuilt)
+        if in_buffers and not with_gradient and k.dtype == store.dtype:
             store.put(layer, segment.block_slots, k, v)
             if isinstance(segment.read_slots, int):
                 keys, values = store.view(layer, segment.read_slots)
             else:
                 keys, values = store.gather(layer, segment.read_slots)
             rotary = segment.read_rotary
-        elif not with_gradient and k.dtype == store.dtype:
+        elif not store.in_place and not with_gradient and k.dtype == store.dtype:
             keys, values = store.gather(layer, segment.kept_slots, reserve=segment.tokens, prefetch_next=index == 0)
             keys[:, -segment.tokens :], values[:, -segment.tokens :] = k, v
             rotary = segment.joined_rotary
@@ -122,8 +124,9 @@ class MemoryPass:
         """
         # Only the first block's slots may be prefetched: what later blocks read is written layer by layer in this pass.
         slots, prefetch_next = self.segments[index].kept_slots, index == 0
-        if self.store.in_place and self.policy.kind == "full":
-            return self.store.view(layer, slots.shape[0])  # frames are only ever added behind these
+        is_rebuilt = self.policy.rebuilt and not self.segments[index].writes and not self.freeze
+        if self.store.in_place and (self.policy.kind == "full" or is_rebuilt):
+            return self.store.view(layer, slots.shape[0])  # frames of `full` are only ever added behind these
         if not self.freeze:
             return self.store.gather(layer, slots, prefetch_next=prefetch_next)
         if (index, layer) not in self._frozen:

@@ -16,6 +16,7 @@ import torch
 from ..errors import InputError
 from ..rope import Rotary, cached_rotary_table
 from .attention import MemoryPass, Segment
+from .clean_latents import EMPTY
 from .pinned_store import new_store
 from .policy import MemoryPolicy
 from .store import MemoryGeometry, Store, estimate_bytes
@@ -38,7 +39,8 @@ class KVMemory:
     buffers are allocated at once; without it, and for a longer clip, they grow up to the policy's window. fingerprint:
     of the model that writes it (checked on load).
     origin: latent frame at which the scene starts; next_frame: latent frame at which the next block starts; held: the
-    latent frames kept; context_sigma: noise level in [0, 1] of the latest context pass.
+    latent frames kept; context_sigma: noise level in [0, 1] of the latest context pass. clean: what a policy that
+    rebuilds the memory rebuilds it from.
     Raises ValueError (InputError for a field) for blocks and frames that do not fit.
     """
 
@@ -55,6 +57,7 @@ class KVMemory:
         self.device = torch.device(device)
         self.fingerprint = fingerprint
         self.context_sigma = 0.0
+        self.clean = EMPTY
         self.origin = 0
         self.next_frame = 0
         self.held: tuple[int, ...] = ()
@@ -115,23 +118,31 @@ class KVMemory:
             self.store.grow(max(needed, self.policy.slots(roomy)))
         return self.store
 
-    def open(self, write: int | Sequence[int] = (), read: int = 0) -> MemoryPass:
+    @property
+    def is_rewound(self) -> bool:
+        """Whether it has to be rebuilt before it is read: it was rewound, or a rebuild was interrupted."""
+        return self.policy.rebuilt and not self.held and self.next_frame > self.origin
+
+    def open(self, write: int | Sequence[int] = (), read: int = 0, start: int | None = None) -> MemoryPass:
         """Begin one forward of the model: clean blocks to write first, then a noisy block of `read` latent frames.
 
         Blocks follow one another from `next_frame` on. Frames that do not fit beside the new block are evicted now,
-        at every denoising step. Raises ValueError when a block does not fit the policy.
+        at every denoising step. start: of a rebuild, the latent frame at which it starts; nothing older is kept.
+        Raises ValueError when a block does not fit the policy.
         """
         blocks = [(n, True) for n in ([write] if isinstance(write, int) else write)] + [(read, False)] * (read > 0)
         if not blocks or any(n < 1 for n, _ in blocks):
             raise ValueError(f"memory pass: found blocks {[n for n, _ in blocks]}, expected at least one, each above 0")
         if len(blocks) > 1 and self.policy.kind == "blended":
             raise ValueError("memory pass: found several blocks, expected one at a time for a blended sink")
-        start, held = self.next_frame, self.held
+        rebuilds = start is not None
+        start, held = (start, ()) if start is not None else (self.next_frame, self.held)
         store = self.allocated(start + sum(n for n, _ in blocks))
         segments = []
         surviving = set(held)
         for frames, writes in blocks:
-            self.policy.check_block(frames)
+            if not rebuilds:
+                self.policy.check_block(frames)
             kept = self.policy.kept(held, frames, self.origin)
             if self.policy.kind == "blended":
                 self._blend(store, held, kept)
@@ -173,7 +184,7 @@ class KVMemory:
 
         Raises ValueError for a pass that does not start at `next_frame`.
         """
-        if memory_pass.start_frame != self.next_frame:
+        if memory_pass.start_frame != self.next_frame and not self.policy.rebuilt:
             start = memory_pass.start_frame
             raise ValueError(f"commit: found a pass that starts at latent frame {start}, expected {self.next_frame}")
         for segment in memory_pass.segments:
@@ -197,10 +208,13 @@ class KVMemory:
     def trim(self, frame: int) -> None:
         """Rewind: drop latent frame `frame` and all later ones; the next rollout continues there.
 
-        Frames that a windowed policy has evicted do not come back. Raises InputError outside [origin, next_frame].
+        Frames that a windowed policy has evicted do not come back; a memory that is rebuilt needs the clip's latents up
+        to `frame` in the next rollout. Raises InputError outside [origin, next_frame].
         """
         if not self.origin <= frame <= self.next_frame:
             raise InputError("frame", f"found {frame}, expected {self.origin} to {self.next_frame}")
+        if self.policy.rebuilt and frame < self.next_frame:
+            self.held, self.clean = (), self.clean.rewound() if frame > self.origin else EMPTY
         self.held = tuple(f for f in self.held if f < frame)
         self.next_frame = frame
 
@@ -212,7 +226,7 @@ class KVMemory:
         """Drop all frames, to be written from latent frame `frame` on, and keep them by `policy` from now on."""
         if policy != self.policy:
             self.policy, self.store = policy, None
-        self.held = ()
+        self.held, self.clean = (), EMPTY
         self.origin = self.next_frame = frame
 
     def restart(self, frame: int, keep_sink: bool) -> None:
@@ -237,6 +251,7 @@ class KVMemory:
         twin = self.empty_like()
         twin.origin, twin.next_frame, twin.held = self.origin, self.next_frame, self.held
         twin.context_sigma, twin.device = self.context_sigma, torch.device(device)
+        twin.clean = self.clean.to(device)
         if self.store is not None:
             twin.store = new_store(self.policy, self.geometry, self.dtype, twin.device, self.store.slots)
             for ours, theirs in zip(twin.store.buffers, self.store.buffers, strict=True):

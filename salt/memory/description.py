@@ -12,7 +12,7 @@ from .store import MemoryGeometry
 
 @dataclass(frozen=True)
 class MemoryDescription:
-    """Everything of a `KVMemory` but its keys and values. Raises ValueError for frames that the policy cannot hold."""
+    """Everything of a `KVMemory` but its tensors. Raises ValueError for frames that the policy cannot hold."""
 
     policy: MemoryPolicy
     geometry: MemoryGeometry
@@ -22,6 +22,7 @@ class MemoryDescription:
     origin: Index
     next_frame: Index
     context_sigma: Annotated[float, Between(0, 1)]
+    given: Index = 0
 
     def __post_init__(self) -> None:
         frames = [self.origin - 1, *self.held, self.next_frame]

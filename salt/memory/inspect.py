@@ -30,6 +30,8 @@ def slots(memory: KVMemory) -> list[Slot]:
     for frame in memory.held:
         sink = frame - memory.origin < memory.policy.sink
         found[memory.slot(frame)] = Slot(frame, "sink" if sink else "recent")
+    if memory.policy.rebuilt and memory.policy.sink and memory.held:  # the first frame stands for the oldest one
+        found[memory.slot(memory.held[0])] = Slot(memory.origin, "sink")
     return found
 
 
@@ -67,7 +69,12 @@ def held_at(memory: KVMemory, frame: int) -> tuple[int, ...]:
 
 
 def lost_by_rewinding(memory: KVMemory, frame: int) -> list[int]:
-    """Latent frames that a rewind to `frame` cannot bring back: held when `next_frame` was `frame`, evicted since."""
+    """Latent frames that a rewind to `frame` cannot bring back: held when `next_frame` was `frame`, evicted since.
+
+    None of a memory that is rebuilt.
+    """
+    if memory.policy.rebuilt:
+        return []
     return sorted(set(held_at(memory, frame)) - set(memory.held))
 
 

@@ -1,7 +1,8 @@
 """Memory policies: which latent frames a KV cache keeps, and at which temporal positions. Settings and pure functions.
 
 Sources: Self Forcing (full, window), LongLive (sink + window), Infinity-RoPE (relative), Salt (cyclic "loop RoPE",
-blended sink "compression_alpha"). Everything here is plain integers; tensors live in `cache.py`.
+blended sink "compression_alpha"), Krea realtime (rebuild). Everything here is plain integers; tensors live in
+`cache.py`.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from typing import Literal
 
 from ..errors import InputError
 
-Kind = Literal["full", "window", "sink", "relative", "cyclic", "blended"]
+Kind = Literal["full", "window", "sink", "relative", "cyclic", "blended", "rebuild"]
 Precision = Literal["model", "int8", "fp8", "int4"]
 Residence = Literal["device", "cpu"]
 
-KINDS: tuple[Kind, ...] = ("full", "window", "sink", "relative", "cyclic", "blended")
+KINDS: tuple[Kind, ...] = ("full", "window", "sink", "relative", "cyclic", "blended", "rebuild")
 PRECISIONS: tuple[Precision, ...] = ("model", "int8", "fp8", "int4")
 RESIDENCES: tuple[Residence, ...] = ("device", "cpu")
 CYCLE_FRAMES = 21
@@ -28,14 +29,18 @@ class MemoryPolicy:
 
     kind: `full` keeps everything; `window` the newest `window` frames; `sink` the first `sink` frames and the newest
         others; `relative` keeps as `sink` does and re-assigns positions 0..N-1 at every read; `cyclic` keeps as
-        `window` does with positions modulo 21 frames; `blended` is `relative` whose sink absorbs what is evicted.
-    window: latent frames kept, sink and current block counted; None only for `full`.
-    sink: latent frames at the start that are never evicted.
+        `window` does with positions modulo 21 frames; `blended` is `relative` whose sink absorbs what is evicted;
+        `rebuild` is written anew after every block, from the newest `window` clean latents, at positions 0..N-1.
+    window: latent frames kept, sink and current block counted; None only for `full`. For `rebuild` the current block
+        is not counted.
+    sink: latent frames at the start that are never evicted. For `rebuild` 0 or 1: with 1 the clip's first frame is the
+        first one of every rebuild, otherwise the oldest one is decoded and encoded again as an image.
     blend: `a` in sink = a * sink + (1 - a) * evicted (kind `blended` only).
     precision: storage of keys and values: the model's dtype, int8, fp8 e4m3 or int4 (see `quantization.py`).
     residence: `device` beside the model, or `cpu` (fetched layer by layer while the layer before computes).
     Raises InputError for a value out of range, or fields that do not go together.
-    Sources: Self Forcing (full, window), LongLive (sink), Infinity-RoPE (relative), Salt (cyclic, blended).
+    Sources: Self Forcing (full, window), LongLive (sink), Infinity-RoPE (relative), Salt (cyclic, blended), Krea
+    realtime (rebuild).
     """
 
     kind: Kind = "full"
@@ -54,6 +59,8 @@ class MemoryPolicy:
             raise InputError("window", f"found {self.window}, expected {expected}")
         if self.sink < 0 or (self.sink > 0 and self.kind in ("full", "window", "cyclic")):
             raise InputError("sink", f"found {self.sink}, expected 0 for kind {self.kind}")
+        if self.kind == "rebuild" and self.sink > 1:
+            raise InputError("sink", f"found {self.sink}, expected 0 or 1 for kind rebuild")
         if self.kind == "blended" and self.sink == 0:
             raise InputError("sink", "found 0, expected at least 1 for kind blended")
         if self.window is not None and self.window <= self.sink:
@@ -66,8 +73,23 @@ class MemoryPolicy:
         """Keys are stored without RoPE and positions are assigned at every read."""
         return self.kind in ("relative", "blended")
 
+    @property
+    def rebuilt(self) -> bool:
+        """Written anew after every block; a block that is read does not enter the buffers."""
+        return self.kind == "rebuild"
+
+    @property
+    def reencodes(self) -> bool:
+        """Whether a rebuild needs decoded frames, encoded again."""
+        return self.rebuilt and not self.sink
+
     def check_block(self, frames: int) -> None:
         """Raise InputError if a block of `frames` latent frames does not fit into this memory."""
+        if self.rebuilt:
+            if (self.window or 0) % frames:
+                expected = f"a multiple of the block of {frames} latent frames"
+                raise InputError("window", f"found {self.window}, expected {expected} for a memory that is rebuilt")
+            return
         if self.window is not None and self.window < self.sink + frames:
             raise InputError(
                 "window",
@@ -77,8 +99,8 @@ class MemoryPolicy:
 
     @property
     def fuses(self) -> bool:
-        """Whether a block's write and the next one's read may be one forward; a blended sink changes in between."""
-        return self.kind != "blended"
+        """Whether a block's write and the next one's read may be one forward; some memories change in between."""
+        return self.kind not in ("blended", "rebuild")
 
     def slots(self, frames: int) -> int:
         """Frames of storage needed for a clip of `frames` latent frames."""
@@ -87,13 +109,14 @@ class MemoryPolicy:
     def slot(self, frame: int, origin: int) -> int:
         """Where a frame is stored: a pure function of its index, so that layout does not depend on history."""
         age = frame - origin
-        if self.window is None or age < self.sink:
+        sink = 0 if self.rebuilt else self.sink
+        if self.window is None or age < sink:
             return age
-        return self.sink + (age - self.sink) % (self.window - self.sink)
+        return sink + (age - sink) % (self.window - sink)
 
     def kept(self, held: tuple[int, ...], block: int, origin: int) -> tuple[int, ...]:
         """The held frames that stay when a block of `block` frames arrives: sinks first, then the newest."""
-        if self.window is None:
+        if self.window is None or self.rebuilt:
             return held
         sinks = tuple(f for f in held if f - origin < self.sink)
         others = tuple(f for f in held if f - origin >= self.sink)
@@ -102,7 +125,7 @@ class MemoryPolicy:
 
     def block_positions(self, start: int, frames: int, kept: int) -> range:
         """Temporal positions of a block that starts at latent frame `start` and is read with `kept` memory frames."""
-        if self.relative:
+        if self.relative or self.rebuilt:
             start = kept
         elif self.kind == "cyclic":
             start = min(frames * ((start % CYCLE_FRAMES) // frames), CYCLE_FRAMES - frames)
@@ -118,8 +141,9 @@ class MemoryPolicy:
     def parse(cls, text: str) -> MemoryPolicy:
         """Read a policy from one line, as the command line takes it.
 
-        `full`, `window:12`, `sink:3,window:12`, `relative:1,window:9`, `cyclic:21`, `blended:3,window:12,blend:0.9`;
-        `,int8`, `,fp8` or `,int4` and `,cpu` may follow. Raises InputError that shows the accepted forms.
+        `full`, `window:12`, `sink:3,window:12`, `relative:1,window:9`, `cyclic:21`, `blended:3,window:12,blend:0.9`,
+        `rebuild:3`, `rebuild:3,keep`; `,int8`, `,fp8` or `,int4` and `,cpu` may follow. Raises InputError that shows
+        the accepted forms.
         """
         fields: dict = {}
         for part in re.split(r"[,+\s]+", text.strip(" ,+\n\t").lower()):
@@ -135,15 +159,17 @@ class MemoryPolicy:
                 new = {"blend": float(value)}
             elif name == "window" and value.isdigit():
                 new = {"window": int(value)}
-            elif name == "cyclic" and value.isdigit():
-                new = {"kind": "cyclic", "window": int(value)}
+            elif name in ("cyclic", "rebuild") and value.isdigit():
+                new = {"kind": name, "window": int(value)}
+            elif part == "keep" and fields.get("kind") == "rebuild":
+                new = {"sink": 1}
             elif name in ("sink", "relative", "blended") and value.isdigit():
                 new = {"kind": name, "sink": int(value)}
             if not new or new.keys() & fields.keys():  # unknown, or a field that is already set
                 raise InputError(
                     "memory_policy",
                     f"found {text!r} (at {part!r}), expected one of full | window:W | sink:S,window:W | "
-                    "relative:S,window:W | cyclic:W | blended:S,window:W[,blend:A], "
+                    "relative:S,window:W | cyclic:W | blended:S,window:W[,blend:A] | rebuild:N[,keep], "
                     "then optionally ,int8 ,fp8 ,int4 ,cpu",
                 )
             fields |= new
@@ -157,6 +183,7 @@ class MemoryPolicy:
             "sink": f"sink:{self.sink},window:{self.window}",
             "relative": f"relative:{self.sink},window:{self.window}",
             "blended": f"blended:{self.sink},window:{self.window},blend:{self.blend:g}",
+            "rebuild": f"rebuild:{self.window}" + ",keep" * self.sink,
         }[self.kind]
         storage = [self.precision] * (self.precision != "model") + ["cpu"] * (self.residence == "cpu")
         return ",".join([text, *storage])

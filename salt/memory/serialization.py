@@ -22,6 +22,7 @@ from ..errors import InputError
 from ..io.atomic import require_file, write_tensors
 from ..io.fields import FieldError, parse_json, parse_object, read_fields, read_value, shown
 from .cache import KVMemory, digits
+from .clean_latents import NAMES, CleanLatents
 from .description import MemoryDescription
 from .store import MemoryGeometry, buffer_names, estimate_bytes, row_kinds
 
@@ -68,7 +69,9 @@ def save_clip(
 
 
 def _tensors(memory: KVMemory, prefix: str, path: str | Path) -> dict[str, Tensor]:
-    """The kept frames by name. Raises ValueError for an empty memory."""
+    """The kept frames by name, and a rebuilt memory's clean latents. Raises ValueError for an empty memory."""
+    if memory.is_rewound:
+        raise ValueError(f"{path}: the memory was rewound and is rebuilt in its next rollout; save it after that")
     if memory.store is None or not memory.held:
         raise ValueError(f"{path}: the memory is empty; a rollout must have written it")
     index = memory.slot_index(memory.held)
@@ -77,7 +80,7 @@ def _tensors(memory: KVMemory, prefix: str, path: str | Path) -> dict[str, Tenso
         f"{prefix}layers.{i}.{name}": part.index_select(1, index.to(part.device)).contiguous().cpu()
         for i, layer in enumerate(memory.store.buffers)
         for name, part in zip(names, layer, strict=True)
-    }
+    } | {f"{prefix}clean.{name}": x.contiguous().cpu() for name, x in memory.clean.named().items()}
 
 
 def _description(memory: KVMemory) -> dict[str, Any]:
@@ -91,6 +94,7 @@ def _description(memory: KVMemory) -> dict[str, Any]:
         "origin": memory.origin,
         "next_frame": memory.next_frame,
         "context_sigma": memory.context_sigma,
+        "given": memory.clean.given,
     }
 
 
@@ -213,7 +217,21 @@ def load_memory(
             for name, buffer in zip(names, layer, strict=True):
                 part = file.get_tensor(f"{prefix}layers.{i}.{name}").to(device=buffer.device, dtype=buffer.dtype)
                 buffer.index_copy_(1, index.to(buffer.device), part)
+        if policy.rebuilt:
+            memory.clean = _clean_latents(file, info, prefix, path).to(memory.device)
     return memory
+
+
+def _clean_latents(file: safe_open, info: MemoryDescription, prefix: str, path: str | Path) -> CleanLatents:
+    """Of a memory that is rebuilt. Raises MemoryFileError where they are missing or do not fit one another."""
+    present = set(file.keys())
+    found = {name: file.get_tensor(key) for name in NAMES if (key := f"{prefix}clean.{name}") in present}
+    clean = CleanLatents(**found, given=info.given)
+    try:
+        clean.check(info.policy, info.geometry, len(info.held))
+    except ValueError as error:
+        raise MemoryFileError(f"{path}: {prefix}clean.{error}") from None
+    return clean
 
 
 def _check_shapes(file: safe_open, info: MemoryDescription, prefix: str, path: str | Path) -> None:

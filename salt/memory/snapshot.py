@@ -8,12 +8,14 @@ from torch import Tensor
 
 from ..acceleration.transfers import to_main_memory
 from .cache import KVMemory
+from .clean_latents import EMPTY, CleanLatents
 from .policy import MemoryPolicy
 
 
 @dataclass(frozen=True)
 class MemorySnapshot:
-    """What a memory held at one moment. layers: for every layer the kept slots of its buffers, in main memory."""
+    """What a memory held at one moment. layers: for every layer the kept slots of its buffers, in main memory. clean:
+    of the memory, also there."""
 
     policy: MemoryPolicy
     origin: int
@@ -21,6 +23,7 @@ class MemorySnapshot:
     held: tuple[int, ...]
     context_sigma: float
     layers: tuple[tuple[Tensor, ...], ...]
+    clean: CleanLatents = EMPTY
 
     @classmethod
     def of(cls, memory: KVMemory) -> MemorySnapshot:
@@ -32,16 +35,18 @@ class MemorySnapshot:
                 tuple(to_main_memory(buffer.index_select(1, index.to(buffer.device))) for buffer in layer)
                 for layer in memory.store.buffers
             )
-        return cls(memory.policy, memory.origin, memory.next_frame, memory.held, memory.context_sigma, layers)
+        clean = memory.clean.in_main_memory()
+        return cls(memory.policy, memory.origin, memory.next_frame, memory.held, memory.context_sigma, layers, clean)
 
     @property
     def nbytes(self) -> int:
-        return sum(t.numel() * t.element_size() for layer in self.layers for t in layer)
+        return self.clean.nbytes + sum(t.numel() * t.element_size() for layer in self.layers for t in layer)
 
     def restore(self, memory: KVMemory) -> None:
         """Put it into a memory of the same model and size, in place of what that holds."""
         memory.renew(self.next_frame, self.policy)
         memory.origin, memory.held, memory.context_sigma = self.origin, self.held, self.context_sigma
+        memory.clean = self.clean.to(memory.device)
         if not self.layers:
             return
         index = memory.slot_index(self.held)

@@ -18,13 +18,11 @@ from ..acceleration.cuda_streams import side_stream
 from ..acceleration.finite_check import FiniteFlag
 from ..io.video import to_uint8
 from ..memory import MemoryPolicy
+from ..memory.rewound import DECODER_WARM_UP
 from ..rollout import Block
 
 if TYPE_CHECKING:
     from .streaming_vae import FrameDecoder
-
-# Latent frames that a decoder must have seen to go on without a visible seam (error 3e-5 with random weights).
-DECODER_WARM_UP = 30
 
 
 def most_latents_for_extension(policy: MemoryPolicy) -> int | None:

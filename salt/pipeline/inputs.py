@@ -116,7 +116,7 @@ class PipelineInputs:
     def schedule(self, spec: StudentSpec) -> Schedule:
         steps = self.steps if self.steps is not None else spec.steps
         if self.num_inference_steps is not None:
-            steps = step_list(self.num_inference_steps)
+            steps = step_list(self.num_inference_steps, spec.rule)
         return Schedule(tuple(steps), spec.shift if self.shift is None else self.shift, spec.rule)
 
     def policy(self, spec: StudentSpec) -> MemoryPolicy:

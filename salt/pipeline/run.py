@@ -12,8 +12,9 @@ from torch import Tensor
 from ..acceleration.finite_check import FiniteCheck, NotFiniteError, block_name
 from ..conditioning import Conditioning
 from ..memory import KVMemory
+from ..memory.rewound import DECODER_WARM_UP
 from ..model_input import FlowModel, ModelInput
-from ..models.async_decoder import DECODER_WARM_UP, AsyncDecoder, PendingFrames, decode_ahead, decode_in_turn
+from ..models.async_decoder import AsyncDecoder, PendingFrames, decode_ahead, decode_in_turn
 from ..models.causal_model import BidirectionalModel, CausalModel
 from ..models.streaming_vae import FrameDecoder
 from ..rollout import Block, OnStepEnd, rollout

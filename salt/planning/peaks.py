@@ -159,10 +159,12 @@ def _forward(model: PlannedModel, settings: PlanSettings) -> int:
     block = model.spec.frames_per_block or frames
     per_frame = clips * (settings.height // 16) * (settings.width // 16)
     forward = per_frame * block * (2 if settings.fuse and policy.fuses else 1)
+    if policy.rebuilt:
+        forward = max(forward, per_frame * policy.slots(frames))
     keys = per_frame * policy.slots(frames) if model.spec.frames_per_block else 0
     read = 2 * item * keys * model.dim  # keys and values of one layer
     attention = 14 * item * per_frame * block * model.dim
-    if policy.precision != "model":
+    if policy.precision != "model" or policy.rebuilt:  # read together with the block, outside the buffers
         attention += read
     if policy.residence == "cpu":
         attention += 2 * read if policy.precision == "model" else read
