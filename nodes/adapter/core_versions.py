@@ -73,6 +73,12 @@ def joined_frames(decoded: Tensor | list[Tensor]) -> Tensor:
     return torch.cat(decoded, dim=2) if isinstance(decoded, list) else decoded
 
 
+def at_once(encoder: torch.nn.Module) -> dict[str, bool]:
+    """Arguments with which Wan's encoder returns a frame as soon as its pixels are there; newer versions hold a single
+    one back until a second has come."""
+    return {"final": True} if "final" in inspect.signature(encoder.forward).parameters else {}
+
+
 def as_video(images: Tensor, fps: float) -> InputImpl.VideoFromComponents:
     """A VIDEO of images [T, H, W, 3], which are not copied."""
     try:

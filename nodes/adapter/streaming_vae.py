@@ -1,6 +1,6 @@
-"""ComfyUI's own Wan VAE as a streaming decoder: latent frame by latent frame, so that memory does not grow with a clip.
+"""ComfyUI's own Wan VAE as streaming decoder and encoder: latent frame by latent frame, so that memory stays flat.
 
-The VAE's decoder modules do the work, with ComfyUI's casts and offloading; the causal cache is the stream's own.
+The VAE's own modules do the work, with ComfyUI's casts and offloading; the causal cache is the stream's own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ...salt.acceleration.transfers import to_main_memory
 from ...salt.errors import InputError
-from .core_versions import joined_frames
+from ...salt.models.pixel_stream import PixelStream
+from .core_versions import at_once, joined_frames
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -21,8 +22,15 @@ if TYPE_CHECKING:
 # For up to four latent frames ComfyUI's estimate is a still's, which has no cache: 2200 values a pixel. A frame of a
 # stream was measured at 5600 (0.27) to 6500 (0.8), cache included; a clip's estimate, 7000, covers it.
 ESTIMATED_FRAMES = 5
-# ComfyUI's causal cache: for every module of the decoder None, "Rep", or the latest frames [B, C, T, H, W].
+# ComfyUI's causal cache: for every module of decoder or encoder None, "Rep", or the latest frames [B, C, T, H, W].
 FrameCache = list[Tensor | str | None]
+
+
+def keep_two_frames(cache: FrameCache, before: FrameCache) -> None:
+    """A causal convolution looks back two frames; ComfyUI, which passes two at once, caches only its input."""
+    for i, (old, new) in enumerate(zip(before, cache, strict=True)):
+        if isinstance(old, Tensor) and isinstance(new, Tensor) and new.shape[2] < 2:
+            cache[i] = torch.cat([old[:, :, -1:].to(new), new], dim=2)
 
 
 class ComfyStreamDecoder:
@@ -77,15 +85,64 @@ class ComfyStreamDecoder:
         with torch.inference_mode():
             z = model.conv2(latents.to(vae.device, vae.vae_dtype))
             pixels = joined_frames(model.decoder(z, feat_cache=cache, feat_idx=[0]))
-            self._keep_two_frames(cache, before)
+            keep_two_frames(cache, before)
             return vae.process_output(pixels.to(vae.output_device).float())
 
-    @staticmethod
-    def _keep_two_frames(cache: FrameCache, before: FrameCache) -> None:
-        """A causal convolution looks back two frames; ComfyUI, which decodes two at once, caches only its input."""
-        for i, (old, new) in enumerate(zip(before, cache, strict=True)):
-            if isinstance(old, Tensor) and isinstance(new, Tensor) and new.shape[2] < 2:
-                cache[i] = torch.cat([old[:, :, -1:].to(new), new], dim=2)
+
+class ComfyStreamEncoder:
+    """A `salt.models.pixel_stream.FrameEncoder` on a ComfyUI VAE: every call continues the clip of the call before.
+
+    Raises InputError for a VAE that is not Wan 2.1's.
+    """
+
+    spatial_scale, temporal_scale = 8, 4
+
+    def __init__(self, vae: VAE) -> None:
+        if not is_wan_vae(vae):
+            raise wrong_vae(vae)
+        self.vae = vae
+        self.reset()
+
+    def reset(self) -> None:
+        self.stream = PixelStream(self.spatial_scale, self.temporal_scale)
+        self.cache: FrameCache = []
+
+    def fork(self) -> ComfyStreamEncoder:
+        twin = ComfyStreamEncoder(self.vae)
+        twin.stream = self.stream.copied()
+        twin.cache = [to_main_memory(e) if isinstance(e, Tensor) else e for e in self.cache]
+        return twin
+
+    @property
+    def nbytes(self) -> int:
+        return self.stream.nbytes + sum(e.numel() * e.element_size() for e in self.cache if isinstance(e, Tensor))
+
+    def encode(self, pixels_B3THW: Tensor) -> Tensor:
+        """Pixels [B, 3, T, H, W] in [-1, 1] -> normalised latents [B, 16, F, H/8, W/8]; see `FrameEncoder`."""
+        from comfy.latent_formats import Wan21
+
+        batch, _, _, height, width = pixels_B3THW.shape
+        frames = [self._encode_frame(group) for group in self.stream.groups(pixels_B3THW)]
+        if not frames:
+            return torch.empty(batch, 16, 0, height // self.spatial_scale, width // self.spatial_scale)
+        return Wan21().process_in(torch.cat(frames, dim=2))
+
+    def _encode_frame(self, pixels: Tensor) -> Tensor:
+        """The pixels of one latent frame -> that frame [B, 16, 1, h, w], as a LATENT holds it."""
+        import comfy.model_management as management
+
+        vae, model = self.vae, self.vae.first_stage_model
+        management.throw_exception_if_processing_interrupted()
+        needed = vae.memory_used_encode(pixels.shape, vae.vae_dtype)
+        management.load_models_gpu([vae.patcher], memory_required=needed, force_full_load=vae.disable_offload)
+        cache: FrameCache = self.cache or [None for _ in model.encoder.modules()]
+        cache = [e.to(vae.device, non_blocking=True) if isinstance(e, Tensor) else e for e in cache]  # of a fork
+        self.cache, before = cache, list(cache)
+        with torch.inference_mode():
+            x = pixels.to(vae.device, vae.vae_dtype)
+            moments = model.conv1(model.encoder(x, feat_cache=cache, feat_idx=[0], **at_once(model.encoder)))
+            keep_two_frames(cache, before)
+            return moments.chunk(2, dim=1)[0].to(vae.output_device).float()
 
 
 def load_again(model: ModelPatcher, latents: Tensor, frames: int) -> None:

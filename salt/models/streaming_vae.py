@@ -157,7 +157,7 @@ class WanStreamDecoder:
         clip.
         """
         self._stream.check(latents_BCFHW)
-        device = _onload(self.vae)
+        device = onload(self.vae)
         if not self._tiles:
             self._tiles = self._lay_tiles(latents_BCFHW.shape[3], latents_BCFHW.shape[4], device)
             # Once a clip, because copying numbers to the device makes the host wait for it.
@@ -276,7 +276,7 @@ def encode_video(vae: AutoencoderKLWan, pixels_B3THW: Tensor) -> Tensor:
     low, high = (float(v) for v in pixels_B3THW.aminmax())
     if not (low >= -1.01 and high <= 1.01):  # resizing in low precision may overshoot
         raise ValueError(f"expected pixels in [-1, 1], found values from {low:g} to {high:g}")
-    device = _onload(vae)
+    device = onload(vae)
     mean, std = latent_statistics(vae, device)
     encoded: Any = vae.encode(pixels_B3THW.to(device, vae.dtype))  # diffusers declares a union with a tuple
     return (encoded.latent_dist.mode().float() - mean) / std
@@ -288,7 +288,7 @@ def latent_statistics(vae: AutoencoderKLWan, device: torch.device) -> tuple[Tens
     return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)
 
 
-def _onload(vae: AutoencoderKLWan) -> torch.device:
+def onload(vae: AutoencoderKLWan) -> torch.device:
     """The device to compute on; where accelerate offloads the VAE, it is moved there first.
 
     Its hook is on `vae.decode`, which streaming does not call.

@@ -17,6 +17,7 @@ import pickle
 import zipfile
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -40,11 +41,20 @@ class MemoryBlock(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.conv = nn.Sequential(
-            _conv(2 * width, width), nn.ReLU(), _conv(width, width), nn.ReLU(), _conv(width, width)
+            conv3x3(2 * width, width), nn.ReLU(), conv3x3(width, width), nn.ReLU(), conv3x3(width, width)
         )
 
     def forward(self, x_NCHW: Tensor, before_NCHW: Tensor) -> Tensor:
         return torch.relu(self.conv(torch.cat([x_NCHW, before_NCHW], dim=1)) + x_NCHW)
+
+    def over_time(self, x_NCHW: Tensor, batch: int, last_frames: dict[int, Tensor], index: int) -> Tensor:
+        """Successive frames of `batch` clips; the last one is kept as `last_frames[index]`, where that of the frames
+        before is read."""
+        x_BTCHW = x_NCHW.unflatten(0, (batch, -1))
+        last = last_frames.get(index, torch.zeros_like(x_BTCHW[:, 0])).to(x_BTCHW.device)
+        before_BTCHW = torch.cat([last[:, None], x_BTCHW[:, :-1]], dim=1)
+        last_frames[index] = x_BTCHW[:, -1].clone()  # a view would keep all frames alive
+        return self(x_NCHW, before_BTCHW.flatten(0, 1))
 
 
 class GrowingBlock(nn.Module):
@@ -66,8 +76,8 @@ class SoftClamp(nn.Module):
         return 3 * torch.tanh(x_NCHW / 3)
 
 
-def _conv(n_in: int, n_out: int, bias: bool = True) -> nn.Conv2d:
-    return nn.Conv2d(n_in, n_out, 3, padding=1, bias=bias)
+def conv3x3(n_in: int, n_out: int, bias: bool = True, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(n_in, n_out, 3, padding=1, bias=bias, stride=stride)
 
 
 class TinyDecoder(nn.Module):
@@ -75,11 +85,11 @@ class TinyDecoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        layers: list[nn.Module] = [SoftClamp(), _conv(LATENT_CHANNELS, WIDTHS[0]), nn.ReLU()]
+        layers: list[nn.Module] = [SoftClamp(), conv3x3(LATENT_CHANNELS, WIDTHS[0]), nn.ReLU()]
         for (width, next_width), factor in zip(pairwise(WIDTHS), FRAMES_PER_STAGE, strict=True):
             layers += [MemoryBlock(width) for _ in range(3)]
-            layers += [nn.Upsample(scale_factor=2), GrowingBlock(width, factor), _conv(width, next_width, bias=False)]
-        layers += [nn.ReLU(), _conv(WIDTHS[-1], 3)]
+            layers += [nn.Upsample(scale_factor=2), GrowingBlock(width, factor), conv3x3(width, next_width, bias=False)]
+        layers += [nn.ReLU(), conv3x3(WIDTHS[-1], 3)]
         self.decoder = nn.ModuleList(layers)
 
     def forward(self, latents_BCFHW: Tensor, last_frames: dict[int, Tensor]) -> Tensor:
@@ -92,11 +102,7 @@ class TinyDecoder(nn.Module):
         x_NCHW = latents_BCFHW.transpose(1, 2).flatten(0, 1)
         for index, layer in enumerate(self.decoder):
             if isinstance(layer, MemoryBlock):
-                x_BTCHW = x_NCHW.unflatten(0, (batch, -1))
-                last = last_frames.get(index, torch.zeros_like(x_BTCHW[:, 0])).to(x_BTCHW.device)
-                before_BTCHW = torch.cat([last[:, None], x_BTCHW[:, :-1]], dim=1)
-                last_frames[index] = x_BTCHW[:, -1].clone()  # a view would keep all frames alive
-                x_NCHW = layer(x_NCHW, before_BTCHW.flatten(0, 1))
+                x_NCHW = layer.over_time(x_NCHW, batch, last_frames, index)
             else:
                 x_NCHW = layer(x_NCHW)
         return x_NCHW.unflatten(0, (batch, -1)).transpose(1, 2)
@@ -150,27 +156,36 @@ def load_taehv(path: str | Path, device: torch.device | str = "cpu", dtype: torc
     Raises ValueError when the file cannot be read as weights, or when they are not this architecture's. The weights
     for Hunyuan Video (`taehv.pth`) have the same shapes and cannot be told apart.
     """
-    path = Path(path)
-    found = _read(path)
     with torch.device("meta"):
         model = TinyDecoder()
+    load_half(model, path, "decoder", device, dtype)
+    return model.eval().requires_grad_(False)
+
+
+def load_half(
+    model: nn.Module,
+    path: str | Path,
+    half: Literal["encoder", "decoder"],
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> None:
+    """Give a model the weights of one half of a file; raises ValueError as `load_taehv` says."""
+    path = Path(path)
+    found = _read(path)
     expected = model.state_dict()
-    weights = {name: tensor for name, tensor in found.items() if name.startswith("decoder.")}
+    weights = {name: tensor for name, tensor in found.items() if name.startswith(f"{half}.")}
+    where = f"{path}: not a TAEHV {half} for Wan 2.1"
     for name, tensor in expected.items():
         if name not in weights:
-            raise ValueError(f"{path}: not a TAEHV decoder for Wan 2.1: {name} is missing")
+            raise ValueError(f"{where}: {name} is missing")
         # A file's growing block may have more frames than the network uses there; the last frames' channels are used.
         if isinstance(model.get_submodule(name.rsplit(".", 2)[0]), GrowingBlock) and weights[name].ndim == 4:
             weights[name] = weights[name][-tensor.shape[0] :]
         if weights[name].shape != tensor.shape:
-            raise ValueError(
-                f"{path}: not a TAEHV decoder for Wan 2.1: {name} has shape {list(weights[name].shape)}, "
-                f"expected {list(tensor.shape)}"
-            )
+            raise ValueError(f"{where}: {name} has shape {list(weights[name].shape)}, expected {list(tensor.shape)}")
     if unknown := sorted(weights.keys() - expected.keys()):
-        raise ValueError(f"{path}: not a TAEHV decoder for Wan 2.1: unexpected {unknown[0]}")
+        raise ValueError(f"{where}: unexpected {unknown[0]}")
     model.load_state_dict({name: tensor.to(device, dtype) for name, tensor in weights.items()}, assign=True)
-    return model.eval().requires_grad_(False)
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -33,6 +33,13 @@ def test_streaming_decode_equals_core_s_whole_clip(inside):
     assert len(found) == 5 and max(found.values()) <= 1e-5
 
 
+def test_streaming_encode_equals_core_s_whole_clip(inside):
+    found = inside(CASES, "encoding")
+    assert max(found["equal"].values()) <= 1e-4
+    assert found["kept"][-1] == found["kept"][2] > 0
+    assert found["fork"]
+
+
 def test_a_stream_goes_on_block_by_block(needs_a_vae_of_any_width, inside):
     assert max(inside(CASES, "stream")) <= 1e-5
 

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from .model_patcher import ModelPatcher
 
 class WanVAE(nn.Module):
+    conv1: nn.Module
     conv2: nn.Module
+    encoder: nn.Module
     decoder: nn.Module
 
 class VAE:
@@ -19,6 +21,7 @@ class VAE:
     latent_channels: int
     latent_dim: int
     disable_offload: bool
+    memory_used_encode: Callable[[tuple[int, ...], torch.dtype], float]
     memory_used_decode: Callable[[tuple[int, ...], torch.dtype], float]
     process_output: Callable[[Tensor], Tensor]
     def __init__(self, sd: dict[str, Tensor]) -> None: ...

@@ -141,6 +141,28 @@ def stream():
 
 
 @torch.inference_mode()
+def encoding():
+    """Largest differences of streamed chunks to core's whole-clip encode, and the bytes kept after each frame."""
+    from comfy.latent_formats import Wan21
+
+    vae = wan_vae()
+    pixels = torch.rand(1, 3, 17, 32, 32) * 2 - 1
+    whole = Wan21().process_in(vae.encode((pixels[0].permute(1, 2, 3, 0) + 1) / 2))
+    found = {}
+    for sizes in ((17,), (1, 4, 4, 4, 4), (2, 7, 3, 5)):
+        stream = STREAMING.ComfyStreamEncoder(vae)
+        chunks = [stream.encode(x) for x in pixels.split(sizes, dim=2)]
+        found[str(sizes)] = error(torch.cat(chunks, dim=2), whole)
+    stream.reset()
+    kept = []
+    for chunk in pixels.split([1, 4, 4, 4, 4], dim=2):
+        stream.encode(chunk)
+        kept.append(stream.nbytes)
+    twin = stream.fork()
+    return {"equal": found, "kept": kept, "fork": torch.equal(stream.encode(pixels), twin.encode(pixels))}
+
+
+@torch.inference_mode()
 def flat():
     """Bytes beside the finished frames at their peak, by (batch, latent frames): ours, and core's whole-clip decode."""
     vae = wan_vae()
@@ -245,4 +267,4 @@ def width() -> str:
 
 
 if __name__ == "__main__":
-    run_case(loaded, clip, streaming, stream, flat, reservation, cancelled, taehv, refusals, width)
+    run_case(loaded, clip, streaming, stream, encoding, flat, reservation, cancelled, taehv, refusals, width)
