@@ -130,12 +130,13 @@ def fp8_linears(model: nn.Module) -> None:
 def store_weights(model: ModelMixin, weights: StoredWeights, device: torch.device) -> None:
     """Store the blocks' weights in float8, or in main memory, through diffusers' hooks; nothing for `bf16`.
 
-    device: where the model computes. On CUDA the next block is copied while one computes; the device holds two.
+    device: where the model computes. On CUDA the next block is copied while one computes; the device holds two. On the
+    CPU all weights are in main memory already.
     Raises InputError for float8 with weights in float32, which were loaded to be exact.
     """
     if weights == "fp8":
         if model.dtype not in (torch.bfloat16, torch.float16):
             raise InputError("prefer", f"found 'lowest memory' with weights in {model.dtype}, expected bfloat16")
         model.enable_layerwise_casting(torch.float8_e4m3fn, model.dtype)
-    elif weights == "layers":
+    elif weights == "layers" and device.type != "cpu":
         model.enable_group_offload(device, num_blocks_per_group=1, use_stream=device.type == "cuda")
