@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...salt.errors import InputError
+from ...salt.live.adapters import LoraStrength
 from ...salt.live.controls import BlendMethod
 from ...salt.live.live_model import LiveModelInfo
 from ...salt.live.prompt_blend import mix_tensors
@@ -143,6 +144,12 @@ class ComfyLiveHost:
 
     def new_memory(self, policy: MemoryPolicy) -> KVMemory:
         return new_memory(self.patcher, policy, 1, *self.size)
+
+    def use_loras(self, loras: Sequence[LoraStrength]) -> None:
+        """Nothing: ComfyUI merges a LoRA into the MODEL's weights, so none is loaded beside them."""
+
+    def memory_fingerprint(self) -> str:
+        return self.info.fingerprint
 
     def noise(self, seed: int) -> NoiseSource:
         device = self.inputs.noise.device

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..checkpoints import LoraFile
+    from ..pipeline.named_loras import NamedLora
 
+from ..errors import InputError
 from ..io.printable import printable
 from .paths import file_path
 
@@ -23,20 +25,36 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dtype", choices=DTYPES, help="default: as in the source")
 
 
-def add_lora_argument(command: argparse._ActionsContainer) -> None:
+def add_lora_argument(command: argparse._ActionsContainer, named: bool = False) -> None:
+    """named: `NAME=FILE` is taken as well, for a LoRA that is kept apart."""
     command.add_argument(
         "--lora",
         action="append",
-        metavar="FILE[:STRENGTH]",
-        help="a LoRA to merge in, as style.safetensors:0.8 (default: 1); may be given again",
+        metavar="[NAME=]FILE[:STRENGTH]" if named else "FILE[:STRENGTH]",
+        help="a LoRA to merge in, as style.safetensors:0.8 (default: 1); may be given again"
+        + ("; with a name its strength can be changed while the clip plays" if named else ""),
     )
 
 
 def loras_of(arguments: argparse.Namespace) -> tuple[LoraFile, ...] | None:
-    """The LoRAs of `--lora`; None without the option. Raises InputError for a strength that is 0 or no number."""
-    from ..checkpoints import LoraFile
+    """The LoRAs of `--lora`, to be merged; None without any.
 
-    return tuple(map(LoraFile.parse, arguments.lora)) if arguments.lora else None
+    Raises InputError for a strength that is 0 or no number, and for a LoRA with a name.
+    """
+    merged, named = split_loras(arguments)
+    if named:
+        raise InputError("lora", f"found the name {named[0].name}, which `salt live` takes, expected FILE[:STRENGTH]")
+    return merged
+
+
+def split_loras(arguments: argparse.Namespace) -> tuple[tuple[LoraFile, ...] | None, tuple[NamedLora, ...]]:
+    """The LoRAs of `--lora`: those to be merged, None without any, and those with a name."""
+    from ..checkpoints import LoraFile
+    from ..pipeline.named_loras import NamedLora
+
+    parsed = [NamedLora.parse(text) or LoraFile.parse(text) for text in arguments.lora or ()]
+    merged = tuple(lora for lora in parsed if isinstance(lora, LoraFile))
+    return merged or None, tuple(lora for lora in parsed if isinstance(lora, NamedLora))
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..io.launcher import check_launcher, process_count
 from ..io.printable import printable
-from .convert import add_lora_argument, loras_of
+from .convert import add_lora_argument, loras_of, split_loras
 from .paths import file_name, file_path
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_model_arguments(command: argparse.ArgumentParser) -> None:
+def add_model_arguments(command: argparse.ArgumentParser, named_loras: bool = False) -> None:
     model = command.add_argument_group("the model")
     model.add_argument(
         "--model", type=file_name, default="salt-tiny", help="pipeline folder, or a checkpoint (default: salt-tiny)"
@@ -79,7 +79,7 @@ def add_model_arguments(command: argparse.ArgumentParser) -> None:
         help="folder with vae/, text_encoder/, tokenizer/, or salt-tiny (default: the pulled)",
     )
     model.add_argument("--weights", default="auto", choices=("auto", "ema", "regular"))
-    add_lora_argument(model)
+    add_lora_argument(model, named_loras)
     model.add_argument(
         "--decoder", type=file_name, default="wan", help="wan, or the path of taew2_1 (TAEHV): cheaper, a little softer"
     )
@@ -102,12 +102,14 @@ def add_model_arguments(command: argparse.ArgumentParser) -> None:
     model.add_argument("--text-cache", type=file_path, metavar="FOLDER", help="keeps prompt embeddings")
 
 
-def pipeline_options(arguments: argparse.Namespace) -> PipelineOptions:
+def pipeline_options(arguments: argparse.Namespace, named_loras: bool = False) -> PipelineOptions:
     """What the options of `add_model_arguments` say."""
     from ..pipeline.from_options import PipelineOptions
 
+    merged, named = split_loras(arguments) if named_loras else (loras_of(arguments), ())
     return PipelineOptions(
-        model=arguments.model, parts=arguments.parts, weights=arguments.weights, lora=loras_of(arguments),
+        model=arguments.model, parts=arguments.parts, weights=arguments.weights, lora=merged,
+        named_loras=named,
         decoder=arguments.decoder, tiles=arguments.tiles, device=arguments.device, dtype=arguments.dtype,
         vae_dtype=arguments.vae_dtype,
         text_precision=arguments.text_precision, text_cache=arguments.text_cache, prefer=arguments.prefer,

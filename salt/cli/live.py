@@ -46,7 +46,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="MB",
         help="main memory for going back (default: eight copies of the memory)",
     )
-    add_model_arguments(command)
+    add_model_arguments(command, named_loras=True)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
     record: Path | None = arguments.record
     if record is not None:
         check_free(_replay_file(record), "replay")
-    options = pipeline_options(arguments)
+    options = pipeline_options(arguments, named_loras=True)
     pipe = load_pipeline(options, run_device(options))
     session = LiveSession(PipelineHost(pipe, *(arguments.size or (None, None))), settings, record=record)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("file", type=Path, help="replay of a live session (.json)")
     command.add_argument("-o", "--out", type=Path, help="video of the branch that the session ended on (.mp4)")
-    add_model_arguments(command)
+    add_model_arguments(command, named_loras=True)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     replay = read_replay(arguments.file)
     if arguments.out is not None:
         check_writable(arguments.out, ".mp4")
-    options = pipeline_options(arguments)
+    options = pipeline_options(arguments, named_loras=True)
     pipe = load_pipeline(options, run_device(options))
     host = PipelineHost(pipe, replay.width, replay.height)
     engine = replay_engine(host, replay, decodes=arguments.out is not None)

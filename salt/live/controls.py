@@ -16,6 +16,7 @@ from ..conditioning import SWITCHES, Switch
 from ..errors import InputError
 from ..io.fields import Between, FieldError, check_known, read_fields, shown
 from ..memory import MemoryPolicy
+from .adapters import LoraStrength, check_strengths
 
 MAX_PROMPT_LENGTH = 4000  # characters
 MAX_PROMPTS = 8
@@ -145,6 +146,22 @@ class Policy(Control):
 
 
 @dataclass(frozen=True)
+class Loras(Control):
+    """The loaded LoRAs that act from the next block on, with their strengths; the others are off.
+
+    recache: the latents in the memory's window are encoded again with them.
+    """
+
+    adapters: tuple[LoraStrength, ...]
+    recache: bool = False
+    kind: ClassVar[str] = "lora"
+    immediate: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_strengths("adapters", self.adapters)
+
+
+@dataclass(frozen=True)
 class Bookmark(Control):
     """Remember the current end of the branch under a name."""
 
@@ -242,7 +259,7 @@ class Pace(Control):
 CONTROLS: dict[str, type[Control]] = {
     control.kind: control
     for control in (
-        *(Prompt, Seed, Nfe, Guidance, Policy, Bookmark, Rewind, Fork, Goto),
+        *(Prompt, Seed, Nfe, Guidance, Policy, Loras, Bookmark, Rewind, Fork, Goto),
         *(Pause, Resume, Step, Stop, Pace),
     )
 }

@@ -24,8 +24,9 @@ from ..models.async_decoder import AsyncDecoder, PendingFrames
 from ..noise import NoiseSource
 from ..rollout import Block, rollout_from
 from ..schedule import Schedule
+from .adapters import check_loaded
 from .branches import MAX_BOOKMARKS, MAX_BRANCHES, LiveBranch, PlaceBookmark
-from .controls import Bookmark, Control, Fork, Goto, Policy, Prompt, Rewind
+from .controls import Bookmark, Control, Fork, Goto, Loras, Policy, Prompt, Rewind
 from .history import (
     SNAPSHOT_BLOCKS,
     History,
@@ -69,6 +70,9 @@ class LiveEngine(Generic[Condition]):
 
     def __init__(self, live_model: LiveModel[Condition], settings: LiveSettings, decodes: bool = True) -> None:
         self.live_model, self.info = live_model, live_model.info
+        loras = self.info.loras if settings.loras is None else settings.loras
+        check_loaded(self.info.loras, loras, "loras")
+        settings = replace(settings, loras=loras or None)  # a replay begins with the same
         self.first_steering = settings.steering(self.info.policy)
         self.first_steering.policy.check_block(self.info.frames_per_block)
         for text in (settings.prompt, settings.negative) if settings.negative else (settings.prompt,):
@@ -122,9 +126,7 @@ class LiveEngine(Generic[Condition]):
 
     def _steer(self, control: Control) -> None:
         steering = self.branch.steering.after(control)
-        if isinstance(control, Prompt):
-            for prompt in control.prompts:
-                self.live_model.check_prompt(prompt.text)
+        check_control(control, self.live_model)
         if isinstance(control, Policy):
             steering.policy.check_block(self.info.frames_per_block)
         choice, tip = steering.choose()[0], self.branch.tip
@@ -222,6 +224,7 @@ class LiveEngine(Generic[Condition]):
     ) -> BlockPlan[Condition]:
         """How a block after `before` is made. latents: of a block that was made, and is only encoded again."""
         start, device = 0 if before is None else before.stop, self.info.device
+        self.live_model.use_loras(choice.loras)
         conditioning = self.conditionings.of(choice.prompt)
         switch = choice.switch if start else "keep"
         prompts = [PromptChange(start, conditioning, switch, choice.keep_sink)]
@@ -331,6 +334,15 @@ class LiveEngine(Generic[Condition]):
         if self.decoding is not None:
             decoder = None if snapshot is None else snapshot.decoder
             self.decoding.decoder = self.live_model.new_decoder() if decoder is None else decoder.fork()
+
+
+def check_control(control: Control, live_model: LiveModel) -> None:
+    """Raise InputError for a prompt that cannot be encoded, and for a LoRA that is not loaded."""
+    if isinstance(control, Prompt):
+        for prompt in control.prompts:
+            live_model.check_prompt(prompt.text)
+    if isinstance(control, Loras):
+        check_loaded(live_model.info.loras, control.adapters)
 
 
 class _GatedSource(Generic[Condition]):

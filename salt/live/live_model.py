@@ -13,6 +13,7 @@ from ..model_input import Condition, FlowModel
 from ..noise import NoiseSource
 from ..schedule import Schedule, Stepping
 from ..spec import FPS
+from .adapters import LoraStrength
 
 if TYPE_CHECKING:
     from ..models.streaming_vae import FrameDecoder
@@ -23,7 +24,9 @@ class LiveModelInfo:
     """Facts about the model and the size of its clips.
 
     fingerprint: of the model, with whatever else makes its latents. width, height: pixels. words: the vocabulary of a
-    model that knows no others, () for text encoders. schedule, policy, stepping: the student's own.
+    model that knows no others, () for text encoders. schedule, policy, stepping: the student's own. loras: that are
+    loaded beside its weights, with the strengths that they have before a session; the fingerprint is of all of them at
+    strength 1.
     """
 
     fingerprint: str
@@ -40,6 +43,7 @@ class LiveModelInfo:
     fps: float = FPS
     words: tuple[str, ...] = ()
     stepping: Stepping = "sde"
+    loras: tuple[LoraStrength, ...] = ()
 
     def first_pixel_frame(self, latent_frame: int) -> int:
         """Pixel frame at which a latent frame begins: the first latent frame of a clip is a single pixel frame."""
@@ -74,6 +78,14 @@ class LiveModel(Protocol[Condition]):
 
     def new_memory(self, policy: MemoryPolicy) -> KVMemory:
         """An empty memory; nothing is allocated before its first use."""
+        ...
+
+    def use_loras(self, loras: Sequence[LoraStrength]) -> None:
+        """Let these of the loaded LoRAs act in the model's calls from now on, and no others."""
+        ...
+
+    def memory_fingerprint(self) -> str:
+        """Of a memory that the model goes on writing with the LoRAs as they are now."""
         ...
 
     def noise(self, seed: int) -> NoiseSource: ...

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from .adapters import LoraStrength
+
 
 @dataclass(frozen=True)
 class FrameBatch:
@@ -98,7 +100,8 @@ class State:
     """Where a session stands. status: warming, playing, paused, stopped or failed; message: why it failed.
 
     block, frame, seconds: of the end of the branch, where the next block will begin. rewind_from: seconds; a rewind
-    goes back so far. drops: frames that viewers were not sent or did not show.
+    goes back so far. drops: frames that viewers were not sent or did not show. loras: all that are loaded, 0 where
+    they are off.
     """
 
     status: str
@@ -122,6 +125,7 @@ class State:
     viewers: int
     recording: bool
     message: str = ""
+    loras: tuple[LoraStrength, ...] = ()
 
 
 Message = FrameBatch | Applied | Superseded | Refused | Dropped | State

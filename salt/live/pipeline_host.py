@@ -17,7 +17,9 @@ from ..models.streaming_vae import FrameDecoder
 from ..models.word_embedder import WordEmbedder
 from ..noise import NoiseSource, SeededNoise
 from ..pipeline import SaltPipeline
+from ..pipeline.lora import AdapterState, adapter_state, adapter_strengths, set_strengths
 from ..pipeline.run import InFloat32
+from .adapters import LoraStrength, acting
 from .controls import BlendMethod
 from .live_model import LiveModelInfo
 from .prompt_blend import mix_tensors
@@ -49,10 +51,16 @@ class PipelineHost:
         self.geometry = transformer.memory_geometry(1, *self.latent_size)
         self.dtype = transformer.dtype
         self._check_memory(width, height, spec.frames_per_block, components.temporal_scale, components.device)
+        self._used: tuple[tuple[LoraStrength, ...], AdapterState] | None = None
+        strengths = adapter_strengths(transformer)
+        loras = tuple(LoraStrength(name, strength) for name, strength in strengths.items())
+        if loras:
+            set_strengths(transformer, dict.fromkeys(sorted(strengths), 1.0))
+        identity = fingerprint(transformer)
         self.model = InFloat32(CausalModel(components.graphed or transformer), transformer.dtype)
         words = self.encoder.vocabulary if isinstance(self.encoder, WordEmbedder) else ()
         self.info = LiveModelInfo(
-            fingerprint=fingerprint(transformer),
+            fingerprint=identity,
             width=width,
             height=height,
             frames_per_block=spec.frames_per_block,
@@ -65,7 +73,9 @@ class PipelineHost:
             spatial_scale=scale,
             channels=transformer.config.out_channels,
             words=words,
+            loras=loras,
         )
+        self.use_loras(loras)
 
     def _check_memory(self, width: int, height: int, frames: int, temporal_scale: int, device: torch.device) -> None:
         """Raise InputError about the size where not even one block of `frames` latent frames fits into memory."""
@@ -98,6 +108,22 @@ class PipelineHost:
 
     def new_memory(self, policy: MemoryPolicy) -> KVMemory:
         return KVMemory(policy, self.geometry, self.dtype, self.info.device, fingerprint=self.info.fingerprint)
+
+    def use_loras(self, loras: Sequence[LoraStrength]) -> None:
+        """Adapters of the pipeline's transformer, kept apart from its weights. Nothing happens where they act so."""
+        transformer = self.pipe.transformer
+        if not self.info.loras:
+            return
+        wanted = acting(loras)
+        if self._used == (wanted, adapter_state(transformer)):
+            return
+        set_strengths(transformer, {lora.name: lora.strength for lora in wanted})
+        self._used = wanted, adapter_state(transformer)
+        # What was computed from the prompts belongs to the weights as they were, and so does a CUDA graph.
+        self.model.model = CausalModel(self.pipe.components_in_use().graphed or transformer)
+
+    def memory_fingerprint(self) -> str:
+        return fingerprint(self.pipe.transformer) if self.info.loras else self.info.fingerprint
 
     def noise(self, seed: int) -> NoiseSource:
         return SeededNoise(seed, 1, self.info.channels, *self.latent_size, device=self.info.device)

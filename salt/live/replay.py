@@ -23,6 +23,7 @@ from .controls import (
     Fork,
     Goto,
     Guidance,
+    Loras,
     Nfe,
     Policy,
     Prompt,
@@ -38,7 +39,7 @@ from .settings import LiveSettings
 FORMAT = "salt-replay-1"
 MAX_BLOCKS = 10**7
 MAX_SIDE = 2**14
-REPLAYED = (Prompt, Seed, Nfe, Guidance, Policy, Bookmark, Rewind, Fork, Goto)
+REPLAYED = (Prompt, Seed, Nfe, Guidance, Policy, Loras, Bookmark, Rewind, Fork, Goto)
 
 
 class ReplayFileError(ValueError):

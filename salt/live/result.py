@@ -57,6 +57,9 @@ def result_of(engine: LiveEngine[Condition], recording: Path | None) -> LiveResu
     if engine.info.device.type == "cuda":
         torch.cuda.synchronize(engine.info.device)  # copies of latents may still be on their way
     blocks = list(branch.tip.back())[::-1]
+    engine.live_model.use_loras(branch.tip.choice.loras)
+    for memory in (engine.memory, engine.negative_memory):
+        memory.fingerprint = engine.live_model.memory_fingerprint()
     changes = tuple(branch.changes)
     prompts = [
         PromptChange(
@@ -67,7 +70,7 @@ def result_of(engine: LiveEngine[Condition], recording: Path | None) -> LiveResu
         )
         for c in changes
     ]
-    names = ("seed", "nfe", "guidance", "policy")
+    names = ("seed", "nfe", "guidance", "policy", "loras")
     also = tuple(n for n in names if len({getattr(c.choice, n) for c in changes}) > 1)
     guided = branch.tip.choice.guidance != 1.0
     return LiveResult(

@@ -14,8 +14,8 @@ from ..errors import InputError
 from ..io.printable import one_line
 from ..model_input import Condition
 from .branches import LiveBranch
-from .controls import Control, Pace, Prompt, Stop
-from .engine import LiveBlock, LiveEngine
+from .controls import Control, Pace, Stop
+from .engine import LiveBlock, LiveEngine, check_control
 from .live_model import LiveModel
 from .mailbox import Mailbox, Sent
 from .messages import Applied, Refused, State, Superseded
@@ -84,13 +84,12 @@ class LiveSession(Generic[Condition]):
     def send(self, control: Control, sender: str = "") -> int:
         """The control's event id, which rises; the control acts at the next block, or at once (`Control.immediate`).
 
-        Raises InputError for a prompt that cannot be encoded, and in a session that has ended.
+        Raises InputError for a prompt that cannot be encoded, a LoRA that is not loaded, and in a session that has
+        ended.
         """
         if self._status in ("stopped", "failed"):
             raise InputError("control", f"has no effect: the session has {self._status}")
-        if isinstance(control, Prompt):
-            for prompt in control.prompts:
-                self.live_model.check_prompt(prompt.text)
+        check_control(control, self.live_model)
         sent, superseded = self._mailbox.send(control, sender)
         if superseded is not None:
             self.viewers.put(Superseded(superseded.event, sent.event))

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 from ..errors import InputError
 from ..io.fields import Between
 from ..memory import MemoryPolicy
+from .adapters import LoraStrength, acting, check_strengths
 from .controls import LIVE_NFE, MAX_PROMPT_LENGTH, Guidance, Pace, Pacing, Policy, Prompt, Seed
 from .prompt_blend import PromptMix
 from .steering import Steering
@@ -24,7 +25,8 @@ class LiveSettings:
     evaluations per block, 2, 4 or 8; None for the student's own steps. policy: of the memory, as text; None for the
     student's. pace, lead: `realtime` makes blocks up to `lead` blocks before the fastest viewer, `free` as fast as it
     can. rewind_budget: bytes of main memory for what rewinding needs; None for room for some snapshots. frames: latent
-    frames after which the session ends by itself; None for no end.
+    frames after which the session ends by itself; None for no end. loras: those of the loaded LoRAs that act; None as
+    the model has them.
     Raises InputError for a value out of range.
     """
 
@@ -38,6 +40,7 @@ class LiveSettings:
     lead: Annotated[int, Between(1, MAX_LEAD)] = 1
     rewind_budget: Annotated[int, Between(0, MAX_BUDGET)] | None = None
     frames: Annotated[int, Between(1, 10**9)] | None = None
+    loras: tuple[LoraStrength, ...] | None = None
     refuses_unknown: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -45,6 +48,7 @@ class LiveSettings:
         Seed(self.seed)
         Guidance(self.guidance)
         Pace(self.pace)
+        check_strengths("loras", self.loras or ())
         if len(self.negative) > MAX_PROMPT_LENGTH:
             raise InputError("negative", f"found {len(self.negative):,} characters, expected {MAX_PROMPT_LENGTH:,}")
         if self.nfe is not None and self.nfe not in LIVE_NFE:
@@ -60,4 +64,6 @@ class LiveSettings:
         """Of the first block. own_policy: the student's."""
         policy = own_policy if self.policy is None else MemoryPolicy.parse(self.policy)
         prompt = PromptMix(((self.prompt, 1.0),))
-        return Steering(prompt, self.seed, self.nfe, self.guidance, policy, shown=prompt)
+        return Steering(
+            prompt, self.seed, self.nfe, self.guidance, policy, shown=prompt, loras=acting(self.loras or ())
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from .adapters import all_strengths
 from .branches import LiveBranch
 from .engine import LiveEngine
 from .live_model import LiveModelInfo
@@ -53,6 +54,7 @@ def state_of(
         viewers=len(viewers),
         recording=recording,
         message=message,
+        loras=all_strengths(info.loras, steering.loras),
     )
 
 

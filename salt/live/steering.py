@@ -6,13 +6,15 @@ from dataclasses import dataclass, replace
 
 from ..conditioning import Switch
 from ..memory import MemoryPolicy
-from .controls import BlendMethod, Control, Guidance, Nfe, Policy, Prompt, Seed
+from .adapters import LoraStrength, acting
+from .controls import BlendMethod, Control, Guidance, Loras, Nfe, Policy, Prompt, Seed
 from .prompt_blend import PromptMix
 
 
 @dataclass(frozen=True)
 class BlockChoice:
-    """Everything that makes a block, besides the blocks before it. nfe: None for the student's own steps."""
+    """Everything that makes a block, besides the blocks before it. nfe: None for the student's own steps. loras: those
+    that act."""
 
     prompt: PromptMix
     switch: Switch
@@ -21,6 +23,7 @@ class BlockChoice:
     nfe: int | None
     guidance: float
     policy: MemoryPolicy
+    loras: tuple[LoraStrength, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class PromptBlend:
 
 @dataclass(frozen=True)
 class Steering:
-    """Settings of the blocks to come. shown: the prompt of the block before. switch: of the next block alone."""
+    """Settings of the blocks to come. shown: the prompt of the block before. switch, recache: of the next block alone;
+    recache: its LoRAs ask for it."""
 
     prompt: PromptMix
     seed: int
@@ -46,6 +50,8 @@ class Steering:
     switch: Switch = "keep"
     keep_sink: bool = False
     blend: PromptBlend | None = None
+    loras: tuple[LoraStrength, ...] = ()
+    recache: bool = False
 
     def after(self, control: Control) -> Steering:
         """With a control that is about the blocks to come; any other changes nothing."""
@@ -59,6 +65,8 @@ class Steering:
             return replace(self, guidance=control.guidance)
         if isinstance(control, Policy):
             return replace(self, policy=MemoryPolicy.parse(control.policy))
+        if isinstance(control, Loras):
+            return replace(self, loras=acting(control.adapters), recache=control.recache)
         return self
 
     def _with_prompt(self, control: Prompt) -> Steering:
@@ -78,5 +86,8 @@ class Steering:
             done = blend.done + 1
             prompt = blend.origin.toward(self.prompt, done / (blend.blocks + 1), blend.method)
             blend = replace(blend, done=done) if done < blend.blocks else None
-        choice = BlockChoice(prompt, self.switch, self.keep_sink, self.seed, self.nfe, self.guidance, self.policy)
-        return choice, replace(self, shown=prompt, switch="keep", keep_sink=False, blend=blend)
+        switch = "recache" if self.recache and self.switch == "keep" else self.switch
+        choice = BlockChoice(
+            prompt, switch, self.keep_sink, self.seed, self.nfe, self.guidance, self.policy, self.loras
+        )
+        return choice, replace(self, shown=prompt, switch="keep", keep_sink=False, blend=blend, recache=False)

@@ -43,7 +43,7 @@ def active_adapters(model: nn.Module) -> dict[str, list[float]]:
         # peft's layers, without importing peft, which takes seconds.
         if hasattr(layer, "merged_adapters") and not layer.disable_adapters and not layer.merged:
             for name in layer.active_adapters:
-                if name in layer.scaling:
+                if layer.scaling.get(name):  # at strength 0 it adds nothing
                     scales.setdefault(name, set()).add(float(layer.scaling[name]))
     return {name: sorted(scales[name]) for name in sorted(scales)}
 

@@ -39,7 +39,7 @@ from .components import (
     tiny_folder,
 )
 from .inputs import PipelineInputs
-from .lora import SaltLoraMixin, adapter_state
+from .lora import AdapterState, SaltLoraMixin, adapter_state
 from .memory_plan import plan_of
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
         self._prompt_encoder: TextEncoder | None = WordEmbedder(**words) if words else None
         self._attention: AttentionSetting = "auto"
         self._graphed: CUDAGraphTransformer | None = None
-        self._graphed_adapters: tuple[Any, ...] = ()
+        self._graphed_adapters: AdapterState = ()
         self._decoder: Callable[[], FrameDecoder] | None = None
         self._tiling: Tiling | None = None
         self._tiny_decoder = False

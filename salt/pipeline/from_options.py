@@ -32,6 +32,7 @@ from ..models.word_embedder import WordEmbedder
 from ..planning.report import plan_line
 from ..spec import TINY_FOLDER
 from .components import INDEX, TINY_NAME, read_index, tiny_folder
+from .named_loras import NamedLora, load_named
 from .pipeline import SaltPipeline
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class PipelineOptions:
     tokenizer/, or `salt-tiny` for its own (default: the folder that `salt pull` fills). decoder: `wan`, or the path of
     taew2_1. tiles: decode with Wan's VAE in tiles. dtype, vae_dtype: of the transformer and of Wan's VAE (default of
     both: bfloat16 on CUDA, else float32).
+    lora: merged into the weights; named_loras: kept apart, their strengths may be changed.
     text_cache: folder for prompt embeddings. prefer, attention: see `SaltPipeline.set_acceleration`, `set_attention`.
     """
 
@@ -53,6 +55,7 @@ class PipelineOptions:
     parts: Path | None = None
     weights: Literal["auto", "ema", "regular"] = "auto"
     lora: LoraSource | None = None
+    named_loras: tuple[NamedLora, ...] = ()
     decoder: str = "wan"
     tiles: bool = False
     device: str | None = None
@@ -84,6 +87,8 @@ def load_pipeline(options: PipelineOptions, device: torch.device) -> SaltPipelin
     dtype, vae_dtype = (chosen_dtype(name, device) for name in (options.dtype, options.vae_dtype))
     for file in lora_files(options.lora):
         read_lora(file.path)  # fails before gigabytes of weights are read
+    for named in options.named_loras:
+        read_lora(named.path)
     if options.is_folder and options.parts is None:
         pipe = _load_folder(options, parts, device, dtype, vae_dtype)
     else:
@@ -97,6 +102,7 @@ def load_pipeline(options: PipelineOptions, device: torch.device) -> SaltPipelin
             torch_dtype=dtype,
             vae_dtype=vae_dtype,
         )
+    load_named(pipe, options.named_loras)
     pipe.set_progress_bar_config(disable=True)
     if options.tiles:
         pipe.enable_vae_tiling()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
 
+
+AdapterState = tuple[tuple[str, float, int, bool, bool], ...]
 
 # diffusers 0.37 looks a model's class up here by name and knows Wan's alone; our model takes adapters as Wan's does.
 _SET_ADAPTER_SCALE_FN_MAPPING["SaltTransformer3DModel"] = _SET_ADAPTER_SCALE_FN_MAPPING["WanTransformer3DModel"]
@@ -101,14 +104,44 @@ def lora_scale(transformer: SaltTransformer3DModel, attention_kwargs: dict[str, 
             layer.scaling.update(scaling)
 
 
-def adapter_state(transformer: SaltTransformer3DModel) -> tuple[Any, ...]:
+def adapter_strengths(transformer: SaltTransformer3DModel) -> dict[str, float]:
+    """The loaded adapters by name, each with the strength at which it acts, 0 where it does not.
+
+    Empty while adapters are fused into the weights: then peft lets no other one act. Raises InputError for an adapter
+    whose strength differs from layer to layer.
+    """
+    layers = [module for module in transformer.modules() if isinstance(module, LoraLayer)]
+    if any(layer.merged for layer in layers):
+        return {}
+    found: dict[str, set[float]] = {}
+    for layer in layers:
+        for name, scale in layer.scaling.items():
+            rank = math.sqrt(layer.r[name]) if layer.use_rslora.get(name) else layer.r[name]
+            acts = name in layer.active_adapters and not layer.disable_adapters
+            found.setdefault(name, set()).add(round(scale * rank / layer.lora_alpha[name], 6) if acts else 0.0)
+    if several := next((name for name, strengths in found.items() if len(strengths) > 1), None):
+        raise InputError("lora", f"found several strengths of the adapter {several}, expected one for all layers")
+    return {name: strengths.pop() for name, strengths in found.items()}
+
+
+def set_strengths(transformer: SaltTransformer3DModel, strengths: Mapping[str, float]) -> None:
+    """Let these adapters act, in their order, and no others; those at 0 are left out of the layers' sums."""
+    acting = {name: strength for name, strength in strengths.items() if strength}
+    if acting:
+        transformer.enable_lora()
+        transformer.set_adapters(list(acting), list(acting.values()))
+    else:
+        transformer.disable_lora()
+
+
+def adapter_state(transformer: SaltTransformer3DModel) -> AdapterState:
     """What decides the effect of a model's adapters; a CUDA graph holds for one such state."""
     return tuple(
         (
             name,
             scale,
             cast(Tensor, layer.lora_A[name].weight).data_ptr(),
-            name in layer.active_adapters,
+            name in layer.active_adapters and not layer.disable_adapters,
             name in layer.merged_adapters,
         )
         for layer in transformer.modules()

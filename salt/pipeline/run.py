@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..acceleration.cuda_graphs import CUDAGraphTransformer
 from ..acceleration.finite_check import FiniteCheck, NotFiniteError, block_name
 from ..conditioning import Conditioning
 from ..memory import KVMemory
@@ -16,10 +17,12 @@ from ..memory.rewound import DECODER_WARM_UP
 from ..model_input import FlowModel, ModelInput
 from ..models.async_decoder import AsyncDecoder, PendingFrames, decode_ahead, decode_in_turn
 from ..models.causal_model import BidirectionalModel, CausalModel
+from ..models.fingerprint import fingerprint
 from ..models.streaming_vae import FrameDecoder
 from ..rollout import Block, OnStepEnd, rollout
 from ..sampling import sample_bidirectional
 from .components import PipelineComponents
+from .lora import AdapterState, adapter_state
 from .prepare import PreparedRun
 from .progress import OnStep
 
@@ -125,7 +128,7 @@ def run_blocks(
         if components.acceleration.compiled:
             components.buffer_pool.lend_buffers(prepared.negative_memory)
     yield from rollout(
-        InFloat32(CausalModel(components.graphed or components.transformer), components.transformer.dtype),
+        InFloat32(ModelWithAdapters(components, prepared), components.transformer.dtype),
         prepared.conditioning,
         prepared.memory,
         prepared.noise,
@@ -138,6 +141,38 @@ def run_blocks(
         on_step=on_step,
         on_step_end=on_step_end,
     )
+
+
+class ModelWithAdapters:
+    """The student of a run. LoRA adapters may be changed (`set_adapters`, `disable_lora`) between two calls of it.
+
+    What was kept for the adapters before is dropped then: cross-attention of the prompts, a CUDA graph. The memories
+    belong to the adapters that they are written with last.
+    """
+
+    def __init__(self, components: PipelineComponents, prepared: PreparedRun) -> None:
+        self.components, self.prepared = components, prepared
+        self.student = components.graphed or components.transformer
+        self.model = CausalModel(self.student)
+        self.adapters = self._adapters()
+
+    def _adapters(self) -> AdapterState:
+        transformer = self.components.transformer
+        return adapter_state(transformer) if hasattr(transformer, "peft_config") else ()
+
+    def __call__(self, inputs: ModelInput[Conditioning], /) -> Tensor:
+        if (adapters := self._adapters()) != self.adapters:
+            self.adapters = adapters
+            self._renew()
+        return self.model(inputs)
+
+    def _renew(self) -> None:
+        if self.components.graphed is not None:
+            self.student = CUDAGraphTransformer(self.components.transformer)
+        self.model = CausalModel(self.student)
+        for memory in (self.prepared.memory, self.prepared.negative_memory):
+            if memory is not None:
+                memory.fingerprint = fingerprint(self.components.transformer)
 
 
 class InFloat32:

@@ -121,6 +121,8 @@ class MockSession:
             self.status = {"pause": "paused", "resume": "playing", "stop": "stopped"}[kind]
         elif kind == "step":
             self.steps += 1
+        elif kind == "lora":
+            self.settings["loras"] = control["adapters"]
         else:
             self.settings[kind] = control[kind]
 

@@ -191,6 +191,22 @@ def test_further_settings(live, session):
     live.until("() => document.querySelector('.settings [aria-pressed=true]').textContent === '8'")
 
 
+def test_loras_have_sliders_where_some_are_loaded(live, session):
+    assert live.page.locator(".loras").is_hidden()
+    session.settings["loras"] = [{"name": "ink", "strength": 0.5}, {"name": "clay", "strength": 0}]
+    live.until("() => document.querySelectorAll('.loras [data-lora]').length === 2")
+    slider = live.page.locator("[data-lora=clay] input[type=range]")
+    assert [live.page.locator("[data-lora=ink] input").nth(i).input_value() for i in (0, 1)] == ["0.5", "0.5"]
+    live.page.locator(".loras input[type=checkbox]").check()
+    slider.focus()
+    live.press("ArrowRight")
+    wait(lambda: [m for m in session.heard if m.get("control") == "lora"], live)
+    sent = [m for m in session.heard if m.get("control") == "lora"][-1]
+    assert sent["adapters"] == [{"name": "ink", "strength": 0.5}, {"name": "clay", "strength": 0.05}]
+    assert sent["recache"] is True
+    live.until("() => document.querySelector('[data-lora=clay] input[type=number]').value === '0.05'")
+
+
 def test_what_the_server_says_is_text(live, session):
     live.shows(".pill", "Live")
     evil = "<img src=x onerror=alert(1)><b>bold</b>"

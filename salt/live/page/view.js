@@ -2,6 +2,7 @@
 
 import { clock, make } from "./dom.js";
 import { Figures } from "./figures.js";
+import { LoraSliders } from "./loras.js";
 import { Player } from "./player.js";
 import { PromptBox } from "./prompt_box.js";
 import { LiveConnection } from "./protocol.js";
@@ -44,6 +45,7 @@ export class LiveView {
     stage.append(this.time, this.arrows);
     this.box = new PromptBox(right, text, { send: (fields) => act("prompt", fields) });
     this.receipts = make("ul", { class: "receipts", "aria-live": "polite" });
+    this.loras = new LoraSliders(right, text, { send: (fields) => act("lora", fields) });
     right.append(this.receipts);
     if (!compact) {
       this.figures = new Figures(right, live, this.player, text);
@@ -127,6 +129,7 @@ export class LiveView {
     if (this.strip.enabled !== enabled) this.strip.enable(enabled);
     if (!state) return;
     this.box.follow(state.prompts);
+    this.loras.draw(state, enabled);
     this.settings?.draw(state, enabled);
   }
 
