@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import io
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -55,17 +55,21 @@ def file_of(model: ModelPatcher) -> Path | None:
 
 
 def narrow_vae(state: dict[str, Tensor]) -> VAE:
-    """A native VAE of weights that are narrower than Wan's. Raises ValueError where this ComfyUI builds it at full
-    width only."""
+    """A native VAE of weights that may be narrower than Wan's. ComfyUI before 0.8 reads their width nowhere: there the
+    class that it builds is told while it builds."""
+    import comfy.ldm.wan.vae as wan
     import comfy.sd
 
+    core_class, width = wan.WanVAE, state["decoder.head.0.gamma"].shape[0]
+
+    def of_width(**config: Any) -> nn.Module:
+        return core_class(**{**config, "dim": width})
+
+    wan.WanVAE = of_width
     try:
         return comfy.sd.VAE(sd=state)
-    except RuntimeError as error:
-        raise ValueError(
-            "Load Salt Tiny needs ComfyUI 0.8 or newer: this version builds Wan's VAE at its full width only; the "
-            "other nodes work"
-        ) from error
+    finally:
+        wan.WanVAE = core_class
 
 
 def joined_frames(decoded: Tensor | list[Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from ...salt.memory import KVMemory, MemoryFileError, load_memory
 from ...salt.memory.serialization import NEGATIVE_SUFFIX, load_negative, save_clip
 from ..io_types import ClipMemory
 from .comfy_model import memory_geometry
-from .file_prefix import FOLDER, checked_prefix
+from .file_prefix import FOLDER, checked_prefix, is_below
 from .fingerprint import fingerprint
 
 if TYPE_CHECKING:
@@ -65,8 +65,11 @@ def memory_path(name: str) -> Path:
         name = listed[0]
     try:
         path = Path(folder_paths.get_annotated_filepath(name))
-    except ValueError:
-        raise InputError("file", f"found {name[:80]!r}, expected a name in the output or input folder") from None
+        inside = any(is_below(os.path.realpath(path), os.path.realpath(root)) for _, root in _folders())
+    except ValueError:  # newer versions of ComfyUI refuse such a name themselves
+        inside = False
+    if not inside:
+        raise InputError("file", f"found {name[:80]!r}, expected a name in the output or input folder")
     if not path.is_file():
         raise FileNotFoundError(f"{name}: found no such file, expected a memory saved by Save Memory in {path.parent}")
     return path

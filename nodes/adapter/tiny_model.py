@@ -57,7 +57,7 @@ def load_clip() -> CLIP:
 
 
 def load_vae() -> VAE:
-    """salt-tiny's autoencoder as a native VAE. Raises ValueError where this ComfyUI builds Wan's at full width only."""
+    """salt-tiny's autoencoder as a native VAE."""
     from safetensors.torch import load_file
 
     from ...salt.checkpoints.vae_keys import vae_to_wan

@@ -24,7 +24,6 @@ NODES = {
     "SaltExtendVideo", "SaltDecode", "SaltSemigroupDefect", "SaltLive", "SaltRolloutToVideo", "SaltPlan",
 }  # fmt: skip
 NEWEST = (0, 27, 0)  # whose definitions of nodes are saved
-NARROW_VAE = (0, 8, 0)  # from here on core builds Wan's VAE as narrow as the embedded one
 SAVERS = ("SaveVideo", "SaveAnimatedWEBP", "SaltLive", "SaltRolloutToVideo")
 SECONDS = 1.0  # for the pack's import, beyond core's
 # extend_from_memory goes on from what save_memory keeps.
@@ -43,13 +42,6 @@ def server(tmp_path_factory):
 def newest(server):
     if server.version < NEWEST:
         pytest.skip(f"ComfyUI {server.version}, expected {NEWEST}")
-    return server
-
-
-@pytest.fixture(scope="module")
-def with_tiny(server):
-    if server.version < NARROW_VAE:
-        pytest.skip(f"ComfyUI {server.version} has no Load Salt Tiny, expected {NARROW_VAE}")
     return server
 
 
@@ -114,8 +106,6 @@ def test_the_saved_node_definitions_are_those_of_the_server(newest):
 
 @pytest.mark.parametrize("name", IN_ORDER)
 def test_a_workflow_is_taken_as_it_is_and_runs_to_its_end_when_small(server, name):
-    if server.version < NARROW_VAE and "SaltLoadTiny" in kinds(name):
-        pytest.skip("see test_an_older_comfyui_says_why_it_has_no_tiny_model")
     number = server.queue(twin(name))  # the server's own validation, at full size
     server.cancel(number)
     made = list(results(server.run(small(twin(name)))))
@@ -126,20 +116,9 @@ def test_a_workflow_is_taken_as_it_is_and_runs_to_its_end_when_small(server, nam
         assert (server.base / "output" / result.subfolder / result.filename).stat().st_size > 500
 
 
-def kinds(name):
-    return {node["class_type"] for node in twin(name).values()}
-
-
-def test_an_older_comfyui_says_why_it_has_no_tiny_model(server):
-    if server.version >= NARROW_VAE:
-        pytest.skip(f"ComfyUI {server.version} has it")
-    with pytest.raises(ServerError, match=r"\(SaltLoadTiny\): .*needs ComfyUI 0\.8 or newer"):
-        server.run(twin("tiny_text_to_video"))
-
-
-def test_the_tiny_workflow_shows_what_its_prompt_says(newest, tmp_path, capsys):
+def test_the_tiny_workflow_shows_what_its_prompt_says(server, tmp_path, capsys):
     api = ROOT / "workflows" / "api" / "tiny_text_to_video.json"
-    assert cli.main(["run-workflow", str(api), "--server", newest.url, "--out", str(tmp_path)]) == 0
+    assert cli.main(["run-workflow", str(api), "--server", server.url, "--out", str(tmp_path)]) == 0
     (video,) = tmp_path.glob("*.mp4")
     assert str(video) in capsys.readouterr().out
     pixels = read_video(video)
@@ -149,17 +128,17 @@ def test_the_tiny_workflow_shows_what_its_prompt_says(newest, tmp_path, capsys):
     assert not score_clip(pixels[0], "a fast red square moving up").color
 
 
-def test_run_workflow_converts_a_browsers_file(with_tiny, tmp_path):
+def test_run_workflow_converts_a_browsers_file(server, tmp_path):
     sizes = ["SaltRollout.seconds=1", "SaltRollout.nfe=2"]
     browsers = ROOT / "workflows" / "tiny_text_to_video.json"
-    command = ["run-workflow", str(browsers), "--server", with_tiny.url, "--out", str(tmp_path)]
+    command = ["run-workflow", str(browsers), "--server", server.url, "--out", str(tmp_path)]
     assert cli.main([*command, *(a for s in sizes for a in ("--set", s))]) == 0
     assert [read_video(path).shape[2] for path in tmp_path.glob("*.mp4")] == [21]
 
 
-def test_run_workflow_hands_on_what_the_server_says(with_tiny, tmp_path, capsys):
+def test_run_workflow_hands_on_what_the_server_says(server, tmp_path, capsys):
     api = ROOT / "workflows" / "api" / "tiny_text_to_video.json"
-    command = ["run-workflow", str(api), "--server", with_tiny.url, "--out", str(tmp_path), "--set"]
+    command = ["run-workflow", str(api), "--server", server.url, "--out", str(tmp_path), "--set"]
     assert cli.main([*command, "SaltRollout.seconds=-1"]) == cli.FAILED
     stderr = capsys.readouterr().err
     assert "the server rejects the workflow: node 3 (SaltRollout): Value -1.0 smaller than min" in stderr
