@@ -105,6 +105,7 @@ class BlockPlan(Generic[Condition]):
     unconditional branch that has not followed. None: those that the rollout remembers.
     latents: [B, C, F, H, W] of a block that is known: it is not sampled, only its context pass runs.
     guide: evaluates the denoising steps instead of the settings' guidance, on as many branches as there are prompts.
+    first_frame: [B, C, 1, H, W] of the block's first frame where it is given: it stays as it is, at timestep 0.
     """
 
     prompts: Sequence[PromptChange[Condition]]
@@ -114,6 +115,7 @@ class BlockPlan(Generic[Condition]):
     history: Sequence[Tensor] | None = None
     latents: Tensor | None = None
     guide: Guide[Condition] | None = None
+    first_frame: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.guide is None and len(self.prompts) != (1 if self.settings.guidance == 1.0 else 2):
@@ -134,7 +136,7 @@ class ScheduleSource(Generic[Condition]):
     """The `BlockSource` of a rollout whose prompts are known before it begins.
 
     start: latent frame of its first block. made: latents of its first blocks, where they are known; what the first of
-    them does to the memory is done.
+    them does to the memory is done. first_frame: of the clip, where it is given.
     """
 
     def __init__(
@@ -145,7 +147,9 @@ class ScheduleSource(Generic[Condition]):
         start: int,
         made: Tensor | None = None,
         guide: Guide[Condition] | None = None,
+        first_frame: Tensor | None = None,
     ) -> None:
+        self.first_frame = first_frame
         self.schedules, self.settings, self.noise, self.guide = schedules, settings, noise, guide
         self.start, self.made = start, made
         # A change takes effect at the next block, so the latest block's prompt is the one in effect at its start.
@@ -159,10 +163,11 @@ class ScheduleSource(Generic[Condition]):
     def __call__(self, start: int) -> BlockPlan[Condition]:
         before, self.active = self.active, [prompts.at(start) for prompts in self.schedules]
         changes = [
-            replace(now, switch=self._switch(prompts, old, now) if start else "keep")
+            self._change(now, self._switch(prompts, old, now) if start else "keep")
             for prompts, old, now in zip(self.schedules, before, self.active, strict=True)
         ]
-        plan = BlockPlan(changes, self.settings, self.noise, guide=self.guide)
+        first_frame = None if start else self.first_frame
+        plan = BlockPlan(changes, self.settings, self.noise, guide=self.guide, first_frame=first_frame)
         if self.made is None or start - self.start >= self.made.shape[2]:
             return plan
         return replace(plan, latents=self.made[:, :, start - self.start :][:, :, : plan.length(start)])
@@ -180,4 +185,10 @@ class ScheduleSource(Generic[Condition]):
     def _switch(prompts: PromptSchedule[Condition], old: PromptChange, now: PromptChange) -> Switch:
         """Of several changes within one block the last prompt is used; the switches of the others apply as well."""
         switches = prompts.switches(old.frame, now.frame)
-        return "cut" if "cut" in switches else "recache" if "recache" in switches else "keep"
+        by_strength: tuple[Switch, ...] = ("cut", "shot", "recache", "keep")
+        return next(switch for switch in by_strength if switch in {*switches, "keep"})
+
+    @staticmethod
+    def _change(change: PromptChange[Condition], switch: Switch) -> PromptChange[Condition]:
+        first = change.first_block if switch == "shot" else None
+        return replace(change, switch=switch, conditioning=change.conditioning if first is None else first)

@@ -13,8 +13,9 @@ from .errors import InputError
 from .io.prompt_files import split_lines
 
 T = TypeVar("T")
-Switch = Literal["keep", "recache", "cut"]
-SWITCHES: tuple[Switch, ...] = ("keep", "recache", "cut")
+Switch = Literal["keep", "recache", "cut", "shot"]
+SWITCHES: tuple[Switch, ...] = ("keep", "recache", "cut", "shot")
+SWITCH_WORDS = "|".join(SWITCHES)
 
 
 _TIMELINE_LINE = re.compile(
@@ -24,7 +25,7 @@ _TIMELINE_LINE = re.compile(
 # What someone means as a time, and is none of ours: 0,5 or -1 or 00:05 before the colon.
 _OTHER_TIME = re.compile(
     r"^\s*(?P<time>[-+\u2212]?(?:[0-9][0-9.,e+-]*:[0-9]{1,2}(?::[0-9]{1,2})?(?:[.,][0-9]+)?|[0-9.,]*[0-9][0-9.,e+-]*))"
-    r"\s*s?\s*(?:keep|recache|cut)?\s*[:\uff1a]",
+    rf"\s*s?\s*(?:{SWITCH_WORDS})?\s*[:\uff1a]",
     re.IGNORECASE,
 )
 
@@ -47,7 +48,9 @@ class PromptChange(Generic[T]):
     """From latent frame `frame` (0 or more) on, the model is conditioned on `conditioning`.
 
     switch: what happens to the memory: `keep` it; `recache`, re-encode the recent clean latents under the new prompt
-    (LongLive); or `cut`, empty it. keep_sink: with `recache`, leave the sink frames as the old prompt wrote them.
+    (LongLive); `cut`, empty it; or `shot`, begin a new shot (LongLive 2.0; a memory of kind `shots`). keep_sink: with
+    `recache`, leave the sink frames as the old prompt wrote them. first_block: what the first block of a shot is
+    conditioned on instead.
     Raises InputError for an unknown switch or a negative frame.
     """
 
@@ -55,6 +58,7 @@ class PromptChange(Generic[T]):
     conditioning: T
     switch: Switch = "keep"
     keep_sink: bool = False
+    first_block: T | None = None
 
     def __post_init__(self) -> None:
         if self.switch not in SWITCHES:
@@ -106,8 +110,8 @@ def parse_timeline(text: str) -> tuple[TimedPrompt, ...]:
         3.5 recache: a blue circle moving right
         7 cut: a green triangle at night
 
-    A line is SECONDS [keep|recache|cut]: PROMPT. The word is the `switch` of the change; without it the memory is kept.
-    A first line without a time starts at 0.
+    A line is SECONDS [keep|recache|cut|shot]: PROMPT. The word is the `switch` of the change; without it the memory is
+    kept. A first line without a time starts at 0.
     Raises InputError with the number of a line that cannot be read or whose time does not rise from 0, and for a text
     without a prompt.
     """
@@ -125,7 +129,7 @@ def parse_timeline(text: str) -> tuple[TimedPrompt, ...]:
             continue
         if found is None:
             raise InputError(
-                "timeline", f"line {number}: found {line.strip()[:80]!r}, expected SECONDS [keep|recache|cut]: PROMPT"
+                "timeline", f"line {number}: found {line.strip()[:80]!r}, expected SECONDS [{SWITCH_WORDS}]: PROMPT"
             )
         seconds, switch = float(found["seconds"]), (found["switch"] or "keep").lower()
         if switch not in SWITCHES:

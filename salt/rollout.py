@@ -77,6 +77,7 @@ def rollout(
     initial_latents: Tensor | None = None,
     history_latents: Tensor | None = None,
     made_latents: Tensor | None = None,
+    first_frame: Tensor | None = None,
     ends: Callable[[], bool] | None = None,
     on_step: Callable[[Step], None] | None = None,
     on_step_end: OnStepEnd | None = None,
@@ -99,6 +100,8 @@ def rollout(
         is rebuilt was rewound.
     made_latents: [B, C, F', H, W] of the first blocks, where an earlier rollout has made them, and the memory is as it
         was when that rollout had yielded the first of them. They are yielded again, without being sampled.
+    first_frame: [B, C, 1, H, W] clean latents of the clip's first frame (Wan 2.2 TI2V): its place in the first block is
+        given, at timestep 0, while the block's other frames are sampled. Has no effect on a clip that goes on.
     ends: asked before every block but the first; the rollout ends where it answers True, with all blocks in the memory.
     on_step: called before every model call; an exception from it ends the rollout, and the memory stays usable.
     on_step_end: called after every denoising step with the block's latents [B, C, F, H, W], which after a block's last
@@ -121,7 +124,7 @@ def rollout(
     memory.policy.check_block(max(lengths, default=settings.frames_per_block))
     if memory.policy.reencodes and reencode is None:
         raise needs_encoder(memory.policy)
-    source = ScheduleSource(schedules, settings, noise, memory.next_frame, made_latents, guide)
+    source = ScheduleSource(schedules, settings, noise, memory.next_frame, made_latents, guide, first_frame)
     run = _Run(model, memories, len(lengths), on_step, on_step_end, source.recaches, reencode)
     with run.writing():
         known = None
@@ -223,19 +226,26 @@ class _Run(Generic[Condition]):
     def sample(self, start: int, length: int, index: int, first_flow: Tensor | None) -> Tensor:
         """Denoise a block; first_flow: its first step's, where it came with the context pass of the block before."""
         solver = BlockSolver(self.plan.settings, lambda draw: self.plan.noise(start, length, draw))
-        x = self.plan.noise(start, length, 0)
+        x = self.given(self.plan.noise(start, length, 0))
         for i, call in enumerate(solver.calls):
             if i == 0 and first_flow is not None:
                 flow = first_flow
             else:
                 flow = self.call(x, call.timestep, "denoise", index, i)
-            x = solver.step(i, x, flow)
+            x = self.given(solver.step(i, x, flow))
             if self.on_step_end is not None:
-                x = self.on_step_end(Step(index, self.count, i, len(solver.calls), "denoise"), x)
+                x = self.given(self.on_step_end(Step(index, self.count, i, len(solver.calls), "denoise"), x))
         return x
+
+    def given(self, x: Tensor) -> Tensor:
+        """The block's latents, with those that are given in their place."""
+        first = self.plan.first_frame
+        return x if first is None else torch.cat([first.to(x), x[:, :, first.shape[2] :]], dim=2)
 
     def call(self, x: Tensor, timestep: float, kind: Literal["denoise", "recache"], block: int, step: int) -> Tensor:
         t = x.new_full((x.shape[0], x.shape[2]), timestep)
+        if self.plan.first_frame is not None:
+            t[:, : self.plan.first_frame.shape[2]] = 0
         return self.guided(x, t, lambda m: m.open(read=x.shape[2]), kind, block, step)
 
     def guided(
@@ -341,6 +351,10 @@ class _Run(Generic[Condition]):
                 self.rebuild(self.memories[0].clean, start, block, "recache")
             else:
                 self.recache(memory, prompt, start, block, policy if renew else None)
+        is_shot = plan.prompts[0].switch == "shot"
+        if is_shot or plan.latents is None:  # a known block's shot may have begun already
+            for memory, _ in zip(self.memories, plan.prompts, strict=False):
+                memory.begin_shot(is_shot)
 
     def cut(self) -> None:
         """A new scene, for the unconditional branch too: earlier frames are neither read nor re-encoded."""
@@ -366,7 +380,7 @@ class _Run(Generic[Condition]):
             blocks.insert(0, x)
         first = start - sum(b.shape[2] for b in blocks)
         if renewed is not None:
-            memory.renew(first, renewed)
+            memory.renew(first, renewed, self.memories[0].shots)
         else:
             memory.restart(first, prompt.keep_sink)
         if self.on_step is not None and blocks:

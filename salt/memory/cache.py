@@ -15,10 +15,12 @@ import torch
 
 from ..errors import InputError
 from ..rope import Rotary, cached_rotary_table
+from . import shots as shot_rules
 from .attention import MemoryPass, Segment
 from .clean_latents import EMPTY
 from .pinned_store import new_store
 from .policy import MemoryPolicy
+from .shots import Shots
 from .store import MemoryGeometry, Store, estimate_bytes
 
 GROWTH_FACTOR = 1.5  # of buffers that are too small
@@ -40,7 +42,7 @@ class KVMemory:
     of the model that writes it (checked on load).
     origin: latent frame at which the scene starts; next_frame: latent frame at which the next block starts; held: the
     latent frames kept; context_sigma: noise level in [0, 1] of the latest context pass. clean: what a policy that
-    rebuilds the memory rebuilds it from.
+    rebuilds the memory rebuilds it from. shots: that began since origin (kind `shots`); slots: where its frames are.
     Raises ValueError (InputError for a field) for blocks and frames that do not fit.
     """
 
@@ -61,6 +63,8 @@ class KVMemory:
         self.origin = 0
         self.next_frame = 0
         self.held: tuple[int, ...] = ()
+        self.shots: Shots = ()
+        self.slots: dict[int, int] = {}
         self._frames_hint = frames or 0
         self.store: Store | None = None
         self.in_use = False
@@ -105,7 +109,24 @@ class KVMemory:
             raise InputError(field, f"was written by another model or LoRA: its fingerprint differs ({found})")
 
     def slot(self, frame: int) -> int:
-        return self.policy.slot(frame, self.origin)
+        return self.slots[frame] if self.policy.kind == "shots" else self.policy.slot(frame, self.origin)
+
+    def begin_shot(self, is_shot: bool) -> None:
+        """Whether the next block begins a shot, before it is made; asked again where the block is made again.
+
+        Raises InputError for a shot where the policy knows none.
+        """
+        if is_shot and self.policy.kind != "shots":
+            raise InputError("switch", f"found shot, expected it with a memory as shots:8,window:32, not {self.policy}")
+        self.shots = shot_rules.begun(self.shots, self.next_frame, is_shot)
+
+    def kept(self, held: tuple[int, ...], start: int, frames: int, writes: bool, shots: Shots) -> tuple[int, ...]:
+        """The held frames that stay when the block of `frames` latent frames at `start` arrives."""
+        if self.policy.kind != "shots":
+            return self.policy.kept(held, frames, self.origin)
+        if writes and self.policy.clean_shots and shot_rules.starts_at(shots, start):
+            held = shot_rules.kept_for_clean(self.policy, held, self.origin)
+        return shot_rules.kept(self.policy, held, frames, self.origin, shots)
 
     def allocated(self, end_frame: int) -> Store:
         """The store, allocated or grown to hold frames up to `end_frame` (exclusive)."""
@@ -137,19 +158,23 @@ class KVMemory:
             raise ValueError("memory pass: found several blocks, expected one at a time for a blended sink")
         rebuilds = start is not None
         start, held = (start, ()) if start is not None else (self.next_frame, self.held)
+        shots = self.shots
         store = self.allocated(start + sum(n for n, _ in blocks))
         segments = []
         surviving = set(held)
         for frames, writes in blocks:
             if not rebuilds:
                 self.policy.check_block(frames)
-            kept = self.policy.kept(held, frames, self.origin)
+            kept = self.kept(held, start, frames, writes, shots)
             if self.policy.kind == "blended":
                 self._blend(store, held, kept)
             surviving &= set(kept)
             block = tuple(range(start, start + frames))
+            if self.policy.kind == "shots":
+                self.slots = shot_rules.placed(self.slots, kept, block)
             segments.append(self._segment(kept, block, writes))
             held = kept + block if writes else kept
+            shots = shot_rules.written(shots, start, frames, self.policy.sink) if writes else shots
             start += frames
         # From here on evicted slots may be overwritten, so an interrupted forward must not find them in `held`.
         self.held = tuple(f for f in self.held if f in surviving)
@@ -166,6 +191,8 @@ class KVMemory:
             return cached_rotary_table(tuple(positions), g.height, g.width, g.head_dim, self.device)
 
         block_positions = list(policy.block_positions(block[0], len(block), len(kept)))
+        if self.shots:
+            block_positions = shot_rules.positions(policy, self.shots, block)
         rank = {f: i for i, f in enumerate(sorted(kept) + list(block))}
         return Segment(
             frames=block,
@@ -189,8 +216,9 @@ class KVMemory:
             raise ValueError(f"commit: found a pass that starts at latent frame {start}, expected {self.next_frame}")
         for segment in memory_pass.segments:
             if segment.writes:
-                kept = self.policy.kept(self.held, len(segment.frames), self.origin)
-                self.held = kept + segment.frames
+                start, frames = segment.frames[0], len(segment.frames)
+                self.held = self.kept(self.held, start, frames, True, self.shots) + segment.frames
+                self.shots = shot_rules.written(self.shots, start, frames, self.policy.sink)
                 self.next_frame = segment.frames[-1] + 1
         self.context_sigma = context_sigma
 
@@ -216,17 +244,22 @@ class KVMemory:
         if self.policy.rebuilt and frame < self.next_frame:
             self.held, self.clean = (), self.clean.rewound() if frame > self.origin else EMPTY
         self.held = tuple(f for f in self.held if f < frame)
+        self.shots = shot_rules.begun(self.shots, frame, False)
         self.next_frame = frame
 
     def cut(self) -> None:
         """Drop all frames; positions continue, and the next frames become the sink (a hard scene change)."""
         self.renew(self.next_frame, self.policy)
 
-    def renew(self, frame: int, policy: MemoryPolicy) -> None:
-        """Drop all frames, to be written from latent frame `frame` on, and keep them by `policy` from now on."""
+    def renew(self, frame: int, policy: MemoryPolicy, shots: Shots = ()) -> None:
+        """Drop all frames, to be written from latent frame `frame` on, and keep them by `policy` from now on.
+
+        shots: of what is written again.
+        """
         if policy != self.policy:
             self.policy, self.store = policy, None
-        self.held, self.clean = (), EMPTY
+        self.held, self.slots, self.clean = (), {}, EMPTY
+        self.shots = shots if policy.kind == "shots" else ()
         self.origin = self.next_frame = frame
 
     def restart(self, frame: int, keep_sink: bool) -> None:
@@ -250,6 +283,7 @@ class KVMemory:
         """An independent copy with its buffers on `device`."""
         twin = self.empty_like()
         twin.origin, twin.next_frame, twin.held = self.origin, self.next_frame, self.held
+        twin.shots, twin.slots = self.shots, dict(self.slots)
         twin.context_sigma, twin.device = self.context_sigma, torch.device(device)
         twin.clean = self.clean.to(device)
         if self.store is not None:

@@ -7,12 +7,16 @@ from typing import Annotated, Literal
 
 from ..io.fields import Between, Index, shown
 from .policy import MemoryPolicy
+from .shots import Shots
 from .store import MemoryGeometry
 
 
 @dataclass(frozen=True)
 class MemoryDescription:
-    """Everything of a `KVMemory` but its tensors. Raises ValueError for frames that the policy cannot hold."""
+    """Everything of a `KVMemory` but its tensors. shots, slots (of `held`): of kind `shots` alone.
+
+    Raises ValueError for frames that the policy cannot hold.
+    """
 
     policy: MemoryPolicy
     geometry: MemoryGeometry
@@ -23,6 +27,8 @@ class MemoryDescription:
     next_frame: Index
     context_sigma: Annotated[float, Between(0, 1)]
     given: Index = 0
+    shots: Shots = ()
+    slots: tuple[Index, ...] = ()
 
     def __post_init__(self) -> None:
         frames = [self.origin - 1, *self.held, self.next_frame]
@@ -31,3 +37,13 @@ class MemoryDescription:
         most = self.policy.slots(self.next_frame - self.origin)
         if len(self.held) > most or (self.policy.window is None and len(self.held) < most):
             raise ValueError(f"held: found {len(self.held)} frames, expected {most} for {self.policy}")
+        self._check_shots(most)
+
+    def _check_shots(self, most: int) -> None:
+        is_shots = self.policy.kind == "shots"
+        if len(set(self.slots)) != (len(self.held) if is_shots else 0) or any(slot >= most for slot in self.slots):
+            expected = f"one below {most} for each held frame" if is_shots else "none"
+            raise ValueError(f"slots: found {shown(self.slots)}, expected {expected}")
+        starts = [shot.start for shot in self.shots]
+        if starts != sorted(set(starts)) or (starts and not (is_shots and starts[-1] <= self.next_frame)):
+            raise ValueError(f"shots: found starts {shown(starts)}, expected rising frames of a memory with shots")

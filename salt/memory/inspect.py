@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .cache import KVMemory
+from .shots import shots_when_arrives
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def held_at(memory: KVMemory, frame: int) -> tuple[int, ...]:
     """Latent frames that the memory held when `next_frame` was `frame`."""
     held: tuple[int, ...] = ()
     for at in range(memory.origin, frame):
-        held = memory.policy.kept(held, 1, memory.origin) + (at,)
+        held = memory.kept(held, at, 1, True, shots_when_arrives(memory.shots, at)) + (at,)
     return held
 
 
@@ -108,6 +109,7 @@ def as_text(memory: KVMemory) -> str:
         f"holds             {len(memory.held)} latent frames ({ranges(memory.held) or 'none'})",
         f"slots             {places[0]}",
         *(" " * 18 + more for more in places[1:]),
+        *([f"shots             begin at {', '.join(str(s.start) for s in memory.shots)}"] if memory.shots else []),
         f"geometry          {g.layers} layers, {g.heads} heads of {g.head_dim}, {g.height}x{g.width} tokens",
         f"batch             {g.batch}",
         f"dtype, bytes      {str(memory.dtype).removeprefix('torch.')}, {memory.nbytes / 2**20:.1f} MiB",

@@ -13,14 +13,15 @@ from typing import Literal
 
 from ..errors import InputError
 
-Kind = Literal["full", "window", "sink", "relative", "cyclic", "blended", "rebuild"]
+Kind = Literal["full", "window", "sink", "relative", "cyclic", "blended", "rebuild", "shots"]
 Precision = Literal["model", "int8", "fp8", "int4"]
 Residence = Literal["device", "cpu"]
 
-KINDS: tuple[Kind, ...] = ("full", "window", "sink", "relative", "cyclic", "blended", "rebuild")
+KINDS: tuple[Kind, ...] = ("full", "window", "sink", "relative", "cyclic", "blended", "rebuild", "shots")
 PRECISIONS: tuple[Precision, ...] = ("model", "int8", "fp8", "int4")
 RESIDENCES: tuple[Residence, ...] = ("device", "cpu")
 CYCLE_FRAMES = 21
+MAX_SHOT_OFFSET = 1000
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,20 @@ class MemoryPolicy:
     kind: `full` keeps everything; `window` the newest `window` frames; `sink` the first `sink` frames and the newest
         others; `relative` keeps as `sink` does and re-assigns positions 0..N-1 at every read; `cyclic` keeps as
         `window` does with positions modulo 21 frames; `blended` is `relative` whose sink absorbs what is evicted;
-        `rebuild` is written anew after every block, from the newest `window` clean latents, at positions 0..N-1.
+        `rebuild` is written anew after every block, from the newest `window` clean latents, at positions 0..N-1;
+        `shots` is `sink` that keeps the first block of the current shot as well (see `shots.py`).
     window: latent frames kept, sink and current block counted; None only for `full`. For `rebuild` the current block
         is not counted.
     sink: latent frames at the start that are never evicted. For `rebuild` 0 or 1: with 1 the clip's first frame is the
         first one of every rebuild, otherwise the oldest one is decoded and encoded again as an image.
+    shot_offset: temporal positions that every new shot moves on by; clean_shots: the first block of a shot is written
+        with nothing but the sink in the memory (both kind `shots` only).
     blend: `a` in sink = a * sink + (1 - a) * evicted (kind `blended` only).
     precision: storage of keys and values: the model's dtype, int8, fp8 e4m3 or int4 (see `quantization.py`).
     residence: `device` beside the model, or `cpu` (fetched layer by layer while the layer before computes).
     Raises InputError for a value out of range, or fields that do not go together.
     Sources: Self Forcing (full, window), LongLive (sink), Infinity-RoPE (relative), Salt (cyclic, blended), Krea
-    realtime (rebuild).
+    realtime (rebuild), LongLive 2.0 (shots).
     """
 
     kind: Kind = "full"
@@ -49,6 +53,8 @@ class MemoryPolicy:
     blend: float = 0.9
     precision: Precision = "model"
     residence: Residence = "device"
+    shot_offset: int = 0
+    clean_shots: bool = False
 
     def __post_init__(self) -> None:
         _one_of("kind", self.kind, KINDS)
@@ -67,6 +73,11 @@ class MemoryPolicy:
             raise InputError("window", f"found {self.window}, expected more than the sink's {self.sink} frames")
         if not 0.0 <= self.blend <= 1.0:
             raise InputError("blend", f"found {self.blend}, expected a number from 0 to 1")
+        if not 0 <= self.shot_offset <= (MAX_SHOT_OFFSET if self.kind == "shots" else 0):
+            expected = f"0 to {MAX_SHOT_OFFSET}" if self.kind == "shots" else f"0 for kind {self.kind}"
+            raise InputError("shot_offset", f"found {self.shot_offset}, expected {expected}")
+        if self.clean_shots and self.kind != "shots":
+            raise InputError("clean_shots", f"found it with kind {self.kind}, expected kind shots")
 
     @property
     def relative(self) -> bool:
@@ -90,11 +101,12 @@ class MemoryPolicy:
                 expected = f"a multiple of the block of {frames} latent frames"
                 raise InputError("window", f"found {self.window}, expected {expected} for a memory that is rebuilt")
             return
-        if self.window is not None and self.window < self.sink + frames:
+        pinned = min(self.sink, frames) if self.kind == "shots" else 0
+        if self.window is not None and self.window < self.sink + pinned + frames:
             raise InputError(
                 "window",
-                f"found {self.window}, expected at least {self.sink + frames} "
-                f"(sink {self.sink} + a block of {frames} latent frames)",
+                f"found {self.window}, expected at least {self.sink + pinned + frames} (sink {self.sink} + "
+                f"{f'{pinned} of a shot + ' if pinned else ''}a block of {frames} latent frames)",
             )
 
     @property
@@ -142,8 +154,8 @@ class MemoryPolicy:
         """Read a policy from one line, as the command line takes it.
 
         `full`, `window:12`, `sink:3,window:12`, `relative:1,window:9`, `cyclic:21`, `blended:3,window:12,blend:0.9`,
-        `rebuild:3`, `rebuild:3,keep`; `,int8`, `,fp8` or `,int4` and `,cpu` may follow. Raises InputError that shows
-        the accepted forms.
+        `rebuild:3`, `rebuild:3,keep`, `shots:8,window:32,offset:8[,clean]`; `,int8`, `,fp8` or `,int4` and `,cpu` may
+        follow. Raises InputError that shows the accepted forms.
         """
         fields: dict = {}
         for part in re.split(r"[,+\s]+", text.strip(" ,+\n\t").lower()):
@@ -153,24 +165,28 @@ class MemoryPolicy:
                 new = {"precision": part}
             elif part == "cpu":
                 new = {"residence": "cpu"}
+            elif part == "clean":
+                new = {"clean_shots": True}
             elif part == "full":
                 new = {"kind": "full"}
             elif name == "blend" and _number(value):
                 new = {"blend": float(value)}
+            elif name == "offset" and value.isdigit():
+                new = {"shot_offset": int(value)}
             elif name == "window" and value.isdigit():
                 new = {"window": int(value)}
             elif name in ("cyclic", "rebuild") and value.isdigit():
                 new = {"kind": name, "window": int(value)}
             elif part == "keep" and fields.get("kind") == "rebuild":
                 new = {"sink": 1}
-            elif name in ("sink", "relative", "blended") and value.isdigit():
+            elif name in ("sink", "relative", "blended", "shots") and value.isdigit():
                 new = {"kind": name, "sink": int(value)}
             if not new or new.keys() & fields.keys():  # unknown, or a field that is already set
                 raise InputError(
                     "memory_policy",
                     f"found {text!r} (at {part!r}), expected one of full | window:W | sink:S,window:W | "
-                    "relative:S,window:W | cyclic:W | blended:S,window:W[,blend:A] | rebuild:N[,keep], "
-                    "then optionally ,int8 ,fp8 ,int4 ,cpu",
+                    "relative:S,window:W | cyclic:W | blended:S,window:W[,blend:A] | rebuild:N[,keep] | "
+                    "shots:S,window:W[,offset:N][,clean], then optionally ,int8 ,fp8 ,int4 ,cpu",
                 )
             fields |= new
         return cls(**{"kind": "window" if "window" in fields else "full", **fields})
@@ -184,6 +200,7 @@ class MemoryPolicy:
             "relative": f"relative:{self.sink},window:{self.window}",
             "blended": f"blended:{self.sink},window:{self.window},blend:{self.blend:g}",
             "rebuild": f"rebuild:{self.window}" + ",keep" * self.sink,
+            "shots": f"shots:{self.sink},window:{self.window},offset:{self.shot_offset}{',clean' * self.clean_shots}",
         }[self.kind]
         storage = [self.precision] * (self.precision != "model") + ["cpu"] * (self.residence == "cpu")
         return ",".join([text, *storage])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,15 @@ def _description(memory: KVMemory) -> dict[str, Any]:
         "next_frame": memory.next_frame,
         "context_sigma": memory.context_sigma,
         "given": memory.clean.given,
+        **_shots(memory),
     }
+
+
+def _shots(memory: KVMemory) -> dict[str, Any]:
+    """What a memory of kind `shots` needs beside the rest; slots in the order of `held`."""
+    if memory.policy.kind != "shots":
+        return {}
+    return {"shots": [asdict(shot) for shot in memory.shots], "slots": [memory.slot(f) for f in memory.held]}
 
 
 def negative_path(path: Path) -> Path:
@@ -203,6 +211,7 @@ def load_memory(
     memory = KVMemory(policy, info.geometry, dtype, device, fingerprint=info.fingerprint)
     memory.origin, memory.next_frame = info.origin, info.next_frame
     memory.held, memory.context_sigma = info.held, info.context_sigma
+    memory.shots, memory.slots = info.shots, dict(zip(info.held, info.slots, strict=False))
     names = buffer_names(policy.precision)
     with _opened(path) as file:
         frames = memory.next_frame - memory.origin

@@ -10,6 +10,7 @@ from ..acceleration.transfers import to_main_memory
 from .cache import KVMemory
 from .clean_latents import EMPTY, CleanLatents
 from .policy import MemoryPolicy
+from .shots import Shots
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class MemorySnapshot:
     next_frame: int
     held: tuple[int, ...]
     context_sigma: float
+    shots: Shots
+    slots: dict[int, int]
     layers: tuple[tuple[Tensor, ...], ...]
     clean: CleanLatents = EMPTY
 
@@ -36,7 +39,10 @@ class MemorySnapshot:
                 for layer in memory.store.buffers
             )
         clean = memory.clean.in_main_memory()
-        return cls(memory.policy, memory.origin, memory.next_frame, memory.held, memory.context_sigma, layers, clean)
+        return cls(
+            memory.policy, memory.origin, memory.next_frame, memory.held, memory.context_sigma, memory.shots,
+            dict(memory.slots), layers, clean,
+        )  # fmt: skip
 
     @property
     def nbytes(self) -> int:
@@ -47,6 +53,7 @@ class MemorySnapshot:
         memory.renew(self.next_frame, self.policy)
         memory.origin, memory.held, memory.context_sigma = self.origin, self.held, self.context_sigma
         memory.clean = self.clean.to(memory.device)
+        memory.shots, memory.slots = self.shots, dict(self.slots)
         if not self.layers:
             return
         index = memory.slot_index(self.held)

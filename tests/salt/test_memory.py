@@ -265,6 +265,9 @@ def test_interrupted_forward_leaves_a_usable_memory():
         (dict(kind="blended", window=9), "sink: found 0, expected at least 1"),
         (dict(precision="int3"), "precision: found 'int3'"),
         (dict(kind="blended", window=9, sink=3, blend=1.5), "blend: found 1.5"),
+        (dict(kind="sink", window=9, sink=3, shot_offset=8), "shot_offset: found 8, expected 0 for kind sink"),
+        (dict(kind="shots", window=9, sink=3, shot_offset=-1), "shot_offset: found -1, expected 0 to 1000"),
+        (dict(kind="full", clean_shots=True), "clean_shots: found it with kind full"),
     ],
 )
 def test_bad_policies_name_the_field(fields, message):
@@ -275,6 +278,8 @@ def test_bad_policies_name_the_field(fields, message):
 def test_a_block_larger_than_the_window():
     with pytest.raises(ValueError, match="window: found 4, expected at least 6"):
         KVMemory(MemoryPolicy("sink", 4, 3), GEOMETRY).open(read=3)
+    with pytest.raises(ValueError, match="expected at least 9 .sink 3 \\+ 3 of a shot \\+ a block of 3"):
+        KVMemory(MemoryPolicy("shots", 8, 3), GEOMETRY).open(read=3)
 
 
 @pytest.mark.parametrize(
@@ -287,6 +292,8 @@ def test_a_block_larger_than_the_window():
         "cyclic:21",
         "blended:3,window:12,blend:0.8",
         "sink:3,window:12,int8,cpu",
+        "shots:8,window:32,offset:8",
+        "shots:2,window:8,offset:0,clean,int8",
         "sink:3,window:12,int4",
     ],
 )

@@ -336,5 +336,5 @@ def test_stepping_per_transition(student):
     assert torch.equal(made(("sde",) * 3), made("sde")) and torch.equal(made(("ode",) * 3), made("ode"))
     mixed = made(("ode", "sde", "ode"))
     assert not torch.allclose(mixed, made("sde"), atol=1e-3) and not torch.allclose(mixed, made("ode"), atol=1e-3)
-    with pytest.raises(ValueError, match="a tuple of 3 of them"):
+    with pytest.raises(ValueError, match="a tuple of 3 sde or ode"):
         RolloutSettings(Schedule.of(4), ("sde", "ode"))
