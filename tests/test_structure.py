@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import registry_copy
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE_FOLDERS = ("salt", "nodes", "train")
 
@@ -271,8 +273,14 @@ def test_defining_the_nodes_loads_no_heavy_library():
 def test_requirements_are_the_dependencies_without_torch():
     needed = importlib.metadata.requires("salt-video") or []
     expected = {line.replace(" ", "") for line in needed if "extra ==" not in line and not line.startswith("torch")}
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    assert {line.strip() for line in lines if line.strip() and not line.startswith("#")} == expected
+    assert listed_requirements("requirements.txt") == expected
+    for_training = {line.partition(";")[0].replace(" ", "") for line in needed if re.search("extra == .train", line)}
+    assert listed_requirements("requirements-train.txt") == for_training
+
+
+def listed_requirements(name: str) -> set[str]:
+    lines = (ROOT / name).read_text().splitlines()
+    return {line.strip() for line in lines if line.strip() and not line.startswith("#")}
 
 
 def test_the_lowest_versions_are_the_bounds():
@@ -304,8 +312,7 @@ def test_the_registry_accepts_the_pack():
     assert "comfyui" not in about["Name"].lower()
     assert re.fullmatch(r"\d+\.\d+\.\d+", about["Version"])
     assert [u for u in about.get_all("Project-URL") or [] if u.startswith("Repository, https://github.com/")]
-    lines = (ROOT / ".comfyignore").read_text().splitlines()
-    left_out = [line.rstrip("/") for line in lines if line and not line.startswith("#")]
+    left_out = {line.rstrip("/") for line in registry_copy.left_out()}
     assert left_out and all((ROOT / name).exists() for name in left_out)
-    needed = {"__init__.py", "nodes", "salt", "workflows", "requirements.txt", "pyproject.toml", "LICENSE", "README.md"}
-    assert not needed & set(left_out)
+    needed = {"__init__.py", "nodes", "salt", "train", "workflows", "pyproject.toml", "LICENSE", "README.md"}
+    assert not (needed | {"requirements.txt", "requirements-train.txt"}) & left_out

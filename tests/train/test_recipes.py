@@ -39,7 +39,7 @@ def test_the_released_numbers(setting, start, aligned):
     assert salt.loss == wanted and wanted.align_weight == 0.1 and wanted.align_block == 20 and wanted.guidance == 3.0
     for recipe in (baseline, sc, salt):
         opt = recipe.optimisation
-        assert (opt.lr, opt.critic_lr, opt.batch, opt.ema, opt.ema_start) == (2e-6, 4e-7, 64, 0.99, 200)
+        assert (opt.lr, opt.critic_lr, opt.batch, opt.ema, opt.ema_start) == (2e-6, 4e-7, 64, 0.99, 40)
         assert (opt.betas, opt.weight_decay, opt.clip, opt.critic_per_generator) == ((0.0, 0.999), 0.01, 10.0, 5)
         assert str(recipe.policy) == ("sink:3,window:12" if setting == "longlive" else "full")
         assert (recipe.rollout.frames, recipe.rollout.frames_per_block) == (21, 3)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import weakref
+from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .session import error, run_case
-from .tiny_model import PROMPT, STUDENT_SPEC, part, pipeline, refusal
+from .tiny_model import LOADING, PROMPT, STUDENT_SPEC, part, pipeline, refusal, rollout
 
 TINY, DECODE = part("nodes.nodes_tiny"), part("nodes.nodes_decode")
 TINY_MODEL, STREAMING = part("nodes.adapter.tiny_model"), part("nodes.adapter.streaming_vae")
@@ -266,5 +268,11 @@ def width() -> str:
     return refusal(TINY_MODEL.load_vae)
 
 
+def trained():
+    """A file that training has exported, through the loader and Salt Rollout."""
+    latent, *_ = rollout(LOADING.load_model(Path(os.environ["SALT_TRAINED"])), seconds=1.0)
+    return {"latents": list(latent["samples"].shape), "finite": bool(latent["samples"].isfinite().all())}
+
+
 if __name__ == "__main__":
-    run_case(loaded, clip, streaming, stream, encoding, flat, reservation, cancelled, taehv, refusals, width)
+    run_case(loaded, clip, streaming, stream, encoding, flat, reservation, cancelled, taehv, refusals, width, trained)
