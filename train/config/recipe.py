@@ -133,7 +133,7 @@ class Losses:
     semigroup_operator: Literal["euler", "sampler"] = "euler"
     align: Literal["none", "paper", "release"] = "none"
     align_weight: Weight = 0.1
-    align_start: CountOrNone = 200
+    align_start: CountOrNone = 200  # released for Self Forcing: 1000 trainer steps
     align_block: CountOrNone = 20
     align_distance: Literal["trd", "mmd", "rbf"] = "trd"
     align_margin: Weight = 0.1
@@ -164,7 +164,8 @@ class Optimisation:
     """Batch, optimizers, weight average and precision.
 
     batch: clips per update over all processes. micro_batch: clips per forward in one process. updates: of the student;
-    in distillation each follows `critic_per_generator` critic updates. ema_start counts student updates.
+    in distillation each follows `critic_per_generator` critic updates. ema_start: the update that the average begins
+    with. Both count student updates; the release counts trainer steps, `critic_per_generator` to one of them.
     compile: transformer blocks go through `torch.compile`, which takes minutes at the start of a run.
     """
 
@@ -179,7 +180,7 @@ class Optimisation:
     weight_decay: Annotated[float, Between(0, 10)] = 0.01
     clip: Annotated[float, Between(0, 1e9)] = 10.0
     ema: Share = 0.99
-    ema_start: CountOrNone = 200
+    ema_start: CountOrNone = 40  # released: 200 of a counter that counts critic updates too
     optimizer: Literal["adamw", "fused", "8bit"] = "adamw"
     precision: Literal["no", "bf16"] = "bf16"
     compile: bool = False
