@@ -35,6 +35,7 @@ class AccelerationPreset:
     full (same numbers up to rounding). fp8: linear layers multiply in float8 with a scale per row, on GPUs that can
     (needs torchao). precision: of memories whose policy has the default one. tiles: decode in tiles.
     offload_text_encoder: the text encoder is in main memory, and its blocks are on the device one after another.
+    kernels: fused kernels where the device has them (same numbers up to rounding).
     weights: `bf16` as loaded; `fp8` the blocks' linear layers are stored in float8 and cast back one by one where they
     compute; `layers` the blocks are in main memory, two of them on the device at a time.
     """
@@ -45,6 +46,7 @@ class AccelerationPreset:
     precision: Precision = "model"
     tiles: bool = False
     offload_text_encoder: bool = False
+    kernels: bool = False
     weights: StoredWeights = "bf16"
 
     def policy(self, policy: MemoryPolicy) -> MemoryPolicy:
@@ -54,11 +56,15 @@ class AccelerationPreset:
 
 PREFERENCES: dict[Preference, AccelerationPreset] = {
     "exact": AccelerationPreset(),
-    "fast": AccelerationPreset(fuse=True, compiled=True, offload_text_encoder=True),
-    "fastest": AccelerationPreset(fuse=True, compiled=True, fp8=True, offload_text_encoder=True),
-    "low memory": AccelerationPreset(fuse=True, precision="int8", tiles=True, offload_text_encoder=True),
-    "lowest memory": AccelerationPreset(precision="int4", tiles=True, offload_text_encoder=True, weights="fp8"),
-    "layer by layer": AccelerationPreset(precision="int4", tiles=True, offload_text_encoder=True, weights="layers"),
+    "fast": AccelerationPreset(fuse=True, compiled=True, offload_text_encoder=True, kernels=True),
+    "fastest": AccelerationPreset(fuse=True, compiled=True, fp8=True, offload_text_encoder=True, kernels=True),
+    "low memory": AccelerationPreset(fuse=True, precision="int8", tiles=True, offload_text_encoder=True, kernels=True),
+    "lowest memory": AccelerationPreset(
+        precision="int4", tiles=True, offload_text_encoder=True, kernels=True, weights="fp8"
+    ),
+    "layer by layer": AccelerationPreset(
+        precision="int4", tiles=True, offload_text_encoder=True, kernels=True, weights="layers"
+    ),
 }
 
 

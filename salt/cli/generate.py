@@ -98,6 +98,10 @@ def add_model_arguments(command: argparse.ArgumentParser, named_loras: bool = Fa
         "--attention", default="auto", choices=("auto", "fa3", "cudnn", "sage", "fa2", "sdpa"),
         help="which kernel computes attention (auto: the fastest that works here; sage is not exact)",
     )  # fmt: skip
+    model.add_argument(
+        "--kernels", default="auto", choices=("auto", "off"),
+        help="fused Triton kernels (auto: with every --prefer but exact, those that pass a trial on the GPU)",
+    )  # fmt: skip
     model.add_argument("--text-precision", default="bf16", choices=("bf16", "int8"), help="int8 needs torchao")
     model.add_argument("--text-cache", type=file_path, metavar="FOLDER", help="keeps prompt embeddings")
 
@@ -113,7 +117,7 @@ def pipeline_options(arguments: argparse.Namespace, named_loras: bool = False) -
         decoder=arguments.decoder, tiles=arguments.tiles, device=arguments.device, dtype=arguments.dtype,
         vae_dtype=arguments.vae_dtype,
         text_precision=arguments.text_precision, text_cache=arguments.text_cache, prefer=arguments.prefer,
-        attention=arguments.attention,
+        attention=arguments.attention, kernels=arguments.kernels,
     )  # fmt: skip
 
 

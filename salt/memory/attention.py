@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..rope import Rotary, apply_rotary
+from .fused import QKNorm, kernels_fit, read, write
 from .policy import MemoryPolicy
 from .store import MemoryGeometry, Store
 
@@ -73,18 +74,29 @@ class MemoryPass:
                 f"memory pass: found (batch, frames, height, width in patches) = {found}, expected {expected}"
             )
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
+    def takes_kernels(self, q: Tensor, k: Tensor, v: Tensor, norm: QKNorm) -> bool:
+        """Whether `attend` can use fused kernels for these."""
+        return kernels_fit(self.store, q, k, v, norm)
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: Attention, norm: QKNorm | None = None
+    ) -> Tensor:
         """Self-attention of all blocks of this forward over the memory and themselves, in order.
 
-        Raises RuntimeError for a block that writes while gradient is on.
+        norm: queries and keys have not been through their norms; fused kernels do this and the rest, where
+        `takes_kernels`. Raises RuntimeError for a block that writes while gradient is on.
         """
         if len(self.segments) == 1:
-            return self._attend(0, layer, q, k, v, attention)
+            return self._attend(0, layer, q, k, v, attention, norm)
         sizes = [s.tokens for s in self.segments]
         parts = zip(q.split(sizes, 1), k.split(sizes, 1), v.split(sizes, 1), strict=True)
-        return torch.cat([self._attend(i, layer, *qkv, attention) for i, qkv in enumerate(parts)], dim=1)
+        return torch.cat([self._attend(i, layer, *qkv, attention, norm) for i, qkv in enumerate(parts)], dim=1)
 
-    def _attend(self, index: int, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
+    def _attend(
+        self, index: int, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: Attention, norm: QKNorm | None
+    ) -> Tensor:
+        if norm is not None:
+            return attention(*self._by_kernels(index, layer, q, k, v, norm))
         segment, store = self.segments[index], self.store
         q = apply_rotary(q, segment.rotary)
         if not self.policy.relative:
@@ -92,9 +104,7 @@ class MemoryPass:
         with_gradient = torch.is_grad_enabled()
         if segment.writes and with_gradient:
             raise RuntimeError("a context pass writes the memory and runs without gradient: wrap it in torch.no_grad()")
-        # The buffers of a memory that is rebuilt have no place for a block that is only read.
-        in_buffers = store.in_place and (segment.writes or not self.policy.rebuilt)
-        if in_buffers and not with_gradient and k.dtype == store.dtype:
+        if self._in_buffers(segment) and not with_gradient and k.dtype == store.dtype:
             store.put(layer, segment.block_slots, k, v)
             if isinstance(segment.read_slots, int):
                 keys, values = store.view(layer, segment.read_slots)
@@ -116,6 +126,23 @@ class MemoryPass:
         if rotary is not None:
             keys = apply_rotary(keys, rotary)
         return attention(q, keys, values)
+
+    def _in_buffers(self, segment: Segment) -> bool:
+        """Whether a block's keys and values are written beside those it reads. The buffers of a memory that is rebuilt
+        have no place for a block that is only read."""
+        return self.store.in_place and (segment.writes or not self.policy.rebuilt)
+
+    def _by_kernels(
+        self, index: int, layer: int, q: Tensor, k: Tensor, v: Tensor, norm: QKNorm
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What attention takes, by fused kernels: the same as in `_attend`, up to rounding. Without gradient."""
+        segment, store, rotate = self.segments[index], self.store, not self.policy.relative
+        if self._in_buffers(segment):
+            q = write(store, layer, q, k, v, norm, segment.rotary, None, segment.block_slots, rotate)
+            return q, *read(store, layer, segment.read_slots, segment.read_rotary)
+        kept = read(store, layer, segment.kept_slots, segment.joined_rotary, segment.tokens, index == 0)
+        slots = segment.block_slots if segment.writes else None
+        return write(store, layer, q, k, v, norm, segment.rotary, kept, slots, rotate), *kept
 
     def _kept(self, index: int, layer: int) -> tuple[Tensor, Tensor]:
         """Kept keys and values; with `freeze`, those of the first forward even if the memory has been written since.

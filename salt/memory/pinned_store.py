@@ -38,7 +38,7 @@ class PinnedStore(Store):
             self._copying = False
         return self._buffers
 
-    def _write(self, layer: int, slots: Tensor, parts: list[Tensor]) -> None:
+    def write_parts(self, layer: int, slots: Tensor, parts: list[Tensor]) -> None:
         runs = contiguous_runs(slots.tolist())
         sources = [part.to(buffer.dtype).contiguous() for buffer, part in zip(self._buffers[layer], parts, strict=True)]
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -52,7 +52,7 @@ class PinnedStore(Store):
                 if source.is_cuda:
                     source.record_stream(self._stream)
 
-    def _take(self, layer: int, slots: Tensor, reserve: int, prefetch_next: bool) -> tuple[Tensor, ...]:
+    def take_parts(self, layer: int, slots: Tensor, reserve: int, prefetch_next: bool) -> tuple[Tensor, ...]:
         _, parts, event = self._fetched.pop((layer, id(slots)), None) or self._fetch(layer, slots, reserve)
         current = torch.cuda.current_stream(self.device)
         event.wait(current)

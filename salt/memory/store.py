@@ -105,9 +105,9 @@ class Store:
         if self.precision != "model":
             codes = [quantise(x, self.precision) for x in parts]
             parts = [c for c, _ in codes] + [s for _, s in codes]
-        self._write(layer, slots, parts)
+        self.write_parts(layer, slots, parts)
 
-    def _write(self, layer: int, slots: Tensor, parts: list[Tensor]) -> None:
+    def write_parts(self, layer: int, slots: Tensor, parts: list[Tensor]) -> None:
         """Put what is stored of frames, [B, F, tokens, heads, n] for every buffer, into slots [F]."""
         for buffer, part in zip(self._buffers[layer], parts, strict=True):
             buffer.index_copy_(1, slots.to(buffer.device), part.to(device=buffer.device, dtype=buffer.dtype))
@@ -124,7 +124,7 @@ class Store:
         tensor (of stores that are not read in place). prefetch_next: the same slots of the next layer,
         which this forward does not write, are read next; a store in main memory starts their copy now.
         """
-        parts = self._take(layer, slots, reserve, prefetch_next)
+        parts = self.take_parts(layer, slots, reserve, prefetch_next)
         if self.precision == "model":
             return parts[0].flatten(1, 2), parts[1].flatten(1, 2)
         g, tokens = self.geometry, slots.shape[0] * self.geometry.tokens
@@ -136,7 +136,7 @@ class Store:
             dequantise_into(out[:, :tokens], codes.flatten(1, 2), scale.flatten(1, 2), self.precision)
         return k, v
 
-    def _take(self, layer: int, slots: Tensor, reserve: int, prefetch_next: bool) -> tuple[Tensor, ...]:
+    def take_parts(self, layer: int, slots: Tensor, reserve: int, prefetch_next: bool) -> tuple[Tensor, ...]:
         return tuple(t.index_select(1, slots.to(t.device)).to(self.device) for t in self._buffers[layer])
 
     def blend(self, sink: Tensor, evicted: Tensor, keep: float) -> None:

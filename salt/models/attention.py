@@ -17,6 +17,9 @@ from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..acceleration.kernels.chosen import NO_KERNELS, Kernels
+from ..memory import MemoryPass
+from ..memory.fused import QKNorm
 from ..rope import Rotary, apply_rotary
 from .cross_attention_cache import CrossAttentionCache, KeysAndValues
 
@@ -111,6 +114,7 @@ class SelfAttention:
 
     _attention_backend: AttentionBackendName | None = None
     _parallel_config = None
+    kernels: Kernels = NO_KERNELS
 
     def __init__(self, layer: int) -> None:
         self.layer = layer
@@ -123,6 +127,9 @@ class SelfAttention:
             q, k, v = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
             q, k, v = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        if self.kernels.memory is not None and isinstance(attention_context, MemoryPass):
+            out = self._attend_by_kernels(attention_context, attn, q, k, v)
+            return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(hidden_states)))
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (attn.norm_q(q), attn.norm_k(k), v))
         if attention_context.by_layer:
             out = self._attend_by_layer(attention_context, q, k, v)
@@ -134,6 +141,18 @@ class SelfAttention:
     def _attend_by_layer(self, attention_context: AttentionContext, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Outside compiled code, which then is the same for every layer."""
         return attention_context.attend(self.layer, q, k, v, self._dispatch)
+
+    @run_eagerly
+    def _attend_by_kernels(self, memory: MemoryPass, attn: WanAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The same with fused kernels, where they take this memory and these; norms are theirs too."""
+        q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (q, k, v))
+        works, eps = self.kernels.memory, attn.norm_q.eps
+        if works is not None and eps is not None:
+            norm = QKNorm(attn.norm_q.weight, attn.norm_k.weight, eps)
+            if memory.takes_kernels(q, k, v, norm) and works(memory.policy):
+                return memory.attend(self.layer, q, k, v, self._dispatch, norm)
+        q, k = (norm(x.flatten(2)).unflatten(2, (attn.heads, -1)) for norm, x in ((attn.norm_q, q), (attn.norm_k, k)))
+        return memory.attend(self.layer, q, k, v, self._dispatch)
 
     def _dispatch(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attend(q, k, v, self._attention_backend)

@@ -17,12 +17,14 @@ from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
+from ..acceleration.kernels.chosen import NO_KERNELS, Kernels
 from ..errors import InputError
 from ..memory import KVMemory, MemoryGeometry, MemoryPass, MemoryPolicy
 from ..rope import rotary_table, wide
 from .attention import AttentionContext, Bidirectional, BlockCausal, CrossAttention, SelfAttention, run_eagerly
 from .cross_attention_cache import CrossAttentionCache
 from .fingerprint import fingerprint
+from .modulation import gated_residual, modulated_norm, wide_norm
 
 
 @dataclass
@@ -36,11 +38,13 @@ class StudentOutput:
 class SaltTransformerBlock(nn.Module):
     """Wan's transformer block with modulation per frame, on the modules and parameters of diffusers' own block.
 
-    block: its modules are taken over, under their names and in their order. layer: its index, from 0.
+    block: its modules are taken over, under their names and in their order. layer: its index, from 0. kernels: the
+    fused kernels that it uses (`salt.acceleration.kernels.choice.set_kernels`).
     """
 
     attn1: Any  # diffusers declares the processor as one of its own
     attn2: Any
+    kernels: Kernels = NO_KERNELS
 
     def __init__(self, block: WanTransformerBlock, layer: int) -> None:
         super().__init__()
@@ -56,19 +60,14 @@ class SaltTransformerBlock(nn.Module):
         """Tokens [B, S, dim] -> tokens. temb: [B, F, 6, dim], or [B, 1, 6, dim] for one timestep per clip."""
         modulation = self.scale_shift_table.unsqueeze(0) + wide(temb)  # [B, F, 6, dim]
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation.unsqueeze(3).unbind(2)  # each [B, F, 1, dim]
-        frames = temb.shape[1]
-
-        def by_frame(x: Tensor) -> Tensor:
-            return wide(x).unflatten(1, (frames, -1))
+        norm, residual = self.kernels.norm, self.kernels.residual
 
         x = hidden_states
-        normed = (by_frame(self.norm1(wide(x))) * (1 + scale) + shift).flatten(1, 2).type_as(x)
-        attended = self.attn1(normed, attention_context=attention_context)
-        x = (by_frame(x) + by_frame(attended) * gate).flatten(1, 2).type_as(x)
-        normed = self.norm2(wide(x)).type_as(x)
-        x = x + self.attn2(normed, cache)
-        normed = (by_frame(self.norm3(wide(x))) * (1 + ffn_scale) + ffn_shift).flatten(1, 2).type_as(x)
-        return (by_frame(x) + by_frame(self.ffn(normed)) * ffn_gate).flatten(1, 2).type_as(x)
+        normed = modulated_norm(self.norm1, x, scale, shift, norm)
+        x = gated_residual(x, self.attn1(normed, attention_context=attention_context), gate, residual)
+        x = x + self.attn2(wide_norm(self.norm2, x, norm), cache)
+        normed = modulated_norm(self.norm3, x, ffn_scale, ffn_shift, norm)
+        return gated_residual(x, self.ffn(normed), ffn_gate, residual)
 
 
 class SaltTransformer3DModel(WanTransformer3DModel):
@@ -81,6 +80,7 @@ class SaltTransformer3DModel(WanTransformer3DModel):
     _no_split_modules = ["SaltTransformerBlock"]
     _repeated_blocks = ["SaltTransformerBlock"]
     merged_loras: tuple[str, ...] = ()  # names of the files that were merged into the weights
+    kernels: Kernels = NO_KERNELS
 
     @register_to_config
     def __init__(
@@ -220,8 +220,7 @@ class SaltTransformer3DModel(WanTransformer3DModel):
         batch, _, frames, height, width = x_BCFHW.shape
         p_t, p_h, p_w = self.config.patch_size
         shift, scale = (self.scale_shift_table.unsqueeze(0) + temb.unsqueeze(2)).unsqueeze(3).unbind(2)
-        normed = self.norm_out(wide(tokens)).unflatten(1, (temb.shape[1], -1)) * (1 + scale) + shift
-        patches = self.proj_out(normed.flatten(1, 2).type_as(tokens))
+        patches = self.proj_out(modulated_norm(self.norm_out, tokens, scale, shift, self.kernels.norm))
         patches = patches.reshape(batch, frames // p_t, height // p_h, width // p_w, p_t, p_h, p_w, -1)
         return patches.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 

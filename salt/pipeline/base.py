@@ -15,6 +15,7 @@ from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenize
 from ..acceleration.attention_backend import AttentionChoice, AttentionSetting, check_backend, set_attention
 from ..acceleration.cuda_graphs import CUDAGraphTransformer
 from ..acceleration.finite_check import check_weights
+from ..acceleration.kernels.choice import KernelChoice, KernelSetting, set_kernels
 from ..acceleration.presets import PREFERENCES, Preference, compile_blocks, fp8_linears, preset_of, store_weights
 from ..errors import InputError
 from ..io.model_folders import ModelFolderError, check_model_folder
@@ -99,6 +100,7 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
         self.buffer_pool = BufferPool()
         self._prompt_encoder: TextEncoder | None = WordEmbedder(**words) if words else None
         self._attention: AttentionSetting = "auto"
+        self._kernels: KernelSetting = "auto"
         self._graphed: CUDAGraphTransformer | None = None
         self._graphed_adapters: AdapterState = ()
         self._decoder: Callable[[], FrameDecoder] | None = None
@@ -263,6 +265,22 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
         dtype, head_dim = self.transformer.dtype, self.transformer.config.attention_head_dim
         return set_attention(self.transformer, self._attention, self.run_device, dtype, head_dim, self.acceleration.fp8)
 
+    def set_kernels(self, setting: KernelSetting = "auto") -> None:
+        """Whether fused Triton kernels may compute norms, residuals and the KV cache's reads and writes.
+
+        `auto` (the default): with every preset but `exact`, those that pass a trial on the device. Raises InputError
+        for another name than `auto` and `off`.
+        """
+        if setting not in ("auto", "off"):
+            raise InputError("kernels", f"found {setting!r}, expected auto or off")
+        self._kernels = setting
+        self._discard_graphs()
+
+    @property
+    def kernels(self) -> KernelChoice:
+        """The fused kernels of the next run, and why it is these; the transformer is set to them."""
+        return set_kernels(self.transformer, self.acceleration.kernels and self._kernels == "auto", self.run_device)
+
     def to(self, *args: object, **kwargs: object) -> Self:
         """As `DiffusionPipeline.to`. CUDA graphs are discarded: they read the weights where they lay before."""
         super().to(*args, **kwargs)
@@ -351,7 +369,7 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
 
     def components_in_use(self) -> PipelineComponents:
         """The models, settings and device as they are now."""
-        attention = self.attention
+        attention, kernels = self.attention, self.kernels
         if self._graphed is not None and adapter_state(self.transformer) != self._graphed_adapters:
             self._discard_graphs()
         offloaded = hasattr(self.transformer, "_hf_hook")
@@ -368,6 +386,7 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
             acceleration=self.acceleration,
             buffer_pool=self.buffer_pool,
             attention=attention,
+            kernels=kernels,
             device=self.run_device,
             # Weights that accelerate moves between uses are not where a CUDA graph would read them.
             graphed=None if offloaded else self._graphed,

@@ -16,6 +16,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..acceleration.attention_backend import AttentionChoice
 from ..acceleration.cuda_graphs import CUDAGraphTransformer
+from ..acceleration.kernels.choice import KernelChoice
 from ..acceleration.presets import AccelerationPreset
 from ..io.fields import Between, FieldError, read_fields, read_object, shown
 from ..io.model_folders import ModelFolderError, check_config, check_model_folder
@@ -52,6 +53,7 @@ class PipelineComponents:
     acceleration: AccelerationPreset
     buffer_pool: BufferPool
     attention: AttentionChoice
+    kernels: KernelChoice
     device: torch.device
     graphed: CUDAGraphTransformer | None = None
 

@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..acceleration.attention_backend import AttentionSetting
 from ..acceleration.free_memory import total_bytes
+from ..acceleration.kernels.choice import KernelSetting
 from ..acceleration.presets import Preference, preset_of
 from ..checkpoints import read_checkpoint
 from ..checkpoints.lora import read_lora
@@ -48,7 +49,8 @@ class PipelineOptions:
     taew2_1. tiles: decode with Wan's VAE in tiles. dtype, vae_dtype: of the transformer and of Wan's VAE (default of
     both: bfloat16 on CUDA, else float32).
     lora: merged into the weights; named_loras: kept apart, their strengths may be changed.
-    text_cache: folder for prompt embeddings. prefer, attention: see `SaltPipeline.set_acceleration`, `set_attention`.
+    text_cache: folder for prompt embeddings. prefer, attention, kernels: see `SaltPipeline.set_acceleration`,
+    `set_attention`, `set_kernels`.
     """
 
     model: str = TINY_NAME
@@ -65,6 +67,7 @@ class PipelineOptions:
     text_cache: Path | None = None
     prefer: Preference = "exact"
     attention: AttentionSetting = "auto"
+    kernels: KernelSetting = "auto"
 
     @property
     def is_folder(self) -> bool:
@@ -113,6 +116,7 @@ def load_pipeline(options: PipelineOptions, device: torch.device) -> SaltPipelin
     pipe.to(device).check_weights(options.model)
     pipe.set_acceleration(options.prefer, device)
     pipe.set_attention(options.attention)
+    pipe.set_kernels(options.kernels)
     if device.type == "cuda":
         log.info(plan_line(pipe.plan(), total_bytes(device)))
     return pipe

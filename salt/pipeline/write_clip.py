@@ -24,7 +24,8 @@ from .run import Chunk
 class GenerationStats:
     """Measurements of one clip. seconds: wall time; first: until its first frames were decoded.
 
-    width, height: pixels; nfe: denoising steps per block; attention: the kernel that computed it.
+    width, height: pixels; nfe: denoising steps per block; attention: the kernel that computed it; kernels: whether
+    fused kernels were used.
     """
 
     frames: int
@@ -34,6 +35,7 @@ class GenerationStats:
     height: int = 0
     nfe: int = 0
     attention: str = ""
+    kernels: bool = False
 
     @property
     def rate(self) -> float:
@@ -44,7 +46,8 @@ class GenerationStats:
         rate, first = f"{self.rate:.1f} frames/s", f"first frame after {self.first:.2f} s"
         clip = f"{self.frames} frames in {self.seconds:.1f} s"
         attention = f", attention {self.attention}" if self.attention else ""
-        return f"{clip} ({self.width}x{self.height}, NFE {self.nfe}), {rate}, {first}{attention}"
+        kernels = ", fused kernels" if self.kernels else ""
+        return f"{clip} ({self.width}x{self.height}, NFE {self.nfe}), {rate}, {first}{attention}{kernels}"
 
 
 class ProgressDisplay:
@@ -133,4 +136,5 @@ def write_clip(
                 most = most_latents_for_extension(memory.policy)
                 while most is not None and sum(x.shape[2] for x in latents[1:]) >= most:
                     latents.pop(0)
-    return WrittenClip(replace(display.stats, attention=pipe.attention.name), latents, memory)
+    stats = replace(display.stats, attention=pipe.attention.name, kernels=pipe.kernels.used)
+    return WrittenClip(stats, latents, memory)

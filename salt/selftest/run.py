@@ -13,7 +13,8 @@ import diffusers
 import torch
 
 from ..acceleration.attention_backend import BACKENDS, installed_backends
-from . import fast_paths, speed
+from ..memory.policy import PRECISIONS
+from . import fast_paths, kernels, speed
 from .machine import Machine
 from .outcome import NotRun, Outcome, Row, SelfTestReport
 
@@ -38,6 +39,13 @@ def checks(device: torch.device) -> tuple[Check, ...]:
         Check("tiled decode", fast_paths.tiled_decode),
         Check("decoding stream", fast_paths.decoding_stream),
         *(Check(f"attention {n}", partial(fast_paths.attention_backend, name=n)) for n in BACKENDS),
+        Check("kernel: norm and modulation", partial(kernels.kernel, pairs=kernels.norm)),
+        Check("kernel: gated residual", partial(kernels.kernel, pairs=kernels.residual)),
+        *(
+            Check(f"kernels: {p} memory", partial(kernels.kernel, pairs=partial(kernels.memory, precision=p)))
+            for p in PRECISIONS
+        ),
+        Check("kernels: rollouts", kernels.rollouts),
         Check("compiled blocks", _not_run("compiling takes longer than this command may; `--prefer fast` does it")),
         Check("ceilings", speed.rates),
         Check("salt-tiny", speed.tiny_blocks),

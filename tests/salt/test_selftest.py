@@ -8,12 +8,14 @@ import torch
 
 from salt.acceleration import attention_backend
 from salt.acceleration.cuda_graphs import CUDAGraphTransformer
+from salt.acceleration.kernels import trials
+from salt.acceleration.kernels.chosen import NO_KERNELS
 from salt.cli import main
 from salt.memory import MemoryPass, store
 from salt.models import async_decoder, attention, streaming_vae
-from salt.selftest import fast_paths, run, speed
+from salt.selftest import fast_paths, kernels, run, speed
 from salt.selftest.machine import GOLDEN_POLICIES, Machine, golden
-from salt.selftest.outcome import Outcome, Row, SelfTestReport, within
+from salt.selftest.outcome import NotRun, Outcome, Row, SelfTestReport, within
 
 CPU = torch.device("cpu")
 TINY = speed.StudentSize(heads=2, head_dim=16, ffn=32, layers=2)
@@ -34,7 +36,7 @@ def test_the_command_is_green_here(capsys, tmp_path):
     assert report["trusted"] and report["verdict"] == last and " CPU can be trusted: 8 checks passed" in last
     assert (tmp_path / "a.txt").read_text().splitlines()[-1] == last
     status = {name: check["status"] for name, check in report["checks"].items()}
-    assert len(status) == len(run.checks(CPU)) == 19
+    assert len(status) == len(run.checks(CPU)) == 26
     assert report["checks"]["CUDA graphs"]["detail"] == "the device is cpu, expected CUDA"
     assert {n for n, s in status.items() if s == "measured"} == {"ceilings", "salt-tiny"}
     assert report["checks"]["golden rollouts, float32"]["figures"]["error"] < 5e-5
@@ -98,6 +100,26 @@ def test_checks_of_cuda_pass_with_stand_ins_and_find_faults(as_cuda):
     clip = machine.clip
     as_cuda.setattr(machine, "clip", lambda model, policy, dtype: clip(model, policy, dtype) * (1 + ("cpu" in policy)))
     assert fast_paths.cpu_residence(machine).status == "failed"
+
+
+def test_checks_of_kernels_find_faults(monkeypatch):
+    """On the CPU, where plain code runs in their place (tests/salt/test_kernels.py compares the kernels)."""
+    machine = Machine(CPU)
+    check = partial(kernels.kernel, machine, kernels.norm)
+    with pytest.raises(NotRun, match="they need an NVIDIA GPU|Triton is not installed"):
+        check()
+    monkeypatch.setattr(kernels, "why_not", lambda device, dtype: None)
+    monkeypatch.setattr(kernels, "TOKENS", 2)
+    monkeypatch.setattr(machine, "clip", lambda *args, **options: torch.ones(1))
+    assert check().status == kernels.rollouts(machine).status == "passed"
+    assert machine.student(torch.float32).kernels == NO_KERNELS, "other checks run without"
+    norm = trials.modulated_norm
+    monkeypatch.setattr(trials, "modulated_norm", lambda *a: norm(*a) * (1.01 if a[-1] else 1))
+    assert check().status == "failed"
+    with pytest.raises(ValueError, match="the kernels do not take"):
+        kernels.kernel(machine, partial(kernels.memory, precision="int8"))
+    monkeypatch.setattr(machine, "clip", lambda student, *args, **options: torch.ones(1) + student.kernels.norm)
+    assert kernels.rollouts(machine).status == "failed"
 
 
 def test_an_error_in_a_check_is_a_failure_and_the_others_run():
