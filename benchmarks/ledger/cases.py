@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.ledger.counting import Costs, Ledger
 from benchmarks.ledger.fake_device import DEVICE, clear_caches
+from salt.acceleration.kernels.choice import ALL_KERNELS, use_kernels
 from salt.conditioning import Conditioning
 from salt.memory import KVMemory, MemoryPolicy
 from salt.model_input import ModelInput
@@ -42,11 +43,15 @@ def conditioning(batch: int = 1) -> Conditioning:
 @dataclass(frozen=True)
 class ForwardCase:
     """One forward over a memory whose window is full. form: `read` a denoising step, `write` a context pass, `fused`
-    both."""
+    both. kernels: with all fused kernels."""
 
     policy: str
     size: str = "1.3B"
     form: str = "read"
+    kernels: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.size}, {self.policy}, {self.form}{', kernels' * self.kernels}"
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,10 @@ def _forward(case: ForwardCase, config: dict[str, Any], layers: int) -> ForwardC
     policy, before = MemoryPolicy.parse(case.policy), 0
     clear_caches()  # so that both depths make the same tables
     with Ledger() as ledger:
-        model, text = CausalModel(student(config, layers)), conditioning()
+        transformer, text = student(config, layers), conditioning()
+        if case.kernels:
+            use_kernels(transformer, ALL_KERNELS)
+        model = CausalModel(transformer)
         memory = filled_memory(model, policy, text)
         for _ in range(2):  # the first makes what is kept for later ones
             ledger.watch(t for layer in memory.allocated(memory.next_frame).buffers for t in layer)

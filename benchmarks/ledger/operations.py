@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from salt.acceleration.kernels.traffic import KERNEL_BYTES
+
 STAGED_BYTES = 2**16  # of pageable memory that the driver copies without waiting for the stream
 # Make a tensor and launch nothing.
 ALLOCATIONS = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted", "detach"}
@@ -20,9 +22,9 @@ GROUPS = (
     ("attention", ("_scaled_dot_product",)),
     ("linear", ("mm", "addmm", "bmm", "baddbmm", "_scaled_mm", "_int_mm")),
     ("convolution", ("convolution",)),
-    ("norms", ("native_layer_norm", "fused_rms_norm", "native_group_norm", "rsqrt", "mean", "pow")),
+    ("norms", ("native_layer_norm", "fused_rms_norm", "modulated_norm", "native_group_norm", "rsqrt", "mean", "pow")),
     ("casts and copies", ("_to_copy", "copy_", "clone", "cat", "stack")),
-    ("memory: write and gather", ("index_copy", "index_select", "index_put")),
+    ("memory: write and gather", ("index_copy", "index_select", "index_put", "rotate_and_write", "read_memory")),
 )
 OTHER = "elementwise"
 
@@ -46,6 +48,8 @@ def nbytes(x: Tensor) -> int:
 
 def moved_bytes(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], out: object, mutable: bool) -> int:
     """Bytes that a kernel reads and writes."""
+    if name in KERNEL_BYTES:
+        return KERNEL_BYTES[name](*args)
     inputs, outputs = [t for t in tensors((args, kwargs)) if t.is_cuda], [t for t in tensors(out) if t.is_cuda]
     written = sum(map(nbytes, outputs))
     if name in WRITTEN_ONLY:

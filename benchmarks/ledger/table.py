@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.ledger.cases import ForwardCase, forward_costs
+from benchmarks.ledger.cases import SIZES, ForwardCase, forward_costs
+from benchmarks.ledger.compiled import compiled_block_bytes
 from benchmarks.ledger.fake_device import fake_cuda
 from benchmarks.ledger.runs import DECODE, TEXT, RunCase, run_costs, tiled_decode_costs
 from salt.io.atomic import write_text
@@ -30,6 +31,12 @@ FORWARDS = (
     ForwardCase(KEPT, form="fused"),
     ForwardCase(KEPT, size="14B"),
     ForwardCase(f"{KEPT},int4", size="14B"),
+    *(ForwardCase(policy, kernels=True) for policy in ("full", KEPT, "relative:3,window:12")),
+    *(ForwardCase(f"{KEPT},{precision}", kernels=True) for precision in ("int8", "fp8", "int4")),
+    ForwardCase(f"{KEPT},int8,cpu", form="write", kernels=True),
+    ForwardCase(KEPT, form="fused", kernels=True),
+    ForwardCase(KEPT, size="14B", kernels=True),
+    ForwardCase(f"{KEPT},int4", size="14B", kernels=True),
 )
 RUNS = {
     "exact": RunCase(),
@@ -55,7 +62,7 @@ def forward_rows(cases: tuple[ForwardCase, ...] = FORWARDS) -> list[str]:
         found = forward_costs(case)
         c = found.costs
         rows.append(
-            f"| {case.size}, {case.policy}, {case.form} | {c.launches:,.0f} | {c.bytes / 1e9:.1f} | "
+            f"| {case} | {c.launches:,.0f} | {c.bytes / 1e9:.1f} | "
             f"{c.flops / 1e12:.2f} | {c.waits:.0f} | {c.to_host / 1e9:.2f} | {c.to_device / 1e9:.2f} | "
             f"{found.transient / 1e9:.2f} |"
         )
@@ -65,7 +72,7 @@ def forward_rows(cases: tuple[ForwardCase, ...] = FORWARDS) -> list[str]:
 
 def group_rows(case: ForwardCase = FORWARDS[2]) -> list[str]:
     """Markdown table of one forward by kind of operation."""
-    rows = [f"| {case.size}, {case.policy}, {case.form} | launches | GB | TFLOP |", "|---|---|---|---|"]
+    rows = [f"| {case} | launches | GB | TFLOP |", "|---|---|---|---|"]
     for name, c in sorted(forward_costs(case).groups.items(), key=lambda item: -item[1].bytes):
         if c.launches:
             rows.append(f"| {name} | {c.launches:,.0f} | {c.bytes / 1e9:.1f} | {c.flops / 1e12:.2f} |")
@@ -112,13 +119,23 @@ def run_rows(cases: dict[str, RunCase]) -> list[str]:
     return rows
 
 
+def compiled_rows(sizes: tuple[str, ...] = ("1.3B",)) -> list[str]:
+    """Markdown table of compiled blocks, counted by Inductor on real tensors."""
+    rows = ["| compiled blocks without self-attention and memory | GB |", "|---|---|"]
+    for size in sizes:
+        layers = SIZES[size]["num_layers"]
+        rows.append(f"| {size}, {layers} blocks | {compiled_block_bytes(size) * layers / 1e9:.1f} |")
+        print(rows[-1], flush=True)
+    return rows
+
+
 def write_table(path: Path, only: list[str] | None = None) -> None:
     """Print the table and write it. only: cases whose row contains one of these texts."""
 
     def chosen(name: str) -> bool:
         return not only or any(text in name for text in only)
 
-    forwards = tuple(c for c in FORWARDS if chosen(f"{c.size}, {c.policy}, {c.form}"))
+    forwards = tuple(c for c in FORWARDS if chosen(str(c)))
     with fake_cuda():
         parts = [
             [f"torch {torch.__version__}, no GPU: operations counted on fake tensors, not timed."],
@@ -127,6 +144,7 @@ def write_table(path: Path, only: list[str] | None = None) -> None:
             decode_rows() if chosen("decoding") else [],
             run_rows({name: case for name, case in RUNS.items() if chosen(name)}),
         ]
+    parts.append(compiled_rows() if chosen("compiled") else [])
     table = "\n\n".join("\n".join(rows) for rows in parts if rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, table + "\n")
