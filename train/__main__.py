@@ -1,10 +1,11 @@
 """`python -m train`: train and evaluate few-step causal video students."""
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Sequence
 
-from train.command_line import run_command
+from train.command_line import EXIT_ERROR, run_command
 from train.config.command import add_recipes
 from train.data.command import add_precompute
 from train.distill_command import add_distill
@@ -12,6 +13,9 @@ from train.evaluation.command import add_evaluate
 from train.experiments.ablation.command import add_reproduce
 from train.experiments.tiny.command import add_tiny
 from train.memory_estimate.command import add_estimate
+
+
+PACKAGES = {"yaml": "pyyaml", "matplotlib": "matplotlib", "tensorboard": "tensorboard"}  # of requirements-train.txt
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,6 +30,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code (see `run_command`)."""
+    if missing := [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]:
+        command = "python -m pip install -r requirements-train.txt"
+        print(f"error: found no {', '.join(missing)}, which training needs: {command}", file=sys.stderr)
+        return EXIT_ERROR
     return run_command(parser(), argv)
 
 

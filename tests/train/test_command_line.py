@@ -1,5 +1,6 @@
 """`python -m train`: what it imports before it knows what to do, and launchers that start too few processes."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -51,3 +52,9 @@ def test_one_process_in_place_of_several_is_an_error(monkeypatch, capsys):
     assert main(["distill", "tiny_salt", "--dry-run"]) == 2
     error = capsys.readouterr().err
     assert "--num_processes: found one process, expected several" in error and "torchrun" in error
+
+
+def test_missing_packages_are_named_before_anything_is_done(monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else object())
+    assert main(["recipes"]) == 2
+    assert "found no matplotlib" in (said := capsys.readouterr().err) and "requirements-train.txt" in said
