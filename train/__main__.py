@@ -14,7 +14,6 @@ from train.experiments.ablation.command import add_reproduce
 from train.experiments.tiny.command import add_tiny
 from train.memory_estimate.command import add_estimate
 
-
 PACKAGES = {"yaml": "pyyaml", "matplotlib": "matplotlib", "tensorboard": "tensorboard"}  # of requirements-train.txt
 
 
