@@ -224,7 +224,7 @@ class SaltPipeline(SaltPipelineBase):
         pixels: list[Tensor] = []
         with StepProgress(bar) as progress:
             if output_type == "latent":
-                parts = run_latents(components, prepared, progress.step, on_step_end)
+                parts = run_latents(components, prepared, self.new_decoder, progress.step, on_step_end)
             else:
                 for chunk in run_chunks(components, prepared, self.new_decoder(), progress.step, on_step_end):
                     parts.append(chunk.latents)

@@ -50,6 +50,11 @@ class PreparedRun:
         return 1 if self.memory is None else math.ceil(self.length.frames / self.settings.frames_per_block)
 
     @property
+    def decodes_history(self) -> bool:
+        """Whether the rollout has the latest blocks of the history decoded, one by one, before it begins."""
+        return self.memory is not None and self.memory.policy.reencodes and self.memory.is_rewound
+
+    @property
     def denoising_steps(self) -> int:
         """Denoising steps of all blocks: how often `callback_on_step_end` is called."""
         return self.blocks * self.settings.schedule.nfe

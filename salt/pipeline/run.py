@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,12 +14,14 @@ from ..acceleration.cuda_graphs import CUDAGraphTransformer
 from ..acceleration.finite_check import FiniteCheck, NotFiniteError, block_name
 from ..conditioning import Conditioning
 from ..memory import KVMemory
+from ..memory.clean_latents import Reencode
 from ..memory.rewound import DECODER_WARM_UP
 from ..model_input import FlowModel, ModelInput
 from ..models.async_decoder import AsyncDecoder, PendingFrames, decode_ahead, decode_in_turn
 from ..models.causal_model import BidirectionalModel, CausalModel
 from ..models.fingerprint import fingerprint
-from ..models.streaming_vae import FrameDecoder
+from ..models.head_encoder import HeadEncoder
+from ..models.streaming_vae import FrameDecoder, encode_video
 from ..rollout import Block, OnStepEnd, rollout
 from ..sampling import sample_bidirectional
 from .components import PipelineComponents
@@ -56,21 +59,27 @@ def run_chunks(
 ) -> Iterator[Chunk]:
     """Yield every block as soon as its frames are decoded. Raises NotFiniteError in place of NaN and infinity."""
     decoding, first_frame, checks = AsyncDecoder(decoder, components.device), 0, FiniteCheck()
-    if prepared.history_latents is not None:
+    if prepared.history_latents is not None and not prepared.decodes_history:
         decoding.begin(prepared.history_latents[:, :, -DECODER_WARM_UP:])
     start = [] if prepared.initial_latents is None else [prepared.initial_latents]
+    latest: dict[int, PendingFrames] = {}  # of the block that was decoded last, by its latents' identity
 
     def latents_of(block: Block) -> Tensor:
         return block.latents if block.index else torch.cat([*start, block.latents], dim=2)
 
     def begin(block: Block) -> PendingFrames:
         checks.add(block)
-        return decoding.begin(latents_of(block))
+        latest.clear()
+        return latest.setdefault(id(block.latents), decoding.begin(latents_of(block)))
+
+    def pixels_of(latents: Tensor) -> Tensor:
+        return (latest.get(id(latents)) or decoding.begin(latents)).wait().pixels
 
     # Weights that accelerate offloads would be fetched and sent away by turns.
     ordered = decode_ahead if decoding.overlaps and not components.offloaded else decode_in_turn
     began = time.perf_counter()
-    blocks = run_blocks(components, prepared, on_step, on_step_end)
+    reencode = _head_encoder(components, pixels_of)
+    blocks = run_blocks(components, prepared, on_step, on_step_end, reencode)
     for block, pending in ordered(blocks, begin):
         ready = pending.wait()
         checks.check(block)
@@ -86,17 +95,41 @@ def run_chunks(
 def run_latents(
     components: PipelineComponents,
     prepared: PreparedRun,
+    new_decoder: Callable[[], FrameDecoder],
     on_step: OnStep | None = None,
     on_step_end: OnStepEnd | None = None,
 ) -> list[Tensor]:
-    """Latents of all blocks, those of a start first. Raises NotFiniteError in place of NaN and infinity."""
+    """Latents of all blocks, those of a start first. Raises NotFiniteError in place of NaN and infinity.
+
+    new_decoder: for a memory that needs decoded frames.
+    """
     checks, parts = FiniteCheck(), [] if prepared.initial_latents is None else [prepared.initial_latents]
-    for block in run_blocks(components, prepared, on_step, on_step_end):
+    reencode = None
+    if prepared.memory is not None and prepared.memory.policy.reencodes:
+        reencode = _head_encoder(components, _decoding(prepared, new_decoder()))
+    for block in run_blocks(components, prepared, on_step, on_step_end, reencode):
         checks.add(block)
         checks.check_known()
         parts.append(block.latents)
     checks.check()
     return parts
+
+
+def _decoding(prepared: PreparedRun, decoder: FrameDecoder) -> Callable[[Tensor], Tensor]:
+    """What decodes the blocks of a clip whose frames nobody else wants."""
+    if prepared.history_latents is not None and not prepared.decodes_history:
+        decoder.decode(prepared.history_latents[:, :, -DECODER_WARM_UP:])
+    start = [] if prepared.initial_latents is None else [prepared.initial_latents]
+
+    def pixels_of(latents: Tensor) -> Tensor:
+        before, start[:] = [*start], []
+        return decoder.decode(torch.cat([*before, latents], dim=2))
+
+    return pixels_of
+
+
+def _head_encoder(components: PipelineComponents, pixels_of: Callable[[Tensor], Tensor]) -> HeadEncoder:
+    return HeadEncoder(pixels_of, partial(encode_video, components.vae), components.temporal_scale)
 
 
 @torch.no_grad()
@@ -105,6 +138,7 @@ def run_blocks(
     prepared: PreparedRun,
     on_step: OnStep | None = None,
     on_step_end: OnStepEnd | None = None,
+    reencode: Reencode | None = None,
 ) -> Iterator[Block]:
     """Yield the blocks of latents; a bidirectional model's whole clip is one block."""
     frames = prepared.length.frames
@@ -140,6 +174,7 @@ def run_blocks(
         history_latents=prepared.history_latents,
         on_step=on_step,
         on_step_end=on_step_end,
+        reencode=reencode,
     )
 
 
