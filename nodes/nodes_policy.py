@@ -36,7 +36,9 @@ class SaltMemoryPolicy(io.ComfyNode):
                     default="sink + window",
                     tooltip="full keeps everything (up to about 20 s). window keeps the newest frames. sink + window "
                     "also keeps the first ones (LongLive), relative assigns positions anew at every read, for clips of "
-                    "any length (Infinity-RoPE). cyclic and blended sink are experiments of Salt's authors.",
+                    "any length (Infinity-RoPE). cyclic and blended sink are experiments of Salt's authors. rebuilt (Krea "
+                    "realtime) is made anew after every block from the newest frames and needs a VAE, or keeps the "
+                    "first frame.",
                 ),
                 io.Int.Input(
                     "window",
@@ -44,7 +46,7 @@ class SaltMemoryPolicy(io.ComfyNode):
                     min=1,
                     max=4096,
                     tooltip="Latent frames kept in all, sink and current block included: 12 is 3 seconds. Not for "
-                    "full.",
+                    "full. rebuilt: latent frames that it is made from, whole blocks (Krea: 3).",
                 ),
                 io.Int.Input(
                     "sink",

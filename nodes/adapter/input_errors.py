@@ -14,6 +14,7 @@ WIDGETS = {
     "frames": "seconds",
     "guidance": "cfg",
     "history_latents": "latents",
+    "memory_policy": "policy",
     "initial_latents": "latents",
 }
 

@@ -23,6 +23,7 @@ from ..io_types import Conditioning
 from .clip_size import PIXELS_PER_LATENT
 from .comfy_model import LATENT_CHANNELS, ComfyModel, Conds, new_memory
 from .fingerprint import fingerprint
+from .head_encoder import encode_image
 from .model_sampling import scaled_noise
 from .sampler import SamplerInputs
 from .streaming_vae import ComfyStreamDecoder, load_again
@@ -157,6 +158,11 @@ class ComfyLiveHost:
 
     def new_decoder(self) -> FrameDecoder:
         return LiveDecoder(ComfyStreamDecoder(self.vae), self.patcher, self.frames_per_call)
+
+    def encode_image(self, pixels_B31HW: Tensor) -> Tensor:
+        latents = encode_image(self.vae, pixels_B31HW)
+        load_again(self.patcher, latents, self.frames_per_call)
+        return latents
 
 
 def word_table(clip: CLIP) -> WordTable | None:

@@ -22,7 +22,10 @@ POLICY_KINDS: dict[str, Kind] = {
     "relative": "relative",
     "cyclic": "cyclic",
     "blended sink": "blended",
+    "rebuilt": "rebuild",
+    "rebuilt, first frame kept": "rebuild",
 }
+KEPT = "rebuilt, first frame kept"
 KINDS_WITH_SINK = ("sink", "relative", "blended")
 
 
@@ -37,7 +40,7 @@ def policy_of(
     name = POLICY_KINDS[kind]
     if name == "full":
         return MemoryPolicy(precision=precision, residence=residence)
-    sink = sink if name in KINDS_WITH_SINK else 0
+    sink = sink if name in KINDS_WITH_SINK else int(kind == KEPT)
     return MemoryPolicy(name, window, sink, blend, precision=precision, residence=residence)
 
 

@@ -17,6 +17,7 @@ from ..io_types import AppliedPrompts, ClipMemory, Conditioning, Latent, TimedCo
 from .clip_size import check_latent_size, latent_size, size_text
 from .comfy_model import LATENT_CHANNELS
 from .core_guidance import evaluates_negative
+from .head_encoder import needs_vae
 from .input_errors import widget_names
 from .model_sampling import patched_sampling, patched_shift
 from .patch_names import patch_name
@@ -115,6 +116,12 @@ def plan_rollout(inputs: RolloutInputs, clip: ClipStart, policy: MemoryPolicy | 
     )
     chosen = clip.memory.memory.policy if clip.memory is not None else policy or spec.policy
     chosen.check_block(spec.frames_per_block)
+    if chosen.reencodes and inputs.vae is None:
+        raise needs_vae(chosen)
+    if clip.memory is not None and clip.history is None:
+        memory = clip.memory.memory
+        if memory.is_rewound and not memory.clean.frames:
+            raise InputError("latents", "must be connected: a memory that was rewound is rebuilt from the clip so far")
     return RolloutPlan(
         settings=settings,
         policy=chosen,
@@ -146,7 +153,11 @@ def plan_clip(
 ) -> RolloutPlan:
     """What Salt Rollout's inputs describe. size: width and height in pixels; widgets: the rest of `RolloutInputs`."""
     inputs = RolloutInputs(model, seconds, **widgets)
-    return plan_rollout(inputs, clip_of_inputs(inputs, size, batch, memory, start_image, latents), policy)
+    still = 1
+    if start_image is not None:
+        chosen = policy or autoregressive_spec(model, inputs.frames_per_block).policy
+        still = (chosen.window or 1) if chosen.rebuilt else 1
+    return plan_rollout(inputs, clip_of_inputs(inputs, size, batch, memory, start_image, latents, still), policy)
 
 
 def guides(inputs: RolloutInputs) -> bool:
@@ -228,12 +239,17 @@ def video_samples(latent: Latent) -> Tensor:
     return samples
 
 
-def encode_start_image(vae: VAE | None, image: Tensor, width: int, height: int, batch: int) -> Tensor:
-    """A start image (or the frames of a start video) [T, H, W, 3] as latents [batch, 16, F, h, w]."""
+def encode_start_image(vae: VAE | None, image: Tensor, width: int, height: int, batch: int, still: int = 1) -> Tensor:
+    """A start image (or the frames of a start video) [T, H, W, 3] as latents [batch, 16, F, h, w].
+
+    still: latent frames that a single image fills.
+    """
     import comfy.utils
 
     if vae is None:
         raise InputError("start_image", "needs Wan 2.1's VAE connected to vae")
+    if image.shape[0] == 1:
+        image = image.expand(4 * still - 3, -1, -1, -1)
     frames = image[: (image.shape[0] - 1) // 4 * 4 + 1, ..., :3].movedim(-1, 1)
     pixels = comfy.utils.common_upscale(frames, width, height, "bicubic", "center").movedim(1, -1)
     latents = vae.encode(pixels)
@@ -268,9 +284,12 @@ def clip_of_inputs(
     memory: ClipMemory | None,
     start_image: Tensor | None,
     latents: Latent | None,
+    still: int = 1,
 ) -> ClipStart:
-    """What Salt Rollout starts with. size: width and height in pixels. Raises InputError for sockets that exclude each
-    other."""
+    """What Salt Rollout starts with. size: width and height in pixels. still: of `encode_start_image`.
+
+    Raises InputError for sockets that exclude each other.
+    """
     model = inputs.model
     if start_image is not None and latents is not None:
         raise InputError("start_image", "and latents cannot both be connected")
@@ -287,5 +306,5 @@ def clip_of_inputs(
     latent = latent_size(*size)
     start = start_picture(model.model_options, batch, latent)
     if start_image is not None:
-        start = encode_start_image(inputs.vae, start_image, *size, batch)
+        start = encode_start_image(inputs.vae, start_image, *size, batch, still)
     return ClipStart(latent, batch, start)

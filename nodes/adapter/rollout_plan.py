@@ -63,6 +63,8 @@ class RolloutPlan:
     def frames_per_call(self) -> int:
         """Latent frames in the largest forward: a block, two in a fused pass, all that a recache encodes again."""
         frames = max(self.blocks) * (2 if self.settings.fuse else 1)
+        if self.policy.rebuilt:
+            frames = max(frames, self.policy.window or 0)
         if any(change.switch == "recache" for change in self.prompts):
             before = self.first_frame + self.start_frames + self.frames - self.blocks[-1]
             frames = max(frames, min(self.policy.window or before, before))

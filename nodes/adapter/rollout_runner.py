@@ -23,6 +23,7 @@ from .buffer_pool import memory_for_output, pool_of
 from .comfy_model import LATENT_CHANNELS, Conds, compute_dtype, memory_geometry, new_memory, takes_image_channels
 from .core_guidance import NEGATIVE
 from .fingerprint import fingerprint
+from .head_encoder import head_encoder
 from .input_errors import widget_names
 from .kept_runs import KeptRun, KeptRuns
 from .model_sampling import scaled_noise
@@ -166,6 +167,12 @@ def run_blocks(
     output.begin(inputs.patcher, history, plan.frames_per_call)
     for latents in finished:
         output.put(latents)
+    reencode = None
+    if plan.vae is not None and plan.policy.reencodes:
+        # Of a memory that was rewound the rollout has the history decoded itself.
+        past = [None if memory.memory.is_rewound else history, start, *before]
+        known = [x for x in past if x is not None and x.shape[2]]
+        reencode = head_encoder(plan.vae, inputs.patcher, plan.frames_per_call, output, known)
     earlier = [] if decoder is output else latest_frames([*([] if history is None else [history]), *finished], device)
     calls = plan.model_calls if resumed is None else plan.calls_after(len(before), len(made))
     progress, checks = RolloutProgress(calls, decoder, earlier), FiniteCheck()
@@ -195,6 +202,7 @@ def run_blocks(
         ends=ends,
         on_step=progress.step,
         guide=inputs.guide,
+        reencode=reencode,
     ):
         reached = block.stop
         if kept is not None:

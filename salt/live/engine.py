@@ -14,13 +14,14 @@ from torch import Tensor
 
 from ..acceleration.finite_check import FiniteFlag
 from ..acceleration.transfers import to_main_memory
-from ..block_plan import BlockPlan, RolloutSettings
+from ..block_plan import BlockPlan, BlockSource, RolloutSettings
 from ..conditioning import PromptChange
 from ..errors import InputError
 from ..memory.policy import CYCLE_FRAMES
 from ..memory.snapshot import MemorySnapshot
 from ..model_input import Condition
 from ..models.async_decoder import AsyncDecoder, PendingFrames
+from ..models.head_encoder import HeadEncoder, LatestPixels
 from ..noise import NoiseSource
 from ..rollout import Block, rollout_from
 from ..schedule import Schedule
@@ -90,7 +91,10 @@ class LiveEngine(Generic[Condition]):
         self.settings = replace(settings, rewind_budget=budget)  # a replay goes back as far
         self.history = History(budget)
         self.negative_memory = self.memory.empty_like()
+        decodes = decodes or self.first_steering.policy.reencodes
         self.decoding = AsyncDecoder(live_model.new_decoder(), self.info.device) if decodes else None
+        self._latest = LatestPixels(lambda latents: _decoding(self).begin(latents))
+        self._reencode = HeadEncoder(self._latest, live_model.encode_image, self.info.temporal_scale)
         self.log: list[tuple[int, Control]] = []  # what was applied, each with the number of blocks made before
         self._noise: Latest[NoiseSource] = Latest(4)
         self._settings: Latest[RolloutSettings] = Latest(8)
@@ -129,6 +133,8 @@ class LiveEngine(Generic[Condition]):
         check_control(control, self.live_model)
         if isinstance(control, Policy):
             steering.policy.check_block(self.info.frames_per_block)
+            if steering.policy.reencodes:
+                _decoding(self)
         choice, tip = steering.choose()[0], self.branch.tip
         if tip is not None and needs_history(choice, tip.choice) and latents_before(tip, choice, tip.stop) is None:
             raise InputError(control.kind, "needs latents that are no longer kept, to be encoded again")
@@ -212,7 +218,7 @@ class LiveEngine(Generic[Condition]):
         allowed = False  # the gate has let a block through, and what it is made after is not in the memory yet
         while True:
             source = _GatedSource(self, gate, allowed)
-            for block in rollout_from(self.live_model.model, source, self.memory, self.negative_memory):
+            for block in self._rollout(source):
                 yield self._keep(block, source.choice)
             if source.ended:
                 return
@@ -276,11 +282,21 @@ class LiveEngine(Generic[Condition]):
         self.history.add(kept)
         self._at = kept
         cutover, self._cutover = self._cutover or choice.switch == "cut", False
-        frames = None if self.decoding is None else self.decoding.begin(block.latents)
+        frames = self._decoded(block)
         first_frame = self.info.first_pixel_frame(block.start)
         return LiveBlock(
             kept, branch.id, self.generation, first_frame, cutover, block.latents, FiniteFlag.of(block.latents), frames
         )
+
+    def _rollout(self, source: BlockSource[Condition]) -> Iterator[Block]:
+        model, memories = self.live_model.model, (self.memory, self.negative_memory)
+        return rollout_from(model, source, *memories, reencode=self._reencode)
+
+    def _decoded(self, block: Block) -> PendingFrames | None:
+        pending = None if self.decoding is None else self.decoding.begin(block.latents)
+        if pending is not None and self.memory.policy.reencodes:
+            self._latest.keep(block.latents, pending)
+        return pending
 
     def take_snapshot(self) -> None:
         """After a block whose context pass is done: a snapshot where one is due, and the budget."""
@@ -315,11 +331,8 @@ class LiveEngine(Generic[Condition]):
             block = next(blocks, None)
             return None if block is None else self.plan(block.choice, block.previous, block.latents)
 
-        for _ in rollout_from(self.live_model.model, source, self.memory, self.negative_memory):
-            pass
-        if self.decoding is not None:
-            for block in path:
-                self.decoding.begin(block.latents)
+        for block in self._rollout(source):
+            self._decoded(block)
         self._at = tip
 
     def _restore(self, snapshot: Snapshot | None) -> None:
@@ -334,6 +347,15 @@ class LiveEngine(Generic[Condition]):
         if self.decoding is not None:
             decoder = None if snapshot is None else snapshot.decoder
             self.decoding.decoder = self.live_model.new_decoder() if decoder is None else decoder.fork()
+
+
+def _decoding(engine: LiveEngine[Condition]) -> AsyncDecoder:
+    """Raises InputError where nothing is decoded."""
+    if engine.decoding is None:
+        raise InputError(
+            "policy", "found one that encodes decoded frames again, and nothing is decoded without a video"
+        )
+    return engine.decoding
 
 
 def check_control(control: Control, live_model: LiveModel) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
+from torch import Tensor
 
 from ..memory import KVMemory, MemoryPolicy
 from ..model_input import Condition, FlowModel
@@ -91,3 +92,7 @@ class LiveModel(Protocol[Condition]):
     def noise(self, seed: int) -> NoiseSource: ...
 
     def new_decoder(self) -> FrameDecoder: ...
+
+    def encode_image(self, pixels_B31HW: Tensor) -> Tensor:
+        """Latents [B, C, 1, h, w] of a decoded frame in [-1, 1], for memories that are rebuilt."""
+        ...

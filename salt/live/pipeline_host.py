@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from ..acceleration.free_memory import check_bytes
 from ..conditioning import Conditioning
@@ -13,7 +14,7 @@ from ..errors import InputError
 from ..memory import KVMemory, MemoryPolicy, estimate_bytes
 from ..models.causal_model import CausalModel
 from ..models.fingerprint import fingerprint
-from ..models.streaming_vae import FrameDecoder
+from ..models.streaming_vae import FrameDecoder, encode_video
 from ..models.word_embedder import WordEmbedder
 from ..noise import NoiseSource, SeededNoise
 from ..pipeline import SaltPipeline
@@ -130,3 +131,6 @@ class PipelineHost:
 
     def new_decoder(self) -> FrameDecoder:
         return self.pipe.new_decoder()
+
+    def encode_image(self, pixels_B31HW: Tensor) -> Tensor:
+        return encode_video(self.pipe.vae, pixels_B31HW)

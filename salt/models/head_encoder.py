@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from .async_decoder import PendingFrames
+
 
 class HeadEncoder:
     """A `salt.memory.clean_latents.Reencode`.
@@ -23,3 +25,26 @@ class HeadEncoder:
         pixels = self.decode(latents)
         end = pixels.shape[2] - (latents.shape[2] - 1) * self.temporal_scale  # of the first latent frame
         return self.encode(pixels[:, :, end - 1 : end].clamp(-1, 1))
+
+
+class LatestPixels:
+    """The pixels of the block that was decoded last, asked for by its latents; other latents are decoded then.
+
+    decode: begins to decode the clip's next latents.
+    """
+
+    def __init__(self, decode: Callable[[Tensor], PendingFrames]) -> None:
+        self.decode = decode
+        self._latents: Tensor | None = None
+        self._pending: PendingFrames | None = None
+
+    def keep(self, latents: Tensor, pending: PendingFrames) -> PendingFrames:
+        """latents: of the block, the last ones of what is being decoded."""
+        self._latents, self._pending = latents, pending
+        return pending
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        pending, self._pending = self._pending, None
+        if pending is None or latents is not self._latents:
+            pending = self.decode(latents)
+        return pending.wait().pixels

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..block_plan import RolloutSettings, count_model_calls
 from ..conditioning import Conditioning, PromptChange, PromptSchedule, Switch
 from ..errors import InputError
-from ..memory import KVMemory
+from ..memory import KVMemory, MemoryPolicy
 from ..models.fingerprint import fingerprint
 from ..models.streaming_vae import encode_video
 from ..noise import NoiseSource, SeededNoise
@@ -50,9 +50,14 @@ class PreparedRun:
         return 1 if self.memory is None else math.ceil(self.length.frames / self.settings.frames_per_block)
 
     @property
+    def reencodes(self) -> bool:
+        """Whether the memory needs decoded frames, encoded again."""
+        return self.memory is not None and self.memory.policy.reencodes
+
+    @property
     def decodes_history(self) -> bool:
         """Whether the rollout has the latest blocks of the history decoded, one by one, before it begins."""
-        return self.memory is not None and self.memory.policy.reencodes and self.memory.is_rewound
+        return self.reencodes and self.memory is not None and self.memory.is_rewound
 
     @property
     def denoising_steps(self) -> int:
@@ -100,6 +105,7 @@ def prepare(components: PipelineComponents, inputs: PipelineInputs) -> PreparedR
     if inputs.image is not None:
         longest = wanted_frames(inputs) + components.temporal_scale * max(spec.frames_per_block, 1)
         pixels = start_pixels(inputs.image, size, batch, inputs.num_videos_per_prompt, longest)
+        pixels = _held(pixels, inputs.policy(spec), components.temporal_scale)
     initial = _initial_latents(components, inputs, pixels, (batch, config.out_channels, *latent_size))
     past = 0 if inputs.memory is None else inputs.memory.next_frame
     start_frames = 0 if initial is None else initial.shape[2]
@@ -138,6 +144,13 @@ def prepare(components: PipelineComponents, inputs: PipelineInputs) -> PreparedR
         initial_latents=initial,
         history_latents=None if history is None else history.to(components.device, torch.float32),
     )
+
+
+def _held(pixels: Tensor, policy: MemoryPolicy, temporal_scale: int) -> Tensor:
+    """A start image as a still of as many latent frames as a memory is rebuilt from; anything else as it is."""
+    if not policy.rebuilt or pixels.shape[2] > 1:
+        return pixels
+    return pixels.expand(-1, -1, 1 + temporal_scale * ((policy.window or 1) - 1), -1, -1)
 
 
 def _check_support(components: PipelineComponents, inputs: PipelineInputs) -> None:

@@ -20,7 +20,7 @@ from ..model_input import FlowModel, ModelInput
 from ..models.async_decoder import AsyncDecoder, PendingFrames, decode_ahead, decode_in_turn
 from ..models.causal_model import BidirectionalModel, CausalModel
 from ..models.fingerprint import fingerprint
-from ..models.head_encoder import HeadEncoder
+from ..models.head_encoder import HeadEncoder, LatestPixels
 from ..models.streaming_vae import FrameDecoder, encode_video
 from ..rollout import Block, OnStepEnd, rollout
 from ..sampling import sample_bidirectional
@@ -62,23 +62,20 @@ def run_chunks(
     if prepared.history_latents is not None and not prepared.decodes_history:
         decoding.begin(prepared.history_latents[:, :, -DECODER_WARM_UP:])
     start = [] if prepared.initial_latents is None else [prepared.initial_latents]
-    latest: dict[int, PendingFrames] = {}  # of the block that was decoded last, by its latents' identity
+    latest = LatestPixels(decoding.begin)
 
     def latents_of(block: Block) -> Tensor:
         return block.latents if block.index else torch.cat([*start, block.latents], dim=2)
 
     def begin(block: Block) -> PendingFrames:
         checks.add(block)
-        latest.clear()
-        return latest.setdefault(id(block.latents), decoding.begin(latents_of(block)))
-
-    def pixels_of(latents: Tensor) -> Tensor:
-        return (latest.get(id(latents)) or decoding.begin(latents)).wait().pixels
+        pending = decoding.begin(latents_of(block))
+        return latest.keep(block.latents, pending) if prepared.reencodes else pending
 
     # Weights that accelerate offloads would be fetched and sent away by turns.
     ordered = decode_ahead if decoding.overlaps and not components.offloaded else decode_in_turn
     began = time.perf_counter()
-    reencode = _head_encoder(components, pixels_of)
+    reencode = _head_encoder(components, latest)
     blocks = run_blocks(components, prepared, on_step, on_step_end, reencode)
     for block, pending in ordered(blocks, begin):
         ready = pending.wait()
@@ -105,7 +102,7 @@ def run_latents(
     """
     checks, parts = FiniteCheck(), [] if prepared.initial_latents is None else [prepared.initial_latents]
     reencode = None
-    if prepared.memory is not None and prepared.memory.policy.reencodes:
+    if prepared.reencodes:
         reencode = _head_encoder(components, _decoding(prepared, new_decoder()))
     for block in run_blocks(components, prepared, on_step, on_step_end, reencode):
         checks.add(block)

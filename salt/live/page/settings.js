@@ -9,6 +9,8 @@ const POLICIES = [
   "relative:3,window:12",
   "cyclic:21",
   "blended:3,window:12,blend:0.9",
+  "rebuild:3",
+  "rebuild:3,keep",
 ];
 const NFES = [2, 4, 8],
   PACES = ["realtime", "free"];
