@@ -36,9 +36,9 @@ class SaltMemoryPolicy(io.ComfyNode):
                     default="sink + window",
                     tooltip="full keeps everything (up to about 20 s). window keeps the newest frames. sink + window "
                     "also keeps the first ones (LongLive), relative assigns positions anew at every read, for clips of "
-                    "any length (Infinity-RoPE). cyclic and blended sink are experiments of Salt's authors. rebuilt (Krea "
-                    "realtime) is made anew after every block from the newest frames and needs a VAE, or keeps the "
-                    "first frame.",
+                    "any length (Infinity-RoPE). cyclic and blended sink are experiments of Salt's authors. rebuilt "
+                    "(Krea realtime) is made anew after every block from the newest frames and needs a VAE, or keeps "
+                    "the first frame.",
                 ),
                 io.Int.Input(
                     "window",

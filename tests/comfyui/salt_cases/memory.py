@@ -188,7 +188,9 @@ def policies():
         ).args
         sizes = []
         for seconds in (1.0, 2.0):  # 1 s is no whole number of blocks
-            memory = rollout(model, policy=policy, seconds=seconds)[1].memory
+            memory = rollout(model, policy=policy, seconds=seconds, vae=part("nodes.adapter.tiny_model").load_vae())[
+                1
+            ].memory
             sizes.append([ADAPTER_POLICY.predicted_bytes(model, policy, 64, 64, seconds), memory.nbytes])
         found[kind] = [str(policy), prediction, sizes]
     bad = dict(kind="window", window=1, sink=0, blend=0.9, precision="model", residence="device")

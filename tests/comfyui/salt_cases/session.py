@@ -61,18 +61,22 @@ def through_comfyui(
     initial: Tensor | None = None,
     negative=None,
     on_step=None,
+    reencode=None,
+    later: dict[int, Tensor] | None = None,
 ) -> tuple[Tensor, object]:
     """Latents [B, 16, F, H, W] (start included) of a rollout in core's sampling, in model space; and its memory.
 
-    positive, negative: a text tensor, or a whole CONDITIONING.
+    positive, negative: a text tensor, or a whole CONDITIONING. later: texts by the latent frame at which they begin.
     """
     start_frames = 0 if initial is None else initial.shape[2]
 
     def run(inputs):
         memory = PACK.comfy_model.new_memory(model, policy or PACK.memory.MemoryPolicy(), shape[0], *shape[3:])
+        changes = [PACK.conditioning.PromptChange(0, inputs.conds["positive"])]
+        changes += [PACK.conditioning.PromptChange(frame, inputs.conds[str(frame)]) for frame in later or ()]
         blocks = PACK.rollout.rollout(
             inputs.model,
-            inputs.conds["positive"],
+            PACK.conditioning.PromptSchedule(changes),
             memory,
             source,
             shape[2] - start_frames,
@@ -80,11 +84,13 @@ def through_comfyui(
             negative=inputs.conds.get("negative"),
             initial_latents=initial,
             on_step=on_step,
+            reencode=reencode,
         )
         latents = torch.cat(([] if initial is None else [initial]) + [b.latents for b in blocks], dim=2)
         return PACK.sampler.SamplerOutput(latents, (latents, memory))
 
     named = {"positive": positive, **({} if negative is None else {"negative": negative})}
+    named |= {str(frame): x for frame, x in (later or {}).items()}
     conds = {k: [[v, {}]] if isinstance(v, Tensor) else v for k, v in named.items()}
     sigmas = torch.tensor([*settings.schedule.sigmas, 0.0])
     with torch.inference_mode():  # as core's executor runs nodes
