@@ -12,8 +12,10 @@ from accelerate import init_empty_weights
 from diffusers.models.modeling_utils import no_init_weights
 
 from ..models.transformer_salt import SaltTransformer3DModel
+from .families import family_of
 from .lora import is_lora, read_lora
 from .lora_merge import LoraSource, lora_files, merge_loras
+from .other_files import describe_other
 from .reader import Weights, read_checkpoint
 from .tensor_files import find_files, open_tensors, shorten
 
@@ -62,19 +64,24 @@ def describe(path: str | Path) -> dict[str, Any]:
 
     Keys: path, format, variant, weights (chosen by "auto"), available, heads, head_dim, dim, layers, ffn, text_dim,
     in_channels, parameters, dtype, bytes (on disk, of all files), ignored (names of what is no weight of the model),
-    spec (dict or None). Of a LoRA: path, format, layers (adapted ones), rank, alpha, scale, whole differences, bytes.
+    spec (dict or None); of a released family also model and licence. Of a LoRA: path, format, layers (adapted ones),
+    rank, alpha, scale, whole differences, bytes. Of a text encoder or an autoencoder: path, format, bytes.
     Raises `CheckpointError` as `read_checkpoint` does.
     """
     path = Path(path)
+    family = family_of(path)
+    named = {} if family is None else {"model": f"{family.about} ({family.repo})", "licence": family.licence}
+    if path.exists() and (other := describe_other(path)) is not None:
+        return named | other
     files, _ = find_files(path)
     size = sum(file.stat().st_size for file in files)
     if is_lora(open_tensors(files[0])[0]):
         lora = read_lora(files[0])
-        return {"path": str(path), "format": f"LoRA, {lora.names} names", **lora.summary(), "bytes": size}
+        return named | {"path": str(path), "format": f"LoRA, {lora.names} names", **lora.summary(), "bytes": size}
     found = read_checkpoint(path)
     config = found.config
     heads, width = config["num_attention_heads"], config["attention_head_dim"]
-    return {
+    return named | {
         "path": str(path),
         "format": found.format,
         "variant": found.variant,

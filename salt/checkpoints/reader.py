@@ -13,6 +13,8 @@ import torch
 
 from ..memory import MemoryPolicy
 from ..spec import StudentSpec
+from .families import family_of
+from .fused import is_fused, split_fused
 from .tensor_files import CheckpointError, find_files, metadata_json, open_tensors, read_metadata, shorten
 from .wan_config import check_shapes, infer_config, variant_of
 from .wan_keys import A_LORA, check_is_wan, match_names
@@ -21,7 +23,13 @@ Weights = Literal["auto", "ema", "regular", "critic"]
 
 # Top-level key of a training checkpoint -> kind of weights, in the order in which "auto" prefers them ("critic" never).
 # A file without these keys holds "regular" weights.
-WEIGHTS_KEYS = {"generator_ema": "ema", "generator": "regular", "model": "regular", "critic": "critic"}
+WEIGHTS_KEYS = {
+    "generator_ema": "ema",
+    "generator": "regular",
+    "model": "regular",
+    "state_dict": "regular",
+    "critic": "critic",
+}
 FLAT_PREFIXES = ("generator.", "generator_ema.")  # of a file's names in place of such keys
 LORA_KEYS = ("generator_lora", "critic_lora")
 # The released students' files have no metadata, so their file names determine which weights their authors sample with,
@@ -160,7 +168,7 @@ def read_checkpoint(path: str | Path, weights: Weights = "auto") -> Checkpoint:
         available=tuple(state_dicts),
         config=config,
         entries=entries,
-        spec=_spec(metadata_json(metadata, "salt", where), where) or recipe,
+        spec=_spec(metadata_json(metadata, "salt", where), where) or recipe or _family_spec(path),
         metadata=metadata,
         ignored=(*ignored, *names.beside),
     )
@@ -173,7 +181,12 @@ def read_spec(path: str | Path) -> StudentSpec | None:
     """
     path = Path(path)
     recipe = _spec(metadata_json(read_metadata(path), "salt", str(path)), str(path))
-    return recipe or RELEASED.get(path.stem, ("auto", None))[1]
+    return recipe or RELEASED.get(path.stem, ("auto", None))[1] or _family_spec(path)
+
+
+def _family_spec(path: Path) -> StudentSpec | None:
+    family = family_of(path)
+    return None if family is None else family.spec
 
 
 def _state_dicts(content: dict[str, Any], file: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -190,7 +203,7 @@ def _state_dicts(content: dict[str, Any], file: Path) -> dict[str, dict[str, tor
     if not found:
         keys = shorten(map(str, content)) or "nothing"
         raise CheckpointError(f"{file} holds {keys}; expected weights by name, or {', '.join(WEIGHTS_KEYS)}")
-    return found
+    return {kind: split_fused(tensors) for kind, tensors in found.items()}
 
 
 def _by_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
@@ -221,9 +234,10 @@ def _ignored(content: dict[str, Any], kind: str, used: dict[str, torch.Tensor]) 
     key = next((key for key, value in WEIGHTS_KEYS.items() if value == kind and _tensors(content.get(key))), None)
     if key is None:
         prefixes = ("", *(f"{key}." for key, value in WEIGHTS_KEYS.items() if value == kind))
-        return [str(name) for name in content if all(name.removeprefix(p) not in used for p in prefixes)]
+        others = [str(name) for name in content if all(name.removeprefix(p) not in used for p in prefixes)]
+        return [name for name in others if not is_fused(name)]
     beside = [str(name) for name, value in content.items() if name not in WEIGHTS_KEYS or not _tensors(value)]
-    return beside + [f"{key}: {name}" for name in content[key] if name not in used]
+    return beside + [f"{key}: {name}" for name in content[key] if name not in used and not is_fused(name)]
 
 
 def _choose_weights(state_dicts: dict[str, dict[str, torch.Tensor]], weights: str, file: Path) -> str:

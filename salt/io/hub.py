@@ -38,6 +38,7 @@ from huggingface_hub.utils import (
 )
 
 from .atomic import replace_file
+from .hub_parts import PARTS, Part
 from .remote_names import local_path
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 HUB_PROGRESS_BAR = "huggingface_hub.http_get"
 HASH_CHUNK_BYTES = 2**20
 MAX_LISTED_FILES = 1000  # of one part: a list that goes on without end is not read on
+# Words in the name of a licence that forbids commercial use, or that only the model card describes.
+RESTRICTED = {"nc", "noncommercial", "commercial", "research", "other"}
 HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 Progress = Callable[[str, int, int], None]  # file, bytes so far, bytes in all
@@ -57,33 +60,40 @@ class HubError(RuntimeError):
     __module__ = "salt.io.hub"
 
 
-@dataclass(frozen=True)
-class Part:
-    """A set of files on the hub: those of `folder` in `repo` whose names match one of the patterns `names`."""
-
-    about: str
-    repo: str
-    folder: str
-    names: tuple[str, ...] = ("*",)
-
-
-SALT = "domiso/Salt"
-WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
-PARTS = {
-    "salt-cf": Part("the released student on Causal Forcing", SALT, "checkpoints", ("salt_cf.pt",)),
-    "salt-ll": Part("the released student on LongLive", SALT, "checkpoints", ("salt_ll.pt",)),
-    "wan-text-encoder": Part("Wan 2.1's UMT5 text encoder", WAN, "text_encoder"),
-    "wan-tokenizer": Part("its tokenizer", WAN, "tokenizer"),
-    "wan-vae": Part("Wan 2.1's autoencoder", WAN, "vae"),
-    "wan-transformer": Part("Wan 2.1's own T2V 1.3B transformer, for training and comparison", WAN, "transformer"),
-}
-
-
 def models_folder() -> Path:
     """The default target of `pull`: $SALT_MODELS, or `salt/models` in the user's cache folder."""
     if chosen := os.environ.get("SALT_MODELS"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "salt" / "models"
+
+
+def known_parts(names: Sequence[str]) -> list[Part]:
+    """The parts of these names. Raises `HubError` for an unknown one, and for none."""
+    unknown = [name for name in names if name not in PARTS]
+    if unknown or not names:
+        raise HubError(f"unknown part {', '.join(unknown) or '(none given)'}; there are {', '.join(PARTS)}")
+    return [PARTS[name] for name in names]
+
+
+@dataclass(frozen=True)
+class Licence:
+    """The licence of a part. text: what is known here, and what the model card says now. restricted: whether it may
+    forbid uses, so that someone has to accept it first."""
+
+    text: str
+    restricted: bool
+
+
+def licence_of(part: Part, endpoint: str | None = None, revision: str = "main") -> Licence:
+    """Raises `HubError` where the hub does not answer."""
+    api = HfApi(endpoint=endpoint)
+    with _as_hub_error(part.where, api):
+        card = api.model_info(part.repo, revision=revision).card_data
+    given = None if card is None else card.get("license_name") or card.get("license")
+    name = ", ".join(given) if isinstance(given, list) else str(given or "none")
+    words = re.split(r"[^a-z]+", name.lower())
+    restricted = part.restricted or not RESTRICTED.isdisjoint(words)
+    return Licence(f"{part.licence}; the model card says: {name[:80]}", restricted)
 
 
 def pull(
@@ -103,25 +113,23 @@ def pull(
     Raises `HubError` for an unknown part, no connection, a missing or gated repository, a missing file, a full disk,
     or content with a wrong hash (it is deleted, and an older file at the destination stays).
     """
-    unknown = [name for name in parts if name not in PARTS]
-    if unknown or not parts:
-        raise HubError(f"unknown part {', '.join(unknown) or '(none given)'}; there are {', '.join(PARTS)}")
+    chosen = known_parts(parts)
     target = models_folder() if target is None else Path(target)
     api = HfApi(endpoint=endpoint)
     with _hub_bars_disabled(progress is not None):
         return [
-            _download(api, PARTS[name].repo, commit, file, target, progress)
-            for name in parts
-            for commit, file in _list_files(api, PARTS[name], revision)
+            _download(api, part.repo, commit, file, target, progress)
+            for part in chosen
+            for commit, file in _list_files(api, part, revision)
         ]
 
 
 def _list_files(api: HfApi, part: Part, revision: str) -> list[tuple[str, RepoFile]]:
     """(commit, file) of a part's files, all at the commit that `revision` points to now."""
-    what = f"{part.repo}/{part.folder}"
+    what = part.where
     with _as_hub_error(what, api):
         commit = api.model_info(part.repo, revision=revision).sha or revision
-        listed = islice(api.list_repo_tree(part.repo, part.folder, revision=commit), MAX_LISTED_FILES)
+        listed = islice(api.list_repo_tree(part.repo, part.folder or None, revision=commit), MAX_LISTED_FILES)
         tree = [file for file in listed if isinstance(file, RepoFile) and isinstance(file.path, str)]
     chosen = [file for file in tree if any(fnmatch(Path(file.path).name, name) for name in part.names)]
     if not chosen:
@@ -139,13 +147,13 @@ def _digest(file: RepoFile) -> tuple[str, str]:
 
 def _check_entry(file: RepoFile, part: Part) -> None:
     """Raise HubError for an entry of the hub's list that is no file of this part, or lacks its size or hash."""
-    where = f"{part.repo}/{part.folder}"
+    where, inside = part.where, f"{part.folder}/" if part.folder else ""
     try:
-        local_path(Path(part.folder), file.path.removeprefix(f"{part.folder}/"))
+        local_path(Path(part.folder), file.path.removeprefix(inside))
     except ValueError as error:
         raise HubError(f"{where}: {error}; it was not downloaded") from None
     digest = _digest(file)[1]
-    if not file.path.startswith(f"{part.folder}/"):
+    if not file.path.startswith(inside):
         raise HubError(f"{where}: the hub lists {file.path!r:.100}, expected files of that folder")
     if not isinstance(file.size, int) or file.size < 0 or not isinstance(digest, str) or not HASH.fullmatch(digest):
         raise HubError(

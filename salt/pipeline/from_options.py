@@ -20,7 +20,8 @@ from ..checkpoints import read_checkpoint
 from ..checkpoints.lora import read_lora
 from ..checkpoints.lora_merge import LoraSource, lora_files, merge_loras
 from ..errors import InputError
-from ..io.hub import WAN, models_folder
+from ..io.hub import models_folder
+from ..io.hub_parts import WAN
 from ..models.text_encoder import (
     CachedTextEncoder,
     TextEncoder,

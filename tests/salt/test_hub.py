@@ -1,5 +1,6 @@
 """`pull` against a local fake hub: complete, interrupted, corrupted and missing files, and no hub at all."""
 
+import argparse
 import hashlib
 import json
 import re
@@ -8,11 +9,13 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pytest
 from huggingface_hub import file_download
 
+from salt.cli import pull as pull_command
 from salt.io.hub import HubError, models_folder, pull
 
 COMMIT = "a" * 40
@@ -21,6 +24,7 @@ SMALL = b'{"z_dim": 16}'
 FILES = {
     "domiso/Salt": {"checkpoints/salt_cf.pt": LARGE, "checkpoints/readme.txt": b"two students"},
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": {"vae/config.json": SMALL, "vae/model.safetensors": LARGE[::-1]},
+    "krea/krea-realtime-video": {"krea-realtime-video-14b.safetensors": LARGE, "README.md": b"card"},
 }
 
 
@@ -35,6 +39,7 @@ class Hub(ThreadingHTTPServer):
         self.ignores_ranges = False
         self.row: dict[str, object] = {}  # listed for every file instead of the right values
         self.refusal: str | None = None  # the error code in the answer for every repository
+        self.licence: str | None = None  # that every model card says
 
     @property
     def endpoint(self) -> str:
@@ -52,7 +57,7 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/([^/]+)", path):
             self.info(*found.groups())
-        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)/(.+)", path):
+        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)(?:/(.+))?", path):
             self.tree(*found.groups())
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self.download(*found.groups())
@@ -73,13 +78,14 @@ class Handler(BaseHTTPRequestHandler):
         elif revision not in ("main", COMMIT):
             self.answer(404, b"{}", X_Error_Code="RevisionNotFound")
         else:
-            self.answer(200, json.dumps({"id": repo, "sha": COMMIT}).encode())
+            card = {} if self.server.licence is None else {"cardData": {"license": self.server.licence}}
+            self.answer(200, json.dumps({"id": repo, "sha": COMMIT, **card}).encode())
 
-    def tree(self, repo: str, revision: str, folder: str) -> None:
+    def tree(self, repo: str, revision: str, folder: str | None) -> None:
         assert revision == COMMIT
         rows = []
         for path, data in FILES[repo].items():
-            if not path.startswith(folder + "/"):
+            if folder is not None and not path.startswith(folder + "/"):
                 continue
             row = {"type": "file", "path": path, "size": len(data)}
             row["oid"] = hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
@@ -254,3 +260,33 @@ def test_the_default_folder(hub: Hub, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.delenv("SALT_MODELS")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert models_folder() == tmp_path / "salt" / "models"
+
+
+def pulled(hub: Hub, to: Path, *parts: str, accept: bool = False) -> None:
+    pull_command.run(
+        argparse.Namespace(parts=list(parts), to=to, endpoint=hub.endpoint, revision="main", accept_licence=accept)
+    )
+
+
+def test_a_restricted_licence_is_accepted_before_anything_is_downloaded(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(HubError, match="then pull with --accept-licence"):  # in a script, by the licence that is known
+        pulled(hub, tmp_path, "krea-realtime")
+    assert "krea-realtime: licence: see the model card; Krea's code is CC BY-NC-SA 4.0" in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    hub.licence, answers = "cc-by-nc-4.0", ["", "y"]
+    monkeypatch.setattr("builtins.input", lambda question: answers.pop(0))
+    with pytest.raises(HubError, match="salt-cf: not downloaded: its licence was not accepted"):  # by the model card
+        pulled(hub, tmp_path, "wan-vae", "salt-cf")
+    assert not hub.ranges and not list(tmp_path.rglob("*")) and "the model card says: cc-by-nc-4.0" in (
+        capsys.readouterr().out
+    )  # fmt: skip
+    answers[:] = ["y"]
+    pulled(hub, tmp_path, "krea-realtime")
+    file = tmp_path / "krea-realtime-video" / "krea-realtime-video-14b.safetensors"
+    assert file.read_bytes() == LARGE and not answers, "a file at the top of its repository"
+    pulled(hub, tmp_path, "salt-cf", accept=True)
+    hub.licence = "apache-2.0"
+    pulled(hub, tmp_path, "wan-vae")
+    assert "wan-vae: licence: Apache-2.0; the model card says: apache-2.0" in capsys.readouterr().out

@@ -5,7 +5,7 @@ import shlex
 
 from salt import cli
 from salt.checkpoints import load_student, save_wan
-from salt.io.hub import PARTS
+from salt.io.hub_parts import PARTS
 from salt.io.video import read_video
 from salt.spec import TINY_FOLDER
 from train.config.loader import load_recipe

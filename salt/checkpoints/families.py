@@ -1,0 +1,75 @@
+"""Families of released students: what their files are called, where they are published, and under which licence.
+
+Their files have no metadata, so names decide; a file that was renamed is read as any other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from ..memory import MemoryPolicy
+from ..schedule import step_list
+from ..spec import StudentSpec
+
+KREA = StudentSpec(steps=step_list(5, "krea"), policy=MemoryPolicy("rebuild", window=3), rule="krea")
+
+
+@dataclass(frozen=True)
+class Family:
+    """about: in words. repo: on the hub. licence: of the weights, as far as it is known. paths: patterns for the end of
+    a file's or folder's path. spec: what all of its students were trained for, where this module knows it."""
+
+    about: str
+    repo: str
+    licence: str
+    paths: tuple[str, ...]
+    spec: StudentSpec | None = None
+
+
+FAMILIES = (
+    Family(
+        "Krea realtime 14B",
+        "krea/krea-realtime-video",
+        "see the model card; Krea's code is CC BY-NC-SA 4.0 (non-commercial)",
+        (
+            "krea-realtime-video-14b*",
+            "krea-realtime-video*/transformer",
+            "krea-realtime-video*/transformer/*",
+            "krea-realtime-video",
+        ),
+        KREA,
+    ),
+    Family(
+        "LongLive 2.0 5B",
+        "Efficient-Large-Model/LongLive-2.0-5B",
+        "see the model card; the base, Wan 2.2 TI2V 5B, is Apache-2.0",
+        ("LongLive-2.0-5B*/*", "LongLive-2.0-5B*"),
+    ),
+    Family(
+        "StreamDiffusionV2 14B, video to video",
+        "jerryfeng/StreamDiffusionV2",
+        "Apache-2.0",
+        ("wan_causal_dmd_v2v_14b/*", "wan_causal_dmd_v2v_14b"),
+    ),
+    Family(
+        "StreamDiffusionV2 1.3B, video to video",
+        "jerryfeng/StreamDiffusionV2",
+        "Apache-2.0",
+        ("wan_causal_dmd_v2v/*", "wan_causal_dmd_v2v"),
+    ),
+    Family(
+        "AnyFlow-FAR",
+        "nvidia/AnyFlow-FAR-Wan2.1-1.3B-Diffusers",
+        "see the model card (`other`)",
+        ("AnyFlow-FAR-*", "AnyFlow-FAR-*/*", "AnyFlow-FAR-*/*/*"),
+    ),
+)
+
+
+def family_of(path: str | Path) -> Family | None:
+    """The family of a file or folder with such a name."""
+    parts = Path(path).absolute().parts
+    tails = ["/".join(parts[-n:]) for n in (1, 2, 3)]
+    return next((f for f in FAMILIES if any(fnmatch(tail, p) for tail in tails for p in f.paths)), None)
