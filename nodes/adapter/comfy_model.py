@@ -85,6 +85,9 @@ def new_memory(
     return KVMemory(policy, geometry, compute_dtype(model), model.load_device, frames, fingerprint(model))
 
 
+LEAST_SIGMA = 1e-3  # that ComfyUI is given for a denoising step at timestep 0 (Krea), whose flow it would lose
+
+
 class ComfyModel:
     """A `salt.model_input.FlowModel`: flow [B, C, F, H, W] of a block, from a loaded MODEL and processed conditioning.
 
@@ -105,7 +108,7 @@ class ComfyModel:
     def __call__(self, inputs: ModelInput[Conds], /) -> Tensor:
         """Flow of a block with a timestep per frame, [B, F].
 
-        The flow of a pass at timestep 0 is zeros: nothing reads it.
+        The flow of a context pass at timestep 0 is zeros: nothing reads it.
         Errors: ComfyUI's InterruptProcessingException when the user has cancelled; ValueError for an input that does
         not fit the memory, for conditioning that ends before this block does, and for whatever keeps a layer from the
         memory.
@@ -116,6 +119,8 @@ class ComfyModel:
         # ComfyUI has one sigma per clip: the noisiest frame's. It is divided out below, so the others lose nothing.
         sigma_BF = inputs.timestep.to(torch.float32) / NUM_TRAIN_TIMESTEPS
         sigma = sigma_BF.amax(dim=1)
+        if inputs.memory is not None and not inputs.memory.segments[-1].writes:
+            sigma = sigma.clamp_min(LEAST_SIGMA)
         with self.attending(inputs, x, sigma_BF) as attention:
             (denoised,) = comfy.samplers.calc_cond_batch(self.base, [conds], x, sigma, self.model_options)
         attention.check_complete(len(self.wan.blocks))

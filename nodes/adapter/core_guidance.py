@@ -19,7 +19,7 @@ from torch import Tensor
 from ...salt.errors import InputError
 from ...salt.model_input import FlowModel, Guide, ModelInput
 from ...salt.schedule import NUM_TRAIN_TIMESTEPS
-from .comfy_model import ComfyModel, Conds, flow_to
+from .comfy_model import LEAST_SIGMA, ComfyModel, Conds, flow_to
 from .model_patches import names_of, sampler_functions, wrappers_of
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class GuiderGuide:
 
     def __call__(self, branches: Sequence[ModelInput[Conds]], /) -> Tensor:
         x = branches[0].x
-        sigma = branches[0].timestep[:, 0].to(torch.float32) / NUM_TRAIN_TIMESTEPS
+        sigma = (branches[0].timestep[:, 0].to(torch.float32) / NUM_TRAIN_TIMESTEPS).clamp_min(LEAST_SIGMA)
         names = (POSITIVE, NEGATIVE)[: len(branches)]
         conds = {name: self.model.conds_of(inputs) for name, inputs in zip(names, branches, strict=True)}
         of_entry = {
