@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Literal, TypeVar
 
 from torch import Tensor
@@ -92,6 +92,26 @@ class PromptSchedule(Generic[T]):
     def at(self, frame: int) -> PromptChange[T]:
         """The change in effect at latent frame `frame`."""
         return [c for c in self.changes if c.frame <= frame][-1]
+
+
+def blend_changes(
+    old: Conditioning, new: Conditioning, frame: int, blocks: int = 4, frames_per_block: int = 3
+) -> list[PromptChange[Conditioning]]:
+    """A prompt that changes over `blocks` blocks from latent frame `frame` on: texts lerp(old, new, i / (blocks - 1)).
+
+    The first block still has the old text, so that one block changes at once. Source: Krea realtime.
+    Raises InputError for less than one block.
+    """
+    if blocks < 1:
+        raise InputError("blocks", f"found {blocks}, expected 1 or more")
+    shares = [i / (blocks - 1) for i in range(1, blocks)] or [1.0]
+    first = frame + frames_per_block if blocks > 1 else frame
+    return [
+        PromptChange(
+            first + i * frames_per_block, new if share == 1 else replace(old, text=old.text.lerp(new.text, share))
+        )
+        for i, share in enumerate(shares)
+    ]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from salt.conditioning import Conditioning, PromptChange, PromptSchedule
+from salt.conditioning import Conditioning, PromptChange, PromptSchedule, blend_changes
 from salt.errors import InputError
 from salt.memory import MemoryPolicy, load_memory, save_memory
 from salt.memory.snapshot import MemorySnapshot
@@ -122,3 +122,13 @@ def test_a_rebuilt_memory_stored_otherwise(student, storage):
     clips = [torch.cat([b.latents for b in krea.blocks(student, case, m, None)], dim=2) for m in (memory, other)]
     assert krea.relative_error(clips[1], clips[0]) <= (5e-2 if "int8" in storage else 0)
     assert memory.nbytes == memory.estimate_bytes(400) == memory.estimate_bytes(3)
+
+
+def test_a_prompt_blended_over_blocks_has_the_recorded_texts():
+    case = "krea_prompt_interpolation4"
+    context, ((block, count),) = krea.tensors(case)["context"], krea.CASES[case]["interpolation"]
+    old, new = Conditioning(context[:, block]), Conditioning(context[:, block + count - 1])
+    prompts = PromptSchedule([PromptChange(0, old), *blend_changes(old, new, 3 * block, count)])
+    for index in range(context.shape[1]):
+        assert torch.allclose(prompts.at(3 * index).conditioning.text, context[:, index], atol=1e-6), index
+    assert [c.frame for c in blend_changes(old, new, 6, 1)] == [6]
