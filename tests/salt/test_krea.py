@@ -6,6 +6,7 @@ import torch
 from salt.conditioning import Conditioning, PromptChange, PromptSchedule, blend_changes
 from salt.errors import InputError
 from salt.memory import MemoryPolicy, load_memory, save_memory
+from salt.memory.clean_latents import EMPTY
 from salt.memory.snapshot import MemorySnapshot
 from salt.models.causal_model import CausalModel
 from salt.rollout import RolloutSettings, rollout
@@ -132,3 +133,17 @@ def test_a_prompt_blended_over_blocks_has_the_recorded_texts():
     for index in range(context.shape[1]):
         assert torch.allclose(prompts.at(3 * index).conditioning.text, context[:, index], atol=1e-6), index
     assert [c.frame for c in blend_changes(old, new, 6, 1)] == [6]
+
+
+@pytest.mark.parametrize("policy", ["rebuild:3", "rebuild:9", "rebuild:6,keep"])
+def test_what_a_memory_is_rebuilt_from_does_not_grow_with_the_clip(policy):
+    policy, clean, sizes = MemoryPolicy.parse(policy), EMPTY, set()
+    for block in range(700):
+        latents = torch.full((1, 2, 3, 4, 4), float(block))
+        clean = clean.with_block(latents, policy, False, lambda x: -x[:, :, :1])
+        if block > 3:
+            sizes.add(clean.nbytes)
+    blocks = policy.window // 3
+    head = 0.0 if policy.sink else -float(700 - blocks)
+    rest = [float(block) for block in range(700 - blocks, 700) for _ in range(3)][1:]
+    assert len(sizes) == 1 and clean.source()[0, 0, :, 0, 0].tolist() == [head, *rest]
