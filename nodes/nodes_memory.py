@@ -194,7 +194,7 @@ class SaltRewindMemory(io.ComfyNode):
         for branch in rewound.branches:
             branch.trim(frame)
         report = f"at latent frame {frame} ({frame / LATENT_FPS:g} s)"
-        if rewound.memory.is_rewound:
+        if rewound.memory.needs_history:
             report += "; it is rebuilt from the clip's latents: connect them to Extend Video, or to latents"
         if lost:
             report += f"; {len(lost)} latent frames forgotten by the window stay lost ({ranges(lost)})"

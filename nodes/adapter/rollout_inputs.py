@@ -118,10 +118,8 @@ def plan_rollout(inputs: RolloutInputs, clip: ClipStart, policy: MemoryPolicy | 
     chosen.check_block(spec.frames_per_block)
     if chosen.reencodes and inputs.vae is None:
         raise needs_vae(chosen)
-    if clip.memory is not None and clip.history is None:
-        memory = clip.memory.memory
-        if memory.is_rewound and not memory.clean.frames:
-            raise InputError("latents", "must be connected: a memory that was rewound is rebuilt from the clip so far")
+    if clip.memory is not None and clip.history is None and clip.memory.memory.needs_history:
+        raise InputError("latents", "must be connected: a memory that was rewound is rebuilt from the clip so far")
     return RolloutPlan(
         settings=settings,
         policy=chosen,

@@ -170,7 +170,7 @@ def run_blocks(
     reencode = None
     if plan.vae is not None and plan.policy.reencodes:
         # Of a memory that was rewound the rollout has the history decoded itself.
-        past = [None if memory.memory.is_rewound else history, start, *before]
+        past = [None if memory.memory.needs_history else history, start, *before]
         known = [x for x in past if x is not None and x.shape[2]]
         reencode = head_encoder(plan.vae, inputs.patcher, plan.frames_per_call, output, known)
     earlier = [] if decoder is output else latest_frames([*([] if history is None else [history]), *finished], device)

@@ -144,6 +144,11 @@ class KVMemory:
         """Whether it has to be rebuilt before it is read: it was rewound, or a rebuild was interrupted."""
         return self.policy.rebuilt and not self.held and self.next_frame > self.origin
 
+    @property
+    def needs_history(self) -> bool:
+        """Whether that takes the clean latents of its clip."""
+        return self.is_rewound and not self.clean.frames
+
     def open(self, write: int | Sequence[int] = (), read: int = 0, start: int | None = None) -> MemoryPass:
         """Begin one forward of the model: clean blocks to write first, then a noisy block of `read` latent frames.
 

@@ -23,7 +23,7 @@ def latents_to_rebuild(
     history: clean latents [B, C, F, H, W] of its scene up to `memory.next_frame`, with the lengths of their blocks.
     Raises InputError about `history_latents` where they are needed and missing.
     """
-    if memory.clean.frames:
+    if not memory.needs_history:
         return memory.clean
     policy, frames = memory.policy, memory.next_frame - memory.origin
     known = 0 if history is None else history.shape[2]

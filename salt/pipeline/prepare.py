@@ -57,7 +57,7 @@ class PreparedRun:
     @property
     def decodes_history(self) -> bool:
         """Whether the rollout has the latest blocks of the history decoded, one by one, before it begins."""
-        return self.reencodes and self.memory is not None and self.memory.is_rewound
+        return self.reencodes and self.memory is not None and self.memory.needs_history
 
     @property
     def denoising_steps(self) -> int:
