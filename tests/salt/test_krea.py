@@ -143,7 +143,7 @@ def test_what_a_memory_is_rebuilt_from_does_not_grow_with_the_clip(policy):
         clean = clean.with_block(latents, policy, False, lambda x: -x[:, :, :1])
         if block > 3:
             sizes.add(clean.nbytes)
-    blocks = policy.window // 3
+    blocks = policy.slots(100) // 3
     head = 0.0 if policy.sink else -float(700 - blocks)
     rest = [float(block) for block in range(700 - blocks, 700) for _ in range(3)][1:]
     assert len(sizes) == 1 and clean.source()[0, 0, :, 0, 0].tolist() == [head, *rest]
