@@ -275,7 +275,7 @@ def test_a_restricted_licence_is_accepted_before_anything_is_downloaded(
         pulled(hub, tmp_path, "krea-realtime")
     assert "krea-realtime: licence: see the model card; Krea's code is CC BY-NC-SA 4.0" in capsys.readouterr().out
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
-    hub.licence, answers = "cc-by-nc-4.0", ["", "y"]
+    hub.licence, answers = "cc-by-nc-4.0", ["y", ""]
     monkeypatch.setattr("builtins.input", lambda question: answers.pop(0))
     with pytest.raises(HubError, match="salt-cf: not downloaded: its licence was not accepted"):  # by the model card
         pulled(hub, tmp_path, "wan-vae", "salt-cf")
