@@ -1,17 +1,23 @@
 """The losses against the released implementation's tensors, and the grid rule against its description."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from salt.checkpoints import load_student
 from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
 from salt.model_input import ModelInput
 from salt.models.causal_model import CausalModel
-from salt.schedule import Schedule, add_noise, flow_to_x0
-from tests.helpers import golden
+from salt.schedule import Schedule, add_noise, flow_to_x0, warp
+from tests.helpers import golden, tiny_recipes
 from train import losses
 from train.losses.semigroup import draw_triple, middle_point
+from train.methods.teacher_forcing import teacher_forcing_loss
+from train.rollout.random_draws import uniform_for
 
 
 def clip(tensor):
@@ -158,3 +164,28 @@ def test_grid_rule():
 def test_time_weight_of_the_training_list():
     weights = [losses.time_weight(t) for t in Schedule.of(8).timesteps[:-1]]  # the last step has no triple
     assert weights[0] == 0 and max(weights) == pytest.approx(0.375, rel=1e-6)
+
+
+def test_teacher_forcing_weighs_noise_levels_as_the_release_does():
+    """Its schedule's training weights, written out: a bell over 1000 shifted timesteps, less its least, mean 1."""
+    timesteps = [1000 * 5 * u / (1 + 4 * u) for u in (k / 1000 for k in range(1000, 0, -1))]
+    bell = [math.exp(-2 * ((t - 500) / 1000) ** 2) for t in timesteps]
+    expected = [(y - min(bell)) * 1000 / sum(y - min(bell) for y in bell) for y in bell]
+    found = losses.bell_weight(torch.tensor(timesteps, dtype=torch.float64) / 1000, 5.0)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+    assert found[0] == 0 and found.argmax() == 833  # pure noise, and the step whose timestep is 500
+
+
+def test_the_recipe_s_weight_reaches_the_teacher_forced_loss(tmp_path):
+    """At one drawn noise level the weighted loss is the weight times the plain one."""
+    recipe = tiny_recipes.recipe(tmp_path, rollout=dict(frames=3, share={4: 1.0}))
+    found = {}
+    for name in ("bell", "none"):
+        weighted = replace(recipe, start=replace(recipe.start, timestep_weight=name))
+        student = load_student(recipe.models.student, dtype=torch.float32)
+        latents = torch.randn(1, 16, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+        text = Conditioning(torch.zeros(1, 4, student.config.text_dim))
+        with torch.no_grad():
+            found[name] = teacher_forcing_loss(student, latents, text, range(1), weighted, 0)
+    sigma = warp(1000 * uniform_for(recipe.run.seed, "sigma", 0, 0, 0), recipe.rollout.shift)
+    torch.testing.assert_close(found["bell"], found["none"] * losses.bell_weight(sigma.float(), recipe.rollout.shift))

@@ -148,7 +148,8 @@ class InitialStages:
     `causal`, a teacher-forced model that generates block by block behind clean blocks (Causal Forcing).
     teacher_steps: Euler steps of a trajectory. guidance: on it, cond + g (cond - uncond). clips: how many trajectories
     `precompute` generates. history_noise: largest noise level mixed into the clean past of a teacher-forced clip.
-    prompt_dropout: share of clips trained under the negative prompt, for guidance.
+    prompt_dropout: share of clips trained under the negative prompt, for guidance. timestep_weight: of a teacher-forced
+    block's loss, the release's `bell` over its noise level, or `none`.
     """
 
     teacher: Literal["bidirectional", "causal"] = "bidirectional"
@@ -157,6 +158,7 @@ class InitialStages:
     clips: Count = 1000
     history_noise: Share = 0.0
     prompt_dropout: Share = 0.0
+    timestep_weight: Literal["bell", "none"] = "bell"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from .adversarial import discriminator_loss, generator_adversarial_loss, gradient_penalty
 from .alignment import linear_mmd, rbf_mmd, token_relation_distance
 from .dmd import dmd_gradient, dmd_loss, guided_x0
-from .flow_matching import flow_matching_error, flow_matching_loss
+from .flow_matching import bell_weight, flow_matching_error, flow_matching_loss
 from .semigroup import (
     TimestepTriple,
     composed_endpoint,
@@ -15,6 +15,7 @@ from .semigroup import (
 
 __all__ = [
     "TimestepTriple",
+    "bell_weight",
     "composed_endpoint",
     "direct_endpoint",
     "discriminator_loss",

@@ -18,7 +18,7 @@ from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.schedule import add_noise, warp
 from train.config.recipe import Recipe
 from train.data.batch import Batch
-from train.losses import flow_matching_error
+from train.losses import bell_weight, flow_matching_error
 from train.methods.clip_trainer import ClipTrainer, drop_prompts, expand_blocks
 from train.rollout.block_causal import ClipModel, causal_flow, clip_blocks
 from train.rollout.random_draws import generator_for, seed_for, uniform_for
@@ -37,10 +37,10 @@ class TeacherForcingTrainer(ClipTrainer):
 def teacher_forcing_loss(
     student: ClipModel, latents: Tensor, conditioning: Conditioning, samples: range, recipe: Recipe, update: int
 ) -> Tensor:
-    """mean((v - (eps - x0))^2) of latents [B, C, F, H, W], at noise levels drawn for every block.
+    """Weighted mean of (v - (eps - x0))^2 of latents [B, C, F, H, W], at noise levels drawn for every block.
 
-    Noise levels are uniform steps, shifted. With `start.history_noise` the past of half the clips is noised up to that
-    level (uniform), so that the model tolerates an imperfect past.
+    Noise levels are uniform steps, shifted; `start.timestep_weight` weighs them. With `start.history_noise` the past of
+    half the clips is noised up to that level (uniform), so that the model tolerates an imperfect past.
     """
     seed = recipe.run.seed
     blocks = clip_blocks(recipe.rollout, latents.shape[2])
@@ -55,7 +55,10 @@ def teacher_forcing_loss(
         for i in samples
     ]
     history = add_noise(latents, history_noise, torch.tensor(strength))
-    return teacher_forcing_error(student, latents, history, noise, sigma_BF, conditioning, blocks, recipe.policy).mean()
+    error = teacher_forcing_error(student, latents, history, noise, sigma_BF, conditioning, blocks, recipe.policy)
+    if recipe.start.timestep_weight == "bell":
+        error = error * bell_weight(sigma_BF, recipe.rollout.shift)[:, None, :, None, None]
+    return error.mean()
 
 
 def teacher_forcing_error(
