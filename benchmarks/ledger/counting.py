@@ -197,6 +197,7 @@ class Ledger(TorchDispatchMode):
 
         def gone(_: object) -> None:
             if self._live.pop(key, None) is not None:
+                self._watched.discard(key)  # which another storage may get
                 self.now -= size
                 pool[0] -= size
 

@@ -11,17 +11,16 @@ import torch
 from diffusers import AutoencoderKLWan
 from PIL import Image
 from torch import Tensor, nn
-from transformers import UMT5Config, UMT5EncoderModel
 
 from benchmarks.ledger.cases import BLOCK, DEEP, LATENT, SHALLOW, SIZES, student
 from benchmarks.ledger.counting import DENOISE, Costs, Ledger, Phase
 from benchmarks.ledger.fake_device import DEVICE, clear_caches
-from benchmarks.random_umt5 import UMT5, Tokens
+from benchmarks.ledger.text import umt5
 from benchmarks.training import RandomText
 from salt.acceleration.presets import PREFERENCES, Preference
 from salt.models.streaming_vae import FrameDecoder, Tiling, WanStreamDecoder
 from salt.models.taehv import TinyDecoder, TinyStreamDecoder
-from salt.models.text_encoder import TextEncoder, UMT5TextEncoder
+from salt.models.text_encoder import TextEncoder
 from salt.pipeline import SaltPipeline
 from salt.spec import StudentSpec
 
@@ -131,14 +130,6 @@ class PhasedText:
     def encode(self, prompts: list[str]) -> Tensor:
         with self.ledger.during(TEXT):
             return self.encoder.encode(prompts)
-
-
-def umt5(device: torch.device | str) -> UMT5TextEncoder:
-    """UMT5 of Wan's size in bfloat16 on `device`, computing on the fake device."""
-    with torch.device(device):
-        model = UMT5EncoderModel(UMT5Config(**UMT5)).to(torch.bfloat16).eval()
-    tokenizer: Any = Tokens()
-    return UMT5TextEncoder(model, tokenizer, device=DEVICE)
 
 
 def pipeline(case: RunCase, layers: int, ledger: Ledger) -> SaltPipeline:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..acceleration.free_memory import check_bytes
+from ..acceleration.transfers import to_device
 from ..conditioning import Conditioning
 from ..errors import InputError
 from ..memory import KVMemory, MemoryPolicy, estimate_bytes
@@ -101,7 +102,7 @@ class PipelineHost:
     @torch.no_grad()
     def encode(self, text: str) -> Conditioning:
         assert self.encoder is not None
-        return Conditioning(self.encoder.encode([text]).to(self.info.device, self.dtype))
+        return Conditioning(to_device(self.encoder.encode([text]).to(self.dtype), self.info.device))
 
     @torch.no_grad()
     def mix(self, parts: Sequence[tuple[Conditioning, float]], method: BlendMethod) -> Conditioning:

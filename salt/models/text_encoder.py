@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..io.atomic import write_tensors
 from ..io.content import content_key, path_digest
@@ -166,16 +167,26 @@ class UMT5TextEncoder:
 
 @contextmanager
 def one_at_a_time(modules: Sequence[nn.Module], device: torch.device, before: torch.device) -> Iterator[None]:
-    """Within it each module is moved to `device` for its forward, and back to `before` after it.
+    """Within it each module is copied to `device` for its forward; after it, it has its weights on `before` again.
 
-    The device holds one of them at a time. The same bytes are moved as with the whole model.
+    The device holds one of them at a time. Weights are not copied back, as a forward does not change them.
     """
+    kept: dict[nn.Module, list[tuple[nn.Module, str, nn.Parameter, Tensor]]] = {}
 
     def fetch(module: nn.Module, _: object) -> None:
+        kept[module] = [
+            (owner, name, weight, weight.data)
+            for owner in module.modules()
+            for name, weight in owner.named_parameters(recurse=False)
+        ]
         nn.Module.to(module, device)
 
-    def put_back(module: nn.Module, _: object, __: object) -> None:
-        nn.Module.to(module, before)
+    def put_back(module: nn.Module, *_: object) -> None:
+        for owner, name, weight, data in kept.pop(module, ()):
+            setattr(owner, name, weight)  # `Module.to` may have put another parameter in its place
+            if weight.device != before and not is_traceable_wrapper_subclass(weight):
+                weight.data = data
+        nn.Module.to(module, before)  # buffers, and weights of several tensors (quantised ones), which are copied
 
     hooks = [m.register_forward_pre_hook(fetch) for m in modules]
     hooks += [m.register_forward_hook(put_back) for m in modules]
@@ -185,7 +196,7 @@ def one_at_a_time(modules: Sequence[nn.Module], device: torch.device, before: to
         for hook in hooks:
             hook.remove()
         for module in modules:  # the one that was interrupted
-            nn.Module.to(module, before)
+            put_back(module)
 
 
 def tie_embeddings(model: PreTrainedModel) -> None:
