@@ -129,11 +129,12 @@ def _list_files(api: HfApi, part: Part, revision: str) -> list[tuple[str, RepoFi
     what = part.where
     with _as_hub_error(what, api):
         commit = api.model_info(part.repo, revision=revision).sha or revision
-        listed = islice(api.list_repo_tree(part.repo, part.folder or None, revision=commit), MAX_LISTED_FILES)
-        tree = [file for file in listed if isinstance(file, RepoFile) and isinstance(file.path, str)]
-    chosen = [file for file in tree if any(fnmatch(Path(file.path).name, name) for name in part.names)]
+        tree = api.list_repo_tree(part.repo, part.folder or None, recursive=part.whole, revision=commit)
+        listed = islice(tree, MAX_LISTED_FILES)
+        files = [file for file in listed if isinstance(file, RepoFile) and isinstance(file.path, str)]
+    chosen = [file for file in files if any(fnmatch(Path(file.path).name, name) for name in part.names)]
     if not chosen:
-        existing = ", ".join(Path(file.path).name for file in tree) or "nothing"
+        existing = ", ".join(Path(file.path).name for file in files) or "nothing"
         raise HubError(f"{what} on the hub has no {' or '.join(part.names)}; it has {existing}")
     for file in chosen:
         _check_entry(file, part)

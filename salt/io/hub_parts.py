@@ -10,7 +10,8 @@ class Part:
     """A set of files on the hub: those of `folder` ("" for the top) in `repo` whose names match one of the patterns.
 
     licence: of the files, as far as this project knows it; the model card's own is asked for before a download.
-    restricted: whether the licence, or that of code which belongs to the files, forbids uses.
+    restricted: whether the licence, or that of code which belongs to the files, forbids uses. whole: with the folders
+    below it.
     """
 
     about: str
@@ -19,6 +20,7 @@ class Part:
     names: tuple[str, ...] = ("*",)
     licence: str = "Apache-2.0"
     restricted: bool = False
+    whole: bool = False
 
     @property
     def where(self) -> str:
@@ -29,6 +31,7 @@ SALT = "domiso/Salt"
 SDV2 = "jerryfeng/StreamDiffusionV2"
 LONGLIVE2 = "Efficient-Large-Model/LongLive-2.0-5B"
 ANYFLOW = "nvidia/AnyFlow-FAR-Wan2.1"
+PIPELINE = ("*.json", "*.safetensors", "*.txt", "*.model")  # files of a diffusers folder
 CARD = "see the model card"
 SEE_CARD = f"{CARD}; the base, Wan 2.2 TI2V 5B, is Apache-2.0"
 WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
@@ -51,8 +54,12 @@ PARTS = {
     "wan22-vae": Part("Wan 2.2's autoencoder, for LongLive 2.0", "Wan-AI/Wan2.2-TI2V-5B-Diffusers", "vae"),
     "sdv2": Part("StreamDiffusionV2, 1.3B, video to video", SDV2, "wan_causal_dmd_v2v", ("model.pt",)),
     "sdv2-14b": Part("StreamDiffusionV2, 14B, video to video", SDV2, "wan_causal_dmd_v2v_14b", ("model.pt",)),
-    "anyflow": Part("AnyFlow-FAR, 1.3B, any number of steps", f"{ANYFLOW}-1.3B-Diffusers", "transformer",
-                    licence="`other`: see the model card", restricted=True),
-    "anyflow-14b": Part("AnyFlow-FAR, 14B, any number of steps", f"{ANYFLOW}-14B-Diffusers", "transformer",
-                        licence="`other`: see the model card", restricted=True),
+    "anyflow": Part(
+        "AnyFlow-FAR, 1.3B, any number of steps; the whole pipeline", f"{ANYFLOW}-1.3B-Diffusers", "", PIPELINE,
+        "`other`: see the model card", restricted=True, whole=True,
+    ),
+    "anyflow-14b": Part(
+        "AnyFlow-FAR, 14B, any number of steps; the whole pipeline", f"{ANYFLOW}-14B-Diffusers", "", PIPELINE,
+        "`other`: see the model card", restricted=True, whole=True,
+    ),
 }  # fmt: skip

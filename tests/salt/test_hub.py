@@ -24,6 +24,12 @@ SMALL = b'{"z_dim": 16}'
 FILES = {
     "domiso/Salt": {"checkpoints/salt_cf.pt": LARGE, "checkpoints/readme.txt": b"two students"},
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": {"vae/config.json": SMALL, "vae/model.safetensors": LARGE[::-1]},
+    "nvidia/AnyFlow-FAR-Wan2.1-1.3B-Diffusers": {
+        "model_index.json": SMALL,
+        "transformer/config.json": SMALL,
+        "vae/model.safetensors": LARGE,
+        "a.mp4": b"clip",
+    },
     "krea/krea-realtime-video": {"krea-realtime-video-14b.safetensors": LARGE, "README.md": b"card"},
 }
 
@@ -86,6 +92,8 @@ class Handler(BaseHTTPRequestHandler):
         rows = []
         for path, data in FILES[repo].items():
             if folder is not None and not path.startswith(folder + "/"):
+                continue
+            if folder is None and "/" in path and "recursive=true" not in self.path.lower():
                 continue
             row = {"type": "file", "path": path, "size": len(data)}
             row["oid"] = hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
@@ -290,3 +298,10 @@ def test_a_restricted_licence_is_accepted_before_anything_is_downloaded(
     hub.licence = "apache-2.0"
     pulled(hub, tmp_path, "wan-vae")
     assert "wan-vae: licence: Apache-2.0; the model card says: apache-2.0" in capsys.readouterr().out
+
+
+def test_a_whole_pipeline_is_downloaded_with_its_folders(hub: Hub, tmp_path: Path) -> None:
+    pull(["anyflow"], tmp_path, endpoint=hub.endpoint)
+    folder = tmp_path / "AnyFlow-FAR-Wan2.1-1.3B-Diffusers"
+    found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    assert found == ["model_index.json", "transformer/config.json", "vae/model.safetensors"]
