@@ -10,6 +10,7 @@ from salt.memory.clean_latents import EMPTY
 from salt.memory.snapshot import MemorySnapshot
 from salt.models.causal_model import CausalModel
 from salt.rollout import RolloutSettings, rollout
+from salt.schedule import ModelCall, Schedule, step_list
 from tests.helpers import krea
 
 
@@ -147,3 +148,26 @@ def test_what_a_memory_is_rebuilt_from_does_not_grow_with_the_clip(policy):
     head = 0.0 if policy.sink else -float(700 - blocks)
     rest = [float(block) for block in range(700 - blocks, 700) for _ in range(3)][1:]
     assert len(sizes) == 1 and clean.source()[0, 0, :, 0, 0].tolist() == [head, *rest]
+
+
+@pytest.mark.parametrize("case", krea.CASES)
+def test_steps_are_the_recorded_ones(case):
+    row, schedule = krea.CASES[case], krea.schedule_of(case)
+    assert schedule.timesteps == pytest.approx(row["timesteps"], abs=1e-3)
+    assert [call.sigma for call in schedule.calls[:-1]] == pytest.approx(
+        [t / 1000 for t in row["timesteps"][:-1]], abs=1e-6
+    )
+    assert schedule.calls[-1] == ModelCall(0.0, pytest.approx(0.005 / 1.004), 0.0)
+
+
+def test_another_shift_changes_the_steps_and_not_the_table_of_x0():
+    calls = Schedule((1000, 500, 0), 8.0, "krea").calls
+    assert [call.timestep for call in calls] == pytest.approx([1000, 8000 / 9, 0])
+    assert [call.next_sigma for call in calls] == pytest.approx([8 / 9, 0.008 / 1.007, 0])
+    assert [call.sigma for call in calls] == pytest.approx([1, 8 / 9, 0.005 / 1.004], abs=2e-4)
+    assert abs(calls[1].sigma - 8 / 9) > 1e-6, "the nearest of the table's levels"
+    assert step_list(5, "krea", 0.45) == (450, 337, 225, 112, 0)
+    with pytest.raises(
+        InputError, match=r"steps: found \\[500.0, 0.0\\], expected strictly falling values in \\(0, 1000\\]"
+    ):
+        Schedule((500, 0))
