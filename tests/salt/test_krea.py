@@ -168,6 +168,6 @@ def test_another_shift_changes_the_steps_and_not_the_table_of_x0():
     assert abs(calls[1].sigma - 8 / 9) > 1e-6, "the nearest of the table's levels"
     assert step_list(5, "krea", 0.45) == (450, 337, 225, 112, 0)
     with pytest.raises(
-        InputError, match=r"steps: found \\[500.0, 0.0\\], expected strictly falling values in \\(0, 1000\\]"
+        InputError, match=r"steps: found \[500.0, 0.0\], expected strictly falling values in \(0, 1000\]"
     ):
         Schedule((500, 0))
