@@ -126,6 +126,7 @@ def test_settings_that_cannot_work_are_errors(tmp_path):
         "rollout.frames, rollout.window: found 7": dict(rollout=dict(frames=7)),
         "rollout.window: found 9, expected at most": dict(rollout=dict(window=9)),
         r"rollout.memory cannot be used \(window: found 2, expected at least 3": dict(rollout=dict(memory="window:2")),
+        "found rebuild:3, expected one that training writes": dict(rollout=dict(memory="rebuild:3")),
         "optimisation.batch: found 3, expected a multiple": dict(optimisation=dict(batch=3)),
         "optimisation.batch: found 0, expected 1 or more": dict(optimisation=dict(batch=0)),
         "optimisation.micro_batch: found 0, expected 1 or more": dict(optimisation=dict(micro_batch=0)),
