@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     import secrets
     import webbrowser
 
-    from ..acceleration.heap import use_one_arena
+    from ..acceleration.heap import keep_heap_flat
     from ..live.pipeline_host import PipelineHost
     from ..live.server.app import serve
     from ..live.server.security import Access, is_loopback
@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
     record: Path | None = arguments.record
     if record is not None:
         check_free(_replay_file(record), "replay")
-    use_one_arena()
+    keep_heap_flat()
     options = pipeline_options(arguments, named_loras=True)
     pipe = load_pipeline(options, run_device(options))
     session = LiveSession(PipelineHost(pipe, *(arguments.size or (None, None))), settings, record=record)
