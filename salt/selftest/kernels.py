@@ -8,7 +8,7 @@ import torch
 
 from ..acceleration.kernels.choice import ALL_KERNELS, trial_policy, use_kernels, why_not
 from ..acceleration.kernels.chosen import NO_KERNELS
-from ..acceleration.kernels.trials import LIMITS, Pair, memory_pairs, norm_pairs, residual_pairs
+from ..acceleration.kernels.trials import Pair, memory_pairs, norm_pairs, residual_pairs
 from ..memory import MemoryGeometry
 from ..memory.policy import Precision
 from .fast_paths import FLOAT32, PRECISIONS
@@ -39,9 +39,9 @@ def memory(device: torch.device, precision: Precision) -> Iterator[Pair]:
 def kernel(machine: Machine, pairs: Pairs) -> Outcome:
     """A kernel beside its twin, in bfloat16."""
     _need_kernels(machine, torch.bfloat16)
-    errors = {pair.name: pair.error for pair in pairs(machine.device)}
-    worst = max(errors, key=lambda name: errors[name])
-    return within(errors[worst], LIMITS[torch.bfloat16], f"{len(errors)} results, largest error ({worst})")
+    errors = [(pair.error / pair.limit, pair.error, pair.limit, pair.name) for pair in pairs(machine.device)]
+    _, error, limit, name = max(errors)
+    return within(error, limit, f"{len(errors)} results, largest error ({name})")
 
 
 def rollouts(machine: Machine) -> Outcome:

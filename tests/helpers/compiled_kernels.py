@@ -48,7 +48,7 @@ def memory_code(capability: int, heads: int, precision: str) -> list[Any]:
         constants |= {"ring_k_scale": None, "ring_v_scale": None}
     else:
         types |= {"ring_k_scale": scale, "ring_v_scale": scale}
-    write = dict(NORM=True, READ=True, WRITE=True, ROTATE_STORED=True)
+    write = dict(READ=True, WRITE=True, ROTATE_STORED=True)
     return [
         compiled(memory.rotate_and_write_kernel, capability, num_warps, constants | write, types),
         compiled(memory.read_kernel, capability, num_warps, constants | {"ROTATE": True}, types),

@@ -26,6 +26,9 @@ from tests.helpers import kernel_cases
 
 ROOT = Path(__file__).resolve().parents[2]
 AMPERE = Card("an A100", (8, 0))
+X = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+PRECISE = torch.rms_norm(X.float(), (64,), X[0].float(), 1e-6)
+ONCE = torch.equal(torch.rms_norm(X, (64,), X[0], 1e-6), PRECISE.bfloat16())
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed (it is on Linux x86_64)")
 
 
@@ -77,6 +80,8 @@ def check(name, found):
     for what, stored, ulps, error, unequal in found:
         if name.endswith("float32"):
             assert error < 1e-6, what
+        elif name.startswith("memory") and not ONCE:  # torch 2.6, whose RMS norm rounds before and after its weight
+            assert error < (5e-2 if stored else 8e-3), what
         elif stored:
             assert unequal < 0.005 and (unequal == 0 or what == "stored k"), what
         else:

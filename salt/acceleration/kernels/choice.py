@@ -67,8 +67,8 @@ def working_kernels(device: torch.device, dtype: torch.dtype, heads: int, head_d
     A memory's are tried when one of its kind is first used.
     """
     width = heads * head_dim
-    norm = passes("norm and modulation", norm_pairs(device, dtype, width), dtype)
-    residual = passes("gated residual", residual_pairs(device, dtype, width), dtype)
+    norm = passes("norm and modulation", norm_pairs(device, dtype, width))
+    residual = passes("gated residual", residual_pairs(device, dtype, width))
 
     def memory(policy: MemoryPolicy) -> bool:
         storage = policy.precision, policy.residence == "cpu"
@@ -85,7 +85,7 @@ def memory_works(
     """Whether the kernels of a kind of memory pass their trial."""
     policy = trial_policy(relative, precision, in_main_memory)
     geometry = MemoryGeometry(layers=1, heads=heads, head_dim=head_dim, height=2, width=3)
-    return passes(f"memory {policy}", memory_pairs(policy, geometry, device, dtype), dtype)
+    return passes(f"memory {policy}", memory_pairs(policy, geometry, device, dtype))
 
 
 def trial_policy(relative: bool, precision: Precision, in_main_memory: bool) -> MemoryPolicy:
@@ -94,10 +94,10 @@ def trial_policy(relative: bool, precision: Precision, in_main_memory: bool) -> 
     return policy.with_storage(precision, "cpu" if in_main_memory else "device")
 
 
-def passes(name: str, pairs: Iterator[Pair], dtype: torch.dtype) -> bool:
+def passes(name: str, pairs: Iterator[Pair]) -> bool:
     """Whether kernels pass their trial; where not, a warning says what is wrong."""
     try:
-        fault = fault_of(pairs, dtype)
+        fault = fault_of(pairs)
     except InputError as error:  # a precision that this head_dim or this torch does not have
         fault = str(error)
     if fault is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from .launching import padded, warps
 
 WRITE_SCHEMA = """(
-    Tensor q, Tensor k, Tensor v, Tensor? q_weight, Tensor? k_weight, float eps, Tensor cos, Tensor sin,
+    Tensor q, Tensor k, Tensor v, Tensor q_weight, Tensor k_weight, float eps, Tensor cos, Tensor sin,
     Tensor(a!)? keys, Tensor(b!)? values, Tensor(c!)? ring_k, Tensor(d!)? ring_v, Tensor(e!)? ring_k_scale,
     Tensor(f!)? ring_v_scale, Tensor? slots, int tokens, str precision, int group, bool rotate_stored
 ) -> Tensor"""
@@ -36,12 +36,12 @@ def shape_options(heads: int, head_dim: int, group: int) -> dict[str, int]:
     schema=WRITE_SCHEMA,
 )
 def rotate_and_write(
-    q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, eps: float, cos: Tensor,
+    q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float, cos: Tensor,
     sin: Tensor, keys: Tensor | None, values: Tensor | None, ring_k: Tensor | None, ring_v: Tensor | None,
     ring_k_scale: Tensor | None, ring_v_scale: Tensor | None, slots: Tensor | None, tokens: int, precision: str,
     group: int, rotate_stored: bool,
 ) -> Tensor:  # fmt: skip
-    """Queries and keys after their RMS norms (where there are weights) and RoPE; returns the queries.
+    """Queries and keys after their RMS norms and RoPE; returns the queries.
 
     keys, values [B, N, heads, head_dim]: their last S places become the keys and values, for attention to read.
     ring_k and the rest: where they are stored, quantised by `precision`; keys with or without rotation. slots [frames]:
@@ -57,7 +57,7 @@ def rotate_and_write(
         kernel[(rows, batch, 3)](
             q, k, v, q_weight, k_weight, cos, sin, eps, out, keys, values, ring_k, ring_v, ring_k_scale, ring_v_scale,
             slots, q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), rows, read_rows,
-            read_rows - rows, 0 if ring_k is None else ring_k.shape[1], tokens, NORM=q_weight is not None,
+            read_rows - rows, 0 if ring_k is None else ring_k.shape[1], tokens,
             READ=keys is not None, WRITE=ring_k is not None, SLOTS=slots is not None, ROTATE_STORED=rotate_stored,
             PRECISION=precision, **shape_options(heads, head_dim, group),
         )  # fmt: skip

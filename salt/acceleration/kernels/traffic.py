@@ -20,7 +20,7 @@ def _rows(rows: int, *tensors: Tensor | None) -> int:
 
 
 def bytes_of_write(
-    q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, eps: float, cos: Tensor,
+    q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float, cos: Tensor,
     sin: Tensor, keys: Tensor | None, values: Tensor | None, ring_k: Tensor | None, ring_v: Tensor | None,
     ring_k_scale: Tensor | None, ring_v_scale: Tensor | None, slots: Tensor | None, *unused: object,
 ) -> int:  # fmt: skip

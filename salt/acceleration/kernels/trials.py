@@ -15,8 +15,10 @@ from ...memory import KVMemory, MemoryGeometry, MemoryPass, MemoryPolicy
 from ...memory.fused import QKNorm
 from ...models.modulation import gated_residual, modulated_norm, wide_norm
 
-# Norm of the difference over the norm: a few results are rounded to the other neighbour, which is 4e-3 in bfloat16.
-LIMITS = {torch.bfloat16: 2e-3, torch.float16: 3e-4, torch.float32: 1e-5}
+# Norm of the difference over the norm. torch's RMS norm rounds twice where it is old (2.6): 3.5e-3 in bfloat16, and
+# some quantised keys are a level off, 2e-2 in int4.
+LIMITS = {torch.bfloat16: 8e-3, torch.float16: 1e-3, torch.float32: 1e-5}
+STORED_LIMIT = 5e-2
 FRAMES = 3  # of a block
 
 
@@ -35,6 +37,11 @@ class Pair:
         found, expected = self.found.float(), self.expected.float()
         error = ((found - expected).norm() / expected.norm().clamp_min(1e-30)).item()
         return error if error == error else float("inf")
+
+    @property
+    def limit(self) -> float:
+        """The largest error that rounding explains."""
+        return STORED_LIMIT if self.stored else LIMITS[self.found.dtype]
 
 
 class Numbers:
@@ -157,12 +164,11 @@ def memory_pairs(
         yield from memories.forward(write=frames, read=frames)
 
 
-def fault_of(pairs: Iterator[Pair], dtype: torch.dtype) -> str | None:
+def fault_of(pairs: Iterator[Pair]) -> str | None:
     """What is wrong with kernels on a device: that they fail, or that their results differ; None where all is right."""
     try:
-        worst = max(pairs, key=lambda pair: pair.error)
-        error = worst.error
+        worst = max(pairs, key=lambda pair: pair.error / pair.limit)
+        error, limit = worst.error, worst.limit
     except (ImportError, OSError, RuntimeError, ValueError, TypeError, AttributeError) as failure:
         return f"a trial fails: {type(failure).__name__}: {failure}".splitlines()[0][:300]
-    limit = LIMITS[dtype]
     return None if error <= limit else f"a trial is wrong by {error:.1e} ({worst.name}), expected at most {limit:.0e}"

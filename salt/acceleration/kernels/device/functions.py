@@ -29,18 +29,16 @@ def nearest(x):
 
 
 @triton.jit
-def normed(x, weight, at, inside, scale, like: tl.constexpr, NORM: tl.constexpr):
-    """x times its RMS norm's factor `scale` and the weight at the same place; x where there is no norm."""
-    if NORM:
-        x = rounded(x * scale * tl.load(weight + at, mask=inside, other=0.0).to(tl.float32), like)
-    return x
+def normed(x, weight, at, inside, factor, like: tl.constexpr):
+    """x times its RMS norm's factor and the weight at the same place."""
+    return rounded(x * factor * tl.load(weight + at, mask=inside, other=0.0).to(tl.float32), like)
 
 
 @triton.jit
-def rotated(x, partner, cos, sin, channel, inside, like: tl.constexpr):
+def rotated(x, partner, cos, sin, channel, like: tl.constexpr, DIM: tl.constexpr):
     """x turned with the neighbouring channel of its pair. cos, sin: of this token, one per pair."""
-    c = tl.load(cos + channel // 2, mask=inside, other=0.0)
-    s = tl.load(sin + channel // 2, mask=inside, other=0.0)
+    c = tl.load(cos + channel // 2, mask=channel < DIM, other=0.0)
+    s = tl.load(sin + channel // 2, mask=channel < DIM, other=0.0)
     sign = tl.where(channel % 2 == 0, -1.0, 1.0)
     return rounded(x * c + sign * partner * s, like)
 
@@ -123,7 +121,7 @@ def load_row(
         return rounded(level.to(tl.float32) * scale.to(tl.float32), like)
     else:
         code = tl.load(source + row * (HEADS * DIM) + head * DIM + channel, mask=inside, other=0)
-        scale = tl.load(scales + row * HEADS + head, mask=inside, other=0.0)
+        scale = tl.load(scales + row * HEADS + head, mask=head < HEADS, other=0.0)
         if PRECISION == "int8":
             return rounded(code.to(tl.float32) * scale, like)
         else:

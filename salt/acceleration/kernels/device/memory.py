@@ -11,23 +11,23 @@ from .functions import load_row, normed, rotated, store_row
 @triton.jit
 def prepared_row(
     source, weight, cos, sin, eps, head, channel, inside, like: tl.constexpr,
-    HEADS: tl.constexpr, DIM: tl.constexpr, NORM: tl.constexpr,
+    HEADS: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     """A token's queries or keys: after their norm, and after that also rotated."""
     at, across = head * DIM + channel, head * DIM + (channel ^ 1)
     x = tl.load(source + at, mask=inside, other=0.0).to(tl.float32)
     partner = tl.load(source + across, mask=inside, other=0.0).to(tl.float32)
     factor = 1.0 / tl.sqrt(tl.sum(tl.sum(x * x, 1), 0) / (HEADS * DIM) + eps)
-    x = normed(x, weight, at, inside, factor, like, NORM)
-    partner = normed(partner, weight, across, inside, factor, like, NORM)
-    return x, rotated(x, partner, cos, sin, channel, inside, like)
+    x = normed(x, weight, at, inside, factor, like)
+    partner = normed(partner, weight, across, inside, factor, like)
+    return x, rotated(x, partner, cos, sin, channel, like, DIM)
 
 
 @triton.jit
 def rotate_and_write_kernel(
     q, k, v, q_weight, k_weight, cos, sin, eps, q_out, keys, values, ring_k, ring_v, ring_k_scale, ring_v_scale, slots,
     q_batch, q_row, k_batch, k_row, v_batch, v_row, rows, read_rows, first_row, ring_slots, tokens_per_frame,
-    NORM: tl.constexpr, READ: tl.constexpr, WRITE: tl.constexpr, SLOTS: tl.constexpr, ROTATE_STORED: tl.constexpr,
+    READ: tl.constexpr, WRITE: tl.constexpr, SLOTS: tl.constexpr, ROTATE_STORED: tl.constexpr,
     PRECISION: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, HEADS_P: tl.constexpr,
     DIM_P: tl.constexpr,
 ):  # fmt: skip
@@ -41,7 +41,7 @@ def rotate_and_write_kernel(
     if part == 0:
         source = q + batch * q_batch + row * q_row
         _, x = prepared_row(
-            source, q_weight, cos_row, sin_row, eps, head, channel, inside, kind, HEADS, DIM, NORM
+            source, q_weight, cos_row, sin_row, eps, head, channel, inside, kind, HEADS, DIM
         )  # fmt: skip
         tl.store(q_out + (batch * rows + row) * (HEADS * DIM) + at, x.to(kind), mask=inside)
     else:
@@ -52,7 +52,7 @@ def rotate_and_write_kernel(
         if part == 1:
             source = k + batch * k_batch + row * k_row
             plain, turned = prepared_row(
-                source, k_weight, cos_row, sin_row, eps, head, channel, inside, kind, HEADS, DIM, NORM
+                source, k_weight, cos_row, sin_row, eps, head, channel, inside, kind, HEADS, DIM
             )  # fmt: skip
             if READ:
                 tl.store(keys + read_at, turned.to(kind), mask=inside)
@@ -95,7 +95,7 @@ def read_kernel(
             partner = load_row(
                 ring_k, ring_k_scale, ring_row, head, channel ^ 1, inside, kind, HEADS, DIM, GROUP, PRECISION
             )  # fmt: skip
-            x = rotated(x, partner, cos + row * (DIM // 2), sin + row * (DIM // 2), channel, inside, kind)
+            x = rotated(x, partner, cos + row * (DIM // 2), sin + row * (DIM // 2), channel, kind, DIM)
         tl.store(keys + at, x.to(kind), mask=inside)
     else:
         x = load_row(ring_v, ring_v_scale, ring_row, head, channel, inside, kind, HEADS, DIM, GROUP, PRECISION)
