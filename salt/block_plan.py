@@ -1,4 +1,4 @@
-"""What a rollout is asked for: its settings, and the plan of every block.
+"""What a rollout is asked for and answers: its settings, the plan of every block, and finished blocks.
 
 A `BlockSource` answers at the start of every block how it is made, so that prompts, steps, noise and memory policy may
 change from block to block. `ScheduleSource` is the one of a rollout whose prompts are known before it begins.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic
+from typing import Generic, Literal, Protocol
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from .errors import InputError
 from .memory import MemoryPolicy
 from .model_input import Condition, Guide
 from .noise import NoiseSource
-from .schedule import NUM_TRAIN_TIMESTEPS, STEPPINGS, Schedule, Stepping
+from .schedule import NUM_TRAIN_TIMESTEPS, STEPPINGS, Schedule, Stepping, first_block
 
 MAX_GUIDANCE = 100.0
 
@@ -61,6 +61,11 @@ class RolloutSettings:
         if not 0 <= self.context_timestep < NUM_TRAIN_TIMESTEPS:
             raise InputError("context_timestep", f"found {self.context_timestep}, expected 0 to below 1000")
 
+    @property
+    def first_block(self) -> int:
+        """Latent frames of a clip's first block where it is unlike the others, else 0."""
+        return first_block(self.frames_per_block, self.independent_first_frame, self.schedule.rule)
+
 
 def block_lengths(start: int, frames: int, settings: RolloutSettings) -> list[int]:
     """Lengths in latent frames of the blocks that fill `frames` latent frames from latent frame `start` on.
@@ -68,16 +73,16 @@ def block_lengths(start: int, frames: int, settings: RolloutSettings) -> list[in
     Raises InputError when the blocks do not fill the length exactly, naming the nearest lengths that fit.
     """
     n = settings.frames_per_block
-    first = 1 if settings.independent_first_frame and start == 0 else 0
+    first = settings.first_block if start == 0 else 0
     if frames < 1 or (frames - first) % n:
         below = first + (frames - first) // n * n
         near = [str(f) for f in (below, below + n) if f > 0]
         raise InputError(
             "frames",
             f"found {frames} latent frames, expected a multiple of the block of {n}"
-            f"{' after an independent first frame' if first else ''} ({' or '.join(near)})",
+            f"{f' after a first one of {first}' if first else ''} ({' or '.join(near)})",
         )
-    return [1] * first + [n] * ((frames - first) // n)
+    return [first] * (first > 0) + [n] * ((frames - first) // n)
 
 
 def context_lengths(frames: int, settings: RolloutSettings) -> list[int]:
@@ -92,6 +97,39 @@ def count_model_calls(blocks: int, settings: RolloutSettings, policy: MemoryPoli
     contexts = len(context_lengths(initial_frames, settings))
     contexts += 1 if settings.fuse and policy.fuses else blocks
     return blocks * settings.schedule.nfe + contexts
+
+
+@dataclass(frozen=True)
+class Step:
+    """One model call, for `on_step` before and `on_step_end` after it. step: counts from 0 within its block; blocks: 0
+    for a rollout without end."""
+
+    block: int
+    blocks: int
+    step: int
+    steps: int
+    kind: Literal["denoise", "context", "recache"]
+
+
+OnStepEnd = Callable[[Step, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A finished block: clean latents [B, C, F, H, W] of latent frames start (inclusive) to stop (exclusive).
+
+    index, count: which of how many, 0 for a rollout without end. nfe: model calls since the block before. seconds: wall
+    time of its denoising. seeds: the noise source's.
+    """
+
+    index: int
+    count: int
+    start: int
+    stop: int
+    latents: Tensor
+    nfe: int
+    seconds: float
+    seeds: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -125,18 +163,24 @@ class BlockPlan(Generic[Condition]):
         """Latent frames of the block when it starts at latent frame `start`."""
         if self.latents is not None:
             return self.latents.shape[2]
-        return 1 if self.settings.independent_first_frame and start == 0 else self.settings.frames_per_block
+        return (self.settings.first_block if start == 0 else 0) or self.settings.frames_per_block
 
 
 # Asked at the start of every block, with its latent frame; None ends the rollout.
 BlockSource = Callable[[int], BlockPlan[Condition] | None]
 
 
+class BlockEdit(Protocol):
+    """Changes the plan of a block that is to be sampled: video to video (`salt.video_in`)."""
+
+    def __call__(self, plan: BlockPlan[Condition], start: int) -> BlockPlan[Condition]: ...
+
+
 class ScheduleSource(Generic[Condition]):
     """The `BlockSource` of a rollout whose prompts are known before it begins.
 
     start: latent frame of its first block. made: latents of its first blocks, where they are known; what the first of
-    them does to the memory is done. first_frame: of the clip, where it is given.
+    them does to the memory is done. first_frame: of the clip, where it is given. edit: changes the plans of the others.
     """
 
     def __init__(
@@ -148,8 +192,9 @@ class ScheduleSource(Generic[Condition]):
         made: Tensor | None = None,
         guide: Guide[Condition] | None = None,
         first_frame: Tensor | None = None,
+        edit: BlockEdit | None = None,
     ) -> None:
-        self.first_frame = first_frame
+        self.first_frame, self.edit = first_frame, edit
         self.schedules, self.settings, self.noise, self.guide = schedules, settings, noise, guide
         self.start, self.made = start, made
         # A change takes effect at the next block, so the latest block's prompt is the one in effect at its start.
@@ -169,7 +214,7 @@ class ScheduleSource(Generic[Condition]):
         first_frame = None if start else self.first_frame
         plan = BlockPlan(changes, self.settings, self.noise, guide=self.guide, first_frame=first_frame)
         if self.made is None or start - self.start >= self.made.shape[2]:
-            return plan
+            return plan if self.edit is None else self.edit(plan, start)
         return replace(plan, latents=self.made[:, :, start - self.start :][:, :, : plan.length(start)])
 
     def at_end_of(self, frame: int) -> BlockPlan[Condition]:

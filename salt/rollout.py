@@ -13,13 +13,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Generic, Literal
 
 import torch
 from torch import Tensor
 
-from .block_plan import BlockPlan, BlockSource, RolloutSettings, ScheduleSource, block_lengths, context_lengths
+from .block_plan import (
+    Block,
+    BlockEdit,
+    BlockPlan,
+    BlockSource,
+    OnStepEnd,
+    RolloutSettings,
+    ScheduleSource,
+    Step,
+    block_lengths,
+    context_lengths,
+)
 from .conditioning import PromptChange, PromptSchedule
 from .errors import InputError
 from .memory import KVMemory, MemoryPass, MemoryPolicy
@@ -29,39 +39,6 @@ from .model_input import Condition, FlowModel, Guide, ModelInput
 from .noise import NoiseSource
 from .schedule import NUM_TRAIN_TIMESTEPS, add_noise
 from .solvers.block_solver import BlockSolver
-
-
-@dataclass(frozen=True)
-class Step:
-    """One model call, for `on_step` before and `on_step_end` after it. step: counts from 0 within its block; blocks: 0
-    for a rollout without end."""
-
-    block: int
-    blocks: int
-    step: int
-    steps: int
-    kind: Literal["denoise", "context", "recache"]
-
-
-OnStepEnd = Callable[[Step, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Block:
-    """A finished block: clean latents [B, C, F, H, W] of latent frames start (inclusive) to stop (exclusive).
-
-    index, count: which of how many, 0 for a rollout without end. nfe: model calls since the block before. seconds: wall
-    time of its denoising. seeds: the noise source's.
-    """
-
-    index: int
-    count: int
-    start: int
-    stop: int
-    latents: Tensor
-    nfe: int
-    seconds: float
-    seeds: tuple[int, ...]
 
 
 def rollout(
@@ -83,6 +60,7 @@ def rollout(
     on_step_end: OnStepEnd | None = None,
     guide: Guide[Condition] | None = None,
     reencode: Reencode | None = None,
+    video: BlockEdit | None = None,
 ) -> Iterator[Block]:
     """Sample `frames` new latent frames (None: without end) block by block and yield each finished block.
 
@@ -109,6 +87,7 @@ def rollout(
     guide: evaluates the denoising steps instead of `guidance`, on one branch, or on two where `negative` is given.
         Context passes are calls of `model` as ever, and not fused.
     reencode: what a memory that is rebuilt needs of decoder and encoder, unless it keeps the first frame.
+    video: how blocks start from a source video, as `salt.video_in.strength.Strength`.
     Raises InputError for a length that blocks do not fill, a block that does not fit into the policy's window, guidance
     without a negative conditioning, a recache without the latents for it, and a memory that another rollout writes.
     """
@@ -124,7 +103,7 @@ def rollout(
     memory.policy.check_block(max(lengths, default=settings.frames_per_block))
     if memory.policy.reencodes and reencode is None:
         raise needs_encoder(memory.policy)
-    source = ScheduleSource(schedules, settings, noise, memory.next_frame, made_latents, guide, first_frame)
+    source = ScheduleSource(schedules, settings, noise, memory.next_frame, made_latents, guide, first_frame, video)
     run = _Run(model, memories, len(lengths), on_step, on_step_end, source.recaches, reencode)
     with run.writing():
         known = None
@@ -187,6 +166,11 @@ class _Run(Generic[Condition]):
         self.recent: list[Tensor] = []
         self.nfe = 0
 
+    @property
+    def steps(self) -> int:
+        """Denoising steps of the current block."""
+        return self.plan.settings.schedule.nfe if self.plan.latents is None else 0
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         with ExitStack() as held:
@@ -218,7 +202,7 @@ class _Run(Generic[Condition]):
             following, first_flow = ask(stop) if plan.settings.fuse else None, None
             if following is not None and self.fusable(following):
                 first_flow = self.fused_pass(x, following.length(stop), index)
-            else:
+            elif not memory.policy.keeps_last_step or plan.latents is not None or plan.guide is not None:
                 self.context_pass(x, index)
             plan = following if plan.settings.fuse else ask(stop)
             index += 1
@@ -246,7 +230,7 @@ class _Run(Generic[Condition]):
         t = x.new_full((x.shape[0], x.shape[2]), timestep)
         if self.plan.first_frame is not None:
             t[:, : self.plan.first_frame.shape[2]] = 0
-        return self.guided(x, t, lambda m: m.open(read=x.shape[2]), kind, block, step)
+        return self.guided(x, t, lambda m: m.open_step(x.shape[2], step, self.steps), kind, block, step)
 
     def guided(
         self,
@@ -260,7 +244,7 @@ class _Run(Generic[Condition]):
         """One evaluation: a model call per branch, combined by the guidance; blocks that were written are committed."""
         settings = self.plan.settings
         if self.on_step is not None:
-            self.on_step(Step(block, self.count, step, settings.schedule.nfe, kind))
+            self.on_step(Step(block, self.count, step, self.steps, kind))
         branches = list(zip(self.memories, self.plan.prompts, strict=False))
         self.nfe += 1
         if self.plan.guide is not None and kind == "denoise":
@@ -292,14 +276,14 @@ class _Run(Generic[Condition]):
             self.rebuild(clean, memory.next_frame + x0.shape[2], block, "context")
             return
         x, t = self.context_input(x0.detach())
-        self.guided(x, t, lambda m: m.open(write=x.shape[2]), "context", block, self.plan.settings.schedule.nfe)
+        self.guided(x, t, lambda m: m.open(write=x.shape[2]), "context", block, self.steps)
 
     @torch.no_grad()
     def rebuild(self, clean: CleanLatents, end: int, block: int, kind: Literal["context", "recache"]) -> None:
         """Write memories anew, up to latent frame `end`, in one forward in which blocks see those before them."""
         x, t = self.context_input(clean.source().to(self.memories[0].device))
-        blocks, nfe = group_lengths(x.shape[2], self.plan.settings.frames_per_block), self.plan.settings.schedule.nfe
-        self.guided(x, t, lambda m: m.open(write=blocks, start=end - sum(blocks)), kind, block, nfe)
+        blocks = group_lengths(x.shape[2], self.plan.settings.frames_per_block)
+        self.guided(x, t, lambda m: m.open(write=blocks, start=end - sum(blocks)), kind, block, self.steps)
         for memory, _ in zip(self.memories, self.plan.prompts, strict=False):
             memory.clean = clean
 
@@ -385,7 +369,7 @@ class _Run(Generic[Condition]):
             memory.restart(first, prompt.keep_sink)
         if self.on_step is not None and blocks:
             self.on_step(Step(block, self.count, 0, self.plan.settings.schedule.nfe, "recache"))
-        together = [blocks] if policy.kind != "blended" else [[b] for b in blocks]
+        together = [[b] for b in blocks] if policy.one_by_one else [blocks]
         for group in together if blocks else []:
             x = torch.cat(group, dim=2)
             memory_pass = memory.open(write=[b.shape[2] for b in group])

@@ -20,7 +20,7 @@ from .io.fields import shown
 
 NUM_TRAIN_TIMESTEPS = 1000
 MIN_SHIFT, MAX_SHIFT = 0.01, 100.0
-StepRule = Literal["wan", "longlive2", "krea"]
+StepRule = Literal["wan", "longlive2", "krea", "streamdiffusion2"]
 Stepping = Literal["sde", "ode", "unipc"]
 STEPPINGS: tuple[Stepping, ...] = ("sde", "ode", "unipc")
 STEP_LISTS: dict[int, tuple[float, ...]] = {
@@ -109,21 +109,27 @@ def _krea_calls(steps: tuple[float, ...], shift: float) -> tuple[ModelCall, ...]
 
     x0 is computed with the level of another table that is nearest to the timestep.
     """
-    table = torch.arange(NUM_TRAIN_TIMESTEPS, 0, -1, dtype=torch.float64)
-    timesteps = NUM_TRAIN_TIMESTEPS * warp(torch.tensor(steps, dtype=torch.float64), shift)
+    timesteps = (NUM_TRAIN_TIMESTEPS * warp(torch.tensor(steps, dtype=torch.float64), shift)).tolist()
+    own, wrapper = nearest_levels(timesteps, shift), nearest_levels(timesteps, KREA_SHIFT)
+    return tuple(ModelCall(*call) for call in zip(timesteps, wrapper, [*own[1:], 0.0], strict=True))
 
-    def nearest(shift: float) -> list[float]:
-        levels = warp(table, shift)
-        return [float(levels[(levels - t / NUM_TRAIN_TIMESTEPS).abs().argmin()]) for t in timesteps]
 
-    own, wrapper = nearest(shift), nearest(KREA_SHIFT)
-    return tuple(ModelCall(*call) for call in zip(timesteps.tolist(), wrapper, [*own[1:], 0.0], strict=True))
+def nearest_levels(timesteps: Sequence[float], shift: float) -> list[float]:
+    """For each timestep the nearest noise level of a table of 1000, which the shift warps."""
+    levels = warp(torch.arange(NUM_TRAIN_TIMESTEPS, 0, -1, dtype=torch.float64), shift)
+    return [float(levels[(levels - t / NUM_TRAIN_TIMESTEPS).abs().argmin()]) for t in timesteps]
+
+
+def _streamdiffusion2_calls(steps: tuple[float, ...], shift: float) -> tuple[ModelCall, ...]:
+    """Steps are the model's timesteps as they are; the shift is that of the table in which their levels are found."""
+    return model_calls(steps, nearest_levels(steps, shift))
 
 
 STEP_RULES: dict[StepRule, Callable[[tuple[float, ...], float], tuple[ModelCall, ...]]] = {
     "wan": _wan_calls,
     "longlive2": _longlive2_calls,
     "krea": _krea_calls,
+    "streamdiffusion2": _streamdiffusion2_calls,
 }
 
 
@@ -133,7 +139,7 @@ class Schedule:
 
     steps: before the shift, strictly falling, in (0, 1000] (Krea's may end at 0); one model call each. shift: 0.01 to
     100; 1 leaves steps as they are. rule: which model calls they are. Raises InputError for other values. Sources: Wan
-    2.1's flow-matching schedule as in Salt (arXiv 2604.03118); LongLive 2.0's; Krea realtime's.
+    2.1's flow-matching schedule as in Salt (arXiv 2604.03118); LongLive 2.0's; Krea realtime's; StreamDiffusionV2's.
     """
 
     steps: tuple[float, ...] = STEP_LISTS[4]
@@ -169,6 +175,13 @@ class Schedule:
     def timesteps(self) -> tuple[float, ...]:
         """The model's timesteps in [0, 1000], one per evaluation."""
         return tuple(call.timestep for call in self.calls)
+
+
+def first_block(frames_per_block: int, independent_first_frame: bool, rule: StepRule) -> int:
+    """Latent frames of a clip's first block where it is unlike the others, else 0: StreamDiffusionV2's has one more."""
+    if rule == "streamdiffusion2":
+        return frames_per_block + 1
+    return int(independent_first_frame)
 
 
 def expand_sigma(sigma: Tensor | float, like: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from .io.fields import Between, read_fields
 from .memory import MemoryPolicy
-from .schedule import STEP_LISTS, Schedule, Stepping, StepRule
+from .schedule import STEP_LISTS, Schedule, Stepping, StepRule, first_block
 
 FPS = 16  # pixel frames per second of Wan 2.1's clips and of salt-tiny's
 TINY_FOLDER = Path(__file__).parent / "assets" / "tiny"  # diffusers folder of the embedded model, salt-tiny
@@ -30,6 +30,11 @@ class StudentSpec:
     independent_first_frame: bool = False
     rule: StepRule = "wan"
     stepping: Stepping = "sde"
+
+    @property
+    def first_block(self) -> int:
+        """Latent frames of a clip's first block where it is unlike the others, else 0."""
+        return first_block(self.frames_per_block, self.independent_first_frame, self.rule)
 
     @property
     def schedule(self) -> Schedule:

@@ -5,7 +5,7 @@ Their files have no metadata, so names decide; a file that was renamed is read a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from ..memory import MemoryPolicy
 from ..schedule import step_list
 from ..spec import StudentSpec
 
+STREAMDIFFUSION2 = StudentSpec(1, (700, 500), 8.0, MemoryPolicy("overwrite", 6, 3), rule="streamdiffusion2")
 KREA = StudentSpec(steps=step_list(5, "krea"), policy=MemoryPolicy("rebuild", window=3), rule="krea")
 
 
@@ -51,13 +52,15 @@ FAMILIES = (
         "StreamDiffusionV2 14B, video to video",
         "jerryfeng/StreamDiffusionV2",
         "Apache-2.0",
-        ("wan_causal_dmd_v2v_14b/*", "wan_causal_dmd_v2v_14b"),
+        ("wan_causal_dmd_v2v_14b/*", "wan_causal_dmd_v2v_14b", "wan_causal_dmd_v2v_14b.*"),
+        replace(STREAMDIFFUSION2, steps=(700,)),
     ),
     Family(
         "StreamDiffusionV2 1.3B, video to video",
         "jerryfeng/StreamDiffusionV2",
         "Apache-2.0",
-        ("wan_causal_dmd_v2v/*", "wan_causal_dmd_v2v"),
+        ("wan_causal_dmd_v2v/*", "wan_causal_dmd_v2v", "wan_causal_dmd_v2v.*"),
+        STREAMDIFFUSION2,
     ),
     Family(
         "AnyFlow-FAR",

@@ -35,6 +35,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     clip.add_argument("--width", type=int)
     clip.add_argument("--height", type=int)
     clip.add_argument("--image", type=file_path, help="picture (or mp4) that the clip starts from")
+    clip.add_argument("--video", type=file_path, help="video (mp4, ...) that is changed; the clip is as long")
+    clip.add_argument(
+        "--strength", type=float, help="how far --video may be changed: 0 (not at all) to 1 (nothing of it is left)"
+    )
     clip.add_argument(
         "--prompt-at",
         nargs=2,
@@ -56,8 +60,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     steps.add_argument(
         "--memory",
         metavar="POLICY",
-        help="full, window:W, sink:S,window:W, relative:S,window:W, cyclic:W, blended:S,window:W; "
-        "then ,int8 ,fp8 ,int4 ,cpu",
+        help="full, window:W, sink:S,window:W, relative:S,window:W, cyclic:W, blended:S,window:W, "
+        "overwrite:S,window:W; then ,int8 ,fp8 ,int4 ,cpu",
     )
     steps.add_argument("--fuse", action="store_true", help="one forward for context pass and next first step")
     steps.add_argument(
@@ -147,7 +151,7 @@ OPTIONS = {
     **{
         name: f"--{name}"
         for name in (
-            *("seconds", "width", "height", "image", "steps", "shift", "stepping", "seed"),
+            *("seconds", "width", "height", "image", "video", "strength", "steps", "shift", "stepping", "seed"),
             *("host", "port", "token", "size", "lead", "pace", "record"),
             *(
                 "model",
@@ -164,7 +168,7 @@ OPTIONS = {
             ),
         )
     },
-    **{name: f"--memory: {name}" for name in ("window", "sink", "blend")},
+    **{name: f"--memory: {name}" for name in ("window", "sink", "blend", "refresh", "reset")},
 }
 
 
@@ -176,6 +180,8 @@ def inputs_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "width": arguments.width,
         "height": arguments.height,
         "image": arguments.image,
+        "video": arguments.video,
+        "strength": arguments.strength,
         "num_inference_steps": arguments.nfe,
         "steps": arguments.steps,
         "shift": arguments.shift,

@@ -69,8 +69,9 @@ def batch_clips(prompts: list[str], folder: Path, seed: int, model: str, inputs:
     A file's name has words of the prompt and the beginning of a key of everything that the clip is made from.
     """
     settings = dict(inputs)
-    if "image" in settings:
-        settings["image"] = path_digest(settings["image"])
+    for name in ("image", "video"):
+        if name in settings:
+            settings[name] = path_digest(settings[name])
     clips = []
     for index, prompt in enumerate(prompts):
         key = content_key(model, settings, prompt, seed + index)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -18,6 +19,7 @@ from ..rope import Rotary, cached_rotary_table
 from . import shots as shot_rules
 from .attention import MemoryPass, Segment
 from .clean_latents import EMPTY
+from .overwritten import OverwritePass, OverwriteState
 from .pinned_store import new_store
 from .policy import MemoryPolicy
 from .shots import Shots
@@ -43,6 +45,7 @@ class KVMemory:
     origin: latent frame at which the scene starts; next_frame: latent frame at which the next block starts; held: the
     latent frames kept; context_sigma: noise level in [0, 1] of the latest context pass. clean: what a policy that
     rebuilds the memory rebuilds it from. shots: that began since origin (kind `shots`); slots: where its frames are.
+    overwritten: which slots come next where they are overwritten.
     Raises ValueError (InputError for a field) for blocks and frames that do not fit.
     """
 
@@ -60,6 +63,8 @@ class KVMemory:
         self.fingerprint = fingerprint
         self.context_sigma = 0.0
         self.clean = EMPTY
+        self.overwritten = OverwriteState.empty(geometry)
+        self._unfinished: OverwriteState | None = None  # of a block whose last step has not come yet
         self.origin = 0
         self.next_frame = 0
         self.held: tuple[int, ...] = ()
@@ -77,7 +82,7 @@ class KVMemory:
         try:
             yield
         finally:
-            self.in_use = False
+            self.in_use, self._unfinished = False, None
 
     def check_free(self, field: str = "memory") -> None:
         if self.in_use:
@@ -139,6 +144,28 @@ class KVMemory:
             self.store.grow(max(needed, self.policy.slots(roomy)))
         return self.store
 
+    def open_step(self, frames: int, step: int = 0, steps: int = 1) -> MemoryPass:
+        """Begin a denoising step of a block of `frames`, which reads; a policy that keeps the last step's keys and
+        values writes at each, and keeps those of the last."""
+        if not self.policy.keeps_last_step:
+            return self.open(read=frames)
+        return self._open_overwriting(frames, steps, writes=step + 1 == steps)
+
+    def _open_overwriting(
+        self, frames: int, steps: int, writes: bool, starts: tuple[int, ...] | None = None
+    ) -> OverwritePass:
+        self.policy.check_block(frames)
+        first = self.policy.position(self.next_frame - self.origin)
+        return OverwritePass(
+            self.policy, self.geometry, self.allocated(self.next_frame + frames), self._unfinished or self.overwritten,
+            self.next_frame, frames, starts or (first,) * self.geometry.batch, steps, writes, starts is not None,
+        )  # fmt: skip
+
+    def open_stages(self, starts: Sequence[int]) -> MemoryPass:
+        """Begin a forward of a stream batch: one latent frame for every stage, which all write. starts: their positions
+        (`salt.video_in.stream_batch`)."""
+        return self._open_overwriting(1, 1, True, tuple(starts))
+
     @property
     def is_rewound(self) -> bool:
         """Whether it has to be rebuilt before it is read: it was rewound, or a rebuild was interrupted."""
@@ -161,6 +188,10 @@ class KVMemory:
             raise ValueError(f"memory pass: found blocks {[n for n, _ in blocks]}, expected at least one, each above 0")
         if len(blocks) > 1 and self.policy.kind == "blended":
             raise ValueError("memory pass: found several blocks, expected one at a time for a blended sink")
+        if self.policy.keeps_last_step:
+            if len(blocks) > 1:
+                raise ValueError(f"memory pass: found {len(blocks)} blocks, expected one at a time for {self.policy}")
+            return self._open_overwriting(blocks[0][0], 1, blocks[0][1])
         rebuilds = start is not None
         start, held = (start, ()) if start is not None else (self.next_frame, self.held)
         shots = self.shots
@@ -219,6 +250,9 @@ class KVMemory:
         if memory_pass.start_frame != self.next_frame and not self.policy.rebuilt:
             start = memory_pass.start_frame
             raise ValueError(f"commit: found a pass that starts at latent frame {start}, expected {self.next_frame}")
+        if isinstance(memory_pass, OverwritePass):
+            self._commit_overwriting(memory_pass)
+            return
         for segment in memory_pass.segments:
             if segment.writes:
                 start, frames = segment.frames[0], len(segment.frames)
@@ -226,6 +260,16 @@ class KVMemory:
                 self.shots = shot_rules.written(self.shots, start, frames, self.policy.sink)
                 self.next_frame = segment.frames[-1] + 1
         self.context_sigma = context_sigma
+
+    def _commit_overwriting(self, memory_pass: OverwritePass) -> None:
+        segment = memory_pass.segments[0]
+        if not segment.writes:
+            self._unfinished = memory_pass.state
+            return
+        self.overwritten, self._unfinished = memory_pass.state, None
+        self.next_frame = segment.frames[-1] + 1
+        # Which frame a slot has is every layer's own; the first frames stand for the slots.
+        self.held = tuple(range(self.origin, self.origin + max(self.overwritten.filled)))
 
     def _blend(self, store: Store, held: tuple[int, ...], kept: tuple[int, ...]) -> None:
         evicted = [f for f in held if f not in set(kept)]
@@ -246,6 +290,11 @@ class KVMemory:
         """
         if not self.origin <= frame <= self.next_frame:
             raise InputError("frame", f"found {frame}, expected {self.origin} to {self.next_frame}")
+        if self.policy.keeps_last_step and self.origin < frame < self.next_frame:
+            expected = f"{self.origin} or {self.next_frame}: slots are overwritten; go back by a saved memory or a fork"
+            raise InputError("frame", f"found {frame}, expected {expected}")
+        if self.policy.keeps_last_step and frame == self.origin:
+            self.renew(frame, self.policy)
         if self.policy.rebuilt and frame < self.next_frame:
             self.held, self.clean = (), self.clean.rewound() if frame > self.origin else EMPTY
         self.held = tuple(f for f in self.held if f < frame)
@@ -261,10 +310,11 @@ class KVMemory:
 
         shots: of what is written again.
         """
-        if policy != self.policy:
+        if policy != self.policy or policy.keeps_last_step:  # whose empty slots are read as zeros
             self.policy, self.store = policy, None
         self.held, self.slots, self.clean = (), {}, EMPTY
         self.shots = shots if policy.kind == "shots" else ()
+        self.overwritten, self._unfinished = OverwriteState.empty(self.geometry), None
         self.origin = self.next_frame = frame
 
     def restart(self, frame: int, keep_sink: bool) -> None:
@@ -274,6 +324,9 @@ class KVMemory:
         """
         if not self.origin <= frame <= self.next_frame:
             raise InputError("frame", f"found {frame}, expected {self.origin} to {self.next_frame}")
+        if self.policy.keeps_last_step:
+            self.renew(frame, self.policy)
+            return
         sinks = tuple(f for f in self.held if f - self.origin < self.policy.sink and f < frame)
         self.held = sinks if keep_sink else ()
         if not keep_sink:
@@ -290,10 +343,23 @@ class KVMemory:
         twin.origin, twin.next_frame, twin.held = self.origin, self.next_frame, self.held
         twin.shots, twin.slots = self.shots, dict(self.slots)
         twin.context_sigma, twin.device = self.context_sigma, torch.device(device)
-        twin.clean = self.clean.to(device)
+        twin.clean, twin.overwritten = self.clean.to(device), self.overwritten
         if self.store is not None:
             twin.store = new_store(self.policy, self.geometry, self.dtype, twin.device, self.store.slots)
             for ours, theirs in zip(twin.store.buffers, self.store.buffers, strict=True):
+                for to, source in zip(ours, theirs, strict=True):
+                    to.copy_(source)
+        return twin
+
+    def repeated(self, rows: int) -> KVMemory:
+        """An independent copy for `rows` clips that all begin as this one, of a single clip; its memory is overwritten
+        (`overwritten.py`)."""
+        geometry = replace(self.geometry, batch=rows)
+        twin = KVMemory(self.policy, geometry, self.dtype, self.device, None, self.fingerprint)
+        twin.origin, twin.next_frame, twin.held = self.origin, self.next_frame, self.held
+        twin.overwritten = self.overwritten.repeated(rows)
+        if self.store is not None:
+            for ours, theirs in zip(twin.allocated(self.next_frame).buffers, self.store.buffers, strict=True):
                 for to, source in zip(ours, theirs, strict=True):
                     to.copy_(source)
         return twin

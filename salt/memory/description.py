@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ..io.fields import Between, Index, shown
+from .overwritten import OverwriteState
 from .policy import MemoryPolicy
 from .shots import Shots
 from .store import MemoryGeometry
@@ -29,11 +30,16 @@ class MemoryDescription:
     given: Index = 0
     shots: Shots = ()
     slots: tuple[Index, ...] = ()
+    overwritten: OverwriteState | None = None
 
     def __post_init__(self) -> None:
         frames = [self.origin - 1, *self.held, self.next_frame]
         if not all(a < b for a, b in zip(frames, frames[1:], strict=False)):
             raise ValueError(f"held: found {shown(self.held)}, expected rising frames from origin to next_frame")
+        if self.policy.keeps_last_step:
+            if self.overwritten is None:
+                raise ValueError("overwritten: is missing, expected which slots come next")
+            self.overwritten.check(self.policy, self.geometry)
         most = self.policy.slots(self.next_frame - self.origin)
         if len(self.held) > most or (self.policy.window is None and len(self.held) < most):
             raise ValueError(f"held: found {len(self.held)} frames, expected {most} for {self.policy}")

@@ -13,14 +13,15 @@ from typing import Literal
 
 from ..errors import InputError
 
-Kind = Literal["full", "window", "sink", "relative", "cyclic", "blended", "rebuild", "shots"]
+Kind = Literal["full", "window", "sink", "relative", "cyclic", "blended", "rebuild", "shots", "overwrite"]
 Precision = Literal["model", "int8", "fp8", "int4"]
 Residence = Literal["device", "cpu"]
 
-KINDS: tuple[Kind, ...] = ("full", "window", "sink", "relative", "cyclic", "blended", "rebuild", "shots")
+KINDS: tuple[Kind, ...] = ("full", "window", "sink", "relative", "cyclic", "blended", "rebuild", "shots", "overwrite")
 PRECISIONS: tuple[Precision, ...] = ("model", "int8", "fp8", "int4")
 RESIDENCES: tuple[Residence, ...] = ("device", "cpu")
 CYCLE_FRAMES = 21
+REFRESH, RESET = 0.2, 50  # as StreamDiffusionV2 has them
 MAX_SHOT_OFFSET = 1000
 
 
@@ -32,13 +33,16 @@ class MemoryPolicy:
         others; `relative` keeps as `sink` does and re-assigns positions 0..N-1 at every read; `cyclic` keeps as
         `window` does with positions modulo 21 frames; `blended` is `relative` whose sink absorbs what is evicted;
         `rebuild` is written anew after every block, from the newest `window` clean latents, at positions 0..N-1;
-        `shots` is `sink` that keeps the first block of the current shot as well (see `shots.py`).
+        `shots` is `sink` that keeps the first block of the current shot as well (see `shots.py`);
+        `overwrite` keeps `window` slots, whose order and sink change with what is seen (`overwritten.py`).
     window: latent frames kept, sink and current block counted; None only for `full`. For `rebuild` the current block
         is not counted.
     sink: latent frames at the start that are never evicted. For `rebuild` 0 or 1: with 1 the clip's first frame is the
         first one of every rebuild, otherwise the oldest one is decoded and encoded again as an image.
     shot_offset: temporal positions that every new shot moves on by; clean_shots: the first block of a shot is written
         with nothing but the sink in the memory (both kind `shots` only).
+    refresh: similarity below which a sink slot is overwritten next, -1 for never (kind `overwrite` only).
+    reset: position at which positions go back to that of the last slot, 0 for never (kind `overwrite` only).
     blend: `a` in sink = a * sink + (1 - a) * evicted (kind `blended` only).
     precision: storage of keys and values: the model's dtype, int8, fp8 e4m3 or int4 (see `quantization.py`).
     residence: `device` beside the model, or `cpu` (fetched layer by layer while the layer before computes).
@@ -55,6 +59,8 @@ class MemoryPolicy:
     residence: Residence = "device"
     shot_offset: int = 0
     clean_shots: bool = False
+    refresh: float = REFRESH
+    reset: int = RESET
 
     def __post_init__(self) -> None:
         _one_of("kind", self.kind, KINDS)
@@ -71,6 +77,7 @@ class MemoryPolicy:
             raise InputError("sink", "found 0, expected at least 1 for kind blended")
         if self.window is not None and self.window <= self.sink:
             raise InputError("window", f"found {self.window}, expected more than the sink's {self.sink} frames")
+        self._check_overwrite()
         if not 0.0 <= self.blend <= 1.0:
             raise InputError("blend", f"found {self.blend}, expected a number from 0 to 1")
         if not 0 <= self.shot_offset <= (MAX_SHOT_OFFSET if self.kind == "shots" else 0):
@@ -78,6 +85,37 @@ class MemoryPolicy:
             raise InputError("shot_offset", f"found {self.shot_offset}, expected {expected}")
         if self.clean_shots and self.kind != "shots":
             raise InputError("clean_shots", f"found it with kind {self.kind}, expected kind shots")
+
+    def _check_overwrite(self) -> None:
+        if self.kind != "overwrite":
+            for field, found, unset in (("refresh", self.refresh, REFRESH), ("reset", self.reset, RESET)):
+                if found != unset:
+                    raise InputError(field, f"found {found:g} with kind {self.kind}, expected kind overwrite")
+            return
+        for field, found, expected in (("precision", self.precision, "model"), ("residence", self.residence, "device")):
+            if found != expected:
+                raise InputError(field, f"found {found}, expected {expected} for kind overwrite")
+        if not -1 <= self.refresh <= 1:
+            raise InputError("refresh", f"found {self.refresh}, expected -1 (never) to 1")
+        if self.reset and self.reset < (self.window or 0):
+            raise InputError("reset", f"found {self.reset}, expected 0 (never) or at least the window's {self.window}")
+
+    @property
+    def keeps_last_step(self) -> bool:
+        """Written by the last denoising step of a block instead of a clean pass."""
+        return self.kind == "overwrite"
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether a forward writes one block only."""
+        return self.kind in ("blended", "overwrite")
+
+    def position(self, frame: int) -> int:
+        """Temporal position of the scene's latent frame `frame` (kind `overwrite`)."""
+        if not self.reset or frame < self.reset:
+            return frame
+        last = (self.window or 0) - 1
+        return last + (frame - self.reset) % (self.reset - last)
 
     @property
     def relative(self) -> bool:
@@ -112,10 +150,12 @@ class MemoryPolicy:
     @property
     def fuses(self) -> bool:
         """Whether a block's write and the next one's read may be one forward; some memories change in between."""
-        return self.kind not in ("blended", "rebuild")
+        return self.kind not in ("blended", "rebuild", "overwrite")
 
     def slots(self, frames: int) -> int:
         """Frames of storage needed for a clip of `frames` latent frames."""
+        if self.keeps_last_step:
+            return self.window or 0
         return frames if self.window is None else min(frames, self.window)
 
     def slot(self, frame: int, origin: int) -> int:
@@ -154,8 +194,9 @@ class MemoryPolicy:
         """Read a policy from one line, as the command line takes it.
 
         `full`, `window:12`, `sink:3,window:12`, `relative:1,window:9`, `cyclic:21`, `blended:3,window:12,blend:0.9`,
-        `rebuild:3`, `rebuild:3,keep`, `shots:8,window:32,offset:8[,clean]`; `,int8`, `,fp8` or `,int4` and `,cpu` may
-        follow. Raises InputError that shows the accepted forms.
+        `rebuild:3`, `rebuild:3,keep`, `shots:8,window:32,offset:8[,clean]`,
+        `overwrite:3,window:6,refresh:0.2,reset:50`; `,int8`, `,fp8` or `,int4` and `,cpu` may follow. Raises InputError
+        that shows the accepted forms.
         """
         fields: dict = {}
         for part in re.split(r"[,+\s]+", text.strip(" ,+\n\t").lower()):
@@ -179,14 +220,19 @@ class MemoryPolicy:
                 new = {"kind": name, "window": int(value)}
             elif part == "keep" and fields.get("kind") == "rebuild":
                 new = {"sink": 1}
-            elif name in ("sink", "relative", "blended", "shots") and value.isdigit():
+            elif name == "refresh" and (_number(value) or value == "off"):
+                new = {"refresh": -1.0 if value == "off" else float(value)}
+            elif name == "reset" and value.isdigit():
+                new = {"reset": int(value)}
+            elif name in ("sink", "relative", "blended", "shots", "overwrite") and value.isdigit():
                 new = {"kind": name, "sink": int(value)}
             if not new or new.keys() & fields.keys():  # unknown, or a field that is already set
                 raise InputError(
                     "memory_policy",
                     f"found {text!r} (at {part!r}), expected one of full | window:W | sink:S,window:W | "
                     "relative:S,window:W | cyclic:W | blended:S,window:W[,blend:A] | rebuild:N[,keep] | "
-                    "shots:S,window:W[,offset:N][,clean], then optionally ,int8 ,fp8 ,int4 ,cpu",
+                    "shots:S,window:W[,offset:N][,clean] | overwrite:S,window:W[,refresh:T][,reset:P], "
+                    "then optionally ,int8 ,fp8 ,int4 ,cpu",
                 )
             fields |= new
         return cls(**{"kind": "window" if "window" in fields else "full", **fields})
@@ -201,6 +247,8 @@ class MemoryPolicy:
             "blended": f"blended:{self.sink},window:{self.window},blend:{self.blend:g}",
             "rebuild": f"rebuild:{self.window}" + ",keep" * self.sink,
             "shots": f"shots:{self.sink},window:{self.window},offset:{self.shot_offset}{',clean' * self.clean_shots}",
+            "overwrite": f"overwrite:{self.sink},window:{self.window},"
+            f"refresh:{'off' if self.refresh == -1 else f'{self.refresh:g}'},reset:{self.reset}",
         }[self.kind]
         storage = [self.precision] * (self.precision != "model") + ["cpu"] * (self.residence == "cpu")
         return ",".join([text, *storage])

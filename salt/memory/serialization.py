@@ -96,6 +96,7 @@ def _description(memory: KVMemory) -> dict[str, Any]:
         "context_sigma": memory.context_sigma,
         "given": memory.clean.given,
         **_shots(memory),
+        **({"overwritten": asdict(memory.overwritten)} if memory.policy.keeps_last_step else {}),
     }
 
 
@@ -226,6 +227,8 @@ def load_memory(
             for name, buffer in zip(names, layer, strict=True):
                 part = file.get_tensor(f"{prefix}layers.{i}.{name}").to(device=buffer.device, dtype=buffer.dtype)
                 buffer.index_copy_(1, index.to(buffer.device), part)
+        if info.overwritten is not None:
+            memory.overwritten = info.overwritten
         if policy.rebuilt:
             memory.clean = _clean_latents(file, info, prefix, path).to(memory.device)
     return memory

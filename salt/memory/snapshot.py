@@ -9,14 +9,15 @@ from torch import Tensor
 from ..acceleration.transfers import to_main_memory
 from .cache import KVMemory
 from .clean_latents import EMPTY, CleanLatents
+from .overwritten import OverwriteState
 from .policy import MemoryPolicy
 from .shots import Shots
 
 
 @dataclass(frozen=True)
 class MemorySnapshot:
-    """What a memory held at one moment. layers: for every layer the kept slots of its buffers, in main memory. clean:
-    of the memory, also there."""
+    """What a memory held at one moment. layers: for every layer the kept slots of its buffers, in main memory. clean,
+    overwritten: of the memory, also there."""
 
     policy: MemoryPolicy
     origin: int
@@ -27,6 +28,7 @@ class MemorySnapshot:
     slots: dict[int, int]
     layers: tuple[tuple[Tensor, ...], ...]
     clean: CleanLatents = EMPTY
+    overwritten: OverwriteState = OverwriteState()
 
     @classmethod
     def of(cls, memory: KVMemory) -> MemorySnapshot:
@@ -41,7 +43,7 @@ class MemorySnapshot:
         clean = memory.clean.in_main_memory()
         return cls(
             memory.policy, memory.origin, memory.next_frame, memory.held, memory.context_sigma, memory.shots,
-            dict(memory.slots), layers, clean,
+            dict(memory.slots), layers, clean, memory.overwritten,
         )  # fmt: skip
 
     @property
@@ -52,7 +54,7 @@ class MemorySnapshot:
         """Put it into a memory of the same model and size, in place of what that holds."""
         memory.renew(self.next_frame, self.policy)
         memory.origin, memory.held, memory.context_sigma = self.origin, self.held, self.context_sigma
-        memory.clean = self.clean.to(memory.device)
+        memory.clean, memory.overwritten = self.clean.to(memory.device), self.overwritten
         memory.shots, memory.slots = self.shots, dict(self.slots)
         if not self.layers:
             return

@@ -17,9 +17,11 @@ from ..memory import KVMemory, MemoryPolicy
 from ..noise import batch_seeds
 from ..schedule import Schedule, Stepping, step_list
 from ..spec import FPS, StudentSpec
+from .source_video import SourceVideo
 from .start_image import StartImage
 
 DEFAULT_SECONDS = 5.0
+DEFAULT_STRENGTH = 0.75
 EXCLUSIVE = (
     ("prompt", "prompt_embeds"),
     ("negative_prompt", "negative_prompt_embeds"),
@@ -28,6 +30,9 @@ EXCLUSIVE = (
     ("seed", "generator"),
     ("image", "initial_latents"),
     ("initial_latents", "memory"),
+    ("video", "image"),
+    ("video", "initial_latents"),
+    ("video", "memory"),
 )
 
 PromptAt = tuple[float, str] | tuple[float, str, Switch]
@@ -52,6 +57,9 @@ class PipelineInputs:
     seed: an integer (the clips of a batch take seed, seed + 1, ...), or one per clip. Random without both.
     latents: [B, 16, F, H, W], initial noise of the new latent frames; the re-noise between steps is still drawn.
     image: an image or video that the clip starts from; or initial_latents [B, 16, F, H, W], normalised.
+    video: a video that is changed: its noised latents begin every block. A file, frames or a tensor
+        (`salt.pipeline.source_video.open_video`). Without a length, the clip has the whole blocks that it fills.
+    strength: how far it may be changed, 0 (not at all) to 1 (nothing of it is left); DEFAULT_STRENGTH with a video.
     memory: a memory to extend (it is written to); negative_memory: of the unconditional branch, with guidance.
     memory_policy: a `MemoryPolicy` or its text (`sink:3,window:12`). Default: the student's.
     history_latents: [B, 16, F, H, W], the latest latents of the clip in `memory`: with them the decoder goes on without
@@ -79,6 +87,8 @@ class PipelineInputs:
     latents: Tensor | None = field(default=None, repr=False)
     image: StartImage | None = None
     initial_latents: Tensor | None = field(default=None, repr=False)
+    video: SourceVideo | None = field(default=None, repr=False)
+    strength: float | None = None
     memory: KVMemory | None = field(default=None, repr=False)
     negative_memory: KVMemory | None = field(default=None, repr=False)
     memory_policy: MemoryPolicy | str | None = None
@@ -92,6 +102,8 @@ class PipelineInputs:
         for name, other in EXCLUSIVE:
             if getattr(self, name) is not None and getattr(self, other) is not None:
                 raise InputError(name, f"cannot be combined with `{other}`")
+        if self.video is None and self.strength is not None:
+            raise InputError("strength", "has no effect without `video`")
         for name, unit in (("height", " pixels"), ("width", " pixels"), ("num_videos_per_prompt", "")):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(name, f"found {value}{unit}, expected 1 or more")
@@ -178,7 +190,7 @@ def plan_length(
     """
     lead = 0 if seamless else temporal_scale - 1  # the first latent frame of a clip is a single pixel frame
     block = max(spec.frames_per_block, 1)
-    first = 1 if spec.independent_first_frame and not extends and not start_frames else 0
+    first = 0 if extends or start_frames else spec.first_block
 
     def pixels(blocks: int) -> int:
         return (start_frames + first + blocks * block) * temporal_scale - lead

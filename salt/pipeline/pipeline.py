@@ -27,6 +27,7 @@ from .prepare import PreparedRun, prepare
 from .progress import Bar, CallbackTensors, OnStep, StepEnd, StepProgress
 from .prompts import encode_prompts
 from .run import Chunk, run_chunks, run_latents
+from .source_video import SourceVideo
 from .start_image import StartImage
 
 OutputType = Literal["pil", "np", "pt", "latent"]
@@ -121,6 +122,7 @@ class SaltPipeline(SaltPipelineBase):
         guidance_scale: float = 1.0, num_videos_per_prompt: int = 1,
         generator: torch.Generator | Sequence[torch.Generator] | None = None, seed: int | Sequence[int] | None = None,
         latents: Tensor | None = None, image: StartImage | None = None, initial_latents: Tensor | None = None,
+        video: SourceVideo | None = None, strength: float | None = None,
         memory: KVMemory | None = None, negative_memory: KVMemory | None = None,
         memory_policy: MemoryPolicy | str | None = None, history_latents: Tensor | None = None,
         prompt_schedule: Sequence[PromptAt] = (), fuse: bool = False,
@@ -170,6 +172,8 @@ class SaltPipeline(SaltPipelineBase):
         latents: Tensor | None = None,
         image: StartImage | None = None,
         initial_latents: Tensor | None = None,
+        video: SourceVideo | None = None,
+        strength: float | None = None,
         memory: KVMemory | None = None,
         negative_memory: KVMemory | None = None,
         memory_policy: MemoryPolicy | str | None = None,

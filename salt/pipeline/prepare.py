@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..block_plan import RolloutSettings, count_model_calls
+from ..block_plan import RolloutSettings, block_lengths, count_model_calls
 from ..conditioning import Conditioning, PromptChange, PromptSchedule, Switch
 from ..errors import InputError
 from ..memory import KVMemory, MemoryPolicy
 from ..models.fingerprint import fingerprint
+from ..models.streaming_encode import WanStreamEncoder
 from ..models.streaming_vae import encode_video
 from ..noise import NoiseSource, SeededNoise
 from ..spec import FPS
+from ..video_in.motion import DEFAULT_NOISE_SCALE, MotionNoise, PixelMotion
+from ..video_in.strength import Strength
+from ..video_in.video_latents import VideoLatents
 from .clip_limits import check_clip_fits
 from .components import PipelineComponents
 from .effect import check_effects
 from .given_latents import check_axes, check_size
-from .inputs import Length, PipelineInputs, change_frame, plan_length, wanted_frames
+from .inputs import DEFAULT_STRENGTH, Length, PipelineInputs, change_frame, plan_length, wanted_frames
 from .prompts import encode_prompts
-from .start_image import image_channels, image_embeddings, start_pixels
+from .source_video import OpenVideo, clip_frames, open_video
+from .start_image import image_channels, image_embeddings, repeat_rows, start_pixels
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +36,8 @@ log = logging.getLogger(__name__)
 class PreparedRun:
     """Arguments of a rollout. conditioning is a schedule of prompts; memory is None for bidirectional models.
 
-    negative_memory: filled in when a guided run begins, where the caller gave none.
+    start: latent frame of the first new block. negative_memory: filled in when a guided run begins, where the caller
+    gave none.
     """
 
     length: Length
@@ -44,10 +49,12 @@ class PreparedRun:
     negative_memory: KVMemory | None
     initial_latents: Tensor | None
     history_latents: Tensor | None
+    video: Strength | MotionNoise | None = None
+    start: int = 0
 
     @property
     def blocks(self) -> int:
-        return 1 if self.memory is None else math.ceil(self.length.frames / self.settings.frames_per_block)
+        return 1 if self.memory is None else len(block_lengths(self.start, self.length.frames, self.settings))
 
     @property
     def reencodes(self) -> bool:
@@ -62,7 +69,12 @@ class PreparedRun:
     @property
     def denoising_steps(self) -> int:
         """Denoising steps of all blocks: how often `callback_on_step_end` is called."""
-        return self.blocks * self.settings.schedule.nfe
+        return 0 if self.copies else self.blocks * self.settings.schedule.nfe
+
+    @property
+    def copies(self) -> bool:
+        """Whether a source video's latents are the clip: at a strength at which no step runs."""
+        return self.video is not None and self.video.settings(self.settings) is None
 
     @property
     def model_calls(self) -> int:
@@ -70,7 +82,8 @@ class PreparedRun:
         if self.memory is None:
             return self.denoising_steps
         initial_frames = 0 if self.initial_latents is None else self.initial_latents.shape[2]
-        return count_model_calls(self.blocks, self.settings, self.memory.policy, initial_frames)
+        calls = count_model_calls(self.blocks, self.settings, self.memory.policy, initial_frames)
+        return calls - self.copies * self.blocks * self.settings.schedule.nfe
 
 
 class GivenNoise:
@@ -100,6 +113,9 @@ def prepare(components: PipelineComponents, inputs: PipelineInputs) -> PreparedR
     latent_size = (size[0] // components.spatial_scale, size[1] // components.spatial_scale)
     if inputs.history_latents is not None:
         check_size(components, "history_latents", inputs.history_latents, (batch, config.out_channels, 0, *latent_size))
+    source = None if inputs.video is None else open_video(inputs.video)
+    if source is not None:
+        inputs = _as_long_as(source, inputs, components)
     check_clip_fits(components, inputs, size)
     pixels = None
     if inputs.image is not None:
@@ -124,6 +140,10 @@ def prepare(components: PipelineComponents, inputs: PipelineInputs) -> PreparedR
         guidance=inputs.guidance_scale,
         fuse=inputs.fuse or components.acceleration.fuse,
     )
+    video = None
+    if source is not None:
+        video = _source(components, inputs, source, size, batch)
+        settings = video.settings(settings) or settings
     memory = None
     if not components.bidirectional:
         memory = _memory(components, inputs, (batch, *latent_size), start_frames + length.frames)
@@ -143,6 +163,8 @@ def prepare(components: PipelineComponents, inputs: PipelineInputs) -> PreparedR
         negative_memory=inputs.negative_memory,
         initial_latents=initial,
         history_latents=None if history is None else history.to(components.device, torch.float32),
+        video=video,
+        start=past + start_frames,
     )
 
 
@@ -153,6 +175,35 @@ def _held(pixels: Tensor, policy: MemoryPolicy, temporal_scale: int) -> Tensor:
     return pixels.expand(-1, -1, 1 + temporal_scale * ((policy.window or 1) - 1), -1, -1)
 
 
+def _as_long_as(source: OpenVideo, inputs: PipelineInputs, components: PipelineComponents) -> PipelineInputs:
+    """The inputs with a length that the source video fills."""
+    spec, field = components.spec, "seconds" if inputs.num_frames is None else "num_frames"
+    wanted = None if inputs.num_frames is None and inputs.seconds is None else wanted_frames(inputs)
+    block, first = max(spec.frames_per_block, 1), spec.first_block
+    frames = clip_frames(source, wanted, field, block, first, components.temporal_scale)
+    if wanted is None and frames != source.frames:
+        log.info("video: %d of %d frames, the whole blocks that it fills", frames, source.frames)
+    return inputs if inputs.num_frames is not None else replace(inputs, num_frames=frames, seconds=None)
+
+
+def _source(
+    components: PipelineComponents, inputs: PipelineInputs, source: OpenVideo, size: tuple[int, int], batch: int
+) -> Strength | MotionNoise:
+    """How blocks start from the source video, which is encoded while they are made."""
+
+    def widen(latents: Tensor) -> Tensor:
+        return repeat_rows(latents, "video", batch, inputs.num_videos_per_prompt).to(components.device)
+
+    if source.rows not in (1, batch, batch // inputs.num_videos_per_prompt):
+        raise InputError("video", f"found a batch of {source.rows}, expected 1 or {batch}")
+    by_motion = components.spec.rule == "streamdiffusion2"
+    default = DEFAULT_NOISE_SCALE if by_motion else DEFAULT_STRENGTH
+    strength = default if inputs.strength is None else inputs.strength
+    pixels = PixelMotion(source.pixels(size), components.temporal_scale)
+    latents = VideoLatents(WanStreamEncoder(components.vae), pixels, widen)
+    return MotionNoise(latents, pixels, strength) if by_motion else Strength(latents, strength)
+
+
 def _check_support(components: PipelineComponents, inputs: PipelineInputs) -> None:
     """Raise InputError for what this kind of model does not take, and a memory that another rollout writes."""
     check_axes(inputs)
@@ -160,12 +211,14 @@ def _check_support(components: PipelineComponents, inputs: PipelineInputs) -> No
         if (memory := getattr(inputs, name)) is not None:
             memory.check_free(name)
     if components.bidirectional:
-        for name in ("memory", "memory_policy", "history_latents", "prompt_schedule", "initial_latents"):
-            if getattr(inputs, name) not in (None, ()):
+        for name in ("memory", "memory_policy", "history_latents", "prompt_schedule", "initial_latents", "video"):
+            if (given := getattr(inputs, name)) is not None and (not isinstance(given, tuple) or given):
                 raise InputError(name, "is not supported by bidirectional models")
         if inputs.image is not None and not components.image_to_video:
             raise InputError("image", "is not supported by bidirectional text-to-video models")
     if components.image_to_video:
+        if inputs.video is not None:
+            raise InputError("video", "is not supported by image-to-video models")
         if inputs.image is None:
             raise InputError("image", "is required by image-to-video models")
         if inputs.initial_latents is not None:

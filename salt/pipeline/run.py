@@ -169,6 +169,7 @@ def run_blocks(
         negative_memory=prepared.negative_memory,
         initial_latents=prepared.initial_latents,
         history_latents=prepared.history_latents,
+        video=prepared.video,
         on_step=on_step,
         on_step_end=on_step_end,
         reencode=reencode,
