@@ -21,7 +21,15 @@ from .adapter.rollout_inputs import (
 from .adapter.rollout_runner import RolloutResult, run_rollout
 from .io_types import ClipMemory, Latent, Memory
 from .memory_ui import memory_ui
-from .widgets import model_sockets, policy_socket, sampling_widgets, seconds_widget, size_widgets, start_sockets
+from .widgets import (
+    model_sockets,
+    policy_socket,
+    sampling_widgets,
+    seconds_widget,
+    size_widgets,
+    start_sockets,
+    video_inputs,
+)
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -57,6 +65,7 @@ class SaltRollout(io.ComfyNode):
                 *size_widgets("Pixels; a memory has its own size.", "Pixels."),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Clips at once, seed by seed."),
                 *sampling_widgets(),
+                *video_inputs(),
             ],
             outputs=outputs("For Salt Decode (streaming) or VAE Decode.", "To save, inspect, fork, or continue from."),
         )

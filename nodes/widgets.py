@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .adapter.core_versions import ADVANCED
-from .adapter.rollout_inputs import NFE, STEPPING, STUDENT_STEPS
+from .adapter.rollout_inputs import DEFAULT_STRENGTH, NFE, STEPPING, STUDENT_STEPS
 from .io_types import Memory, Policy, Prompts
 
 
@@ -120,4 +120,28 @@ def sampling_widgets(stepping: bool = True) -> list[io.Input]:
             **ADVANCED,
         ),
         frames_per_block_widget("Latent frames per block; 0 uses what the MODEL was trained for.", **ADVANCED),
+    ]
+
+
+def video_inputs() -> list[io.Input]:
+    """A video that is changed, and how far. They come after all other inputs."""
+    return [
+        io.MultiType.Input(
+            "video",
+            types=[io.Video, io.Image],
+            optional=True,
+            tooltip="A video (or frames, at 16 a second) that is changed: every block starts from its noised latents. "
+            "Needs vae. The clip has its whole blocks, up to seconds.",
+        ),
+        io.Float.Input(
+            "strength",
+            default=DEFAULT_STRENGTH,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            optional=True,
+            tooltip="With video: how far it may be changed, by leaving out the first steps. 0 only encodes it, 1 "
+            "leaves nothing of it.",
+            **ADVANCED,
+        ),
     ]

@@ -19,6 +19,11 @@ def latent_size(width: int, height: int) -> tuple[int, int]:
     return height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT
 
 
+def pixel_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Pixels (width, height) of a latent (height, width)."""
+    return size[1] * PIXELS_PER_LATENT, size[0] * PIXELS_PER_LATENT
+
+
 def check_latent_size(socket: str, latents: Tensor) -> None:
     """Raise InputError naming the socket of latents [B, C, F, H, W] whose width or height is no multiple of 16."""
     height, width = latents.shape[3:]

@@ -131,10 +131,10 @@ def block_starts(plan: RolloutPlan) -> list[int]:
 
 def unchanged_blocks(old: RolloutPlan, new: RolloutPlan) -> int:
     """How many of the first blocks of two plans for the same MODEL are made from the same inputs."""
-    names = ("settings", "policy", "size", "seed", "batch")
+    names = ("settings", "policy", "size", "seed", "batch", "strength")
     if any(getattr(old, n) != getattr(new, n) for n in names) or old.memory is not new.memory:
         return 0
-    if not all(same(getattr(old, n), getattr(new, n)) for n in ("negative", "start", "history")):
+    if not all(same(getattr(old, n), getattr(new, n)) for n in ("negative", "start", "history", "source")):
         return 0
     sources = [
         ScheduleSource([PromptSchedule(p.prompts)], replace(p.settings, guidance=1.0), SeededNoise(0, 1, 1, 1, 1),

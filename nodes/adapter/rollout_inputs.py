@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -13,25 +13,29 @@ from ...salt.memory import MemoryPolicy
 from ...salt.rollout import RolloutSettings
 from ...salt.schedule import Schedule, Stepping, check_steps, step_list
 from ...salt.spec import FPS, StudentSpec
+from ...salt.video_in.strength import settings_at
 from ..io_types import AppliedPrompts, ClipMemory, Conditioning, Latent, TimedConditioning
-from .clip_size import check_latent_size, latent_size, size_text
-from .comfy_model import LATENT_CHANNELS
+from .clip_size import check_latent_size, latent_size, pixel_size, size_text
+from .comfy_model import LATENT_CHANNELS, takes_image_channels
 from .core_guidance import evaluates_negative
 from .head_encoder import needs_vae
 from .input_errors import widget_names
 from .model_sampling import patched_sampling, patched_shift
 from .patch_names import patch_name
 from .rollout_plan import RolloutPlan
+from .source_clip import source_clip
 from .start_picture import NODE, has_start_picture, start_picture
 from .student_spec import UNKNOWN, autoregressive_spec, known_spec
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import VAE
+    from comfy_api.latest import InputImpl
 
 STUDENT_STEPS, CUSTOM_STEPS = "student's", "custom"
 NFE = [STUDENT_STEPS, "2", "4", "8", CUSTOM_STEPS]
 STEPPING = ["sde", "ode"]
+DEFAULT_STRENGTH = 0.75
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class RolloutInputs:
     prompts: list[TimedConditioning] | None = None
     negative: Conditioning | None = None
     vae: VAE | None = None
+    video: Tensor | InputImpl.VideoFromComponents | None = None
+    strength: float = DEFAULT_STRENGTH
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,11 @@ def plan_rollout(inputs: RolloutInputs, clip: ClipStart, policy: MemoryPolicy | 
         extends=extends,
         seamless=extends,
     )
+    source = None
+    if inputs.video is not None:
+        check_source(inputs, clip)
+        source = source_clip(inputs.vae, inputs.video, pixel_size(clip.size), clip.batch, length.frames, spec)
+        length = replace(length, frames=source.latents.shape[2])
     prompts = prompt_changes(inputs)
     if clip.memory is not None and clip.history is None:
         # A change takes effect at the next block's start; after a cut a recache needs nothing from before.
@@ -114,6 +125,8 @@ def plan_rollout(inputs: RolloutInputs, clip: ClipStart, policy: MemoryPolicy | 
         inputs.cfg,
         fuse=not isinstance(inputs.prompts, AppliedPrompts),
     )
+    if source is not None:
+        settings = settings_at(settings, inputs.strength) or settings
     chosen = clip.memory.memory.policy if clip.memory is not None else policy or spec.policy
     chosen.check_block(spec.frames_per_block)
     if chosen.reencodes and inputs.vae is None:
@@ -133,8 +146,23 @@ def plan_rollout(inputs: RolloutInputs, clip: ClipStart, policy: MemoryPolicy | 
         memory=clip.memory,
         history=clip.history,
         vae=inputs.vae,
-        notes=notes_on_effect(inputs, clip, prompts, first_frame(clip) + length.frames, spec.frames_per_block),
+        source=None if source is None else source.latents,
+        strength=inputs.strength,
+        notes=[
+            *notes_on_effect(inputs, clip, prompts, first_frame(clip) + length.frames, spec.frames_per_block),
+            *([source.note] if source is not None and source.note else []),
+        ],
     )
+
+
+def check_source(inputs: RolloutInputs, clip: ClipStart) -> None:
+    """Raise InputError for a video beside another start."""
+    if clip.memory is not None:
+        raise InputError("video", "and memory cannot both be connected")
+    if clip.start is not None:
+        raise InputError("video", "cannot be connected to a clip that starts with a picture or latents")
+    if takes_image_channels(inputs.model):
+        raise InputError("video", "is not supported by image-to-video models")
 
 
 def plan_clip(
@@ -186,6 +214,8 @@ def notes_on_effect(
     notes = [UNKNOWN] if known_spec(inputs.model) is None else []
     if inputs.negative is not None and not guides(inputs):
         notes.append("negative has no effect at cfg 1")
+    if inputs.video is None and inputs.strength != DEFAULT_STRENGTH:
+        notes.append("strength has no effect without a video")
     if clip.memory is not None and has_start_picture(inputs.model):
         notes.append(f"the start picture of {NODE} has no effect on a clip that goes on from a memory")
     shift = patched_shift(inputs.model)

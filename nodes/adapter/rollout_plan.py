@@ -11,6 +11,7 @@ from torch import Tensor
 from ...salt.block_plan import RolloutSettings, block_lengths, count_model_calls
 from ...salt.conditioning import PromptChange
 from ...salt.memory import MemoryPolicy
+from ...salt.video_in.strength import settings_at
 from ..io_types import ClipMemory, Conditioning
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ class RolloutPlan:
 
     notes: on inputs that have no effect, for the report.
     start: latents [B, 16, F, H, W], as a LATENT holds them, that the clip starts with. memory: of a clip to continue;
-    history: the clip so far, which a prompt change that recaches needs. vae: for previews.
+    history: the clip so far, which a prompt change that recaches needs. vae: for previews. source: normalised latents
+    [B, 16, F, H, W] of a video whose blocks start the clip's at `strength`.
     """
 
     settings: RolloutSettings
@@ -39,6 +41,13 @@ class RolloutPlan:
     history: Tensor | None = None
     vae: VAE | None = None
     notes: Sequence[str] = ()
+    source: Tensor | None = None
+    strength: float = 1.0
+
+    @property
+    def copies(self) -> bool:
+        """Whether a source video's latents are the clip: at a strength at which no step runs."""
+        return self.source is not None and settings_at(self.settings, self.strength) is None
 
     @property
     def first_frame(self) -> int:
@@ -73,10 +82,14 @@ class RolloutPlan:
     @property
     def model_calls(self) -> int:
         """Model calls as a progress bar counts them."""
+        if self.copies:
+            return len(self.blocks)
         return count_model_calls(len(self.blocks), self.settings, self.policy, self.start_frames)
 
     def calls_after(self, before: int, made: int) -> int:
         """Model calls of a run that goes on from an earlier one: after its first `before` blocks the memory is there,
         the next `made` are only encoded."""
         new = len(self.blocks) - before - made
+        if self.copies:
+            return made + new
         return made + (count_model_calls(new, self.settings, self.policy) if new else 0)

@@ -34,11 +34,15 @@ class Int:
             control_after_generate: bool = ..., tooltip: str = ..., advanced: bool = ...,
         ) -> None: ...  # fmt: skip
 
+class MultiType:
+    class Input(Input):
+        def __init__(self, id: str, types: list[ComfyType], *, optional: bool = ..., tooltip: str = ...) -> None: ...
+
 class Float:
     class Input(Input):
         def __init__(
             self, id: str, *, default: float = ..., min: float = ..., max: float = ..., step: float = ...,
-            tooltip: str = ..., advanced: bool = ...,
+            optional: bool = ..., tooltip: str = ..., advanced: bool = ...,
         ) -> None: ...  # fmt: skip
 
     class Output(Output): ...
