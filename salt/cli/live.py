@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import InputError
 from ..io.atomic import check_free
 from ..io.printable import printable
 from .generate import add_model_arguments, pipeline_options
+from .paths import file_path
 
 if TYPE_CHECKING:
     from ..live.session import LiveSession
@@ -33,6 +35,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     clip.add_argument("--guidance", type=float, default=1.0)
     clip.add_argument("--negative", default="", help="negative prompt, used while guidance is on")
     clip.add_argument("--memory", metavar="POLICY", help="as in `salt generate`")
+    clip.add_argument(
+        "--video", type=file_path, metavar="FILE", help="a video that blocks start from, over and over (page: a camera)"
+    )
+    clip.add_argument("--strength", type=float, help="how far --video or the camera may be changed, 0 to 1 (0.75)")
     clip.add_argument(
         "--pace",
         default="realtime",
@@ -66,6 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
     from ..live.server.security import Access, is_loopback
     from ..live.session import LiveSession
     from ..live.settings import LiveSettings
+    from ..live.video_feed import CameraPictures, FilePictures
     from ..pipeline.from_options import load_pipeline
     from .generation import run_device
 
@@ -79,14 +86,17 @@ def run(arguments: argparse.Namespace) -> None:
         prompt=" ".join(arguments.prompt), negative=arguments.negative, seed=arguments.seed, nfe=arguments.nfe,
         guidance=arguments.guidance, policy=arguments.memory, pace=arguments.pace, lead=arguments.lead,
         rewind_budget=None if arguments.rewind_budget is None else arguments.rewind_budget * 10**6,
+        **({} if arguments.strength is None else {"strength": arguments.strength}),
     )  # fmt: skip
+    pictures = CameraPictures() if arguments.video is None else FilePictures(arguments.video)
     record: Path | None = arguments.record
     if record is not None:
         check_free(_replay_file(record), "replay")
     keep_heap_flat()
     options = pipeline_options(arguments, named_loras=True)
     pipe = load_pipeline(options, run_device(options))
-    session = LiveSession(PipelineHost(pipe, *(arguments.size or (None, None))), settings, record=record)
+    host = PipelineHost(pipe, *(arguments.size or (None, None)))
+    session = LiveSession(host, settings, record=record, feed=host.new_feed(pictures))
 
     def on_start(address: str) -> None:
         print(f"{printable(address)}  (Ctrl-C ends it)", flush=True)
@@ -110,5 +120,9 @@ def _finish(session: LiveSession, recording: Path, replay: Path) -> None:
     if recording.stat().st_size == 0:
         recording.unlink()
         return
-    session.replay().save(replay)
-    print(f"{printable(recording)}: the recording; {printable(replay)}: for `salt replay`")
+    try:
+        session.replay().save(replay)
+    except InputError as error:
+        print(f"{printable(recording)}: the recording; {error}")
+    else:
+        print(f"{printable(recording)}: the recording; {printable(replay)}: for `salt replay`")

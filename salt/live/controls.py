@@ -16,6 +16,7 @@ from ..conditioning import SWITCHES, Switch
 from ..errors import InputError
 from ..io.fields import Between, FieldError, check_known, read_fields, shown
 from ..memory import MemoryPolicy
+from ..video_in.strength import check_strength
 from .adapters import LoraStrength, check_strengths
 
 MAX_PROMPT_LENGTH = 4000  # characters
@@ -129,6 +130,18 @@ class Guidance(Control):
     def __post_init__(self) -> None:
         if not 0 <= self.guidance <= MAX_GUIDANCE:
             raise InputError("guidance", f"found {self.guidance:g}, expected 0 to {MAX_GUIDANCE:g}, 1 for none")
+
+
+@dataclass(frozen=True)
+class Strength(Control):
+    """How far pictures of a camera or a file may be changed, 0 to 1 (see `salt.video_in.strength`)."""
+
+    strength: float
+    kind: ClassVar[str] = "strength"
+    immediate: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_strength(self.strength)
 
 
 @dataclass(frozen=True)
@@ -259,7 +272,7 @@ class Pace(Control):
 CONTROLS: dict[str, type[Control]] = {
     control.kind: control
     for control in (
-        *(Prompt, Seed, Nfe, Guidance, Policy, Loras, Bookmark, Rewind, Fork, Goto),
+        *(Prompt, Seed, Nfe, Guidance, Strength, Policy, Loras, Bookmark, Rewind, Fork, Goto),
         *(Pause, Resume, Step, Stop, Pace),
     )
 }

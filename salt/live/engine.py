@@ -25,6 +25,7 @@ from ..models.head_encoder import HeadEncoder, LatestPixels
 from ..noise import NoiseSource
 from ..rollout import Block, rollout_from
 from ..schedule import Schedule
+from ..video_in.strength import Strength
 from .adapters import check_loaded
 from .branches import MAX_BOOKMARKS, MAX_BRANCHES, LiveBranch, PlaceBookmark
 from .controls import Bookmark, Control, Fork, Goto, Loras, Policy, Prompt, Rewind
@@ -43,6 +44,7 @@ from .live_model import LiveModel
 from .prompt_blend import Conditionings, Latest
 from .settings import LiveSettings
 from .steering import BlockChoice
+from .video_feed import Shot, VideoFeed
 
 MAX_LOG = 100_000
 LATENT_FRAMES_ALWAYS = 64  # of the newest latents, kept whatever the budget
@@ -51,7 +53,7 @@ LATENT_FRAMES_ALWAYS = 64  # of the newest latents, kept whatever the budget
 @dataclass(frozen=True)
 class LiveBlock:
     """A block that was made. latents: where it was computed. frames: None where nothing is decoded. finite: whether
-    the latents are. first_frame: pixel frame along the branch."""
+    the latents are. first_frame: pixel frame along the branch. shot: of the pictures that it was made from."""
 
     kept: KeptBlock
     branch: int
@@ -61,16 +63,24 @@ class LiveBlock:
     latents: Tensor
     finite: FiniteFlag
     frames: PendingFrames | None
+    shot: Shot | None = None
 
 
 class LiveEngine(Generic[Condition]):
     """Branches, history, memories and decoder of one live session. Used by one thread at a time.
 
-    decodes: whether blocks come with their frames. Raises InputError for settings that do not fit the model.
+    decodes: whether blocks come with their frames. feed: pictures that blocks start from. Raises InputError for
+    settings that do not fit the model.
     """
 
-    def __init__(self, live_model: LiveModel[Condition], settings: LiveSettings, decodes: bool = True) -> None:
-        self.live_model, self.info = live_model, live_model.info
+    def __init__(
+        self,
+        live_model: LiveModel[Condition],
+        settings: LiveSettings,
+        decodes: bool = True,
+        feed: VideoFeed | None = None,
+    ) -> None:
+        self.live_model, self.info, self.feed = live_model, live_model.info, feed
         loras = self.info.loras if settings.loras is None else settings.loras
         check_loaded(self.info.loras, loras, "loras")
         settings = replace(settings, loras=loras or None)  # a replay begins with the same
@@ -252,6 +262,16 @@ class LiveEngine(Generic[Condition]):
             None if latents is None else latents.to(device, non_blocking=True),
         )
 
+    def plan_next(self, choice: BlockChoice) -> BlockPlan[Condition]:
+        """How the next block is made: from the pictures that come, where there are some."""
+        tip = self.branch.tip
+        plan, start = self.plan(choice, tip), 0 if tip is None else tip.stop
+        latents = None if self.feed is None else self.feed.latents(plan.length(start))
+        if latents is None:
+            return plan
+        source = latents.to(self.info.device)
+        return Strength(lambda start, frames: source, choice.strength)(plan, start)
+
     def _rollout_settings(self, nfe: int | None, guidance: float) -> RolloutSettings:
         own = self.info.schedule
 
@@ -285,7 +305,15 @@ class LiveEngine(Generic[Condition]):
         frames = self._decoded(block)
         first_frame = self.info.first_pixel_frame(block.start)
         return LiveBlock(
-            kept, branch.id, self.generation, first_frame, cutover, block.latents, FiniteFlag.of(block.latents), frames
+            kept,
+            branch.id,
+            self.generation,
+            first_frame,
+            cutover,
+            block.latents,
+            FiniteFlag.of(block.latents),
+            frames,
+            None if self.feed is None else self.feed.shot,
         )
 
     def _rollout(self, source: BlockSource[Condition]) -> Iterator[Block]:
@@ -385,4 +413,4 @@ class _GatedSource(Generic[Condition]):
         if not engine.in_place:
             return None
         self.choice = engine.branch.steering.choose()[0]
-        return engine.plan(self.choice, engine.branch.tip)
+        return engine.plan_next(self.choice)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -60,6 +61,18 @@ class Refused:
 
 
 @dataclass(frozen=True)
+class Pictured:
+    """The block whose first pixel frame is `frame` was made from pictures; the newest is of the viewer `sender`, at
+    `t` milliseconds of that viewer's clock."""
+
+    generation: int
+    branch: int
+    frame: int
+    sender: str
+    t: float
+
+
+@dataclass(frozen=True)
 class Dropped:
     """This viewer was too slow: `frames` frames were left out now, `total` since it subscribed."""
 
@@ -101,7 +114,8 @@ class State:
 
     block, frame, seconds: of the end of the branch, where the next block will begin. rewind_from: seconds; a rewind
     goes back so far. drops: frames that viewers were not sent or did not show. loras: all that are loaded, 0 where
-    they are off.
+    they are off. pictures: where those come from that blocks may start from, empty where none can; strength: how far
+    they may be changed.
     """
 
     status: str
@@ -126,12 +140,17 @@ class State:
     recording: bool
     message: str = ""
     loras: tuple[LoraStrength, ...] = ()
+    strength: float = 1.0
+    pictures: Literal["", "camera", "file"] = ""
 
 
-Message = FrameBatch | Applied | Superseded | Refused | Dropped | State
-NAMES = {Applied: "applied", Superseded: "superseded", Refused: "refused", Dropped: "dropped", State: "state"}
+Message = FrameBatch | Applied | Superseded | Refused | Dropped | Pictured | State
+NAMES = {
+    Applied: "applied", Superseded: "superseded", Refused: "refused", Dropped: "dropped", Pictured: "pictured",
+    State: "state",
+}  # fmt: skip
 
 
-def message_values(message: Applied | Superseded | Refused | Dropped | State) -> dict[str, object]:
+def message_values(message: Applied | Superseded | Refused | Dropped | Pictured | State) -> dict[str, object]:
     """The message as a JSON object, its name in `type`."""
     return {"type": NAMES[type(message)], **asdict(message)}

@@ -16,7 +16,7 @@ from ..io.printable import one_line
 from .branches import LiveBranch
 from .engine import LiveBlock
 from .live_model import LiveModelInfo
-from .messages import FrameBatch
+from .messages import FrameBatch, Pictured
 from .recording import Recording
 from .thumbnails import Thumbnails
 from .viewers import Viewers
@@ -107,6 +107,9 @@ class LiveOutput:
         frames = ready.frames[0].numpy()
         if self.recording is not None:
             self.recording.write(frames)
+        if block.shot is not None:
+            shot = block.shot
+            self.viewers.put(Pictured(block.generation, block.branch, block.first_frame, shot.sender, shot.sent_at))
         self.thumbnails.add(block.branch, block.first_frame, frames[0])
         self.viewers.put(
             FrameBatch(

@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..memory import KVMemory, MemoryPolicy, estimate_bytes
 from ..models.causal_model import CausalModel
 from ..models.fingerprint import fingerprint
+from ..models.streaming_encode import WanStreamEncoder
 from ..models.streaming_vae import FrameDecoder, encode_video
 from ..models.word_embedder import WordEmbedder
 from ..noise import NoiseSource, SeededNoise
@@ -25,6 +26,7 @@ from .adapters import LoraStrength, acting
 from .controls import BlendMethod
 from .live_model import LiveModelInfo
 from .prompt_blend import mix_tensors
+from .video_feed import PictureSource, VideoFeed
 
 
 class PipelineHost:
@@ -129,6 +131,10 @@ class PipelineHost:
 
     def noise(self, seed: int) -> NoiseSource:
         return SeededNoise(seed, 1, self.info.channels, *self.latent_size, device=self.info.device)
+
+    def new_feed(self, source: PictureSource) -> VideoFeed:
+        """Pictures of a camera or a file, encoded by the pipeline's VAE, for a `LiveSession`."""
+        return VideoFeed(WanStreamEncoder(self.pipe.vae), (self.info.height, self.info.width), source)
 
     def new_decoder(self) -> FrameDecoder:
         return self.pipe.new_decoder()

@@ -29,6 +29,7 @@ from .controls import (
     Prompt,
     Rewind,
     Seed,
+    Strength,
     control_values,
     read_control,
 )
@@ -39,7 +40,7 @@ from .settings import LiveSettings
 FORMAT = "salt-replay-1"
 MAX_BLOCKS = 10**7
 MAX_SIDE = 2**14
-REPLAYED = (Prompt, Seed, Nfe, Guidance, Policy, Loras, Bookmark, Rewind, Fork, Goto)
+REPLAYED = (Prompt, Seed, Nfe, Guidance, Strength, Policy, Loras, Bookmark, Rewind, Fork, Goto)
 
 
 class ReplayFileError(ValueError):
@@ -83,7 +84,9 @@ class _Header:
 
 
 def replay_of(engine: LiveEngine) -> Replay:
-    """The session so far; any thread may ask."""
+    """The session so far; any thread may ask. Raises InputError where pictures of a camera or a file were used."""
+    if engine.feed is not None and engine.feed.used:
+        raise InputError("replay", "is not kept of this session: the pictures that its blocks were made from are not")
     info, controls = engine.info, tuple(engine.log)  # before the number of blocks, which they do not exceed then
     return Replay(info.fingerprint, info.width, info.height, engine.settings, engine.made, controls)
 

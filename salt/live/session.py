@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..io.printable import one_line
 from ..model_input import Condition
 from .branches import LiveBranch
-from .controls import Control, Pace, Stop
+from .controls import Control, Pace, Stop, Strength
 from .engine import LiveBlock, LiveEngine, check_control
 from .live_model import LiveModel
 from .mailbox import Mailbox, Sent
@@ -26,6 +26,7 @@ from .replay import Replay, replay_of
 from .result import LiveResult, result_of
 from .settings import LiveSettings
 from .state import Status, state_of
+from .video_feed import CameraPictures, VideoFeed
 from .viewers import QUEUE_BATCHES, Viewer, Viewers
 
 RATE_BLOCKS = 8  # over which the rate of frames is measured
@@ -37,14 +38,22 @@ class LiveSession(Generic[Condition]):
 
     Any thread may `send` controls, `subscribe` viewers and read the `state`. Blocks are made by `start` in a thread of
     the session, or by `run` in the caller's. Whatever ends it (Stop, its length, an error), what was made is kept.
-    record: an mp4 file to be written as blocks are made, which must not be there yet.
+    feed: pictures of a camera or a file, which blocks start from. record: an mp4 file to be written as blocks are made,
+    which must not be there yet.
     Raises InputError for settings that do not fit the model, OSError for a recording that cannot be written.
     """
 
-    def __init__(self, live_model: LiveModel[Condition], settings: LiveSettings, *, record: Path | None = None) -> None:
+    def __init__(
+        self,
+        live_model: LiveModel[Condition],
+        settings: LiveSettings,
+        *,
+        record: Path | None = None,
+        feed: VideoFeed | None = None,
+    ) -> None:
         self.info, self.settings = live_model.info, settings
         self.live_model = live_model
-        self.engine = LiveEngine(live_model, settings)
+        self.engine = LiveEngine(live_model, settings, feed=feed)
         self.viewers = Viewers()
         self.output = LiveOutput(self.info, self.viewers, record)
         self.pacer = Pacer(settings.pace, self.info.fps)
@@ -90,10 +99,22 @@ class LiveSession(Generic[Condition]):
         if self._status in ("stopped", "failed"):
             raise InputError("control", f"has no effect: the session has {self._status}")
         check_control(control, self.live_model)
+        if isinstance(control, Strength) and self.engine.feed is None:
+            raise InputError("strength", "has no effect: this session takes no pictures of a camera or a file")
         sent, superseded = self._mailbox.send(control, sender)
         if superseded is not None:
             self.viewers.put(Superseded(superseded.event, sent.event))
         return sent.event
+
+    def picture(self, jpeg: bytes, sender: str, sent_at: float) -> None:
+        """A viewer's picture for the next block; the latest win. sent_at: milliseconds of its clock.
+
+        Raises InputError for one that cannot be used, and in a session that takes none.
+        """
+        source = None if self.engine.feed is None else self.engine.feed.source
+        if not isinstance(source, CameraPictures):
+            raise InputError("picture", "cannot be used: this session takes none of a camera")
+        source.put(jpeg, sender, sent_at)
 
     def subscribe(
         self, name: str = "", *, batches: int = QUEUE_BATCHES, on_message: Callable[[], None] | None = None

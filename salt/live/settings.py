@@ -8,10 +8,11 @@ from typing import Annotated, ClassVar
 from ..errors import InputError
 from ..io.fields import Between
 from ..memory import MemoryPolicy
+from ..video_in.strength import check_strength
 from .adapters import LoraStrength, acting, check_strengths
 from .controls import LIVE_NFE, MAX_PROMPT_LENGTH, Guidance, Pace, Pacing, Policy, Prompt, Seed
 from .prompt_blend import PromptMix
-from .steering import Steering
+from .steering import LIVE_STRENGTH, Steering
 
 MAX_BUDGET = 2**38  # bytes
 MAX_LEAD = 64  # blocks
@@ -26,7 +27,7 @@ class LiveSettings:
     student's. pace, lead: `realtime` makes blocks up to `lead` blocks before the fastest viewer, `free` as fast as it
     can. rewind_budget: bytes of main memory for what rewinding needs; None for room for some snapshots. frames: latent
     frames after which the session ends by itself; None for no end. loras: those of the loaded LoRAs that act; None as
-    the model has them.
+    the model has them. strength: how far pictures of a camera or a file may be changed.
     Raises InputError for a value out of range.
     """
 
@@ -41,6 +42,7 @@ class LiveSettings:
     rewind_budget: Annotated[int, Between(0, MAX_BUDGET)] | None = None
     frames: Annotated[int, Between(1, 10**9)] | None = None
     loras: tuple[LoraStrength, ...] | None = None
+    strength: Annotated[float, Between(0, 1)] = LIVE_STRENGTH
     refuses_unknown: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -48,6 +50,7 @@ class LiveSettings:
         Seed(self.seed)
         Guidance(self.guidance)
         Pace(self.pace)
+        check_strength(self.strength)
         check_strengths("loras", self.loras or ())
         if len(self.negative) > MAX_PROMPT_LENGTH:
             raise InputError("negative", f"found {len(self.negative):,} characters, expected {MAX_PROMPT_LENGTH:,}")
@@ -65,5 +68,12 @@ class LiveSettings:
         policy = own_policy if self.policy is None else MemoryPolicy.parse(self.policy)
         prompt = PromptMix(((self.prompt, 1.0),))
         return Steering(
-            prompt, self.seed, self.nfe, self.guidance, policy, shown=prompt, loras=acting(self.loras or ())
+            prompt,
+            self.seed,
+            self.nfe,
+            self.guidance,
+            policy,
+            shown=prompt,
+            loras=acting(self.loras or ()),
+            strength=self.strength,
         )

@@ -55,6 +55,8 @@ def state_of(
         recording=recording,
         message=message,
         loras=all_strengths(info.loras, steering.loras),
+        strength=steering.strength,
+        pictures="" if engine.feed is None else engine.feed.source.kind,
     )
 
 

@@ -7,14 +7,16 @@ from dataclasses import dataclass, replace
 from ..conditioning import Switch
 from ..memory import MemoryPolicy
 from .adapters import LoraStrength, acting
-from .controls import BlendMethod, Control, Guidance, Loras, Nfe, Policy, Prompt, Seed
+from .controls import BlendMethod, Control, Guidance, Loras, Nfe, Policy, Prompt, Seed, Strength
 from .prompt_blend import PromptMix
+
+LIVE_STRENGTH = 0.75
 
 
 @dataclass(frozen=True)
 class BlockChoice:
     """Everything that makes a block, besides the blocks before it. nfe: None for the student's own steps. loras: those
-    that act."""
+    that act. strength: for pictures of a camera or a file."""
 
     prompt: PromptMix
     switch: Switch
@@ -24,6 +26,7 @@ class BlockChoice:
     guidance: float
     policy: MemoryPolicy
     loras: tuple[LoraStrength, ...] = ()
+    strength: float = LIVE_STRENGTH
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Steering:
     blend: PromptBlend | None = None
     loras: tuple[LoraStrength, ...] = ()
     recache: bool = False
+    strength: float = LIVE_STRENGTH
 
     def after(self, control: Control) -> Steering:
         """With a control that is about the blocks to come; any other changes nothing."""
@@ -63,6 +67,8 @@ class Steering:
             return replace(self, nfe=control.nfe)
         if isinstance(control, Guidance):
             return replace(self, guidance=control.guidance)
+        if isinstance(control, Strength):
+            return replace(self, strength=control.strength)
         if isinstance(control, Policy):
             return replace(self, policy=MemoryPolicy.parse(control.policy))
         if isinstance(control, Loras):
@@ -88,6 +94,14 @@ class Steering:
             blend = replace(blend, done=done) if done < blend.blocks else None
         switch = "recache" if self.recache and self.switch == "keep" else self.switch
         choice = BlockChoice(
-            prompt, switch, self.keep_sink, self.seed, self.nfe, self.guidance, self.policy, self.loras
+            prompt,
+            switch,
+            self.keep_sink,
+            self.seed,
+            self.nfe,
+            self.guidance,
+            self.policy,
+            self.loras,
+            self.strength,
         )
         return choice, replace(self, shown=prompt, switch="keep", keep_sink=False, blend=blend, recache=False)

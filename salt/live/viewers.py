@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from .messages import Applied, Dropped, FrameBatch, Message, Refused, State, Superseded
+from .messages import Applied, Dropped, FrameBatch, Message, Pictured, Refused, State, Superseded
 
 QUEUE_BATCHES = 4
 MAX_RECEIPTS = 256
@@ -32,10 +32,11 @@ class Viewer:
         self._frames: deque[FrameBatch] = deque()
         self._receipts: deque[Applied | Superseded | Refused] = deque(maxlen=MAX_RECEIPTS)
         self._state: State | None = None
+        self._pictured: Pictured | None = None
         self._unreported = 0
         self._changed = threading.Condition()
 
-    def put(self, message: FrameBatch | Applied | Superseded | Refused | State) -> None:
+    def put(self, message: FrameBatch | Applied | Superseded | Refused | Pictured | State) -> None:
         """Called by the session. Never waits."""
         with self._changed:
             if self.closed:
@@ -48,6 +49,8 @@ class Viewer:
                     self._unreported += lost
             elif isinstance(message, State):
                 self._state = message
+            elif isinstance(message, Pictured):
+                self._pictured = message
             else:
                 self._receipts.append(message)
             self._changed.notify_all()
@@ -63,6 +66,9 @@ class Viewer:
             self._changed.wait_for(lambda: self.closed or self._waiting(), timeout)
             if self._receipts:
                 return self._receipts.popleft()
+            if self._pictured is not None:
+                pictured, self._pictured = self._pictured, None
+                return pictured
             if self._state is not None:
                 state, self._state = self._state, None
                 return state
@@ -72,7 +78,8 @@ class Viewer:
             return self._frames.popleft() if self._frames else None
 
     def _waiting(self) -> bool:
-        return bool(self._receipts or self._frames or self._unreported or self._state is not None)
+        single = self._state is not None or self._pictured is not None
+        return bool(self._receipts or self._frames or self._unreported or single)
 
     def played(self, play_index: int, dropped: int = 0) -> None:
         """The frame of this running number is being shown; `dropped` frames were not shown since the last call."""
@@ -127,8 +134,8 @@ class Viewers:
                 self._lost += viewer.dropped + viewer.skipped
                 self._viewers = tuple(v for v in self._viewers if v is not viewer)
 
-    def put(self, message: FrameBatch | Applied | Superseded | Refused | State) -> None:
-        if not isinstance(message, (FrameBatch, State)):
+    def put(self, message: FrameBatch | Applied | Superseded | Refused | Pictured | State) -> None:
+        if not isinstance(message, (FrameBatch, Pictured, State)):
             self.receipts.append(message)
         for viewer in self._viewers:
             viewer.put(message)

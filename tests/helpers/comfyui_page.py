@@ -59,13 +59,13 @@ MISPLACED = """() => {
 
 
 @contextmanager
-def chromium() -> Iterator[Any]:
-    """A browser. Skips the test where playwright or Chromium is missing."""
+def chromium(*flags: str) -> Iterator[Any]:
+    """A browser, started with further flags. Skips the test where playwright or Chromium is missing."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
         pytest.skip("no chromium on the PATH")
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *flags])
         yield browser
         browser.close()
 

@@ -1,12 +1,12 @@
-/** Figures of the running session: rates, lead, drops, latency. */
+/** Figures of the running session: rates, lead, drops, latencies of a prompt and of a picture. */
 
 import { make } from "./dom.js";
 
-const NAMES = ["fps", "made", "lead", "drops", "latency"];
+const NAMES = ["fps", "made", "lead", "drops", "latency", "glass"];
 
 export class Figures {
-  constructor(container, connection, player, text) {
-    Object.assign(this, { connection, player, text });
+  constructor(container, connection, player, text, camera) {
+    Object.assign(this, { connection, player, text, camera });
     this.latency = null; // seconds from the latest prompt sent to its first frame on screen
     this.values = Object.fromEntries(NAMES.map((name) => [name, make("dd", { "data-figure": name })]));
     this.element = make(
@@ -37,6 +37,7 @@ export class Figures {
       lead: seconds(player.controller.lead / 1000),
       drops: String(player.controller.dropped + connection.serverDrops),
       latency: seconds(this.latency),
+      glass: seconds(this.camera.latency),
     };
     for (const [name, value] of Object.entries(shown)) this.values[name].textContent = value;
   }

@@ -3,7 +3,7 @@
 import { make } from "./dom.js";
 import { PlaybackController } from "./playback.js";
 
-const DRAWN = new Set(["prompt", "seed", "guidance", "policy"]); // controls whose frames look different
+const DRAWN = new Set(["prompt", "seed", "guidance", "policy", "strength"]); // controls whose frames look different
 const REPORT_MS = 100; // at most ten `played` messages a second
 const HIDDEN_MS = 250; // a hidden page is not drawn, but the session goes by what was played
 

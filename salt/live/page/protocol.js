@@ -43,7 +43,7 @@ export const backoff = (tries, random = Math.random()) =>
  *
  * Events (`on(name, listener)` returns a function that ends it): `status` (this.status: "connecting", "open", "waiting"
  * before another try, "closed"), `welcome`, `state`, `frames` (a parsed message), `applied`, `control` (a record of one
- * control, when it was sent, heard, applied, shown, superseded or refused), `steering`, `dropped`, `bye`.
+ * control, when it was sent, heard, applied, shown, superseded or refused), `steering`, `pictured`, `dropped`, `bye`.
  */
 export class LiveConnection {
   /** `socketUrl`: a URL, or a function that returns (a promise of) one, called before each try. */
@@ -130,6 +130,13 @@ export class LiveConnection {
   post(message) {
     if (this.socket?.readyState !== WebSocket.OPEN) return false;
     this.socket.send(JSON.stringify(message));
+    return true;
+  }
+
+  /** Send bytes: a picture of a camera. */
+  postBytes(bytes) {
+    if (!this.connected || this.socket?.readyState !== WebSocket.OPEN) return false;
+    this.socket.send(bytes);
     return true;
   }
 
@@ -231,6 +238,9 @@ const handlers = {
   refused(live, { ref, event, field, message }) {
     const record = live.records.get(ref) ?? live.byEvent(event); // at once, or when its turn came
     if (record) live.advance(record, { stage: "refused", field, message });
+  },
+  pictured(live, message) {
+    live.emit("pictured", message);
   },
   steering(live, { you, asking }) {
     live.steers = you;

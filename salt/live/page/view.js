@@ -1,5 +1,6 @@
 /** A live session in a container: the page, or the widget of a ComfyUI node (`compact`). */
 
+import { Camera } from "./camera.js";
 import { clock, make } from "./dom.js";
 import { Figures } from "./figures.js";
 import { LoraSliders } from "./loras.js";
@@ -46,9 +47,10 @@ export class LiveView {
     this.box = new PromptBox(right, text, { send: (fields) => act("prompt", fields) });
     this.receipts = make("ul", { class: "receipts", "aria-live": "polite" });
     this.loras = new LoraSliders(right, text, { send: (fields) => act("lora", fields) });
+    this.camera = new Camera(right, live, text, { send: (strength) => act("strength", { strength }) });
     right.append(this.receipts);
     if (!compact) {
-      this.figures = new Figures(right, live, this.player, text);
+      this.figures = new Figures(right, live, this.player, text, this.camera);
       this.settings = new Settings(right, text, { act });
     }
     this.strip = new Strip(below, live, text, { act });
@@ -65,7 +67,7 @@ export class LiveView {
 
   destroy() {
     this.connection.close();
-    for (const part of [this.status, this.player, this.strip, this.figures]) part?.destroy();
+    for (const part of [this.status, this.player, this.camera, this.strip, this.figures]) part?.destroy();
     this.element.remove();
   }
 
@@ -117,6 +119,7 @@ export class LiveView {
   shown(frame) {
     this.time.textContent = clock(this.seconds);
     this.strip.play(frame);
+    this.camera.shown(frame);
   }
 
   draw() {
@@ -130,6 +133,7 @@ export class LiveView {
     if (!state) return;
     this.box.follow(state.prompts);
     this.loras.draw(state, enabled);
+    this.camera.draw(state, enabled);
     this.settings?.draw(state, enabled);
   }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated
@@ -9,6 +10,8 @@ from typing import Annotated
 from ...io.fields import Between, FieldError, Index, check_known, parse_object, read_fields, shown
 
 MAX_DEPTH = 8
+PICTURE_MAGIC, PICTURE_HEADER = b"SLC1", struct.Struct("<4sd")
+MAX_CLOCK = 1e15  # milliseconds
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,24 @@ class Refusal:
 
     def json(self) -> dict[str, object]:
         return {"type": "refused", "ref": self.ref, "field": self.field, "message": self.problem}
+
+
+@dataclass(frozen=True)
+class PictureMessage:
+    """A binary message: a camera's picture. sent_at: milliseconds of the client's clock."""
+
+    sent_at: float
+    jpeg: bytes
+
+
+def read_picture(data: bytes) -> PictureMessage:
+    """`SLC1`, the time as a little-endian double, then a JPEG. Raises FieldError for anything else."""
+    if len(data) <= PICTURE_HEADER.size or not data.startswith(PICTURE_MAGIC):
+        raise FieldError(f"message: found {len(data)} binary bytes, expected a picture ({PICTURE_MAGIC.decode()})")
+    _, sent_at = PICTURE_HEADER.unpack_from(data)
+    if not abs(sent_at) < MAX_CLOCK:  # which NaN is not either
+        raise FieldError(f"t: found {sent_at:g}, expected milliseconds")
+    return PictureMessage(sent_at, data[PICTURE_HEADER.size :])
 
 
 def read_message(text: str) -> ClientMessage:

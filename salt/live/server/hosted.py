@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from ...errors import InputError
-from ..messages import Applied, Dropped, Refused, State, Superseded, message_values
+from ..messages import Applied, Dropped, Pictured, Refused, State, Superseded, message_values
 from .frames import EncodedBatches, PictureFormat
 from .stream import SharedStream
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..session import LiveSession
 
 Message = dict[str, object]  # one JSON message to a viewer
-Receipt = Applied | Superseded | Refused | Dropped
+Receipt = Applied | Superseded | Refused | Dropped | Pictured
 MAX_VIEWERS = 64
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from aiohttp import web
 
+from ...errors import InputError
+from ...io.printable import one_line
 from .download import send_recording
 from .hosted import HostedSession, LiveRegistry
 from .security import COOKIE, PAGE_HEADERS, Access, guarded, refused
@@ -115,7 +117,10 @@ async def _stream(request: web.Request, hosted: HostedSession) -> web.StreamResp
 
 
 async def _replay(request: web.Request, hosted: HostedSession) -> web.StreamResponse:
-    text = await asyncio.get_running_loop().run_in_executor(None, lambda: hosted.session.replay().to_json())
+    try:
+        text = await asyncio.get_running_loop().run_in_executor(None, lambda: hosted.session.replay().to_json())
+    except InputError as error:
+        return refused(409, one_line(error))
     disposition = {"Content-Disposition": 'attachment; filename="salt-live.replay.json"'}
     return web.Response(text=text, content_type="application/json", headers=disposition)
 

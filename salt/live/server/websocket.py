@@ -27,6 +27,7 @@ from .client_messages import (
     Steer,
     control_ref,
     read_message,
+    read_picture,
 )
 from .hosted import HostedSession, Message
 from .security import HEADERS, MAX_MESSAGE_BYTES, MESSAGES_PER_SECOND, RateLimit
@@ -178,8 +179,8 @@ class ViewerConnection:
                 return
             if message.type is WSMsgType.TEXT:
                 self._answer(message.data, viewer)
-            else:
-                self._tell(Refusal("message", "found a binary message, expected text").json())
+            elif message.type is WSMsgType.BINARY:
+                self._picture(message.data)
 
     def _answer(self, text: str, viewer: Viewer) -> None:
         try:
@@ -199,6 +200,17 @@ class ViewerConnection:
             self._hosted.tell_steering()
         else:
             self._tell(Refusal("message", "found a second `hello`, expected one").json())
+
+    def _picture(self, data: bytes) -> None:
+        """A camera's picture, of the viewer who steers; what came too late for a block is dropped without a word."""
+        if self._hosted.steering.steerer != self.id:
+            self._tell(Refusal("steering", "is another viewer's; ask for it first").json())
+            return
+        try:
+            picture = read_picture(data)
+            self._hosted.session.picture(picture.jpeg, self.id, picture.sent_at)
+        except (FieldError, InputError) as error:
+            self._tell(Refusal("picture", one_line(error)).json())
 
     def _played(self, message: Played, viewer: Viewer) -> None:
         """A viewer cannot have played or dropped what it was not sent: the rollout would run ahead of it."""
