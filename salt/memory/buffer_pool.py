@@ -35,7 +35,7 @@ class BufferPool:
 
         Returns whether there was one.
         """
-        if self._kind != _kind(memory):
+        if self._kind != _kind(memory) or memory.policy.keeps_last_step:  # whose empty slots are read as zeros
             return False
         for i, store in enumerate(self.stores):
             inference_only = store.buffers[0][0].is_inference() and not torch.is_inference_mode_enabled()

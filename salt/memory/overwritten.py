@@ -99,8 +99,9 @@ class OverwritePass(MemoryPass):
         ends = tuple(start + self.frames_in_block for start in self.starts)
         return OverwriteState(tuple(self.filled), ends, tuple(self.left), queues)
 
-    @torch.no_grad()
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
+        if torch.is_grad_enabled():
+            raise RuntimeError("a pass of this memory writes it and runs without gradient: wrap it in torch.no_grad()")
         rows = range(len(self.starts))
         tables = [self._table(start, q.device) for start in self.starts]
         if len(set(self.starts)) == 1:

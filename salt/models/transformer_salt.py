@@ -248,7 +248,7 @@ class SaltTransformer3DModel(WanTransformer3DModel):
 
         Raises InputError for policies without absolute positions.
         """
-        if policy.relative or policy.rebuilt or policy.kind == "cyclic":
+        if policy.relative or policy.rebuilt or policy.keeps_last_step or policy.kind == "cyclic":
             raise InputError("policy", f"found {policy.kind}, expected full, window or sink (absolute positions)")
         geometry = self.memory_geometry(1, height, width)
         rotary = rotary_table(range(sum(blocks)), geometry.height, geometry.width, geometry.head_dim, self.device)

@@ -130,7 +130,7 @@ def _check_rollout(recipe: Recipe) -> None:
         )
     if window > r.frames:
         raise RecipeError("rollout.window", f"found {window}, expected at most the clip's {r.frames} frames")
-    if recipe.policy.rebuilt:
+    if recipe.policy.rebuilt or recipe.policy.keeps_last_step:
         raise RecipeError("rollout.memory", f"found {recipe.policy}, expected one that training writes block by block")
     try:
         recipe.policy.check_block(r.frames_per_block)
