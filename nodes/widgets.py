@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..salt.video_in.strength import DEFAULT_STRENGTH
 from .adapter.core_versions import ADVANCED
-from .adapter.rollout_inputs import DEFAULT_STRENGTH, NFE, STEPPING, STUDENT_STEPS
+from .adapter.rollout_inputs import NFE, STEPPING, STUDENT_STEPS
 from .io_types import Memory, Policy, Prompts
 
 

@@ -30,19 +30,22 @@ STEP_LISTS: dict[int, tuple[float, ...]] = {
 }
 
 
+STREAMDIFFUSION2_STEPS = (700.0, 500.0, 400.0, 200.0)
 KREA_SHIFT = 5.0  # of the table in which Krea's transformer looks up noise levels, whatever the steps' own shift
 
 
 def step_list(nfe: int, rule: StepRule = "wan", strength: float = 1.0) -> tuple[float, ...]:
     """The evenly spaced step list with `nfe` steps; 8, 4 and 2 are the lists Salt trains on.
 
-    Krea's lists end at 0 and have whole numbers; strength: they begin at 1000 strength.
+    StreamDiffusionV2's are the first of four. Krea's lists end at 0 and have whole numbers; strength: they begin at 1000 strength.
     Raises InputError for nfe below 1 or above NUM_TRAIN_TIMESTEPS.
     """
     if not 1 <= nfe <= NUM_TRAIN_TIMESTEPS:
         raise InputError("nfe", f"found {shown(nfe)}, expected 1 to {NUM_TRAIN_TIMESTEPS}")
     if rule == "krea":
         return tuple(float(int(s)) for s in torch.linspace(NUM_TRAIN_TIMESTEPS * strength, 0, nfe).tolist())
+    if rule == "streamdiffusion2" and nfe <= len(STREAMDIFFUSION2_STEPS):
+        return STREAMDIFFUSION2_STEPS[:nfe]
     return STEP_LISTS.get(nfe) or tuple(NUM_TRAIN_TIMESTEPS * (nfe - i) / nfe for i in range(nfe))
 
 

@@ -13,7 +13,7 @@ from ...salt.memory import MemoryPolicy
 from ...salt.rollout import RolloutSettings
 from ...salt.schedule import Schedule, Stepping, check_steps, step_list
 from ...salt.spec import FPS, StudentSpec
-from ...salt.video_in.strength import settings_at
+from ...salt.video_in.strength import DEFAULT_STRENGTH, settings_at
 from ..io_types import AppliedPrompts, ClipMemory, Conditioning, Latent, TimedConditioning
 from .clip_size import check_latent_size, latent_size, pixel_size, size_text
 from .comfy_model import LATENT_CHANNELS, takes_image_channels
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 STUDENT_STEPS, CUSTOM_STEPS = "student's", "custom"
 NFE = [STUDENT_STEPS, "2", "4", "8", CUSTOM_STEPS]
 STEPPING = ["sde", "ode"]
-DEFAULT_STRENGTH = 0.75
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     clip.add_argument(
         "--video", type=file_path, metavar="FILE", help="a video that blocks start from, over and over (page: a camera)"
     )
-    clip.add_argument("--strength", type=float, help="how far --video or the camera may be changed, 0 to 1 (0.75)")
+    clip.add_argument("--strength", type=float, help="how far --video or the camera may be changed, 0 to 1 (0.5)")
     clip.add_argument(
         "--pace",
         default="realtime",

@@ -8,11 +8,11 @@ from typing import Annotated, ClassVar
 from ..errors import InputError
 from ..io.fields import Between
 from ..memory import MemoryPolicy
-from ..video_in.strength import check_strength
+from ..video_in.strength import DEFAULT_STRENGTH, check_strength
 from .adapters import LoraStrength, acting, check_strengths
 from .controls import LIVE_NFE, MAX_PROMPT_LENGTH, Guidance, Pace, Pacing, Policy, Prompt, Seed
 from .prompt_blend import PromptMix
-from .steering import LIVE_STRENGTH, Steering
+from .steering import Steering
 
 MAX_BUDGET = 2**38  # bytes
 MAX_LEAD = 64  # blocks
@@ -42,7 +42,7 @@ class LiveSettings:
     rewind_budget: Annotated[int, Between(0, MAX_BUDGET)] | None = None
     frames: Annotated[int, Between(1, 10**9)] | None = None
     loras: tuple[LoraStrength, ...] | None = None
-    strength: Annotated[float, Between(0, 1)] = LIVE_STRENGTH
+    strength: Annotated[float, Between(0, 1)] = DEFAULT_STRENGTH
     refuses_unknown: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 
 from ..conditioning import Switch
 from ..memory import MemoryPolicy
+from ..video_in.strength import DEFAULT_STRENGTH
 from .adapters import LoraStrength, acting
 from .controls import BlendMethod, Control, Guidance, Loras, Nfe, Policy, Prompt, Seed, Strength
 from .prompt_blend import PromptMix
-
-LIVE_STRENGTH = 0.75
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class BlockChoice:
     guidance: float
     policy: MemoryPolicy
     loras: tuple[LoraStrength, ...] = ()
-    strength: float = LIVE_STRENGTH
+    strength: float = DEFAULT_STRENGTH
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Steering:
     blend: PromptBlend | None = None
     loras: tuple[LoraStrength, ...] = ()
     recache: bool = False
-    strength: float = LIVE_STRENGTH
+    strength: float = DEFAULT_STRENGTH
 
     def after(self, control: Control) -> Steering:
         """With a control that is about the blocks to come; any other changes nothing."""

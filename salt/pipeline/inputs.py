@@ -21,7 +21,6 @@ from .source_video import SourceVideo
 from .start_image import StartImage
 
 DEFAULT_SECONDS = 5.0
-DEFAULT_STRENGTH = 0.75
 EXCLUSIVE = (
     ("prompt", "prompt_embeds"),
     ("negative_prompt", "negative_prompt_embeds"),
@@ -59,7 +58,7 @@ class PipelineInputs:
     image: an image or video that the clip starts from; or initial_latents [B, 16, F, H, W], normalised.
     video: a video that is changed: its noised latents begin every block. A file, frames or a tensor
         (`salt.pipeline.source_video.open_video`). Without a length, the clip has the whole blocks that it fills.
-    strength: how far it may be changed, 0 (not at all) to 1 (nothing of it is left); DEFAULT_STRENGTH with a video.
+    strength: how far it may be changed, 0 (not at all) to 1 (nothing of it is left); 0.5 by default.
     memory: a memory to extend (it is written to); negative_memory: of the unconditional branch, with guidance.
     memory_policy: a `MemoryPolicy` or its text (`sink:3,window:12`). Default: the student's.
     history_latents: [B, 16, F, H, W], the latest latents of the clip in `memory`: with them the decoder goes on without

@@ -18,13 +18,13 @@ from ..models.streaming_vae import encode_video
 from ..noise import NoiseSource, SeededNoise
 from ..spec import FPS
 from ..video_in.motion import DEFAULT_NOISE_SCALE, MotionNoise, PixelMotion
-from ..video_in.strength import Strength
+from ..video_in.strength import DEFAULT_STRENGTH, Strength
 from ..video_in.video_latents import VideoLatents
 from .clip_limits import check_clip_fits
 from .components import PipelineComponents
 from .effect import check_effects
 from .given_latents import check_axes, check_size
-from .inputs import DEFAULT_STRENGTH, Length, PipelineInputs, change_frame, plan_length, wanted_frames
+from .inputs import Length, PipelineInputs, change_frame, plan_length, wanted_frames
 from .prompts import encode_prompts
 from .source_video import OpenVideo, clip_frames, open_video
 from .start_image import image_channels, image_embeddings, repeat_rows, start_pixels

@@ -20,6 +20,7 @@ from ..model_input import Condition
 from ..noise import NoiseSource
 from ..schedule import NUM_TRAIN_TIMESTEPS, add_noise, step_list
 
+DEFAULT_STRENGTH = 0.5
 # Latents [B, C, frames, H, W] of a source from a latent frame on, as (start, frames); asked for rising starts, for the
 # same ones more than once.
 SourceLatents = Callable[[int, int], Tensor]

@@ -12,7 +12,7 @@ from salt.memory.snapshot import MemorySnapshot
 from salt.models.causal_model import CausalModel
 from salt.noise import SeededNoise
 from salt.rollout import RolloutSettings, rollout
-from salt.schedule import Schedule
+from salt.schedule import Schedule, step_list
 from salt.spec import StudentSpec
 from salt.video_in.motion import MotionNoise, PixelMotion, motion_of
 from salt.video_in.stream_batch import stream_batch
@@ -193,6 +193,12 @@ def test_damaged_memory_files_are_refused(student, tmp_path):
         with pytest.raises(MemoryFileError, match=message) as found:
             load_memory(path)
         assert "clip.safetensors" in str(found.value) and len(str(found.value)) <= 400
+
+
+def test_step_lists():
+    assert step_list(2, "streamdiffusion2") == (700, 500) and step_list(4, "streamdiffusion2")[-1] == 200
+    calls = Schedule((700, 500), 8.0, "streamdiffusion2").calls
+    assert [c.timestep for c in calls] == [700, 500] and abs(calls[0].sigma - 0.7) < 0.002
 
 
 def test_stream_batch_refuses(student):
