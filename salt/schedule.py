@@ -37,7 +37,8 @@ KREA_SHIFT = 5.0  # of the table in which Krea's transformer looks up noise leve
 def step_list(nfe: int, rule: StepRule = "wan", strength: float = 1.0) -> tuple[float, ...]:
     """The evenly spaced step list with `nfe` steps; 8, 4 and 2 are the lists Salt trains on.
 
-    StreamDiffusionV2's are the first of four. Krea's lists end at 0 and have whole numbers; strength: they begin at 1000 strength.
+    StreamDiffusionV2's are the first of four. Krea's lists end at 0 and have whole numbers; strength: they begin at
+    1000 strength.
     Raises InputError for nfe below 1 or above NUM_TRAIN_TIMESTEPS.
     """
     if not 1 <= nfe <= NUM_TRAIN_TIMESTEPS:
