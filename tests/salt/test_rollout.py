@@ -113,7 +113,8 @@ def test_independent_first_frame(student):
     settings = RolloutSettings(Schedule.of(2), independent_first_frame=True)
     assert [b.stop - b.start for b in blocks(student, 7, settings=settings)] == [1, 3, 3]
     with pytest.raises(
-        ValueError, match="found 8 latent frames, expected a multiple of the block of 3 after a first one of 1 .*7 or 10"
+        ValueError,
+        match="found 8 latent frames, expected a multiple of the block of 3 after a first one of 1 .*7 or 10",
     ):
         list(blocks(student, 8, settings=settings))
 
