@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Generic
 
 import torch
@@ -40,30 +40,15 @@ from .history import (
     needs_history,
     path_to,
 )
+from .live_block import LiveBlock
 from .live_model import LiveModel
 from .prompt_blend import Conditionings, Latest
 from .settings import LiveSettings
 from .steering import BlockChoice
-from .video_feed import Shot, VideoFeed
+from .video_feed import VideoFeed
 
 MAX_LOG = 100_000
 LATENT_FRAMES_ALWAYS = 64  # of the newest latents, kept whatever the budget
-
-
-@dataclass(frozen=True)
-class LiveBlock:
-    """A block that was made. latents: where it was computed. frames: None where nothing is decoded. finite: whether
-    the latents are. first_frame: pixel frame along the branch. shot: of the pictures that it was made from."""
-
-    kept: KeptBlock
-    branch: int
-    generation: int
-    first_frame: int
-    cutover: bool
-    latents: Tensor
-    finite: FiniteFlag
-    frames: PendingFrames | None
-    shot: Shot | None = None
 
 
 class LiveEngine(Generic[Condition]):

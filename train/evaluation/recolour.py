@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from salt.pipeline import SaltPipeline
+from salt.schedule import Stepping
 from train.shapes.bench import score_clip, track
 from train.shapes.world import COLORS, SCENES, Clips, random_scenes, render, torus_delta
 
@@ -59,14 +60,16 @@ def path_distance(pixels_3THW: Tensor, centers_T2: Tensor) -> float:
     return float(distance.nan_to_num(torch.inf).median())
 
 
-def measure(pipe: SaltPipeline, strength: float, steps: int, clips: int, seed: int) -> Recolour:
+def measure(
+    pipe: SaltPipeline, strength: float, steps: int, clips: int, seed: int, stepping: Stepping = "sde"
+) -> Recolour:
     source, prompts = sources(clips, seed)
     seen: list[int] = []
     made = []
     for i, prompt in enumerate(prompts):
         chunks = list(
             pipe.stream(
-                prompt, video=source.pixels[i], strength=strength, num_inference_steps=steps, seed=seed + i,
+                prompt, video=source.pixels[i], strength=strength, num_inference_steps=steps, seed=seed + i, stepping=stepping,
                 on_step=lambda step: seen.append(step.steps),
             )
         )  # fmt: skip
@@ -92,12 +95,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--strengths", type=float, nargs="+", default=[0, 0.25, 0.5, 0.75, 1])
     parser.add_argument("--clips", type=int, default=24)
+    parser.add_argument("--stepping", default="sde", choices=("sde", "ode"))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     pipe = SaltPipeline.from_pretrained(arguments.model)
     print("| strength | NFE | colour | direction | path | all | distance (pixels) |\n|---|---|---|---|---|---|---|")
     for strength in arguments.strengths:
-        print(measure(pipe, strength, arguments.steps, arguments.clips, arguments.seed), flush=True)
+        print(measure(pipe, strength, arguments.steps, arguments.clips, arguments.seed, arguments.stepping), flush=True)
 
 
 if __name__ == "__main__":
