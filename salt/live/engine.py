@@ -25,7 +25,6 @@ from ..models.head_encoder import HeadEncoder, LatestPixels
 from ..noise import NoiseSource
 from ..rollout import Block, rollout_from
 from ..schedule import Schedule
-from ..video_in.strength import Strength
 from .adapters import check_loaded
 from .branches import MAX_BOOKMARKS, MAX_BRANCHES, LiveBranch, PlaceBookmark
 from .controls import Bookmark, Control, Fork, Goto, Loras, Policy, Prompt, Rewind
@@ -251,11 +250,7 @@ class LiveEngine(Generic[Condition]):
         """How the next block is made: from the pictures that come, where there are some."""
         tip = self.branch.tip
         plan, start = self.plan(choice, tip), 0 if tip is None else tip.stop
-        latents = None if self.feed is None else self.feed.latents(plan.length(start))
-        if latents is None:
-            return plan
-        source = latents.to(self.info.device)
-        return Strength(lambda start, frames: source, choice.strength)(plan, start)
+        return plan if self.feed is None else self.feed.begin(plan, start, choice.strength)
 
     def _rollout_settings(self, nfe: int | None, guidance: float) -> RolloutSettings:
         own = self.info.schedule

@@ -20,11 +20,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..block_plan import BlockPlan
 from ..errors import InputError
 from ..io.images import DAMAGED, uint8_pixels
 from ..io.video import fit
 from ..io.video_frames import video_frames
+from ..model_input import Condition
 from ..models.pixel_stream import FrameEncoder
+from ..video_in.strength import Strength
 
 JPEG_START = b"\xff\xd8\xff"
 MAX_PICTURE_SIDE = 2048  # pixels; a few bytes of JPEG can claim any size
@@ -155,6 +158,11 @@ class VideoFeed:
         self.encoder, self.size, self.source = encoder, size, source
         self.used = False
         self.shot: Shot | None = None
+
+    def begin(self, plan: BlockPlan[Condition], start: int, strength: float) -> BlockPlan[Condition]:
+        """The plan of a block at latent frame `start`, from the pictures that have come; as it is without any."""
+        latents = self.latents(plan.length(start))
+        return plan if latents is None else Strength(lambda start, frames: latents, strength)(plan, start)
 
     def latents(self, frames: int) -> Tensor | None:
         """[1, C, frames, h, w] for the next block; None where no pictures come."""

@@ -69,8 +69,8 @@ def measure(
     for i, prompt in enumerate(prompts):
         chunks = list(
             pipe.stream(
-                prompt, video=source.pixels[i], strength=strength, num_inference_steps=steps, seed=seed + i, stepping=stepping,
-                on_step=lambda step: seen.append(step.steps),
+                prompt, video=source.pixels[i], strength=strength, num_inference_steps=steps, seed=seed + i,
+                stepping=stepping, on_step=lambda step: seen.append(step.steps),
             )
         )  # fmt: skip
         made.append(torch.cat([chunk.pixels[0] for chunk in chunks], dim=1))
