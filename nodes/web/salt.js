@@ -3,6 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { applyTextReplacements } from "../../scripts/utils.js";
+import { sayWhereNotDrawn } from "./drawn.js";
 import { showLiveView } from "./live_view.js";
 import { memoryBar } from "./memory_bar.js";
 import { showStopButton } from "./stop_button.js";
@@ -89,6 +90,7 @@ function showKept(node, { salt_memory: memories = [], text = [] }) {
   kept.element.replaceChildren(...memories.map((memory) => memoryBar(memory, word)));
   if (report) kept.element.append(make("pre", "salt-report", {}, [report]));
   grow(node);
+  sayWhereNotDrawn(node, "salt_kept", word);
 }
 
 /** Our nodes of a graph and of the subgraphs in it, each with the keys under which its outputs may be kept. */
@@ -115,6 +117,7 @@ function showRunning(nodes) {
     const live = key && nodes[key].session ? nodes[key] : undefined;
     showStopButton(node, live ? undefined : nodes[key], { word, stop: () => stopAndKeep(key) });
     showLiveView(node, live, { address: (path) => api.fileURL(path), token: liveToken, language: language() });
+    if (key) sayWhereNotDrawn(node, live ? "salt_live" : "salt_stop", word);
   }
 }
 

@@ -104,7 +104,7 @@ class ComfyPage:
         self.page.goto(self.url)
         self.page.wait_for_function("window.app?.graph && document.querySelector('#graph-canvas')", timeout=60_000)
         self.page.wait_for_function("!!LiteGraph.registered_node_types['SaltRollout']", timeout=60_000)
-        self.page.wait_for_timeout(1500)  # the page opens its template dialog and its last workflow some time later
+        self.page.wait_for_timeout(1500)  # the page opens its last workflow some time later
         self.page.keyboard.press("Escape")
 
     def _thrown(self, error: Any) -> None:

@@ -20,6 +20,9 @@ from salt.comfy_client.workflow import Prompt
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests" / "comfyui"
 COLORS = re.compile(r"\x1b\[[0-9;]*m")
+# From here on Nodes 2.0 draws widgets that a node gets while it runs, and the page leaves out the nodes of a muted
+# subgraph. 0.8 does neither; versions in between have not been tried.
+NEWER_PAGE = (0, 27, 0)
 RUN_TIMEOUT = 600.0  # seconds for a run of stand-in models
 
 
@@ -33,6 +36,9 @@ def make_bare_folder(base: Path) -> Path:
     """A base directory for ComfyUI with the pack alone, which has a model of its own."""
     for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
         (base / name).mkdir(parents=True, exist_ok=True)
+    settings = base / "user" / "default" / "comfy.settings.json"
+    settings.parent.mkdir(exist_ok=True)
+    settings.write_text('{"Comfy.TutorialCompleted": true}')  # no dialog of templates over the page when it first opens
     (base / "custom_nodes" / "ComfyUI-Salt").symlink_to(ROOT, target_is_directory=True)
     return base
 
