@@ -26,16 +26,15 @@ def nodes_of(module: str) -> list[type[io.ComfyNode]]:
 
 
 class SaltExtension(ComfyExtension):
-    async def on_load(self) -> None:
-        from .adapter.routes import add_routes
-        from .adapter.running import prompt_server
-
-        if (server := prompt_server()) is not None:
-            add_routes(server)
-
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [node for module in NODE_MODULES for node in nodes_of(module)]
 
 
 async def comfy_entrypoint() -> SaltExtension:
+    """What ComfyUI calls once, before it adds its own routes; `on_load` is called in newer versions only."""
+    from .adapter.routes import add_routes
+    from .adapter.running import prompt_server
+
+    if (server := prompt_server()) is not None:
+        add_routes(server)
     return SaltExtension()

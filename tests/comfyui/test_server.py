@@ -80,6 +80,11 @@ def test_the_browser_is_served_the_extension_and_the_templates(server):
     assert picture[:2] == b"\xff\xd8", "a JPEG"
 
 
+def test_the_routes_of_running_nodes_and_live_sessions_are_there(server):
+    assert server.get_json("/salt/running") == {"nodes": {}, "token": None}
+    assert server.request("/salt/live/static/player.js").startswith(b"/**")
+
+
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_a_twin_is_its_workflow_by_what_this_server_says(server, name):
     workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))

@@ -109,3 +109,25 @@ def test_patches_are_told_from_their_marks_and_named_by_node():
     *told, alone, shown, words = in_pack(PATCHES)
     assert told == [True, True, True], "none; theirs; the class's own, left on the instance by core"
     assert alone == "APG" and shown == "APG (Projected Guidance)" and words == ["conds_out", "helper"]
+
+
+ROUTES = """
+import asyncio
+import sys
+import types
+from aiohttp import web
+
+app, routes = web.Application(), web.RouteTableDef()
+args = types.SimpleNamespace(listen="127.0.0.1")
+sys.modules["comfy.cli_args"] = types.SimpleNamespace(args=args)
+sys.modules["server"] = types.SimpleNamespace(
+    PromptServer=types.SimpleNamespace(instance=types.SimpleNamespace(app=app, routes=routes))
+)
+asyncio.run(pack.nodes.comfy_entrypoint())
+result = [route.path for route in routes] + [r.canonical for r in app.router.resources() if "live" in r.canonical]
+"""
+
+
+def test_the_entry_point_adds_the_routes_as_older_versions_call_nothing_else():
+    found = in_pack("import pack.nodes\n" + ROUTES)
+    assert {"/salt/running", "/salt/stop", "/salt/live/ws", "/salt/live/static/{name}"} <= set(found)

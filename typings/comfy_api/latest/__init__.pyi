@@ -6,7 +6,6 @@ from . import io as io
 from . import ui as ui
 
 class ComfyExtension:
-    async def on_load(self) -> None: ...
     async def get_node_list(self) -> list[type[io.ComfyNode]]: ...
 
 class InputImpl:
