@@ -11,7 +11,9 @@ from salt.memory.snapshot import MemorySnapshot
 from salt.models.causal_model import CausalModel
 from salt.rollout import RolloutSettings, rollout
 from salt.schedule import ModelCall, Schedule, step_list
+from salt.video_in.strength import Strength
 from tests.helpers import krea
+from tests.helpers.recorded_noise import RecordedNoise
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +173,16 @@ def test_another_shift_changes_the_steps_and_not_the_table_of_x0():
         InputError, match=r"steps: found \[500.0, 0.0\], expected strictly falling values in \(0, 1000\]"
     ):
         Schedule((500, 0))
+
+
+def test_video_to_video_of_the_engine_equals_the_reference(student):
+    case = "krea_v2v_strength07"
+    source, drawn = (krea.tensors(case)[name].transpose(1, 2) for name in ("source_latents", "source_noise"))
+    settings = RolloutSettings(Schedule(step_list(krea.CASES[case]["steps"], "krea"), rule="krea"))
+    noise = RecordedNoise(drawn, krea.tensors(case)["renoise"].transpose(2, 3))
+    with torch.no_grad():
+        blocks = rollout(CausalModel(student), krea.prompts_of(case), krea.new_memory(student, case), noise,
+                         source.shape[2], settings, reencode=krea.RecordedHeads(case),
+                         video=Strength(source, 0.7))  # fmt: skip
+        clip = torch.cat([block.latents for block in blocks], dim=2)
+    assert krea.relative_error(clip, krea.expected(case)) <= 5e-5
