@@ -1,6 +1,6 @@
 """Video to video on the shapes world: a moving object gets another colour, and its path is to stay.
 
-    python -m train.evaluation.recolour --steps 4 --strengths 0.25 0.5 0.75 1 --clips 24
+    python -m train.evaluation.recolour --steps 1000 750 500 250 --strengths 0.25 0.5 0.75 1 --clips 24
 
 Rendered clips of one colour are given with a prompt of another. ShapeBench looks for the colour and the direction, and
 the centre of the object is compared with that of the source, frame by frame.
@@ -61,7 +61,7 @@ def path_distance(pixels_3THW: Tensor, centers_T2: Tensor) -> float:
 
 
 def measure(
-    pipe: SaltPipeline, strength: float, steps: int, clips: int, seed: int, stepping: Stepping = "sde"
+    pipe: SaltPipeline, strength: float, steps: Sequence[float], clips: int, seed: int, stepping: Stepping = "sde"
 ) -> Recolour:
     source, prompts = sources(clips, seed)
     seen: list[int] = []
@@ -69,7 +69,7 @@ def measure(
     for i, prompt in enumerate(prompts):
         chunks = list(
             pipe.stream(
-                prompt, video=source.pixels[i], strength=strength, num_inference_steps=steps, seed=seed + i,
+                prompt, video=source.pixels[i], strength=strength, steps=steps, seed=seed + i,
                 stepping=stepping, on_step=lambda step: seen.append(step.steps),
             )
         )  # fmt: skip
@@ -92,7 +92,7 @@ def _share(verdicts: Sequence[bool]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="salt-tiny")
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=float, nargs="+", default=[1000, 750, 500, 250])
     parser.add_argument("--strengths", type=float, nargs="+", default=[0, 0.25, 0.5, 0.75, 1])
     parser.add_argument("--clips", type=int, default=24)
     parser.add_argument("--stepping", default="sde", choices=("sde", "ode"))

@@ -203,13 +203,14 @@ class ViewerConnection:
 
     def _picture(self, data: bytes) -> None:
         """A camera's picture, of the viewer who steers; what came too late for a block is dropped without a word."""
-        if self._hosted.steering.steerer != self.id:
-            self._tell(Refusal("steering", "is another viewer's; ask for it first").json())
-            return
         try:
             picture = read_picture(data)
+            if self._hosted.steering.steerer != self.id:
+                raise InputError("steering", "is another viewer's; ask for it first")
             self._hosted.session.picture(picture.jpeg, self.id, picture.sent_at)
-        except (FieldError, InputError) as error:
+        except InputError as error:
+            self._tell(Refusal(error.field, error.problem).json())
+        except FieldError as error:
             self._tell(Refusal("picture", one_line(error)).json())
 
     def _played(self, message: Played, viewer: Viewer) -> None:
