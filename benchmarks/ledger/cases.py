@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.ledger.counting import Costs, Ledger
 from benchmarks.ledger.fake_device import DEVICE, clear_caches
+from salt.acceleration.cuda_graphs import CUDAGraphTransformer
 from salt.acceleration.kernels.choice import ALL_KERNELS, use_kernels
 from salt.conditioning import Conditioning
 from salt.memory import KVMemory, MemoryPolicy
@@ -43,15 +44,18 @@ def conditioning(batch: int = 1) -> Conditioning:
 @dataclass(frozen=True)
 class ForwardCase:
     """One forward over a memory whose window is full. form: `read` a denoising step, `write` a context pass, `fused`
-    both. kernels: with all fused kernels."""
+    both. kernels: with all fused kernels. graph: replayed as a CUDA graph, which Python launches at once; what it
+    launches is counted, and the copies into its fixed buffers."""
 
     policy: str
     size: str = "1.3B"
     form: str = "read"
     kernels: bool = False
+    graph: bool = False
 
     def __str__(self) -> str:
-        return f"{self.size}, {self.policy}, {self.form}{', kernels' * self.kernels}"
+        more = ", kernels" * self.kernels + ", graph" * self.graph
+        return f"{self.size}, {self.policy}, {self.form}{more}"
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,9 @@ def _forward(case: ForwardCase, config: dict[str, Any], layers: int) -> ForwardC
             use_kernels(transformer, ALL_KERNELS)
         model = CausalModel(transformer)
         memory = filled_memory(model, policy, text)
-        for _ in range(2):  # the first makes what is kept for later ones
+        if case.graph:
+            model = CausalModel(CUDAGraphTransformer(transformer, lambda forward: forward))
+        for _ in range(4 if case.graph else 2):  # the first makes what is kept for later ones, the third records
             ledger.watch(t for layer in memory.allocated(memory.next_frame).buffers for t in layer)
             ledger.start_again()
             before = ledger.now

@@ -15,7 +15,7 @@ from benchmarks.ledger.cases import SHALLOW, SIZES
 from benchmarks.ledger.counting import DENOISE, Ledger, Phase
 from benchmarks.ledger.fake_device import clear_caches
 from benchmarks.ledger.runs import RunCase, pipeline
-from salt.live.controls import Control
+from salt.live.controls import Control, Guidance, Prompt
 from salt.live.engine import LiveEngine
 from salt.live.pipeline_host import PipelineHost
 from salt.live.settings import LiveSettings
@@ -30,6 +30,16 @@ class LiveCase:
     size: str = "1.3B"
     policy: str = "sink:3,window:12"
     options: dict[str, Any] = field(default_factory=dict)
+
+
+STEERED = LiveCase(
+    14,
+    {
+        5: Prompt.of("another", blocks=2),
+        9: Prompt.of("a third", switch="recache", blocks=1),
+        12: Guidance(3.0),
+    },
+)
 
 
 @torch.no_grad()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import torch
 
-from benchmarks.ledger.cases import SIZES, ForwardCase, forward_costs
+from benchmarks.ledger.cases import DEEP, SHALLOW, SIZES, ForwardCase, forward_costs
 from benchmarks.ledger.compiled import compiled_block_bytes
 from benchmarks.ledger.fake_device import fake_cuda
+from benchmarks.ledger.live import STEERED, LiveCase, full_depth, live_phases
 from benchmarks.ledger.runs import DECODE, TEXT, RunCase, run_costs, tiled_decode_costs
+from benchmarks.ledger.text import Placement, text_costs
 from salt.io.atomic import write_text
 from salt.models.streaming_vae import Tiling
 
@@ -29,6 +32,7 @@ FORWARDS = (
     ForwardCase(f"{KEPT},cpu", form="write"),
     ForwardCase(f"{KEPT},int8,cpu", form="write"),
     ForwardCase(KEPT, form="fused"),
+    ForwardCase(KEPT, graph=True),
     ForwardCase(KEPT, size="14B"),
     ForwardCase(f"{KEPT},int4", size="14B"),
     *(ForwardCase(policy, kernels=True) for policy in ("full", KEPT, "relative:3,window:12")),
@@ -119,6 +123,33 @@ def run_rows(cases: dict[str, RunCase]) -> list[str]:
     return rows
 
 
+def text_rows() -> list[str]:
+    """Markdown table of encoding one prompt with Wan's UMT5."""
+    rows = ["| one prompt, UMT5 | launches | GB | waits | to device, GB | peak, GB |", "|---|---|---|---|---|---|"]
+    for placement in get_args(Placement):
+        found = text_costs(placement)
+        c = found.costs
+        rows.append(
+            f"| {placement} | {c.launches:,.0f} | {c.bytes / 1e9:.1f} | {c.waits:.0f} | {c.to_device / 1e9:.2f} | "
+            f"{found.peak / 1e9:.1f} |"
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def live_rows(case: LiveCase = STEERED) -> list[str]:
+    """Markdown table of a live session's blocks over a full window, with the control before each."""
+    rows = ["| live session, 4 NFE | launches | GB | waits |", "|---|---|---|---|"]
+    shallow, deep = (live_phases(case, layers) for layers in (SHALLOW, DEEP))
+    for index in range(4, case.blocks):
+        launches, moved = full_depth(shallow[index], deep[index], case.size)
+        control = f", {case.controls[index].kind}" if index in case.controls else ""
+        waits = sum(shallow[index].waits.values())
+        rows.append(f"| block {index}{control} | {launches:,.0f} | {moved / 1e9:.1f} | {waits} |")
+        print(rows[-1], flush=True)
+    return rows
+
+
 def compiled_rows(sizes: tuple[str, ...] = ("1.3B",)) -> list[str]:
     """Markdown table of compiled blocks, counted by Inductor on real tensors."""
     rows = ["| compiled blocks without self-attention and memory | GB |", "|---|---|"]
@@ -142,6 +173,8 @@ def write_table(path: Path, only: list[str] | None = None) -> None:
             forward_rows(forwards),
             group_rows() if chosen("groups") else [],
             decode_rows() if chosen("decoding") else [],
+            text_rows() if chosen("prompt") else [],
+            live_rows() if chosen("live") else [],
             run_rows({name: case for name, case in RUNS.items() if chosen(name)}),
         ]
     parts.append(compiled_rows() if chosen("compiled") else [])

@@ -29,6 +29,7 @@ BUDGETS = {
     ForwardCase("sink:3,window:12,int8,cpu", form="write"): (2129, 96.0),
     ForwardCase("sink:3,window:12", form="fused"): (1951, 149.4),
     ForwardCase("sink:3,window:12", size="14B"): (2109, 321.4),
+    ForwardCase("sink:3,window:12", graph=True): (1597, 75.2),
     # With all fused kernels: at most 45 GB for a block of 1.3B.
     ForwardCase("full", kernels=True): (654, 36.6),
     ForwardCase("sink:3,window:12", kernels=True): (654, 34.0),

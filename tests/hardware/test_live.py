@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.ledger.cases import BLOCK, DEEP, SHALLOW, SIZES
-from benchmarks.ledger.live import LiveCase, full_depth, live_phases
-from salt.live.controls import Guidance, Prompt, Rewind
+from benchmarks.ledger.live import STEERED, LiveCase, full_depth, live_phases
+from salt.live.controls import Prompt, Rewind
 from salt.live.history import SNAPSHOT_BLOCKS
 from salt.memory import MemoryPolicy
 from tests.helpers.ledger_budgets import check_budget
@@ -26,16 +26,8 @@ SHORT = LiveCase(
 # At the layers that are run: launches and GB of a block as any other, the first one of a blend, the first after it, and
 # one after a recache.
 SHORT_BUDGETS = {2: (431, 15.74), 3: (474, 16.07), 4: (444, 16.03), 5: (599, 26.12)}
-LONG = LiveCase(
-    14,
-    {
-        5: Prompt.of("another", blocks=2),
-        9: Prompt.of("a third", switch="recache", blocks=1),
-        12: Guidance(3.0),
-    },
-)
 # The same at full depth: a block over a full window, of a blend, after a recache, with guidance.
-LONG_BUDGETS = {8: (8055, 382.8), 6: (8092, 376.6), 9: (10703, 667.6), 12: (17187, 978.6)}
+STEERED_BUDGETS = {8: (8055, 382.8), 6: (8092, 376.6), 9: (10703, 667.6), 12: (17187, 978.6)}
 
 
 READERS = {"_scaled_dot_product_flash_attention", "index_copy_"}
@@ -64,10 +56,10 @@ def test_session(device):
 
 @pytest.mark.slow
 def test_long_session(device):
-    shallow, deep = (live_phases(LONG, layers) for layers in (SHALLOW, DEEP))
-    check(LONG, shallow)
-    for index, budget in LONG_BUDGETS.items():
-        check_budget(*full_depth(shallow[index], deep[index], LONG.size), budget)
+    shallow, deep = (live_phases(STEERED, layers) for layers in (SHALLOW, DEEP))
+    check(STEERED, shallow)
+    for index, budget in STEERED_BUDGETS.items():
+        check_budget(*full_depth(shallow[index], deep[index], STEERED.size), budget)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.ledger.runs import RunCase, run_costs
-from salt.memory import MemoryPolicy
+from salt.memory import PRECISIONS, MemoryPolicy
 from salt.planning import PlanSettings, memory_plan, planned_model, preset_settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
@@ -30,6 +30,15 @@ CASES = {
     ),
 }
 FAST = ("no decoding",)
+KINDS = ("full", "window:12", "sink:3,window:12", "relative:3,window:12", "blended:3,window:12", "cyclic:12")
+GRID = [
+    (size, f"{kind}{'' if precision == 'model' else f',{precision}'}{home}")
+    for size in ("1.3B", "14B")
+    for kind in KINDS
+    for precision in PRECISIONS
+    for home in ("", ",cpu")
+]
+FAST_GRID = [("1.3B", "full,cpu"), ("1.3B", "relative:3,window:12,int4,cpu")]
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in CASES])
@@ -50,3 +59,18 @@ def test_plans_agree_with_peaks_of_the_code(device, name):
         assert planned_bytes == pytest.approx(found.peaks[simulated], rel=0.1), (simulated, plan.phase(planned))
     if case.decoder == "wan":
         assert plan.peak == pytest.approx(found.reserved, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("size", "policy"), [pytest.param(*c, marks=[] if c in FAST_GRID else pytest.mark.slow) for c in GRID]
+)
+def test_every_memory_is_planned(device, size, policy):
+    """Denoising with every policy, precision and residence, in two steps per block: more steps need no more."""
+    steps = {"num_inference_steps": 2}
+    found = run_costs(RunCase(size=size, policy=policy, decoder="none", options=steps))
+    settings = PlanSettings(
+        seconds=(12 * BLOCKS - 3) / 16, policy=MemoryPolicy.parse(policy), decoder="none", text="none"
+    )
+    plan = memory_plan(planned_model(size), settings)
+    vae = plan.phases[0].parts["VAE"]  # which is not on the device where the ledger does not decode
+    assert plan.phase("denoising").bytes - vae == pytest.approx(found.peaks["denoise"], rel=0.1)

@@ -1,7 +1,7 @@
-"""One training update's forwards at true width: nothing waits for the device between the first and backward.
+"""One training update: nothing waits for the device between the first and backward.
 
-Without autocast, which turns itself off where torch has no CUDA. Backward cannot run on the fake device; it is tested
-on the CPU (`tests/train`).
+Forwards at true width, on the fake device, without autocast, which turns itself off where torch has no CUDA. Backward
+cannot run there; it is tested on the CPU (`tests/train`).
 """
 
 from dataclasses import replace
@@ -14,6 +14,7 @@ from benchmarks.ledger.cases import SIZES, student
 from benchmarks.ledger.counting import Ledger
 from benchmarks.ledger.fake_device import DEVICE
 from salt.conditioning import Conditioning
+from tests.helpers.ledger_budgets import check_budget
 from train.config.recipe import Losses, Recipe, Rollouts
 from train.data.batch import Batch
 from train.losses.semigroup import grid_triples
@@ -39,6 +40,10 @@ def trainer_of(recipe):
     return trainer, models
 
 
+# Launches and GB of the losses' forwards at the two layers that are run, in float32.
+BUDGETS = {"dmd": (779, 51.5), "semigroup": (1675, 98.9), "alignment": (1916, 122.3), "critic": (151, 12.24)}
+
+
 @pytest.mark.parametrize("terms", ["dmd", "semigroup", "alignment"])
 def test_generator_loss_does_not_wait(device, terms):
     recipe = replace(Recipe(), rollout=SMALL, loss=Losses(semigroup=1.0, align="paper", align_start=0, align_block=1))
@@ -51,6 +56,7 @@ def test_generator_loss_does_not_wait(device, terms):
         loss, parts = SCDMDTrainer.generator_terms(trainer, models["student"], batch, draws, 0)
         assert loss.requires_grad and terms.replace("alignment", "align") in parts
         assert not ledger.phase.waits
+        check_budget(ledger.phase.costs.launches, ledger.phase.costs.bytes, BUDGETS[terms])
 
 
 def test_critic_loss_does_not_wait(device):
@@ -60,3 +66,4 @@ def test_critic_loss_does_not_wait(device):
     with Ledger() as ledger:
         critic_term(models["critic"], torch.zeros(1, 16, 6, 60, 104, device=device), batch, recipe, 0)
         assert not ledger.phase.waits
+        check_budget(ledger.phase.costs.launches, ledger.phase.costs.bytes, BUDGETS["critic"])

@@ -43,7 +43,7 @@ def import_pack(folder: Path) -> SimpleNamespace:
     adapter = ("comfy_model", "sampler", "fingerprint", "self_attention_patch")
     engine = (
         "memory", "rollout", "schedule", "noise", "conditioning", "checkpoints", "checkpoints.wan_keys",
-        "models.causal_model",
+        "models.causal_model", "model_input",
         "models.transformer_salt",
     )  # fmt: skip
     return SimpleNamespace(
