@@ -134,7 +134,10 @@ def unchanged_blocks(old: RolloutPlan, new: RolloutPlan) -> int:
     names = ("settings", "policy", "size", "seed", "batch", "strength")
     if any(getattr(old, n) != getattr(new, n) for n in names) or old.memory is not new.memory:
         return 0
-    if not all(same(getattr(old, n), getattr(new, n)) for n in ("negative", "start", "history", "source")):
+    if not all(same(getattr(old, n), getattr(new, n)) for n in ("negative", "start", "history")):
+        return 0
+    clips = [None if p.source is None else p.source.latents for p in (old, new)]
+    if not same(*clips):
         return 0
     sources = [
         ScheduleSource([PromptSchedule(p.prompts)], replace(p.settings, guidance=1.0), SeededNoise(0, 1, 1, 1, 1),

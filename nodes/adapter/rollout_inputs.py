@@ -124,7 +124,7 @@ def plan_rollout(inputs: RolloutInputs, clip: ClipStart, policy: MemoryPolicy | 
         inputs.cfg,
         fuse=not isinstance(inputs.prompts, AppliedPrompts),
     )
-    if source is not None:
+    if source is not None and spec.rule != "streamdiffusion2":
         settings = settings_at(settings, inputs.strength) or settings
     chosen = clip.memory.memory.policy if clip.memory is not None else policy or spec.policy
     chosen.check_block(spec.frames_per_block)
@@ -145,7 +145,7 @@ def plan_rollout(inputs: RolloutInputs, clip: ClipStart, policy: MemoryPolicy | 
         memory=clip.memory,
         history=clip.history,
         vae=inputs.vae,
-        source=None if source is None else source.latents,
+        source=source,
         strength=inputs.strength,
         notes=[
             *notes_on_effect(inputs, clip, prompts, first_frame(clip) + length.frames, spec.frames_per_block),

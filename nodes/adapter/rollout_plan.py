@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from ...salt.block_plan import RolloutSettings, block_lengths, count_model_calls
 from ...salt.conditioning import PromptChange
 from ...salt.memory import MemoryPolicy
-from ...salt.video_in.strength import settings_at
+from ...salt.video_in.motion import MotionNoise
+from ...salt.video_in.strength import Strength
 from ..io_types import ClipMemory, Conditioning
+from .source_clip import SourceClip
 
 if TYPE_CHECKING:
     from comfy.sd import VAE
@@ -24,8 +27,8 @@ class RolloutPlan:
 
     notes: on inputs that have no effect, for the report.
     start: latents [B, 16, F, H, W], as a LATENT holds them, that the clip starts with. memory: of a clip to continue;
-    history: the clip so far, which a prompt change that recaches needs. vae: for previews. source: normalised latents
-    [B, 16, F, H, W] of a video whose blocks start the clip's at `strength`.
+    history: the clip so far, which a prompt change that recaches needs. vae: for previews. source: of a video
+    whose blocks start the clip's at `strength`.
     """
 
     settings: RolloutSettings
@@ -41,13 +44,23 @@ class RolloutPlan:
     history: Tensor | None = None
     vae: VAE | None = None
     notes: Sequence[str] = ()
-    source: Tensor | None = None
+    source: SourceClip | None = None
     strength: float = 1.0
 
     @property
     def copies(self) -> bool:
         """Whether a source video's latents are the clip: at a strength at which no step runs."""
-        return self.source is not None and settings_at(self.settings, self.strength) is None
+        edit = self.video("cpu")
+        return edit is not None and edit.settings(self.settings) is None
+
+    def video(self, device: torch.device | str) -> Strength | MotionNoise | None:
+        """How the blocks start from the source video; None without one."""
+        if self.source is None:
+            return None
+        latents = self.source.latents.to(device)
+        if self.settings.schedule.rule == "streamdiffusion2":
+            return MotionNoise(latents, self.source.motion, self.strength)
+        return Strength(latents, self.strength)
 
     @property
     def first_frame(self) -> int:

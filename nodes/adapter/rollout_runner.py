@@ -17,7 +17,6 @@ from ...salt.memory import estimate_bytes
 from ...salt.noise import NoiseSource, SeededNoise
 from ...salt.rollout import rollout
 from ...salt.spec import FPS
-from ...salt.video_in.strength import Strength
 from ..io_types import ClipMemory
 from .block_outputs import BlockOutput, KeptLatents, VideoOutput
 from .buffer_pool import memory_for_output, pool_of
@@ -79,7 +78,9 @@ def run_rollout(model: ModelPatcher, plan: RolloutPlan, video: VideoOutput | Non
     with running() as now:
         # Image conditioning is fitted to the clip's length, so other blocks may depend on it.
         keeps = video is None and bool(now.node) and not takes_image_channels(model)
-        keeps = keeps and not plan.policy.keeps_last_step  # such a memory cannot be encoded again as it was
+        # Such a memory cannot be encoded again as it was, and such noise follows from the blocks before.
+        by_motion = plan.source is not None and plan.settings.schedule.rule == "streamdiffusion2"
+        keeps = keeps and not plan.policy.keeps_last_step and not by_motion
         kept = KeptRuns(model, now.node) if keeps else None
 
         def run(inputs: SamplerInputs) -> SamplerOutput[tuple[ClipMemory, str]]:
@@ -202,7 +203,7 @@ def run_blocks(
         history_latents=history,
         made_latents=torch.cat(made, dim=2).to(device) if made else None,
         ends=ends,
-        video=None if plan.source is None else Strength(plan.source.to(device), plan.strength),
+        video=plan.video(device),
         on_step=progress.step,
         guide=inputs.guide,
         reencode=reencode,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...salt.errors import InputError
 from ...salt.spec import FPS, StudentSpec
+from ...salt.video_in.motion import Motion, PixelMotion
 from .clip_size import FRAMES_PER_LATENT, length_text
 from .streaming_vae import ComfyStreamEncoder
 
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SourceClip:
-    """latents: [batch, 16, F, H, W] of whole blocks, normalised, in main memory. note: on the clip's length."""
+    """latents: [batch, 16, F, H, W] of whole blocks, normalised, in main memory. motion: of the video. note: on its
+    length."""
 
     latents: Tensor
+    motion: Motion
     note: str = ""
 
 
@@ -55,11 +58,12 @@ def source_clip(
     used, note = frames, ""
     if whole < frames:
         used, note = whole, f"the clip is {length_text(whole)} long: whole blocks of the video"
-    encoder, latents = ComfyStreamEncoder(vae), []
-    for start in range(0, FRAMES_PER_LATENT * (used - 1) + 1, FRAMES_PER_LATENT):
-        latents.append(encoder.encode(_fitted(images[start : start + FRAMES_PER_LATENT], size)))
+    starts = range(0, FRAMES_PER_LATENT * (used - 1) + 1, FRAMES_PER_LATENT)
+    motion = PixelMotion(_fitted(images[start : start + FRAMES_PER_LATENT], size) for start in starts)
+    encoder = ComfyStreamEncoder(vae)
+    latents = [encoder.encode(pixels) for pixels in motion]
     encoded = torch.cat(latents, dim=2)[:, :, :used].float().cpu()
-    return SourceClip(encoded.expand(batch, -1, -1, -1, -1), note)
+    return SourceClip(encoded.expand(batch, -1, -1, -1, -1), motion, note)
 
 
 def _fitted(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -27,6 +27,7 @@ from ..io.video import fit
 from ..io.video_frames import video_frames
 from ..model_input import Condition
 from ..models.pixel_stream import FrameEncoder
+from ..video_in.motion import MotionNoise, motion_between
 from ..video_in.strength import Strength
 
 JPEG_START = b"\xff\xd8\xff"
@@ -151,18 +152,28 @@ class VideoFeed:
     """Latents of the pictures for a block, encoded as a stream that begins anew where pictures were missing.
 
     size: pixels (H, W) of the clip, which pictures are scaled to cover, and cut to. used: whether a block was made from
-    pictures. shot: of the latest block.
+    pictures. shot: of the latest block; motion: in it, 0 to 1 (`salt.video_in.motion`).
     """
 
     def __init__(self, encoder: FrameEncoder, size: tuple[int, int], source: PictureSource) -> None:
         self.encoder, self.size, self.source = encoder, size, source
         self.used = False
         self.shot: Shot | None = None
+        self.motion = 0.0
+        self._before: Tensor | None = None  # the latest picture
+        self._scale: float | None = None  # noise level of the latest block, by StreamDiffusionV2's rule
 
     def begin(self, plan: BlockPlan[Condition], start: int, strength: float) -> BlockPlan[Condition]:
         """The plan of a block at latent frame `start`, from the pictures that have come; as it is without any."""
         latents = self.latents(plan.length(start))
-        return plan if latents is None else Strength(lambda start, frames: latents, strength)(plan, start)
+        if latents is None:
+            return plan
+        if plan.settings.schedule.rule != "streamdiffusion2":
+            return Strength(lambda start, frames: latents, strength)(plan, start)
+        noise = MotionNoise(lambda start, frames: latents, lambda start, frames: self.motion, strength)
+        noise.scale = self._scale
+        plan, self._scale = noise(plan, start), noise.scale
+        return plan
 
     def latents(self, frames: int) -> Tensor | None:
         """[1, C, frames, h, w] for the next block; None where no pictures come."""
@@ -173,6 +184,12 @@ class VideoFeed:
             return None
         if pictures.begins:
             self.encoder.reset()
-        self.used = True
-        latents = [self.encoder.encode(fit(uint8_pixels(picture[None]), self.size)) for picture in pictures.frames]
+            self._before = self._scale = None
+        self.used, self.motion, latents = True, 0.0, []
+        for picture in pictures.frames:
+            pixels = fit(uint8_pixels(picture[None]), self.size)
+            if self._before is not None:
+                self.motion = max(self.motion, motion_between(self._before, pixels))
+            self._before = pixels
+            latents.append(self.encoder.encode(pixels))
         return torch.cat(latents, dim=2)

@@ -47,7 +47,7 @@ class PixelMotion:
         pixels = next(self.pixels)
         frames = pixels if self.before is None else torch.cat([self.before, pixels], dim=2)
         self.before = pixels[:, :, -1:]
-        self.differences += (frames[:, :, 1:] - frames[:, :, :-1]).square().mean((0, 1, 3, 4)).sqrt().tolist()
+        self.differences += _differences(frames)
         return pixels
 
     def __call__(self, start: int, frames: int) -> float:
@@ -56,6 +56,16 @@ class PixelMotion:
         self.differences = self.differences[max(first - self.first, 0) :]
         self.first = max(first, self.first)
         return min(max(self.differences[: stop - self.first], default=0.0) / MOST_MOTION, 1.0)
+
+
+def _differences(pixels: Tensor) -> list[float]:
+    """Root mean squares of each frame's difference to the frame before, [B, 3, T, H, W] -> T - 1."""
+    return (pixels[:, :, 1:] - pixels[:, :, :-1]).square().mean((0, 1, 3, 4)).sqrt().tolist()
+
+
+def motion_between(before: Tensor, after: Tensor) -> float:
+    """Motion (0 to 1) from one frame [B, 3, 1, H, W] in [-1, 1] to the next."""
+    return min(_differences(torch.cat([before, after], dim=2))[0] / MOST_MOTION, 1.0)
 
 
 def motion_of(pixels: Tensor) -> Motion:

@@ -29,7 +29,9 @@ from salt.live.server.client_messages import read_picture
 from salt.live.session import LiveSession
 from salt.live.settings import LiveSettings
 from salt.live.video_feed import MAX_PICTURES, OFF_SECONDS, CameraPictures, FilePictures
+from salt.memory import MemoryPolicy
 from salt.models.streaming_vae import encode_video
+from salt.spec import StudentSpec
 from tests.helpers import tiny_system
 from tests.helpers.fake_live_session import FakeSession
 from tests.helpers.live_server import served, viewer
@@ -119,6 +121,20 @@ def test_blocks_from_a_file_that_begins_again(host, clip):
     plain = LiveEngine(host, LiveSettings("a red circle moving right", nfe=2))
     assert torch.equal(made[1.0], torch.cat([b.latents for b in plain.blocks(lambda: plain.made < 3)], dim=2))
     assert not torch.allclose(made[0.6], made[0.0], atol=0.1) and not torch.allclose(made[0.6], made[1.0], atol=0.1)
+
+
+def test_streamdiffusion2_s_noise_follows_the_pictures(clip):
+    pipe = tiny_system.pipeline()
+    pipe.spec = StudentSpec(1, (700, 500), 8.0, MemoryPolicy.parse("overwrite:3,window:6"), rule="streamdiffusion2")
+    host = PipelineHost(pipe)
+    feed = host.new_feed(FilePictures(clip))
+    engine = LiveEngine(host, LiveSettings("a red circle moving right", strength=0.8), feed=feed)
+    starts = [block.kept.stop for block in engine.blocks(lambda: engine.made < 4)]
+    scale = 0.8
+    for _ in range(3):  # every picture is lighter by 10 of 255
+        scale = 0.9 * (0.8 - 0.1 * 10 / 127.5 / 0.2) + 0.1 * scale
+    assert starts == [2, 3, 4, 5] and feed.motion == pytest.approx(0.39, abs=0.06)
+    assert feed._scale == pytest.approx(scale, abs=0.01)
 
 
 def test_a_session_tells_which_picture_a_block_was_made_from(host):
