@@ -3,11 +3,14 @@
 import pytest
 import torch
 
+from salt.acceleration.finite_check import FiniteFlag
 from salt.errors import InputError
 from salt.live.controls import Guidance, Policy, Prompt, Rewind
 from salt.live.engine import LiveEngine
 from salt.live.pipeline_host import PipelineHost
 from salt.live.settings import LiveSettings
+from salt.models.async_decoder import PendingFrames
+from salt.models.head_encoder import HeadEncoder, LatestPixels
 from tests.helpers import tiny_system
 
 RED, BLUE = "a red circle moving right", "a blue square moving up"
@@ -82,3 +85,25 @@ def test_a_session_changes_to_a_rebuilt_memory_and_back(pipe):
     assert len(latents) == 7 and engine.memory.held == tuple(range(12, 21))
     with pytest.raises(InputError, match="policy: found one that encodes decoded frames"):
         play(LiveEngine(PipelineHost(pipe), settings, decodes=False), 7, changes)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "shown"), [(9, 0), (12, 3), (21, 12)], ids=["first block", "later", "after a start"]
+)
+def test_the_last_pixel_frame_of_a_block_s_first_latent_frame_is_encoded(pixels, shown):
+    video = torch.arange(pixels).view(1, 1, -1, 1, 1).expand(1, 3, -1, 8, 8) / pixels
+    encoder = HeadEncoder(lambda latents: video, lambda image: image, 4)
+    assert torch.equal(encoder(torch.zeros(1, 16, 3, 1, 1)), video[:, :, shown : shown + 1])
+
+
+def test_frames_that_were_decoded_for_the_clip_are_not_decoded_again():
+    decoded, first, later = [], torch.zeros(1), torch.ones(1)
+
+    def pending(latents):
+        decoded.append(latents)
+        return PendingFrames(latents, latents, FiniteFlag.of(latents))
+
+    latest = LatestPixels(pending)
+    latest.keep(first, pending(first))
+    assert latest(first) is first and len(decoded) == 1
+    assert latest(later) is later and len(decoded) == 2
