@@ -1,14 +1,13 @@
 """H.264 in fragmented mp4, frame by frame: what is encoded so far can be played, sent on, and cut back to a block.
 
-ffmpeg encodes without delay and writes a fragment for every frame; decode times and sequence numbers are made to
-continue those of an earlier encoder, so that the fragments of several encoders are one video. Frames are uint8
-[T, H, W, 3].
+ffmpeg encodes without delay; the fragments, one for every frame, are written here. ffmpeg's own mp4 muxer would hold
+each frame back until the next one says how long it lasts. Decode times and sequence numbers continue those of an
+earlier encoder, so that the fragments of several encoders are one video. Frames are uint8 [T, H, W, 3].
 """
 
 from __future__ import annotations
 
 import math
-import struct
 import subprocess
 import tempfile
 import threading
@@ -19,10 +18,12 @@ from typing import IO
 import numpy as np
 
 from ..spec import FPS
+from .mp4_boxes import beginning, fragment
 from .video import H264, VideoWriteError, even_sides, failure_reason, ffmpeg, raw_input
 
 FRAME_TICKS = 1000  # of the track's clock, in a frame
-MAX_BOX_BYTES = 2**28
+FLV_HEADER_BYTES = 13
+FLV_VIDEO, FLV_CONFIGURATION, FLV_FRAME = 9, 0, 1
 
 
 @dataclass(frozen=True)
@@ -111,15 +112,14 @@ class FragmentedEncoder:
         return frame == 0 or (frame >= self._first_block and (frame - self._first_block) % self.block_frames == 0)
 
     def _start(self, width: int, height: int) -> None:
+        self._even_size = width, height
         self._log = tempfile.TemporaryFile()
         first = self._first_block
         keys = f"expr:eq(n,0)+gte(n,{first})*eq(mod(n-{first},{self.block_frames}),0)"
         self._process = ffmpeg(
             *["-probesize", "32", "-analyzeduration", "0", *raw_input(width, height, self.fps)],
             *[*H264, "-tune", "zerolatency", "-force_key_frames", keys],
-            *["-video_track_timescale", str(round(self.fps * FRAME_TICKS))],
-            *["-movflags", "+empty_moov+default_base_moof+frag_every_frame", "-flush_packets", "1"],
-            *["-f", "mp4", "-"],
+            *["-flush_packets", "1", "-flvflags", "no_duration_filesize", "-f", "flv", "-"],
             log=self._log,
             output=subprocess.PIPE,
         )
@@ -130,62 +130,28 @@ class FragmentedEncoder:
         self._reader.start()
 
     def _read(self, stream: IO[bytes]) -> None:
-        """Read ffmpeg's boxes to their end, also after an error, so that it never waits."""
-        head, count = b"", 0
-        for kind, box in boxes(stream):
-            if self._error is not None or kind not in (b"ftyp", b"moov", b"moof", b"mdat"):
-                continue
-            head += box
-            if kind == b"moov":
-                self.init, head = head, b""
-            elif kind == b"mdat":
+        """Read ffmpeg's packets to their end, also after an error, so that it never waits."""
+        count = 0
+        for is_configuration, key, content in packets(stream):
+            if is_configuration:
+                self.init = beginning(*self._even_size, content, round(self.fps * FRAME_TICKS))
+            elif self._error is None:
                 frame = self.first_frame + count
                 try:
-                    data = numbered(head, frame + 1, frame * FRAME_TICKS)
-                    self.on_fragment(Fragment(data, frame, self._is_key(count)))
+                    self.on_fragment(Fragment(fragment(content, frame, FRAME_TICKS, key), frame, self._is_key(count)))
                 except (OSError, ValueError) as error:
                     self._error = error
-                head, count = b"", count + 1
+                count += 1
 
 
-def boxes(stream: IO[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """The kind and bytes of every box of an mp4, up to one that is cut short."""
-    while len(header := stream.read(8)) == 8:
-        size, kind = struct.unpack(">I4s", header)
-        if not 8 <= size <= MAX_BOX_BYTES:
+def packets(stream: IO[bytes]) -> Iterator[tuple[bool, bool, bytes]]:
+    """(is the decoder's configuration, is a key frame, content) of every video packet of an FLV stream, up to one that
+    is cut short. FLV, as its muxer holds no packet back and says how long each is."""
+    stream.read(FLV_HEADER_BYTES)
+    while len(header := stream.read(11)) == 11:
+        kind, size = header[0], int.from_bytes(header[1:4], "big")
+        body = stream.read(size + 4)  # and the length of the tag
+        if len(body) < size + 4:
             return
-        body = stream.read(size - 8)
-        if len(body) < size - 8:
-            return
-        yield kind, header + body
-
-
-def numbered(fragment: bytes, sequence: int, decode_time: int) -> bytes:
-    """A fragment with another sequence number and decode time. Raises ValueError for one without them."""
-    data = bytearray(fragment)
-    for path, value, layout in (
-        ((b"moof", b"mfhd"), sequence, ">I"),
-        ((b"moof", b"traf", b"tfdt"), decode_time, ">Q"),
-    ):
-        at = _find(data, path)
-        version = data[at + 8]
-        struct.pack_into(layout if path[-1] == b"mfhd" or version == 1 else ">I", data, at + 12, value)
-    return bytes(data)
-
-
-def _find(data: bytearray, path: tuple[bytes, ...]) -> int:
-    """Where a box begins that lies in the boxes of `path`."""
-    start, end = 0, len(data)
-    for depth, wanted in enumerate(path):
-        while start + 8 <= end:
-            size, kind = struct.unpack_from(">I4s", data, start)
-            if kind == wanted:
-                break
-            if size < 8:
-                raise ValueError(f"found a box of {size} bytes in a fragment")
-            start += size
-        else:
-            raise ValueError(f"found no {wanted.decode()} in a fragment")
-        if depth + 1 < len(path):
-            start, end = start + 8, start + size
-    return start
+        if kind == FLV_VIDEO and size >= 5 and body[1] in (FLV_CONFIGURATION, FLV_FRAME):
+            yield body[1] == FLV_CONFIGURATION, body[0] >> 4 == 1, body[5:size]

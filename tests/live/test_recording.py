@@ -1,12 +1,13 @@
 """Recordings: fragments that continue one another, cut back and copied with their branches."""
 
-import io
+import struct
+import time
 
 import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from salt.io.fragmented_mp4 import FragmentedEncoder, boxes
+from salt.io.fragmented_mp4 import FragmentedEncoder
 from salt.live.controls import Fork, Goto, Rewind
 from salt.live.pipeline_host import PipelineHost
 from salt.live.session import LiveSession
@@ -16,6 +17,14 @@ from tests.helpers import tiny_system
 
 def pictures(count, shade=0):
     return np.full((count, 34, 33, 3), shade, np.uint8) + np.arange(count, dtype=np.uint8)[:, None, None, None]
+
+
+def box_kinds(data):
+    kinds, at = [], 0
+    while at < len(data):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        kinds, at = [*kinds, kind], at + size
+    return kinds
 
 
 def frames_in(path):
@@ -38,8 +47,22 @@ def test_fragments_of_two_encoders_are_one_video(tmp_path):
     assert meta["size"] == (34, 34) and meta["fps"] == 16
     shades = [np.frombuffer(frame, np.uint8).mean() for frame in reader]
     assert len(shades) == 33 and abs(shades[9] - 100) < 4 and abs(shades[32] - 211) < 4
-    kinds = [kind for kind, _ in boxes(io.BytesIO(path.read_bytes()))]
-    assert kinds == [b"ftyp", b"moov"] + [b"moof", b"mdat"] * 33
+    assert box_kinds(path.read_bytes()) == [b"ftyp", b"moov"] + [b"moof", b"mdat"] * 33
+
+
+def test_every_frame_that_was_pushed_is_there_before_the_next_one_comes(tmp_path):
+    """The last one too: whoever watches, and a process that is killed, lack nothing."""
+    fragments, path = [], tmp_path / "clip.mp4"
+    encoder = FragmentedEncoder(33, 34, 12, fragments.append)
+    for pushed in (9, 10, 22):
+        encoder.write(pictures(pushed - encoder.frames))
+        until = time.monotonic() + 20
+        while len(fragments) < pushed and time.monotonic() < until:
+            time.sleep(0.001)
+        path.write_bytes(encoder.init + b"".join(f.data for f in fragments))
+        assert frames_in(path) == pushed == len(fragments)
+    encoder.close()
+    assert len(fragments) == 22
 
 
 def test_wrong_frames_and_a_failing_sink_are_errors():
