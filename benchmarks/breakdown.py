@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from typing import get_args
 
 import torch
 from torch.autograd import DeviceType
@@ -88,7 +89,7 @@ def main() -> None:
         prog="python -m benchmarks.breakdown", description=(__doc__ or "").split("\n\n")[0]
     )
     parser.add_argument("--layers", type=int, default=30 if torch.cuda.is_available() else 2)
-    parser.add_argument("--prefer", choices=("exact", "fast", "fastest", "low memory"), default="exact")
+    parser.add_argument("--prefer", choices=get_args(Preference), default="exact")
     arguments = parser.parse_args()
     share_by_kind, seconds, rate = shares(arguments.layers, arguments.prefer)
     print(f"{arguments.layers} layers, {arguments.prefer}: {seconds:.3g} s, {rate / 1e12:.3g} TFLOP/s")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import re
@@ -14,14 +13,11 @@ from pathlib import Path
 
 from ..io.printable import one_line, printable
 
-PACKAGES = ("diffusers", "transformers", "accelerate", "safetensors", "torchao", "peft", "aiohttp", "av")
-# Attention back ends by the names of their packages.
-BACK_ENDS = {
-    "FlashAttention 3": ("flash_attn_interface", "flash-attn-3"),
-    "FlashAttention 2": ("flash_attn", "flash-attn"),
-    "SageAttention": ("sageattention", "sageattention"),
-    "Triton": ("triton", "triton"),
-}
+PACKAGES = (
+    *("diffusers", "transformers", "accelerate", "safetensors", "torchao", "peft", "aiohttp", "av"),
+    *("triton", "flash-attn-3", "flash-attn", "sageattention"),
+)
+HEAD_DIM = 128  # of every Wan student
 MODEL_SUFFIXES = (".safetensors", ".sft", ".pt", ".pth")
 MOST_MODELS = 20
 SMI = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total,memory.used", "--format=csv,noheader")
@@ -46,10 +42,12 @@ def findings() -> Iterator[tuple[str, str]]:
     yield "system", f"{platform.platform()}, Python {platform.python_version()}"
     yield "driver", driver()
     yield from torch_findings()
-    for name, (module, package) in BACK_ENDS.items():
-        yield name, version_of(module, package)
+    yield from attention_findings()
     yield "packages", ", ".join(f"{p} {v}" for p in PACKAGES if (v := package_version(p)) is not None) or "none"
     comfyui = comfyui_folder()
+    named = os.environ.get("COMFYUI_PATH")
+    if named and comfyui != Path(named):
+        yield "COMFYUI_PATH", f"{named}: found no comfyui_version.py in it, expected ComfyUI's folder"
     yield "ComfyUI", "not found (COMFYUI_PATH names its folder)" if comfyui is None else comfyui_text(comfyui)
     models = model_files(comfyui)
     for path in models[:MOST_MODELS]:
@@ -64,7 +62,7 @@ def findings() -> Iterator[tuple[str, str]]:
 def driver() -> str:
     """GPUs with their driver, as nvidia-smi has them."""
     try:
-        done = subprocess.run(SMI, capture_output=True, text=True, timeout=SMI_SECONDS, check=False)
+        done = subprocess.run(SMI, capture_output=True, text=True, timeout=SMI_SECONDS, check=False, errors="replace")
     except (OSError, subprocess.SubprocessError) as error:
         return f"nvidia-smi cannot be run ({type(error).__name__})"
     return one_line(done.stdout.strip() or done.stderr.strip() or "nvidia-smi says nothing")
@@ -94,18 +92,31 @@ def torch_findings() -> Iterator[tuple[str, str]]:
         yield f"cuda:{index}", f"{properties.name}, {capability}, VRAM {total / 1e9:.1f} GB, {free / 1e9:.1f} GB free"
 
 
+def attention_findings() -> Iterator[tuple[str, str]]:
+    """Attention's back ends, as a run would choose among them on the first GPU (`salt.acceleration`)."""
+    try:
+        import torch
+
+        from ..acceleration.attention_backend import BACKENDS, card_of, choose, installed_backends, why_not
+        from ..acceleration.attention_backend import PACKAGES as SOURCES
+
+        card = card_of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        installed = installed_backends()
+    except (ImportError, OSError, RuntimeError) as error:
+        yield "attention", f"its back ends cannot be examined: {one_line(str(error))}"
+        return
+    for name in BACKENDS:
+        found = f"{SOURCES[name]}, {'installed' if name in installed else 'not installed'}"
+        fault = why_not(name, card, installed, torch.bfloat16, HEAD_DIM)
+        yield f"attention {name}", f"{found}, but {fault}" if fault is not None and name in installed else found
+    yield "attention", f"auto takes {choose(card, installed, torch.bfloat16, HEAD_DIM)[0]} for a bfloat16 student here"
+
+
 def package_version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def version_of(module: str, package: str) -> str:
-    """The version of an installed package, which is not imported."""
-    if importlib.util.find_spec(module) is None:
-        return "not installed"
-    return package_version(package) or "installed, version unknown"
 
 
 def comfyui_folder() -> Path | None:
@@ -170,12 +181,16 @@ def model_text(path: Path) -> str:
 
 
 def plan_text() -> str:
-    """The plan of a 1.3B student on the first GPU."""
-    from ..planning import PlanSettings, memory_plan, planned_model
-    from ..planning.report import plan_line
-    from .plan import device_bytes
-
+    """The plan of a 1.3B student on the first GPU, or on a small card where there is none."""
     try:
-        return plan_line(memory_plan(planned_model("1.3B"), PlanSettings()), device_bytes())
+        import torch
+
+        from ..planning import PlanSettings, memory_plan, planned_model
+        from ..planning.report import gb, plan_line
+        from .plan import device_bytes
+
+        vram = device_bytes()
+        card = "this card" if torch.cuda.is_available() else f"a card of {gb(vram)}, as there is none here"
+        return f"1.3B on {card}: {plan_line(memory_plan(planned_model('1.3B'), PlanSettings()), vram)}"
     except (ImportError, OSError, RuntimeError) as error:
         return f"cannot be made: {one_line(str(error))}"
