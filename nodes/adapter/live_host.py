@@ -99,6 +99,7 @@ class ComfyLiveHost:
         self.inputs, self.clip, self.vae, self.size = inputs, clip, vae, size
         self.patcher, self.frames_per_call = inputs.patcher, frames_per_call
         self.model = LiveFlow(inputs.model)
+        self.encode_beside = None  # ComfyUI loads and unloads models in one thread
         words = word_table(clip)
         self.info = LiveModelInfo(
             fingerprint=fingerprint(self.patcher),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,9 +23,12 @@ from ...salt.spec import StudentSpec
 from ..io_types import AppliedPrompts, ClipMemory, TimedConditioning
 from .buffer_pool import memory_for_output
 from .comfy_model import LATENT_CHANNELS, compute_dtype, memory_geometry, takes_image_channels
+from .fingerprint import fingerprint
 from .input_errors import widget_names
 from .live_host import ComfyLiveHost, LivePrompt
+from .live_inputs import start_of_session
 from .live_routes import served
+from .rollout_inputs import ClipStart, first_frame
 from .running import running
 from .sampler import SamplerInputs, SamplerOutput, sample
 from .streaming_vae import is_wan_vae, wrong_vae
@@ -40,14 +43,14 @@ RESERVED_SECONDS = 60  # of a memory without a window, for which ComfyUI makes r
 
 @dataclass(frozen=True)
 class LivePlan:
-    """A session to run. schedule: of the steps where no control says otherwise. size: latent (height, width).
-    record: the mp4 file."""
+    """A session to run. schedule: of the steps where no control says otherwise. clip: what it begins with, and its
+    size. record: the mp4 file."""
 
     settings: LiveSettings
     spec: StudentSpec
     schedule: Schedule
     policy: MemoryPolicy
-    size: tuple[int, int]
+    clip: ClipStart
     record: Path
 
 
@@ -73,25 +76,28 @@ def run_live(model: ModelPatcher, clip: CLIP, vae: VAE, plan: LivePlan) -> LiveO
         raise wrong_vae(vae)
     if takes_image_channels(model):
         raise InputError("model", "found an image-to-video model, expected a text-to-video student")
-    frames = 2 * plan.spec.frames_per_block
-    reserved = estimate_bytes(
-        plan.policy, memory_geometry(model, 1, *plan.size), compute_dtype(model), 4 * RESERVED_SECONDS
-    )
+    size, frames = plan.clip.size, 2 * plan.spec.frames_per_block
+    geometry = memory_geometry(model, 1, *size)
+    if plan.clip.memory is not None:
+        plan.clip.memory.memory.check_fits(geometry, fingerprint(model))
+    longest = first_frame(plan.clip) + 4 * RESERVED_SECONDS
+    reserved = estimate_bytes(plan.policy, geometry, compute_dtype(model), longest)
     on_device = reserved if plan.policy.residence == "device" else 0
 
     def run(inputs: SamplerInputs) -> SamplerOutput[tuple[LiveResult[LivePrompt], LiveModelInfo, ClipMemory]]:
         if inputs.guide is not None:
             raise InputError("model", "has nodes that take part in guidance, which a live session cannot call")
-        host = ComfyLiveHost(inputs, clip, vae, plan.spec, plan.schedule, plan.policy, plan.size, frames)
-        session = LiveSession(host, plan.settings, record=plan.record)
+        host = ComfyLiveHost(inputs, clip, vae, plan.spec, plan.schedule, plan.policy, size, frames)
+        start = start_of_session(inputs.patcher.model, plan.clip, inputs.noise.device)
+        session = LiveSession(host, plan.settings, record=plan.record, start=start)
         with served(session) as name, running(name, session.stop), stopped_by_cancel(session):
             session.run()
         raise_if_failed(session)
         result = session.result()
         memory = memory_for_output(inputs.patcher, ClipMemory(result.memory, result.negative_memory))
-        return SamplerOutput(result.latents.to(inputs.noise.device), (result, host.info, memory))
+        return SamplerOutput(result.latents.to(inputs.noise.device), (result, session.info, memory))
 
-    noise = torch.zeros(1, LATENT_CHANNELS, frames, *plan.size)
+    noise = torch.zeros(1, LATENT_CHANNELS, frames, *size)
     sigmas = torch.tensor([*plan.schedule.sigmas, 0.0], dtype=torch.float32)
     seed, guidance = plan.settings.seed, plan.settings.guidance
     try:
@@ -136,10 +142,11 @@ def stopped_by_cancel(session: LiveSession[LivePrompt]) -> Iterator[None]:
 
 
 def applied_prompts(result: LiveResult[LivePrompt], info: LiveModelInfo) -> AppliedPrompts:
-    """The prompts as applied, at the seconds at which their blocks begin."""
+    """The prompts as applied, at the seconds of the whole clip at which their blocks begin."""
+    clip = replace(info, start=0, joins=False)
     return AppliedPrompts(
         TimedConditioning(
-            info.first_pixel_frame(c.frame) / info.fps, c.conditioning.conditioning, c.switch, c.keep_sink
+            clip.first_pixel_frame(c.frame) / clip.fps, c.conditioning.conditioning, c.switch, c.keep_sink
         )
         for c in result.prompts.changes
     )
@@ -152,7 +159,7 @@ def report_of(result: LiveResult[LivePrompt], info: LiveModelInfo) -> str:
     prompts = 1 + sum(after is not before for before, after in zip(texts, texts[1:], strict=False))
     length = f"{frames} frames ({round(frames / info.fps, 2):g} s), {prompts} prompt{'s' * (prompts != 1)}"
     parts = [f"{result.recording}: {length}"]
-    if result.start:
+    if result.start > info.start:
         parts.append(f"LATENT begins at {round(info.first_pixel_frame(result.start) / info.fps, 2):g} s")
     if result.also_changed:
         parts.append(f"prompts do not hold what else was changed: {', '.join(result.also_changed)}")

@@ -180,9 +180,14 @@ def plan_clip(
     inputs = RolloutInputs(model, seconds, **widgets)
     still = 1
     if start_image is not None:
-        chosen = policy or autoregressive_spec(model, inputs.frames_per_block).policy
-        still = (chosen.window or 1) if chosen.rebuilt else 1
-    return plan_rollout(inputs, clip_of_inputs(inputs, size, batch, memory, start_image, latents, still), policy)
+        still = still_length(policy or autoregressive_spec(model, inputs.frames_per_block).policy)
+    clip = clip_of_inputs(model, inputs.vae, size, batch, memory, start_image, latents, still)
+    return plan_rollout(inputs, clip, policy)
+
+
+def still_length(policy: MemoryPolicy) -> int:
+    """Latent frames that a start picture stands for: of a memory that is rebuilt, all that it is rebuilt from."""
+    return (policy.window or 1) if policy.rebuilt else 1
 
 
 def guides(inputs: RolloutInputs) -> bool:
@@ -234,10 +239,14 @@ def check_connections(inputs: RolloutInputs, memory: ClipMemory | None, policy: 
         raise InputError("positive", "and prompts cannot both be connected")
     if inputs.cfg != 1 and inputs.negative is None:
         raise InputError("cfg", "needs a negative conditioning connected to negative", inputs.cfg)
-    if memory is None:
-        return
-    if guides(inputs) and memory.negative is None:
-        raise InputError("cfg", "needs a memory that was written with guidance, and this one was not", inputs.cfg)
+    if memory is not None:
+        check_memory(memory, policy, inputs.cfg, guides(inputs))
+
+
+def check_memory(memory: ClipMemory, policy: MemoryPolicy | None, cfg: float, guided: bool) -> None:
+    """Raise InputError for a memory that cannot be gone on from with this guidance, or with this policy."""
+    if guided and memory.negative is None:
+        raise InputError("cfg", "needs a memory that was written with guidance, and this one was not", cfg)
     if policy is not None and policy != memory.memory.policy:
         raise InputError("policy", f"{policy} does not fit the memory, whose own is {memory.memory.policy}")
 
@@ -305,7 +314,8 @@ def clip_of_memory(memory: ClipMemory, history: Tensor | None) -> ClipStart:
 
 
 def clip_of_inputs(
-    inputs: RolloutInputs,
+    model: ModelPatcher,
+    vae: VAE | None,
     size: tuple[int, int],
     batch: int,
     memory: ClipMemory | None,
@@ -317,7 +327,6 @@ def clip_of_inputs(
 
     Raises InputError for sockets that exclude each other.
     """
-    model = inputs.model
     if start_image is not None and latents is not None:
         raise InputError("start_image", "and latents cannot both be connected")
     if start_image is not None and memory is not None:
@@ -333,5 +342,5 @@ def clip_of_inputs(
     latent = latent_size(*size)
     start = start_picture(model.model_options, batch, latent)
     if start_image is not None:
-        start = encode_start_image(inputs.vae, start_image, *size, batch, still)
+        start = encode_start_image(vae, start_image, *size, batch, still)
     return ClipStart(latent, batch, start)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ...salt.live.controls import Pacing
 from ...salt.live.settings import LiveSettings
 from ...salt.memory import MemoryPolicy
-from ..adapter.clip_size import latent_size
+from ...salt.schedule import Stepping
+from ..adapter.clip_size import PIXELS_PER_LATENT
 from ..adapter.core_versions import ADVANCED, schema, video_of
 from ..adapter.input_errors import accepted, widget_names
+from ..adapter.live_inputs import last_frame, live_start
 from ..adapter.live_runner import LivePlan, run_live
 from ..adapter.output_videos import check_video_prefix, new_video_path, video_ui
-from ..adapter.rollout_inputs import CUSTOM_STEPS, STUDENT_STEPS, schedule_of
+from ..adapter.rollout_inputs import CUSTOM_STEPS, STEPPING, STUDENT_STEPS, schedule_of
 from ..adapter.student_spec import autoregressive_spec
-from ..io_types import Memory, Prompts
+from ..io_types import ClipMemory, Latent, Memory, Prompts
 from ..memory_ui import memory_ui
-from ..widgets import policy_socket, sampling_widgets, seconds_widget, size_widgets
+from ..widgets import policy_socket, sampling_widgets, seconds_widget, size_widgets, start_sockets
 from .nodes_rollout_to_video import MAX_SECONDS, prefix_widget
 
 if TYPE_CHECKING:
@@ -57,7 +60,7 @@ class SaltLive(io.ComfyNode):
                     min=0.0,
                     max=MAX_SECONDS,
                 ),
-                *size_widgets("Pixels.", "Pixels."),
+                *size_widgets("Pixels; a memory has its own size.", "Pixels."),
                 *sampling_widgets(stepping=False),
                 io.Combo.Input(
                     "pace",
@@ -68,6 +71,14 @@ class SaltLive(io.ComfyNode):
                     **ADVANCED,
                 ),
                 prefix_widget("video/live"),
+                *start_sockets("so that the new frames join it without a seam, and for prompts that recache"),
+                io.Combo.Input(
+                    "stepping",
+                    options=[STUDENT_STEPS, *STEPPING],
+                    default=STUDENT_STEPS,
+                    tooltip="sde adds fresh noise between steps, ode takes Euler steps; student's: as in training.",
+                    **ADVANCED,
+                ),
             ],
             outputs=[
                 io.Video.Output(tooltip="The recording."),
@@ -107,19 +118,23 @@ class SaltLive(io.ComfyNode):
         pace: Pacing,
         filename_prefix: str,
         policy: MemoryPolicy | None = None,
+        memory: ClipMemory | None = None,
+        start_image: Tensor | None = None,
+        latents: Latent | None = None,
+        stepping: Stepping | Literal["student's"] = "student's",
     ) -> io.NodeOutput:
-        from ...salt.pipeline.inputs import PipelineInputs, plan_length
-
-        spec, size = autoregressive_spec(model, frames_per_block), latent_size(width, height)
-        frames = plan_length(PipelineInputs(seconds=seconds), spec).frames if seconds else None
-        chosen = policy or spec.policy
+        spec = autoregressive_spec(model, frames_per_block)
+        clip_start = live_start(model, vae, (width, height), policy, spec.policy, cfg, memory, start_image, latents)
+        chosen = policy or spec.policy if memory is None else memory.memory.policy
         fixed = nfe in (STUDENT_STEPS, CUSTOM_STEPS)
         settings = LiveSettings(
-            prompt, negative_prompt, seed, None if fixed else int(nfe), cfg, str(chosen), pace, frames=frames
-        )
+            prompt, negative_prompt, seed, None if fixed else int(nfe), cfg, str(chosen), pace,
+            frames=last_frame(seconds, spec, clip_start), stepping=None if stepping == "student's" else stepping,
+        )  # fmt: skip
         schedule = schedule_of(nfe if fixed else STUDENT_STEPS, steps, shift, spec)
+        height, width = (PIXELS_PER_LATENT * side for side in clip_start.size)
         path = new_video_path(filename_prefix, width, height)
-        done = run_live(model, clip, vae, LivePlan(settings, spec, schedule, chosen, size, path))
+        done = run_live(model, clip, vae, LivePlan(settings, spec, schedule, chosen, clip_start, path))
         ui = {"text": [done.report], **video_ui(done.recording), **memory_ui(done.memory)}
         video = video_of(done.recording)
         return io.NodeOutput(video, {"samples": done.latents}, done.memory, done.prompts, done.report, ui=ui)

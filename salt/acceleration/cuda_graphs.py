@@ -44,8 +44,10 @@ def cuda_graphs(device: torch.device) -> Record:
 
     def record(function: Replay) -> Replay:
         graph = torch.cuda.CUDAGraph()
-        # On the model's own device: work on another device than the current one is silently not recorded.
-        with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, stream=stream):
+        # On the model's own device: work on another device than the current one is silently not recorded. thread_local:
+        # threads beside this one, which decode or encode texts, may allocate and wait meanwhile.
+        recording = torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
+        with torch.cuda.device(device), recording:
             function()
         return graph.replay
 

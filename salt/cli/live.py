@@ -11,6 +11,7 @@ from ..errors import InputError
 from ..io.atomic import check_free
 from ..io.printable import printable
 from .generate import add_model_arguments, pipeline_options
+from .live_start import add_start_arguments, host_and_start
 from .paths import file_path
 
 if TYPE_CHECKING:
@@ -29,9 +30,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     server.add_argument("--open", action="store_true", help="open the page in the browser")
     server.add_argument("--record", type=Path, metavar="FILE", help="NAME.mp4; the replay lies beside it afterwards")
     clip = command.add_argument_group("the clip")
-    clip.add_argument("--size", type=_size, metavar="WIDTHxHEIGHT", help="default: the student's")
+    clip.add_argument("--size", type=_size, metavar="WIDTHxHEIGHT", help="default: the memory's, or the student's")
     clip.add_argument("--seed", type=int, default=0)
     clip.add_argument("--nfe", type=int, choices=(2, 4, 8), help="model evaluations per block (default: the student's)")
+    clip.add_argument("--stepping", choices=("sde", "ode", "unipc"), help="default: the student's")
     clip.add_argument("--guidance", type=float, default=1.0)
     clip.add_argument("--negative", default="", help="negative prompt, used while guidance is on")
     clip.add_argument("--memory", metavar="POLICY", help="as in `salt generate`")
@@ -52,6 +54,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="MB",
         help="main memory for going back (default: eight copies of the memory)",
     )
+    add_start_arguments(command)
     add_model_arguments(command, named_loras=True)
 
 
@@ -67,7 +70,6 @@ def run(arguments: argparse.Namespace) -> None:
     import webbrowser
 
     from ..acceleration.heap import keep_heap_flat
-    from ..live.pipeline_host import PipelineHost
     from ..live.server.app import serve
     from ..live.server.security import Access, is_loopback
     from ..live.session import LiveSession
@@ -87,6 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
         guidance=arguments.guidance, policy=arguments.memory, pace=arguments.pace, lead=arguments.lead,
         rewind_budget=None if arguments.rewind_budget is None else arguments.rewind_budget * 10**6,
         **({} if arguments.strength is None else {"strength": arguments.strength}),
+        stepping=arguments.stepping,
     )  # fmt: skip
     pictures = CameraPictures() if arguments.video is None else FilePictures(arguments.video)
     record: Path | None = arguments.record
@@ -95,8 +98,8 @@ def run(arguments: argparse.Namespace) -> None:
     keep_heap_flat()
     options = pipeline_options(arguments, named_loras=True)
     pipe = load_pipeline(options, run_device(options))
-    host = PipelineHost(pipe, *(arguments.size or (None, None)))
-    session = LiveSession(host, settings, record=record, feed=host.new_feed(pictures))
+    host, start = host_and_start(pipe, arguments.size, arguments.extend, arguments.image)
+    session = LiveSession(host, settings, record=record, feed=host.new_feed(pictures), start=start)
 
     def on_start(address: str) -> None:
         print(f"{printable(address)}  (Ctrl-C ends it)", flush=True)

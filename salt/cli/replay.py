@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..io.printable import printable
 from .generate import add_model_arguments, pipeline_options
+from .live_start import add_start_arguments, host_and_start
 
 if TYPE_CHECKING:
     from ..live.engine import LiveEngine
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("file", type=Path, help="replay of a live session (.json)")
     command.add_argument("-o", "--out", type=Path, help="video of the branch that the session ended on (.mp4)")
+    add_start_arguments(command)
     add_model_arguments(command, named_loras=True)
 
 
 def run(arguments: argparse.Namespace) -> None:
     from ..io.atomic import check_writable
-    from ..live.pipeline_host import PipelineHost
     from ..live.replay import play, read_replay, replay_engine
     from ..live.result import digest, result_of
     from ..pipeline.from_options import load_pipeline
@@ -33,8 +34,8 @@ def run(arguments: argparse.Namespace) -> None:
         check_writable(arguments.out, ".mp4")
     options = pipeline_options(arguments, named_loras=True)
     pipe = load_pipeline(options, run_device(options))
-    host = PipelineHost(pipe, replay.width, replay.height)
-    engine = replay_engine(host, replay, decodes=arguments.out is not None)
+    host, start = host_and_start(pipe, (replay.width, replay.height), arguments.extend, arguments.image)
+    engine = replay_engine(host, replay, decodes=arguments.out is not None, start=start)
     if arguments.out is None:
         for _ in play(engine, replay):
             pass

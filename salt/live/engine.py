@@ -18,6 +18,7 @@ from ..block_plan import BlockPlan, BlockSource, RolloutSettings
 from ..conditioning import PromptChange
 from ..errors import InputError
 from ..memory.policy import CYCLE_FRAMES
+from ..memory.rewound import DECODER_WARM_UP
 from ..memory.snapshot import MemorySnapshot
 from ..model_input import Condition
 from ..models.async_decoder import AsyncDecoder, PendingFrames
@@ -27,7 +28,8 @@ from ..rollout import Block, rollout_from
 from ..schedule import Schedule
 from .adapters import check_loaded
 from .branches import MAX_BOOKMARKS, MAX_BRANCHES, LiveBranch, PlaceBookmark
-from .controls import Bookmark, Control, Fork, Goto, Loras, Policy, Prompt, Rewind
+from .control_checks import check_control
+from .controls import Bookmark, Control, Fork, Goto, Policy, Rewind
 from .history import (
     SNAPSHOT_BLOCKS,
     History,
@@ -43,18 +45,20 @@ from .live_block import LiveBlock
 from .live_model import LiveModel
 from .prompt_blend import Conditionings, Latest
 from .settings import LiveSettings
+from .start import LiveStart
 from .steering import BlockChoice
 from .video_feed import VideoFeed
 
 MAX_LOG = 100_000
+NOT_KEPT = "needs the latents before it, which are not kept or were not given, to be encoded again"
 LATENT_FRAMES_ALWAYS = 64  # of the newest latents, kept whatever the budget
 
 
 class LiveEngine(Generic[Condition]):
     """Branches, history, memories and decoder of one live session. Used by one thread at a time.
 
-    decodes: whether blocks come with their frames. feed: pictures that blocks start from. Raises InputError for
-    settings that do not fit the model.
+    decodes: whether blocks come with their frames. feed: pictures that blocks start from. start: what it begins with.
+    Raises InputError for settings and a start that do not fit the model or each other.
     """
 
     def __init__(
@@ -63,22 +67,25 @@ class LiveEngine(Generic[Condition]):
         settings: LiveSettings,
         decodes: bool = True,
         feed: VideoFeed | None = None,
+        start: LiveStart | None = None,
     ) -> None:
-        self.live_model, self.info, self.feed = live_model, live_model.info, feed
+        self.live_model, self.feed, self.start = live_model, feed, start
+        self.info = live_model.info if start is None else start.session_info(live_model.info)
         loras = self.info.loras if settings.loras is None else settings.loras
         check_loaded(self.info.loras, loras, "loras")
         settings = replace(settings, loras=loras or None)  # a replay begins with the same
-        self.first_steering = settings.steering(self.info.policy)
+        self.first_steering = settings.steering(self.info.policy if start is None else start.policy(self.info.policy))
         self.first_steering.policy.check_block(self.info.frames_per_block)
         for text in (settings.prompt, settings.negative) if settings.negative else (settings.prompt,):
             live_model.check_prompt(text)
-        self.branches = {1: LiveBranch(1, None, 0, None, self.first_steering)}
         self.bookmarks: dict[int, PlaceBookmark] = {}
         self.current = 1
         self.made = self.generation = 0
         self.on_move: Callable[[LiveBranch], None] = lambda branch: None  # with the branch at whose end it goes on
         self.conditionings = Conditionings(live_model)
         self.memory = live_model.new_memory(self.first_steering.policy)
+        if start is not None:
+            self.memory = start.empty_memory(live_model, self.info, self.first_steering)
         budget = settings.rewind_budget
         if budget is None:
             budget = default_budget(self.memory.estimate_bytes(self.memory.policy.window or CYCLE_FRAMES))
@@ -92,6 +99,8 @@ class LiveEngine(Generic[Condition]):
         self.log: list[tuple[int, Control]] = []  # what was applied, each with the number of blocks made before
         self._noise: Latest[NoiseSource] = Latest(4)
         self._settings: Latest[RolloutSettings] = Latest(8)
+        before = None if start is None else start.clip_before(self.first_steering, self._rollout_settings(None, 1.0))
+        self.branches = {1: LiveBranch(1, None, self.info.start, before, self.first_steering)}
         self._at: KeptBlock | None = None  # whose state the memories and the decoder have
         self._cutover = False
         self._counted = {"branch": 1, "bookmark": 0}
@@ -131,7 +140,7 @@ class LiveEngine(Generic[Condition]):
                 _decoding(self)
         choice, tip = steering.choose()[0], self.branch.tip
         if tip is not None and needs_history(choice, tip.choice) and latents_before(tip, choice, tip.stop) is None:
-            raise InputError(control.kind, "needs latents that are no longer kept, to be encoded again")
+            raise InputError(control.kind, NOT_KEPT)
         self.branch.steering = steering
 
     def _block_at(self, branch: LiveBranch, seconds: float) -> KeptBlock | None:
@@ -139,7 +148,7 @@ class LiveEngine(Generic[Condition]):
         end = self.info.first_pixel_frame(branch.end) / self.info.fps
         if seconds > end:
             raise InputError("seconds", f"found {seconds:g}, expected 0 to {end:g}")
-        block = branch.block_before(self.info.block_start(seconds))
+        block = branch.block_before(self.info.latent_frame(seconds))
         if block is not None:
             check_reachable(block, self.rewind_from(branch))
         elif branch.tip is not None and not self._begins_at_zero(branch.tip):
@@ -222,7 +231,7 @@ class LiveEngine(Generic[Condition]):
     def plan(
         self, choice: BlockChoice, before: KeptBlock | None, latents: Tensor | None = None
     ) -> BlockPlan[Condition]:
-        """How a block after `before` is made. latents: of a block that was made, and is only encoded again."""
+        """How a block after `before` is made. latents: of a block that is there, and is only encoded."""
         start, device = 0 if before is None else before.stop, self.info.device
         self.live_model.use_loras(choice.loras)
         conditioning = self.conditionings.of(choice.prompt)
@@ -235,7 +244,7 @@ class LiveEngine(Generic[Condition]):
         if needs_history(choice, None if before is None else before.choice):
             known = latents_before(before, choice, start)
             if known is None:
-                raise InputError("switch", "needs latents that are no longer kept, to be encoded again")
+                raise InputError("switch", NOT_KEPT)
             history = [x.to(device, non_blocking=True) for x in known]
         return BlockPlan(
             prompts,
@@ -247,10 +256,12 @@ class LiveEngine(Generic[Condition]):
         )
 
     def plan_next(self, choice: BlockChoice) -> BlockPlan[Condition]:
-        """How the next block is made: from the pictures that come, where there are some."""
+        """How the next block is made: as the session begins, or from the pictures that come, where there are some."""
         tip = self.branch.tip
-        plan, start = self.plan(choice, tip), 0 if tip is None else tip.stop
-        return plan if self.feed is None else self.feed.begin(plan, start, choice.strength)
+        start = 0 if tip is None else tip.stop
+        known = None if self.start is None else self.start.known(start, self._rollout_settings(None, 1.0))
+        plan = self.plan(choice, tip, known)
+        return plan if self.feed is None or known is not None else self.feed.begin(plan, start, choice.strength)
 
     def _rollout_settings(self, nfe: int | None, guidance: float) -> RolloutSettings:
         own = self.info.schedule
@@ -258,7 +269,7 @@ class LiveEngine(Generic[Condition]):
         def make() -> RolloutSettings:
             return RolloutSettings(
                 schedule=own if nfe is None else Schedule.of(nfe, own.shift, own.rule),
-                stepping=self.info.stepping,
+                stepping=self.settings.stepping or self.info.stepping,
                 frames_per_block=self.info.frames_per_block,
                 independent_first_frame=self.info.independent_first_frame,
                 guidance=guidance,
@@ -355,6 +366,8 @@ class LiveEngine(Generic[Condition]):
         if self.decoding is not None:
             decoder = None if snapshot is None else snapshot.decoder
             self.decoding.decoder = self.live_model.new_decoder() if decoder is None else decoder.fork()
+            if decoder is None and self.start is not None and self.start.recent is not None:
+                self.decoding.begin(self.start.recent[:, :, -DECODER_WARM_UP:].to(self.info.device))
 
 
 def _decoding(engine: LiveEngine[Condition]) -> AsyncDecoder:
@@ -364,15 +377,6 @@ def _decoding(engine: LiveEngine[Condition]) -> AsyncDecoder:
             "policy", "found one that encodes decoded frames again, and nothing is decoded without a video"
         )
     return engine.decoding
-
-
-def check_control(control: Control, live_model: LiveModel) -> None:
-    """Raise InputError for a prompt that cannot be encoded, and for a LoRA that is not loaded."""
-    if isinstance(control, Prompt):
-        for prompt in control.prompts:
-            live_model.check_prompt(prompt.text)
-    if isinstance(control, Loras):
-        check_loaded(live_model.info.loras, control.adapters)
 
 
 class _GatedSource(Generic[Condition]):

@@ -47,7 +47,8 @@ class KeptBlock:
     """A block that was made. number: of all that the session made; index: along its branch, from 0.
 
     start, stop: latent frames. scene: latent frame at which its scene begins (0, or the latest cut). steering: after
-    it. latents: [1, C, F, H, W] in main memory. cut_off: blocks before it are no longer kept.
+    it. latents: [1, C, F, H, W] in main memory. cut_off: blocks before it are no longer kept. given: it is of the clip
+    that the session goes on from, and its snapshot is kept as long as the blocks after it.
     """
 
     number: int
@@ -61,6 +62,7 @@ class KeptBlock:
     previous: KeptBlock | None
     snapshot: Snapshot | None = None
     cut_off: bool = False
+    given: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -113,7 +115,8 @@ def latents_before(block: KeptBlock | None, choice: BlockChoice, start: int) -> 
     for each in block.back() if block is not None else ():
         if each.stop <= scene or start - each.start > window:
             return found[::-1]
-        found.append(each.latents)
+        if each.latents.shape[2]:
+            found.append(each.latents)
         if each.cut_off and each.start > scene and start - each.start < window:
             return None
     return found[::-1]
@@ -178,7 +181,7 @@ class History:
         for block in kept:
             if block.previous is not None and block.previous.number in dropped:
                 block.previous, block.cut_off = None, True
-        self._thin([b for b in kept if b.snapshot is not None])
+        self._thin([b for b in kept if b.snapshot is not None and not b.given])
 
     def _thin(self, blocks: list[KeptBlock]) -> None:
         sizes = [b.snapshot.nbytes for b in blocks if b.snapshot is not None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -27,7 +27,8 @@ class LiveModelInfo:
     fingerprint: of the model, with whatever else makes its latents. width, height: pixels. words: the vocabulary of a
     model that knows no others, () for text encoders. schedule, policy, stepping: the student's own. loras: that are
     loaded beside its weights, with the strengths that they have before a session; the fingerprint is of all of them at
-    strength 1.
+    strength 1. start: latent frame at which the session begins; joins: whether its frames go
+    on from those of a clip before it.
     """
 
     fingerprint: str
@@ -45,17 +46,21 @@ class LiveModelInfo:
     words: tuple[str, ...] = ()
     stepping: Stepping = "sde"
     loras: tuple[LoraStrength, ...] = ()
+    start: int = 0
+    joins: bool = False
 
     def first_pixel_frame(self, latent_frame: int) -> int:
-        """Pixel frame at which a latent frame begins: the first latent frame of a clip is a single pixel frame."""
-        return max(latent_frame * self.temporal_scale - (self.temporal_scale - 1), 0)
+        """Pixel frame of the session at which a latent frame begins: what a decoder makes first is a single one."""
+        return max((latent_frame - self.start) * self.temporal_scale - self._missing, 0)
 
-    def block_start(self, seconds: float) -> int:
-        """Latent frame at which the block that shows the moment `seconds` begins."""
-        frame = int(seconds * self.fps + 1e-6)
-        latent = (frame + self.temporal_scale - 1) // self.temporal_scale
-        first = 1 if self.independent_first_frame else 0
-        return max((latent - first) // self.frames_per_block * self.frames_per_block + first, 0) if latent else 0
+    def latent_frame(self, seconds: float) -> int:
+        """The latent frame that shows the moment `seconds` of the session."""
+        return self.start + (int(seconds * self.fps + 1e-6) + self._missing) // self.temporal_scale
+
+    @property
+    def _missing(self) -> int:
+        """Pixel frames that the first latent frame has fewer than the others."""
+        return 0 if self.joins else self.temporal_scale - 1
 
 
 class LiveModel(Protocol[Condition]):
@@ -72,6 +77,12 @@ class LiveModel(Protocol[Condition]):
         ...
 
     def encode(self, text: str) -> Condition: ...
+
+    @property
+    def encode_beside(self) -> Callable[[str], Callable[[], Condition]] | None:
+        """Encodes a text in another thread while blocks are made; what it returns gives the thread that makes blocks
+        the conditioning that `encode` returns, without waiting. None where texts are encoded between blocks."""
+        ...
 
     def mix(self, parts: Sequence[tuple[Condition, float]], method: Literal["linear", "slerp"]) -> Condition:
         """Two or more conditionings as one; their weights sum to 1 (see `prompt_blend.mix_tensors`)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import InputError
@@ -56,10 +57,16 @@ class Mailbox:
         """Whether an immediate control waits."""
         return any(s.control.immediate for s in self._waiting.values())
 
-    def take(self, immediate_only: bool) -> list[Sent]:
-        """The waiting controls in order of their events, immediate ones first, and no longer waiting."""
+    def waits_for(self, is_ready: Callable[[Control], bool]) -> bool:
+        """Whether a control waits that is not ready."""
         with self.changed:
-            taken = [s for s in self._waiting.values() if s.control.immediate or not immediate_only]
+            return not all(is_ready(sent.control) for sent in self._waiting.values())
+
+    def take(self, immediate_only: bool, is_ready: Callable[[Control], bool] = lambda control: True) -> list[Sent]:
+        """The waiting controls that are ready in order of their events, immediate ones first; they no longer wait."""
+        with self.changed:
+            waiting = [s for s in self._waiting.values() if s.control.immediate or not immediate_only]
+            taken = [s for s in waiting if is_ready(s.control)]
             for sent in taken:
                 del self._waiting[slot(sent.control)]
         return sorted(taken, key=lambda s: (not s.control.immediate, s.event))

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..acceleration.finite_check import NotFiniteError
 from ..io.printable import one_line
 from .branches import LiveBranch
-from .engine import LiveBlock
+from .live_block import LiveBlock
 from .live_model import LiveModelInfo
 from .messages import FrameBatch, Pictured
 from .recording import Recording

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ..acceleration.cuda_streams import side_stream
 from ..acceleration.free_memory import check_bytes
 from ..acceleration.transfers import to_device
 from ..conditioning import Conditioning
@@ -50,7 +52,8 @@ class PipelineHost:
         for name, value, unit in (("width", width, scale * patch_width), ("height", height, scale * patch_height)):
             if value < unit or value % unit:
                 raise InputError(name, f"found {value} pixels, expected a multiple of {unit}")
-        self.pipe, self.encoder = pipe, components.text_encoder
+        self.pipe, self.encoder, self.offloaded = pipe, components.text_encoder, components.offloaded
+        self._encoding = threading.Lock()  # two threads may ask
         self.latent_size = (height // scale, width // scale)
         self.geometry = transformer.memory_geometry(1, *self.latent_size)
         self.dtype = transformer.dtype
@@ -104,7 +107,24 @@ class PipelineHost:
     @torch.no_grad()
     def encode(self, text: str) -> Conditioning:
         assert self.encoder is not None
-        return Conditioning(to_device(self.encoder.encode([text]).to(self.dtype), self.info.device))
+        with self._encoding:
+            return Conditioning(to_device(self.encoder.encode([text]).to(self.dtype), self.info.device))
+
+    @property
+    def encode_beside(self) -> Callable[[str], Callable[[], Conditioning]] | None:
+        """None for salt-tiny's table of words, which takes no time, and for an encoder that accelerate's offloading
+        moves in the student's place."""
+        return None if isinstance(self.encoder, WordEmbedder) or self.offloaded else self._encode_beside
+
+    @torch.no_grad()
+    def _encode_beside(self, text: str) -> Callable[[], Conditioning]:
+        """On a CUDA stream of its own, for which this thread waits; in main memory until it is asked for."""
+        assert self.encoder is not None
+        device = self.info.device
+        stream = side_stream(device, "text") if device.type == "cuda" else None
+        with self._encoding, torch.cuda.stream(stream):  # nothing, where there is no stream
+            text_BLD = self.encoder.encode([text]).to(self.dtype).cpu()
+        return lambda: Conditioning(to_device(text_BLD, device))
 
     @torch.no_grad()
     def mix(self, parts: Sequence[tuple[Conditioning, float]], method: BlendMethod) -> Conditioning:

@@ -67,6 +67,9 @@ class Latest(Generic[Value]):
         self.size = size
         self._values: OrderedDict[Hashable, Value] = OrderedDict()
 
+    def has(self, key: Hashable) -> bool:
+        return key in self._values
+
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
         if key not in self._values:
             self._values[key] = make()
@@ -83,6 +86,14 @@ class Conditionings(Generic[Condition]):
         self.live_model = live_model
         self._texts: Latest[Condition] = Latest(MAX_TEXTS)
         self._mixtures: Latest[Condition] = Latest(MAX_MIXTURES)
+
+    def has(self, text: str) -> bool:
+        """Whether a text is encoded; any thread may ask."""
+        return self._texts.has(text)
+
+    def add(self, text: str, conditioning: Condition) -> None:
+        """Of a text that was encoded elsewhere."""
+        self._texts.get(text, lambda: conditioning)
 
     def of(self, mix: PromptMix | str) -> Condition:
         if isinstance(mix, str):

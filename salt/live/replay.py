@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from ..errors import InputError
 from ..io.atomic import require_file, write_text
@@ -33,9 +33,11 @@ from .controls import (
     control_values,
     read_control,
 )
-from .engine import MAX_LOG, LiveBlock, LiveEngine
+from .engine import MAX_LOG, LiveEngine
+from .live_block import LiveBlock
 from .live_model import LiveModel
 from .settings import LiveSettings
+from .start import DIGITS, LiveStart
 
 FORMAT = "salt-replay-1"
 MAX_BLOCKS = 10**7
@@ -50,9 +52,22 @@ class ReplayFileError(ValueError):
 
 
 @dataclass(frozen=True)
+class ReplayStart:
+    """What a session began with, by its content: latents (a picture or video), or the memory of another clip."""
+
+    kind: Literal["latents", "memory"]
+    digest: str
+    refuses_unknown: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, start: LiveStart | None) -> ReplayStart | None:
+        return None if start is None else cls(start.kind, start.digest)
+
+
+@dataclass(frozen=True)
 class Replay:
     """A session. fingerprint: of its model. width, height: pixels. blocks: that it made in all. controls: those that
-    decide what is made, each with the number of blocks made before it."""
+    decide what is made, each with the number of blocks made before it. start: what it began with, None for nothing."""
 
     fingerprint: str
     width: Annotated[int, Between(8, MAX_SIDE)]
@@ -60,6 +75,7 @@ class Replay:
     settings: LiveSettings
     blocks: Annotated[int, Between(0, MAX_BLOCKS)]
     controls: tuple[tuple[int, Control], ...] = ()
+    start: ReplayStart | None = None
 
     def to_json(self) -> str:
         values: dict[str, Any] = {"format": FORMAT, **asdict(self)}
@@ -80,6 +96,7 @@ class _Header:
     height: Annotated[int, Between(8, MAX_SIDE)]
     settings: LiveSettings
     blocks: Annotated[int, Between(0, MAX_BLOCKS)]
+    start: ReplayStart | None = None
     refuses_unknown: ClassVar[bool] = True
 
 
@@ -88,7 +105,8 @@ def replay_of(engine: LiveEngine) -> Replay:
     if engine.feed is not None and engine.feed.used:
         raise InputError("replay", "is not kept of this session: the pictures that its blocks were made from are not")
     info, controls = engine.info, tuple(engine.log)  # before the number of blocks, which they do not exceed then
-    return Replay(info.fingerprint, info.width, info.height, engine.settings, engine.made, controls)
+    start = ReplayStart.of(engine.start)
+    return Replay(info.fingerprint, info.width, info.height, engine.settings, engine.made, controls, start)
 
 
 def read_replay(path: str | Path) -> Replay:
@@ -122,11 +140,15 @@ def parse_replay(values: dict[str, Any]) -> Replay:
             names = ", ".join(name for name, kind in CONTROLS.items() if issubclass(kind, REPLAYED))
             raise FieldError(f"controls[{number}].control: found {control.kind!r}, expected one of {names}")
         controls.append((after, control))
-    return Replay(header.fingerprint, header.width, header.height, header.settings, header.blocks, tuple(controls))
+    h = header
+    return Replay(h.fingerprint, h.width, h.height, h.settings, h.blocks, tuple(controls), h.start)
 
 
-def replay_engine(live_model: LiveModel[Condition], replay: Replay, decodes: bool = False) -> LiveEngine[Condition]:
-    """An engine at the beginning of a replay, for `play`. Raises InputError unless the model is the session's own."""
+def replay_engine(
+    live_model: LiveModel[Condition], replay: Replay, decodes: bool = False, start: LiveStart | None = None
+) -> LiveEngine[Condition]:
+    """An engine at the beginning of a replay, for `play`. Raises InputError unless the model, and what it starts with,
+    are the session's own."""
     info = live_model.info
     if digits(replay.fingerprint) != digits(info.fingerprint):
         raise InputError(
@@ -136,7 +158,26 @@ def replay_engine(live_model: LiveModel[Condition], replay: Replay, decodes: boo
         )
     if (info.width, info.height) != (replay.width, replay.height):
         raise InputError("size", f"found {info.width}x{info.height}, expected {replay.width}x{replay.height}")
-    return LiveEngine(live_model, replay.settings, decodes)
+    check_start(replay.start, start)
+    return LiveEngine(live_model, replay.settings, decodes, start)
+
+
+def check_start(expected: ReplayStart | None, start: LiveStart | None) -> None:
+    """Raise InputError, about `memory` or `image`, unless a start is what the session of a replay began with."""
+    found = ReplayStart.of(start)
+    if found == expected:
+        return
+    if expected is None:
+        raise InputError(_start_field(start.kind if start else "latents"), "has no effect: the session began without")
+    began = "went on from the memory of a clip" if expected.kind == "memory" else "began with a picture or video"
+    other = "nothing was given" if found is None else f"found content {found.digest}"
+    raise InputError(
+        _start_field(expected.kind), f"is needed: the session {began}, content {expected.digest[:DIGITS]}; {other}"
+    )
+
+
+def _start_field(kind: Literal["latents", "memory"]) -> str:
+    return "memory" if kind == "memory" else "image"
 
 
 def play(engine: LiveEngine[Condition], replay: Replay) -> Iterator[LiveBlock]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic
@@ -16,6 +17,7 @@ from ..memory import KVMemory
 from ..model_input import Condition
 from .branches import ChoiceFrom
 from .engine import LiveEngine
+from .prompt_blend import Conditionings
 
 
 def digest(latents: Tensor) -> str:
@@ -27,7 +29,8 @@ def digest(latents: Tensor) -> str:
 class LiveResult(Generic[Condition]):
     """The branch that a session has ended on.
 
-    latents: [1, C, F, H, W] in main memory, from latent frame `start` on: as much as the rewind budget has kept.
+    latents: [1, C, F, H, W] in main memory, from latent frame `start` on: as much as the rewind budget has kept of what
+    the session made (and of the latents that it began with).
     memory, negative_memory: at its end, ready to be extended; negative_memory is None without guidance.
     prompts: the schedule as applied. With the first block's seed, steps, guidance and policy, an offline rollout of it
     makes the same latents, unless `also_changed` names others of them that were changed on the way.
@@ -44,32 +47,40 @@ class LiveResult(Generic[Condition]):
     recording: Path | None = None
 
 
+def applied_changes(
+    changes: Sequence[ChoiceFrom], conditionings: Conditionings[Condition]
+) -> list[PromptChange[Condition]]:
+    """The prompts as changes of a schedule, which begins at latent frame 0 also where the session began later."""
+    applied: list[PromptChange[Condition]] = []
+    for change in changes:
+        choice, conditioning = change.choice, conditionings.of(change.choice.prompt)
+        switch = choice.switch if change.start else "keep"
+        if not applied:
+            applied.append(PromptChange(0, conditioning))
+            if switch == "keep":
+                continue
+        applied.append(PromptChange(change.start, conditioning, switch, choice.keep_sink))
+    return applied
+
+
 def result_of(engine: LiveEngine[Condition], recording: Path | None) -> LiveResult[Condition]:
     """Of the current branch; its memory is rebuilt where the session was moved and made no block since.
 
     Raises InputError for a branch without blocks.
     """
     branch = engine.branch
-    if branch.tip is None:
+    if branch.tip is None or branch.tip.given:
         raise InputError("session", "has no blocks on this branch, so there is no result")
     if not engine.in_place:
         engine.rebuild()
     if engine.info.device.type == "cuda":
         torch.cuda.synchronize(engine.info.device)  # copies of latents may still be on their way
-    blocks = list(branch.tip.back())[::-1]
+    blocks = [block for block in branch.tip.back() if not block.given][::-1]
     engine.live_model.use_loras(branch.tip.choice.loras)
     for memory in (engine.memory, engine.negative_memory):
         memory.fingerprint = engine.live_model.memory_fingerprint()
     changes = tuple(branch.changes)
-    prompts = [
-        PromptChange(
-            c.start,
-            engine.conditionings.of(c.choice.prompt),
-            c.choice.switch if c.start else "keep",
-            c.choice.keep_sink and c.start > 0,
-        )
-        for c in changes
-    ]
+    prompts = applied_changes(changes, engine.conditionings)
     names = ("seed", "nfe", "guidance", "policy", "loras")
     also = tuple(n for n in names if len({getattr(c.choice, n) for c in changes}) > 1)
     guided = branch.tip.choice.guidance != 1.0

@@ -14,17 +14,21 @@ from ..errors import InputError
 from ..io.printable import one_line
 from ..model_input import Condition
 from .branches import LiveBranch
+from .control_checks import check_control
 from .controls import Control, Pace, Stop, Strength
-from .engine import LiveBlock, LiveEngine, check_control
+from .engine import LiveEngine
+from .live_block import LiveBlock
 from .live_model import LiveModel
 from .mailbox import Mailbox, Sent
 from .messages import Applied, Refused, State, Superseded
 from .output import LiveOutput
 from .pacing import Pacer
+from .prompt_ahead import PromptAhead
 from .recording import RecordedBranch
 from .replay import Replay, replay_of
 from .result import LiveResult, result_of
 from .settings import LiveSettings
+from .start import LiveStart
 from .state import Status, state_of
 from .video_feed import CameraPictures, VideoFeed
 from .viewers import QUEUE_BATCHES, Viewer, Viewers
@@ -39,8 +43,8 @@ class LiveSession(Generic[Condition]):
     Any thread may `send` controls, `subscribe` viewers and read the `state`. Blocks are made by `start` in a thread of
     the session, or by `run` in the caller's. Whatever ends it (Stop, its length, an error), what was made is kept.
     feed: pictures of a camera or a file, which blocks start from. record: an mp4 file to be written as blocks are made,
-    which must not be there yet.
-    Raises InputError for settings that do not fit the model, OSError for a recording that cannot be written.
+    which must not be there yet. start: what it begins with.
+    Raises InputError for settings and a start that do not fit the model, OSError where the recording cannot be written.
     """
 
     def __init__(
@@ -50,15 +54,17 @@ class LiveSession(Generic[Condition]):
         *,
         record: Path | None = None,
         feed: VideoFeed | None = None,
+        start: LiveStart | None = None,
     ) -> None:
-        self.info, self.settings = live_model.info, settings
-        self.live_model = live_model
-        self.engine = LiveEngine(live_model, settings, feed=feed)
+        self.live_model, self.settings = live_model, settings
+        self.engine = LiveEngine(live_model, settings, feed=feed, start=start)
+        self.info = self.engine.info
         self.viewers = Viewers()
         self.output = LiveOutput(self.info, self.viewers, record)
         self.pacer = Pacer(settings.pace, self.info.fps)
         self.engine.on_move = self._move
         self._mailbox = Mailbox()
+        self._texts = PromptAhead(live_model.encode_beside, self.engine.conditionings, self._wake)
         self._status: Status = "warming"
         self._message = ""
         self._blocks_to_step: int | None = None  # None: not paused
@@ -92,6 +98,7 @@ class LiveSession(Generic[Condition]):
 
     def send(self, control: Control, sender: str = "") -> int:
         """The control's event id, which rises; the control acts at the next block, or at once (`Control.immediate`).
+        A prompt acts at the first block at whose start its text is encoded, which happens beside the blocks before it.
 
         Raises InputError for a prompt that cannot be encoded, a LoRA that is not loaded, and in a session that has
         ended.
@@ -101,6 +108,7 @@ class LiveSession(Generic[Condition]):
         check_control(control, self.live_model)
         if isinstance(control, Strength) and self.engine.feed is None:
             raise InputError("strength", "has no effect: this session takes no pictures of a camera or a file")
+        self._texts.begin(control)
         sent, superseded = self._mailbox.send(control, sender)
         if superseded is not None:
             self.viewers.put(Superseded(superseded.event, sent.event))
@@ -197,6 +205,7 @@ class LiveSession(Generic[Condition]):
         finally:
             if not self.ended:  # an error that is not caught here, such as ComfyUI's interruption
                 self._status, self._message = "failed", "the session was interrupted"
+            self._texts.close()
             if failure := self.output.close():
                 self._status, self._message = "failed", self._message or failure
             self._tell_state()
@@ -213,7 +222,7 @@ class LiveSession(Generic[Condition]):
                 break
             self._sleep(wait)
         # What waits is taken together with what has come since: the next block is made under all of it.
-        self._apply(self._mailbox.take(immediate_only=False))
+        self._apply(self._mailbox.take(immediate_only=False, is_ready=self._texts.is_ready))
         if self._stopping:
             return False
         if self.pacer.made:  # warm: the first block is made
@@ -224,8 +233,8 @@ class LiveSession(Generic[Condition]):
 
     def _seconds_to_wait(self) -> float:
         if self._blocks_to_step is not None:
-            if self._blocks_to_step > 0:
-                return 0.0
+            if self._blocks_to_step > 0:  # nothing is made meanwhile, so the step is made under what was sent
+                return LONGEST_WAIT if self._mailbox.waits_for(self._texts.is_ready) else 0.0
             self._set_status("paused")
             return LONGEST_WAIT
         most = self.settings.lead * self.info.frames_per_block * self.info.temporal_scale
@@ -268,6 +277,7 @@ class LiveSession(Generic[Condition]):
             self._blocks_to_step = {"pause": 0, "resume": None, "step": 1}[control.kind]
             self.pacer.cut_over()
         else:
+            self._texts.hand_over(control)
             self.engine.apply(control)
 
     def _move(self, branch: LiveBranch) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 from ..errors import InputError
 from ..io.fields import Between
 from ..memory import MemoryPolicy
+from ..schedule import Stepping
 from ..video_in.strength import DEFAULT_STRENGTH, check_strength
 from .adapters import LoraStrength, acting, check_strengths
 from .controls import LIVE_NFE, MAX_PROMPT_LENGTH, Guidance, Pace, Pacing, Policy, Prompt, Seed
@@ -24,10 +25,11 @@ class LiveSettings:
 
     prompt, negative, seed, guidance: as in a rollout; controls change them, except for `negative`. nfe: model
     evaluations per block, 2, 4 or 8; None for the student's own steps. policy: of the memory, as text; None for the
-    student's. pace, lead: `realtime` makes blocks up to `lead` blocks before the fastest viewer, `free` as fast as it
-    can. rewind_budget: bytes of main memory for what rewinding needs; None for room for some snapshots. frames: latent
-    frames after which the session ends by itself; None for no end. loras: those of the loaded LoRAs that act; None as
-    the model has them. strength: how far pictures of a camera or a file may be changed.
+    student's, or that of the memory that the session goes on from. pace, lead: `realtime` makes blocks up to `lead`
+    blocks before the fastest viewer, `free` as fast as it can. rewind_budget: bytes of main memory for what rewinding
+    needs; None for room for some snapshots. frames: latent frame of the clip at which the session ends by itself; None
+    for no end. loras: those of the loaded LoRAs that act; None as the model has them. stepping: None for the student's.
+    strength: how far pictures of a camera or a file may be changed.
     Raises InputError for a value out of range.
     """
 
@@ -43,6 +45,7 @@ class LiveSettings:
     frames: Annotated[int, Between(1, 10**9)] | None = None
     loras: tuple[LoraStrength, ...] | None = None
     strength: Annotated[float, Between(0, 1)] = DEFAULT_STRENGTH
+    stepping: Stepping | None = None
     refuses_unknown: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

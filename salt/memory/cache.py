@@ -364,11 +364,10 @@ class KVMemory:
                     to.copy_(source)
         return twin
 
-    def empty_like(self) -> KVMemory:
-        """An empty memory of the same kind (for the unconditional branch of guidance)."""
-        return KVMemory(
-            self.policy, self.geometry, self.dtype, self.device, self._frames_hint or None, self.fingerprint
-        )
+    def empty_like(self, device: torch.device | None = None) -> KVMemory:
+        """An empty memory of the same kind (for the unconditional branch of guidance). device: another one."""
+        hint = self._frames_hint or None
+        return KVMemory(self.policy, self.geometry, self.dtype, device or self.device, hint, self.fingerprint)
 
     def __repr__(self) -> str:
         return (

@@ -15,6 +15,21 @@ def test_the_prompts_as_applied_make_the_same_latents(inside):
         )
 
 
+def test_a_session_goes_on_from_a_memory_and_begins_with_a_picture_as_salt_rollout_does(inside):
+    found = inside(CASES, "continued")
+    assert found["memory"] == [6, 21, 21] and found["extension"]
+    assert found["report"] == "60 frames (3.75 s), 3 prompts" and found["picture"] == [True, 7]
+    refused = found["refused"]
+    assert "policy full does not fit the memory, whose own is sink:3,window:9" in refused["policy"]
+    assert "cfg=2.0 needs a memory that was written with guidance" in refused["cfg"]
+    assert "start_image and memory cannot both be connected" in refused["both"]
+    assert (
+        "latents: found a batch of 1 at 48x64 pixels, expected the memory's, a batch of 1 at 64x64"
+        in refused["latents"]
+    )
+    assert "latents: found a batch of 2, expected 1" in refused["batch"]
+
+
 @pytest.mark.slow
 def test_a_session_ends_by_its_length_and_by_cancel(inside):
     found = inside(CASES, "other_ends")

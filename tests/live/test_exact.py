@@ -127,7 +127,7 @@ def test_without_budget_only_what_is_kept_can_be_gone_back_to(host):
         engine.apply(Rewind(1.0))
     assert sum(1 for _ in engine.branch.tip.back()) <= 23 and engine.rewind_from(engine.branch) > 20
     engine.apply(Prompt.of(BLUE, "recache"))
-    with pytest.raises(ValueError, match="policy needs latents that are no longer kept"):
+    with pytest.raises(ValueError, match="policy needs the latents before it, which are not kept"):
         engine.apply(Policy("window:90"))
     play(engine, 1)
 

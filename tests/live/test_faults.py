@@ -203,7 +203,8 @@ def test_1000_random_controls_and_lagging_viewers_neither_deadlock_nor_leave_thr
     again = replay_engine(host, replay)
     for _ in play(again, replay):
         pass
-    assert torch.equal(session.engine.branch.tip.latents, again.branch.tip.latents)
+    tip, its = session.engine.branch.tip, again.branch.tip
+    assert tip is its is None or torch.equal(tip.latents, its.latents)  # it may have been rewound to its beginning
 
 
 @pytest.mark.slow

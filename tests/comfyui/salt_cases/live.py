@@ -69,6 +69,37 @@ def steered():
     return found
 
 
+def continued():
+    """From a memory with its clip, from a picture: played again by Salt Rollout, which is given the same."""
+    output_folder()
+    c, kept = CONTROLS, PACK.memory.MemoryPolicy.parse("sink:3,window:9")
+    tiny = TINY.SaltLoadTiny.execute().args
+    first, memory, _ = rollout(tiny[0], seconds=1.3, seed=3, policy=kept)
+    controls = {1: [c.Prompt.of(OTHER, "recache")], 3: [c.Rewind(1.6)], 4: [c.Prompt.of(THIRD)], 6: [c.Stop()]}
+    model, (_, latents, later, prompts, report) = live(controls, memory=memory, latents=first)
+    again, its_memory, _ = rollout(
+        model, positive=None, prompts=prompts, memory=memory, latents=first, seconds=60 / 16, seed=3
+    )
+    found = {
+        "memory": [memory.memory.next_frame, later.memory.next_frame, its_memory.memory.next_frame],
+        "extension": torch.equal(again["samples"], latents["samples"]),
+        "report": report.rpartition(": ")[2],
+    }
+    picture = torch.rand(1, 70, 80, 3, generator=torch.Generator().manual_seed(0))
+    model, (_, latents, *_) = live(start_image=picture, seconds=1.5, stepping="ode")
+    again = rollout(model, start_image=picture, vae=tiny[2], seconds=1.5, seed=3, stepping="ode")[0]
+    error = (latents["samples"] - again["samples"]).norm() / again["samples"].norm()
+    found["picture"] = [error.item() < 1e-4, latents["samples"].shape[2]]
+    found["refused"] = {
+        "policy": refusal(live, memory=memory, policy=PACK.memory.MemoryPolicy.parse("full")),
+        "cfg": refusal(live, memory=memory, cfg=2.0),
+        "both": refusal(live, memory=memory, start_image=picture),
+        "latents": refusal(live, memory=memory, latents={"samples": first["samples"][..., :-2]}),
+        "batch": refusal(live, latents={"samples": first["samples"].expand(2, -1, -1, -1, -1)}),
+    }
+    return found
+
+
 def other_ends():
     """A length, guidance, changed settings, Cancel (playing and paused), refusals."""
     import comfy.model_management as management
@@ -102,4 +133,4 @@ def other_ends():
 
 
 if __name__ == "__main__":
-    run_case(steered, other_ends)
+    run_case(steered, continued, other_ends)

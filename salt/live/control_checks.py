@@ -1,0 +1,16 @@
+"""Checks of a control against the model of a session."""
+
+from __future__ import annotations
+
+from .adapters import check_loaded
+from .controls import Control, Loras, Prompt
+from .live_model import LiveModel
+
+
+def check_control(control: Control, live_model: LiveModel) -> None:
+    """Raise InputError for a prompt that cannot be encoded, and for a LoRA that is not loaded."""
+    if isinstance(control, Prompt):
+        for prompt in control.prompts:
+            live_model.check_prompt(prompt.text)
+    if isinstance(control, Loras):
+        check_loaded(live_model.info.loras, control.adapters)
