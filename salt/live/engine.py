@@ -66,8 +66,8 @@ class LiveEngine(Generic[Condition]):
         live_model: LiveModel[Condition],
         settings: LiveSettings,
         decodes: bool = True,
-        feed: VideoFeed | None = None,
         start: LiveStart | None = None,
+        feed: VideoFeed | None = None,
     ) -> None:
         self.live_model, self.feed, self.start = live_model, feed, start
         self.info = live_model.info if start is None else start.session_info(live_model.info)

@@ -211,3 +211,15 @@ def test_the_command_line_takes_a_saved_memory_and_a_picture(host, tmp_path, mon
             assert main(["replay", str(replay), *map(str, wrong)]) == 2
             error = capsys.readouterr().err
             assert f"{options[0]} is needed: the session" in error and str(tmp_path) not in error
+
+
+def test_pictures_of_a_camera_come_after_what_the_session_begins_with(host):
+    """`salt live` always has a camera, which nobody may use."""
+    from salt.live.video_feed import CameraPictures
+
+    latents = clip(host, "full")[2][:, :, :4]
+    settings = LiveSettings(RED, seed=5, policy="window:9", **FREE)
+    plain, _ = run(LiveEngine(host, settings, False, LiveStart(latents)), 3)
+    feed = host.new_feed(CameraPictures())
+    made, _ = run(LiveEngine(host, settings, False, LiveStart(latents), feed), 3)
+    assert all(torch.equal(a, b) for a, b in zip(made, plain, strict=True)) and not feed.used
