@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -35,6 +36,8 @@ def quantised(form: str, quantise: Callable[[Tensor], tuple[Tensor, Tensor]], **
 
     None where core does not know the form.
     """
+    if find_spec("comfy.quant_ops") is None:
+        return None
     from comfy.quant_ops import QUANT_ALGOS
 
     if form not in QUANT_ALGOS:

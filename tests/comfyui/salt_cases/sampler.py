@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import torch
@@ -16,6 +17,7 @@ from .tiny_model import (
     TINY,
     extend,
     output_of,
+    outputs_of,
     part,
     refusal,
     rollout,
@@ -71,7 +73,9 @@ def by_engine(initial, frames, start=None, sigmas=SIGMAS):
 
 @torch.inference_mode()
 def starts():
-    """Core's ARVideoI2V before Salt Sampler, Salt Rollout, Extend Video and Semigroup Defect."""
+    """Core's ARVideoI2V before Salt Sampler, Salt Rollout, Extend Video and Semigroup Defect; None without it."""
+    if find_spec("comfy_extras.nodes_ar_video") is None:
+        return None
     from comfy_extras.nodes_custom_sampler import RandomNoise
 
     vae = part("nodes.adapter.tiny_model").load_vae()
@@ -112,7 +116,7 @@ def latents():
     model = tiny()
     first = sampled(model)
     full = torch.tensor([*PACK.schedule.Schedule.of(4).sigmas, 0.0])
-    part_of = SplitSigmasDenoise.execute(full, 0.5).args[1]
+    part_of = outputs_of(SplitSigmasDenoise, sigmas=full, denoise=0.5)[1]
     noise = output_of(RandomNoise, noise_seed=3).generate_noise({"samples": first})
     again = model.model.process_latent_in(sampled(model, {"samples": first}, part_of))
     inside = model.model.process_latent_in(first)
@@ -134,7 +138,10 @@ def latents():
 
 @torch.inference_mode()
 def files():
-    """Core's UNETLoader on files that `salt convert` writes, with a student's settings and without."""
+    """Core's UNETLoader on files that `salt convert` writes, with a student's settings and without.
+
+    None where core keeps no word of the file that a MODEL comes from.
+    """
     import folder_paths
 
     import nodes
@@ -155,6 +162,8 @@ def files():
         return output_of(SimpleNamespace(execute=nodes.UNETLoader().load_unet), unet_name=name, weight_dtype="default")
 
     core, silent = load("tiny.safetensors"), load("silent.safetensors")
+    if getattr(core, "cached_patcher_init", None) is None:
+        return None
     (folder / "tiny.safetensors").rename(folder / "moved.safetensors")
     asked = dict(nfe="student's", shift=0.0)
     ours = rollout(LOADING.load_model(folder / "moved.safetensors"), **asked)
@@ -179,10 +188,15 @@ def files():
 
 @torch.inference_mode()
 def settings():
-    """What previews decode by, for every setting of the server and of a prompt, with a VAE and without."""
+    """What previews decode by, for every setting of the server and of a prompt, with a VAE and without.
+
+    None where core has no setting of a prompt.
+    """
     import latent_preview
     from comfy.cli_args import LatentPreviewMethod, args
 
+    if not hasattr(latent_preview, "set_preview_method"):
+        return None
     previews = part("nodes.adapter.previews")
     model, vae, given = tiny(), part("nodes.adapter.tiny_model").load_vae(), sys.argv
 

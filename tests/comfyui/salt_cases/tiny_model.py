@@ -59,7 +59,12 @@ def refusal(call, *arguments, **options) -> str:
     return "nothing was refused"
 
 
-def output_of(node, **inputs):
-    """The first output of one of ComfyUI's own nodes, in either of its two styles."""
+def outputs_of(node, **inputs):
+    """The outputs of one of ComfyUI's own nodes, in either of its two styles."""
     outputs = node.execute(**inputs) if hasattr(node, "execute") else getattr(node(), node.FUNCTION)(**inputs)
-    return (outputs.args if hasattr(outputs, "args") else outputs)[0]
+    return outputs.args if hasattr(outputs, "args") else outputs
+
+
+def output_of(node, **inputs):
+    """The first of them."""
+    return outputs_of(node, **inputs)[0]
