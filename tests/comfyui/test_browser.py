@@ -22,7 +22,9 @@ def seconds_of(text: str) -> list[float]:
 
 
 @pytest.mark.parametrize("design", DESIGNS)
-def test_the_mouse_moves_a_prompt_and_the_text_follows(comfy, design):
+def test_the_mouse_moves_a_prompt_and_the_text_follows(comfy, page_server, design):
+    if DESIGNS[design] and page_server.version < (0, 8, 0):
+        pytest.skip("Nodes 2.0 of 0.3.64's page, an experiment there, draws no timeline")
     comfy.setting("Comfy.VueNodes.Enabled", DESIGNS[design])
     comfy.lone(SCHEDULE)
     comfy.set_widget(SCHEDULE, "timeline", "0: a fast red circle moving up\n2 recache: a blue square moving left\n4: c")
