@@ -78,6 +78,24 @@ def test_the_latest_pictures_win():
     assert camera.take(12, 9).begins
 
 
+def test_a_camera_that_comes_back_begins_a_new_stream(host):
+    clock = Clock()
+    camera = CameraPictures(clock)
+    feed = host.new_feed(camera)
+
+    def begun() -> torch.Tensor:
+        camera.put(jpeg(120), "one", 0.0)
+        latents = feed.latents(3)
+        assert latents is not None and latents.shape[2] == 3
+        return latents
+
+    first, following = begun(), begun()
+    assert not torch.equal(first, following), "the stream goes on"
+    clock.now += OFF_SECONDS + 1
+    assert feed.latents(3) is None
+    assert torch.equal(first, begun())
+
+
 def test_pictures_that_are_none():
     camera = CameraPictures()
     with pytest.raises(InputError, match="picture: found 3 bytes that are no JPEG"):
