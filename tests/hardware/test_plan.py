@@ -38,7 +38,7 @@ GRID = [
     for precision in PRECISIONS
     for home in ("", ",cpu")
 ]
-FAST_GRID = [("1.3B", "full,cpu"), ("1.3B", "relative:3,window:12,int4,cpu")]
+FAST_GRID = [("1.3B", "full,cpu")]
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in CASES])
