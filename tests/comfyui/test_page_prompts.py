@@ -17,10 +17,10 @@ WORKFLOWS = ROOT / "workflows"
 ROLLOUT = "SaltRollout"
 
 
-def with_other_modes(graph: dict[str, Any], muted_subgraphs: bool) -> Iterator[dict[str, Any]]:
+def with_other_modes(graph: dict[str, Any], whole_subgraphs: bool) -> Iterator[dict[str, Any]]:
     """The workflow as it is, and with each of its nodes bypassed or muted, those in subgraphs too.
 
-    muted_subgraphs: mute nodes that are subgraphs, too.
+    whole_subgraphs: nodes that are subgraphs, too.
     """
     yield graph
     subgraphs = {subgraph["id"] for subgraph in graph.get("definitions", {}).get("subgraphs", [])}
@@ -28,7 +28,7 @@ def with_other_modes(graph: dict[str, Any], muted_subgraphs: bool) -> Iterator[d
     for node in [node for nodes in (graph["nodes"], *inner) for node in nodes]:
         before = node.get("mode", 0)
         for mode in (2, 4):
-            if mode == 2 and node["type"] in subgraphs and not muted_subgraphs:
+            if node["type"] in subgraphs and not whole_subgraphs:
                 continue
             node["mode"] = mode
             yield graph
@@ -39,9 +39,9 @@ def with_other_modes(graph: dict[str, Any], muted_subgraphs: bool) -> Iterator[d
 def test_run_workflow_makes_the_prompt_that_the_page_makes(comfy, page_server, name):
     folder = WORKFLOWS if name == "branch_memory" else ROOT / "tests" / "data" / "workflows"
     graph, info = json.loads((folder / f"{name}.json").read_text()), page_server.node_info()
-    muted_subgraphs = page_server.version >= NEWER_PAGE
+    whole_subgraphs = page_server.version >= NEWER_PAGE
     checked = 0
-    for variant in with_other_modes(graph, muted_subgraphs):
+    for variant in with_other_modes(graph, whole_subgraphs):
         page = comfy.page.evaluate(
             "async graph => { await app.loadGraphData(graph); return (await app.graphToPrompt()).output }", variant
         )
@@ -52,7 +52,7 @@ def test_run_workflow_makes_the_prompt_that_the_page_makes(comfy, page_server, n
         }, modes
         checked += 1
     inner = graph.get("definitions", {}).get("subgraphs", [])
-    left_out = 0 if muted_subgraphs else sum(node["type"] in [g["id"] for g in inner] for node in graph["nodes"])
+    left_out = 0 if whole_subgraphs else 2 * sum(node["type"] in [g["id"] for g in inner] for node in graph["nodes"])
     assert checked == 1 + 2 * sum(len(g["nodes"]) for g in (graph, *inner)) - left_out
 
 

@@ -20,8 +20,8 @@ from salt.comfy_client.workflow import Prompt
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests" / "comfyui"
 COLORS = re.compile(r"\x1b\[[0-9;]*m")
-# From here on Nodes 2.0 draws widgets that a node gets while it runs, and the page leaves out the nodes of a muted
-# subgraph. 0.8 does neither; versions in between have not been tried.
+# From here on Nodes 2.0 draws widgets that a node gets while it runs, and the page leaves out the nodes of a subgraph
+# that is muted or bypassed. 0.8 does neither; versions in between have not been tried.
 NEWER_PAGE = (0, 27, 0)
 RUN_TIMEOUT = 600.0  # seconds for a run of stand-in models
 
