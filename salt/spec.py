@@ -20,7 +20,8 @@ class StudentSpec:
 
     frames_per_block: latent frames; 0 for a bidirectional student (no blocks, no memory). steps, shift, rule: of its
     `Schedule`; stepping: between them. policy: of its memory. independent_first_frame: the first block of a clip is one
-    latent frame.
+    latent frame. fps: pixel frames per second. shot_prefix: before the prompt of a shot's first block.
+    gives_first_frame: an image that starts a clip is the first frame of its first block (Wan 2.2 TI2V).
     """
 
     frames_per_block: Annotated[int, Between(0, 10**4)] = 3
@@ -30,6 +31,9 @@ class StudentSpec:
     independent_first_frame: bool = False
     rule: StepRule = "wan"
     stepping: Stepping = "sde"
+    fps: Annotated[int, Between(1, 120)] = FPS
+    shot_prefix: str = ""
+    gives_first_frame: bool = False
 
     @property
     def first_block(self) -> int:

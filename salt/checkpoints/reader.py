@@ -15,6 +15,7 @@ from ..memory import MemoryPolicy
 from ..spec import StudentSpec
 from .families import family_of
 from .fused import is_fused, split_fused
+from .longlive2 import longlive2_spec, refuse_nvfp4
 from .tensor_files import CheckpointError, find_files, metadata_json, open_tensors, read_metadata, shorten
 from .wan_config import check_shapes, infer_config, variant_of
 from .wan_keys import A_LORA, check_is_wan, match_names
@@ -168,7 +169,10 @@ def read_checkpoint(path: str | Path, weights: Weights = "auto") -> Checkpoint:
         available=tuple(state_dicts),
         config=config,
         entries=entries,
-        spec=_spec(metadata_json(metadata, "salt", where), where) or recipe or _family_spec(path),
+        spec=_spec(metadata_json(metadata, "salt", where), where)
+        or recipe
+        or _family_spec(path)
+        or longlive2_spec(path, config),
         metadata=metadata,
         ignored=(*ignored, *names.beside),
     )
@@ -191,6 +195,7 @@ def _family_spec(path: Path) -> StudentSpec | None:
 
 def _state_dicts(content: dict[str, Any], file: Path) -> dict[str, dict[str, torch.Tensor]]:
     """The state dicts in a weight file, by kind of weights. What else the file holds is left alone."""
+    refuse_nvfp4(content, file)
     if any(key in content for key in LORA_KEYS) and not any(key in content for key in WEIGHTS_KEYS):
         raise CheckpointError(f"{file} is {A_LORA}")
     found: dict[str, dict[str, torch.Tensor]] = {}

@@ -23,6 +23,8 @@ CONFIG_ALIASES = {
     "out_dim": "out_channels",
 }
 
+WAN22_CHANNELS = 48  # of the latents of Wan 2.2's VAE
+
 
 @dataclass(frozen=True)
 class DeclaredConfig:
@@ -116,10 +118,11 @@ def _normalize_config(declared: Mapping[str, Any], where: str) -> dict[str, Any]
 
 
 def variant_of(config: Mapping[str, Any], where: str) -> str:
-    """The variant ("T2V", "I2V" or "FLF2V" = first and last frame) by input channels: latents, or + mask + image."""
+    """The variant by channels: "T2V", "TI2V" (Wan 2.2, 48 latent channels), "I2V" or "FLF2V" = first and last frame
+    (beside the latents a mask and the image)."""
     inputs, outputs = config["in_channels"], config["out_channels"]
     if inputs == outputs:
-        return "T2V"
+        return "T2V" if outputs != WAN22_CHANNELS else "TI2V"
     if inputs == 2 * outputs + 4:
         return "FLF2V" if config["pos_embed_seq_len"] else "I2V"
     raise CheckpointError(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..io.printable import printable
 from .paths import file_path
+
+if TYPE_CHECKING:
+    from ..spec import StudentSpec
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -55,16 +58,20 @@ def _memory(path: Path, info: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def _spec(spec: StudentSpec) -> str:
+    steps = f"{len(spec.steps)} steps, blocks of {spec.frames_per_block}, shift {spec.shift:g}"
+    rule = "" if spec.rule == "wan" else f", {spec.rule} steps"
+    stepping = "" if spec.stepping == "sde" else f", {spec.stepping}"
+    return f"{steps}, memory {spec.policy}{rule}{stepping}, {spec.fps} fps"
+
+
 def _text(values: dict[str, Any]) -> dict[str, str]:
+    from ..spec import StudentSpec
+
     lines = {}
     for key, value in values.items():
         if key == "spec" and value:
-            from ..memory import MemoryPolicy
-
-            lines["trained for"] = (
-                f"{len(value['steps'])} steps, blocks of {value['frames_per_block']}, shift {value['shift']:g}, "
-                f"memory {MemoryPolicy(**value['policy'])}"
-            )
+            lines["trained for"] = _spec(StudentSpec.from_dict(value))
         elif isinstance(value, (list, tuple)):
             lines[key] = ", ".join(map(str, value))
         elif value is not None:

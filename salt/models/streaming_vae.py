@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
 from torch import Tensor
 
 from ..acceleration.free_memory import free_bytes
@@ -207,7 +207,9 @@ class WanStreamDecoder:
             # diffusers' decoder indexes the cache by a counter, moves entries to its device and replaces them.
             first = tile.cache[0] is None
             frames.append(self.vae.decoder(z_BC1HW, feat_cache=tile.cache, feat_idx=[0], first_chunk=first).float())
-        return torch.cat(frames, dim=2).clamp_(-1, 1)
+        pixels = torch.cat(frames, dim=2)
+        patch = int(self.vae.config.get("patch_size") or 1)  # Wan 2.2's decoder ends in patches of 2x2 pixels
+        return (unpatchify(pixels, patch) if patch > 1 else pixels).clamp_(-1, 1)
 
     def _lay_tiles(self, height: int, width: int, device: torch.device) -> list[_Tile]:
         scale = self.spatial_scale

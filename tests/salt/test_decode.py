@@ -41,6 +41,23 @@ def test_concatenated_blocks_equal_the_whole_clip(vae, sizes):
         assert (tail[:, :, -4:] - expected[:, :, -4:]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("tiling", [None, Tiling(64, 32)])
+def test_vae_of_wan_2_2(tiling):
+    """Residual blocks, patches of 2x2 pixels, 48 channels, 16 pixels a latent."""
+    torch.manual_seed(8)
+    vae = AutoencoderKLWan(
+        base_dim=8, decoder_base_dim=8, z_dim=48, num_res_blocks=1, is_residual=True, in_channels=12, out_channels=12,
+        patch_size=2, scale_factor_spatial=16, latents_mean=[0.1] * 48, latents_std=[1.5] * 48,
+    ).eval()  # fmt: skip
+    x = torch.randn(1, 48, 5, 4, 6)
+    expected = whole_clip(vae, x)
+    found = in_blocks(WanStreamDecoder(vae, tiling), x, [2, 1, 2])
+    assert found.shape == expected.shape == (1, 3, 17, 64, 96)
+    assert expected.std() > 0.01
+    if tiling is None:
+        assert (found - expected).abs().max() <= 1e-4
+
+
 def test_each_call_returns_its_frames(vae):
     decoder = WanStreamDecoder(vae)
     x = latents(3)
