@@ -42,6 +42,6 @@ def refuse_nvfp4(content: Mapping[str, object], file: Path) -> None:
     packed = next((str(name) for part in (content, *nested) for name in part if str(name).endswith(NVFP4)), None)
     if packed is not None:
         raise CheckpointError(
-            f"{file}: found packed NVFP4 weights ({packed[-80:]}), which only LongLive 2.0's own kernels read; expected the "
-            "bfloat16 file of the same model (model_te.pt or model_bf16.pt)"
+            f"{file}: found packed NVFP4 weights ({packed[-80:]}), which only LongLive 2.0's kernels read; expected "
+            "the bfloat16 file of the same model (model_te.pt or model_bf16.pt)"
         )

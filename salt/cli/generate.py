@@ -48,7 +48,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="another prompt from then on; may be given again",
     )
     clip.add_argument(
-        "--switch", choices=("keep", "recache", "cut"), help="what --prompt-at does to the memory (recache)"
+        "--switch", choices=("keep", "recache", "cut", "shot"), help="what --prompt-at does to the memory (recache)"
     )
     steps = command.add_argument_group("steps and memory")
     steps.add_argument("--nfe", type=int, help="model evaluations per block (2, 4, 8, ...; default: the student's)")
@@ -61,7 +61,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--memory",
         metavar="POLICY",
         help="full, window:W, sink:S,window:W, relative:S,window:W, cyclic:W, blended:S,window:W, "
-        "overwrite:S,window:W; then ,int8 ,fp8 ,int4 ,cpu",
+        "overwrite:S,window:W, shots:S,window:W,offset:N; then ,int8 ,fp8 ,int4 ,cpu",
     )
     steps.add_argument("--fuse", action="store_true", help="one forward for context pass and next first step")
     steps.add_argument(

@@ -236,6 +236,8 @@ class LiveEngine(Generic[Condition]):
         self.live_model.use_loras(choice.loras)
         conditioning = self.conditionings.of(choice.prompt)
         switch = choice.switch if start else "keep"
+        if switch == "shot" and self.info.shot_prefix:
+            conditioning = self.conditionings.of(choice.prompt.prefixed(self.info.shot_prefix))
         prompts = [PromptChange(start, conditioning, switch, choice.keep_sink)]
         if choice.guidance != 1.0:
             negative = self.conditionings.of(self.settings.negative)

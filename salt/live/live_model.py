@@ -25,10 +25,10 @@ class LiveModelInfo:
     """Facts about the model and the size of its clips.
 
     fingerprint: of the model, with whatever else makes its latents. width, height: pixels. words: the vocabulary of a
-    model that knows no others, () for text encoders. schedule, policy, stepping: the student's own. loras: that are
-    loaded beside its weights, with the strengths that they have before a session; the fingerprint is of all of them at
-    strength 1. start: latent frame at which the session begins; joins: whether its frames go
-    on from those of a clip before it.
+    model that knows no others, () for text encoders. schedule, policy, stepping, shot_prefix: its own. loras: that
+    are loaded beside its weights, with the strengths that they have before a session; the fingerprint is of all of them
+    at strength 1. start: latent frame at which the session begins; joins: whether its frames go on from those of a clip
+    before it.
     """
 
     fingerprint: str
@@ -45,6 +45,7 @@ class LiveModelInfo:
     fps: float = FPS
     words: tuple[str, ...] = ()
     stepping: Stepping = "sde"
+    shot_prefix: str = ""
     loras: tuple[LoraStrength, ...] = ()
     start: int = 0
     joins: bool = False

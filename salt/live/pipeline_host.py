@@ -76,6 +76,8 @@ class PipelineHost:
             policy=components.acceleration.policy(spec.policy),
             independent_first_frame=spec.independent_first_frame,
             stepping=spec.stepping,
+            fps=spec.fps,
+            shot_prefix=spec.shot_prefix,
             temporal_scale=components.temporal_scale,
             spatial_scale=scale,
             channels=transformer.config.out_channels,

@@ -46,6 +46,11 @@ class PromptMix:
             raise InputError("blend", f"found {MAX_DEPTH} blends within one another, expected the earlier ones to end")
         return mixed
 
+    def prefixed(self, prefix: str) -> PromptMix:
+        """The same mixture with `prefix` before every text."""
+        parts = ((p.prefixed(prefix) if isinstance(p, PromptMix) else prefix + p, share) for p, share in self.parts)
+        return PromptMix(tuple(parts), self.method)
+
     @property
     def depth(self) -> int:
         return 1 + max((p.depth for p, _ in self.parts if isinstance(p, PromptMix)), default=0)

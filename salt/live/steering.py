@@ -80,7 +80,8 @@ class Steering:
         if blend is not None:
             blend.origin.toward(target, 0.5, blend.method)  # whether it can be mixed
         # A switch that has not been applied yet is not lost with its prompt.
-        stronger = "cut" if "cut" in (self.switch, control.switch) else control.switch
+        both = (self.switch, control.switch)
+        stronger = "cut" if "cut" in both else "shot" if "shot" in both else control.switch
         keep_sink = control.keep_sink and stronger == "recache"
         return replace(self, prompt=target, switch=stronger, keep_sink=keep_sink, blend=blend)
 

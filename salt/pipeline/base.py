@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 # Wan 2.1's own sizes and steps, for folders that have no student's settings.
 WAN_SIZE = (480, 832)
+WAN22_SIZE = (704, 1280)  # of the models with Wan 2.2's VAE
 WAN_SPEC = StudentSpec(frames_per_block=0, steps=step_list(50))
 
 
@@ -90,10 +91,10 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
             image_encoder=image_encoder,
             image_processor=image_processor,
         )
-        size = tuple(default_size or WAN_SIZE)
+        self.spatial_scale = 8 if vae is None else int(vae.config["scale_factor_spatial"])
+        size = tuple(default_size or (WAN22_SIZE if self.spatial_scale == 16 else WAN_SIZE))
         self.register_to_config(student=self.spec.to_dict(), words=words, default_size=list(size))
         self.default_size: tuple[int, int] = (int(size[0]), int(size[1]))
-        self.spatial_scale = 8 if vae is None else int(vae.config["scale_factor_spatial"])
         self.temporal_scale = 4 if vae is None else int(vae.config["scale_factor_temporal"])
         self.video_processor = VideoProcessor(vae_scale_factor=self.spatial_scale)
         self.acceleration = PREFERENCES["exact"]

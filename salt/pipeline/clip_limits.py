@@ -9,7 +9,6 @@ import torch
 from ..acceleration.free_memory import bytes_text, check_bytes
 from ..errors import InputError
 from ..memory import MemoryPolicy, estimate_bytes
-from ..spec import FPS
 from .components import PipelineComponents
 from .inputs import DEFAULT_SECONDS, PipelineInputs
 
@@ -36,12 +35,13 @@ def check_clip_fits(components: PipelineComponents, inputs: PipelineInputs, size
     check_bytes(many, batch * one, device, f"a block of {batch:,} clips", "clips", batch)
     home = device if policy.residence == "device" else torch.device("cpu")
     reused = sum(store.nbytes for store in components.buffer_pool.stores)
-    seconds = _seconds(inputs)
-    frames = math.ceil(seconds * FPS / components.temporal_scale)
+    fps = components.spec.fps
+    seconds = _seconds(inputs, fps)
+    frames = math.ceil(seconds * fps / components.temporal_scale)
     window = policy.window
     if window is not None and inputs.memory is None and (window <= frames or window > LONGEST_WINDOW):
         needed = batch * _kv_bytes(components, inputs, policy, size, window)
-        what = f"a window of {window:,} latent frames ({window * components.temporal_scale / FPS:,.4g} s)"
+        what = f"a window of {window:,} latent frames ({window * components.temporal_scale / fps:,.4g} s)"
         check_bytes("memory_policy", needed, home, what, "latent frames", window, reused)
     field, what = "seconds" if inputs.num_frames is None else "num_frames", f"a clip of {seconds:g} s"
     cached = batch * _kv_bytes(components, inputs, policy, size, frames)
@@ -73,9 +73,9 @@ def _kv_bytes(
     return (2 if inputs.guided else 1) * estimate_bytes(policy, geometry, transformer.dtype, frames)
 
 
-def _seconds(inputs: PipelineInputs) -> float:
+def _seconds(inputs: PipelineInputs, fps: int) -> float:
     """Length of the new part, at most MOST_SECONDS; 0 for what `plan_length` refuses."""
     if inputs.num_frames is not None:
-        return min(max(inputs.num_frames, 0), MOST_SECONDS * FPS) / FPS
+        return min(max(inputs.num_frames, 0), MOST_SECONDS * fps) / fps
     seconds = DEFAULT_SECONDS if inputs.seconds is None else inputs.seconds
     return min(max(seconds, 0.0), MOST_SECONDS) if math.isfinite(seconds) else 0.0

@@ -22,6 +22,7 @@ def check_effects(
     memory: KVMemory | None,
     frames: int,
     temporal_scale: int = 4,
+    fps: int = FPS,
 ) -> None:
     """Raise InputError for an option without effect. frames: latent frames from the memory's `next_frame` to the end.
 
@@ -32,12 +33,15 @@ def check_effects(
             if _given(getattr(inputs, name)):
                 raise InputError(name, "has no effect without guidance: guidance_scale is 1")
     if memory is not None:
+        if memory.policy.kind != "shots" and any(change.switch == "shot" for change in prompts.changes):
+            expected = "expected one like shots:8,window:32,offset:8"
+            raise InputError("prompt_schedule", f"found a shot with the memory policy {memory.policy}, {expected}")
         end = memory.next_frame + frames
         if late := changes_past_end([change.frame for change in prompts.changes], end, settings.frames_per_block):
-            last = (end - settings.frames_per_block) * temporal_scale / FPS
+            last = (end - settings.frames_per_block) * temporal_scale / fps
             raise InputError(
                 "prompt_schedule",
-                f"found a change at {late[0] * temporal_scale / FPS:g} s, expected one up to {last:g} s, where the "
+                f"found a change at {late[0] * temporal_scale / fps:g} s, expected one up to {last:g} s, where the "
                 "clip's last block begins",
             )
     if inputs.fuse and (memory is None or not memory.policy.fuses):

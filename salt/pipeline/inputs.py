@@ -44,9 +44,9 @@ class PipelineInputs:
     prompt: one text or several; or prompt_embeds [P, L, D], as `SaltPipeline.encode_prompt` returns them.
     negative_prompt: one, or one per prompt, for guidance (default: the empty text); or negative_prompt_embeds.
     height, width: pixels; the pipeline's own size by default. An image that starts the clip is cut to them.
-    num_frames or seconds: length of the new part, in pixel frames (an exact fit) or in seconds at 16 frames per second
-        (rounded up to whole blocks); 5 seconds by default. The frames of `image` or `initial_latents` count, those
-        that `memory` holds do not.
+    num_frames or seconds: length of the new part, in pixel frames (an exact fit) or in seconds of the student's frame
+        rate (rounded up to whole blocks); 5 seconds by default. The frames of `image` or `initial_latents` count,
+        those that `memory` holds do not.
     num_inference_steps: model evaluations per block; or steps: the list itself, falling, in (0, 1000]. Default: the
         student's. shift: warp of the steps. stepping: `sde`, `ode` or `unipc`; default: the student's, `ode` for
         bidirectional models.
@@ -54,17 +54,17 @@ class PipelineInputs:
     num_videos_per_prompt: clips of every prompt; the clips of one prompt stand side by side in the batch.
     generator: one for all clips, or one per clip. Every clip's seed is drawn from it (`clip_seeds`).
     seed: an integer (the clips of a batch take seed, seed + 1, ...), or one per clip. Random without both.
-    latents: [B, 16, F, H, W], initial noise of the new latent frames; the re-noise between steps is still drawn.
-    image: an image or video that the clip starts from; or initial_latents [B, 16, F, H, W], normalised.
+    latents: [B, C, F, H, W], initial noise of the new latent frames; the re-noise between steps is still drawn.
+    image: an image or video that the clip starts from; or initial_latents [B, C, F, H, W], normalised.
     video: a video that is changed: its noised latents begin every block. A file, frames or a tensor
         (`salt.pipeline.source_video.open_video`). Without a length, the clip has the whole blocks that it fills.
     strength: how far it may be changed, 0 (not at all) to 1 (nothing of it is left); 0.5 by default.
     memory: a memory to extend (it is written to); negative_memory: of the unconditional branch, with guidance.
     memory_policy: a `MemoryPolicy` or its text (`sink:3,window:12`). Default: the student's.
-    history_latents: [B, 16, F, H, W], the latest latents of the clip in `memory`: with them the decoder goes on without
+    history_latents: [B, C, F, H, W], the latest latents of the clip in `memory`: with them the decoder goes on without
         a seam, and a prompt change can recache.
-    prompt_schedule: (seconds, text) or (seconds, text, switch) with switch keep, recache or cut; seconds of the whole
-        clip, what `memory` holds included.
+    prompt_schedule: (seconds, text) or (seconds, text, switch) with switch keep, recache, cut or shot; seconds of the
+        whole clip, what `memory` holds included.
     fuse: one forward for a block's context pass and the next block's first step (same result).
     Raises InputError for arguments that exclude each other, and for sizes below 1.
     """
@@ -164,10 +164,11 @@ class Length:
     frames: int
     total: int
     note: str = ""
+    fps: int = FPS
 
     @property
     def seconds(self) -> float:
-        return self.total / FPS
+        return self.total / self.fps
 
 
 def plan_length(
@@ -194,10 +195,11 @@ def plan_length(
     def pixels(blocks: int) -> int:
         return (start_frames + first + blocks * block) * temporal_scale - lead
 
-    wanted = wanted_frames(inputs)
+    fps = spec.fps
+    wanted = wanted_frames(inputs, fps)
     started = start_frames * temporal_scale - lead
     if inputs.num_frames is None and start_frames and wanted <= started:
-        raise InputError("seconds", f"found {wanted / FPS:g}, expected more than the start's {started / FPS:.4g} s")
+        raise InputError("seconds", f"found {wanted / fps:g}, expected more than the start's {started / fps:.4g} s")
     exact = ((wanted + lead) / temporal_scale - start_frames - first) / block
     least = 0 if first else 1
     below, above = max(math.floor(exact), least), max(math.ceil(exact), least)
@@ -210,27 +212,27 @@ def plan_length(
         )
     total = pixels(above)
     note = ""
-    if inputs.seconds is not None and abs(total / FPS - inputs.seconds) > 1 / FPS + 1e-6:
-        rounded = f"{total} frames ({total / FPS:g} s)"
+    if inputs.seconds is not None and abs(total / fps - inputs.seconds) > 1 / fps + 1e-6:
+        rounded = f"{total} frames ({total / fps:g} s)"
         note = f"{inputs.seconds:g} s rounded up to {rounded}, whole blocks of {block * temporal_scale}"
-    return Length(first + above * block, total, note)
+    return Length(first + above * block, total, note, fps)
 
 
-def wanted_frames(inputs: PipelineInputs) -> int:
+def wanted_frames(inputs: PipelineInputs, fps: int = FPS) -> int:
     """Pixel frames that are asked for, before they are fitted to whole blocks. Raises InputError for bad seconds."""
     if inputs.num_frames is not None:
         return inputs.num_frames
     seconds = DEFAULT_SECONDS if inputs.seconds is None else inputs.seconds
     if not (math.isfinite(seconds) and seconds > 0):
         raise InputError("seconds", f"found {seconds:g}, expected a number above 0")
-    return math.ceil(seconds * FPS - 1e-6)
+    return math.ceil(seconds * fps - 1e-6)
 
 
-def change_frame(seconds: float, temporal_scale: int = 4) -> int:
+def change_frame(seconds: float, temporal_scale: int = 4, fps: int = FPS) -> int:
     """The latent frame that shows the moment `seconds` of a clip. Raises InputError unless above 0."""
     if not (math.isfinite(seconds) and seconds > 0):
         raise InputError("prompt_schedule", f"found a change at {seconds:g} s, expected above 0")
-    return (round(seconds * FPS) + temporal_scale - 1) // temporal_scale
+    return (round(seconds * fps) + temporal_scale - 1) // temporal_scale
 
 
 def prompt_list(prompt: str | Sequence[str] | None) -> list[str]:

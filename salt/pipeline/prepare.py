@@ -16,7 +16,6 @@ from ..models.fingerprint import fingerprint
 from ..models.streaming_encode import WanStreamEncoder
 from ..models.streaming_vae import encode_video
 from ..noise import NoiseSource, SeededNoise
-from ..spec import FPS
 from ..video_in.motion import DEFAULT_NOISE_SCALE, MotionNoise, PixelMotion
 from ..video_in.strength import DEFAULT_STRENGTH, Strength
 from ..video_in.video_latents import VideoLatents
@@ -51,6 +50,7 @@ class PreparedRun:
     history_latents: Tensor | None
     video: Strength | MotionNoise | None = None
     start: int = 0
+    first_frame: Tensor | None = None
 
     @property
     def blocks(self) -> int:
@@ -119,11 +119,14 @@ def prepare(components: PipelineComponents, inputs: PipelineInputs) -> PreparedR
     check_clip_fits(components, inputs, size)
     pixels = None
     if inputs.image is not None:
-        longest = wanted_frames(inputs) + components.temporal_scale * max(spec.frames_per_block, 1)
+        longest = wanted_frames(inputs, spec.fps) + components.temporal_scale * max(spec.frames_per_block, 1)
         pixels = start_pixels(inputs.image, size, batch, inputs.num_videos_per_prompt, longest)
         pixels = _held(pixels, inputs.policy(spec), components.temporal_scale)
     initial = _initial_latents(components, inputs, pixels, (batch, config.out_channels, *latent_size))
     past = 0 if inputs.memory is None else inputs.memory.next_frame
+    first_frame = None
+    if spec.gives_first_frame and initial is not None and initial.shape[2] == 1 and past == 0:
+        first_frame, initial = initial, None
     start_frames = 0 if initial is None else initial.shape[2]
     spec = replace(spec, frames_per_block=spec.frames_per_block or 1)
     length = plan_length(
@@ -152,7 +155,8 @@ def prepare(components: PipelineComponents, inputs: PipelineInputs) -> PreparedR
         conditioning, negative = _with_image(components, conditioning, negative, pixels, past + length.frames)
     noise_shape = (batch, config.out_channels, length.frames, *latent_size)
     history = inputs.history_latents
-    check_effects(inputs, settings, conditioning, memory, start_frames + length.frames)
+    scales = (components.temporal_scale, spec.fps)
+    check_effects(inputs, settings, conditioning, memory, start_frames + length.frames, *scales)
     return PreparedRun(
         length=length,
         settings=settings,
@@ -165,6 +169,7 @@ def prepare(components: PipelineComponents, inputs: PipelineInputs) -> PreparedR
         history_latents=None if history is None else history.to(components.device, torch.float32),
         video=video,
         start=past + start_frames,
+        first_frame=first_frame,
     )
 
 
@@ -294,7 +299,7 @@ def _memory(
             raise InputError("negative_memory", "is needed to extend `memory` with guidance")
         if negative.next_frame != past:
             held, other = (
-                f"{frames} latent frames ({frames * components.temporal_scale / FPS:g} s)"
+                f"{frames} latent frames ({frames * components.temporal_scale / components.spec.fps:g} s)"
                 for frames in (negative.next_frame, past)
             )
             raise InputError("negative_memory", f"holds a clip of {held}, and `memory` one of {other}")
@@ -304,12 +309,14 @@ def _memory(
 def _conditioning(
     components: PipelineComponents, inputs: PipelineInputs
 ) -> tuple[PromptSchedule[Conditioning], Conditioning | None]:
-    transformer = components.transformer
+    transformer, prefix = components.transformer, components.spec.shot_prefix
     later: list[tuple[float, str, Switch]] = [
         (change[0], change[1], change[2] if len(change) > 2 else "keep") for change in inputs.prompt_schedule
     ]
+    texts = [text.removeprefix(prefix) if switch == "shot" else text for _, text, switch in later]
+    prefixed = {i: prefix + texts[i] for i, (_, _, switch) in enumerate(later) if switch == "shot" and prefix}
     embeddings = encode_prompts(
-        inputs, components.text_encoder, components.device, transformer.dtype, [text for _, text, _ in later]
+        inputs, components.text_encoder, components.device, transformer.dtype, [*texts, *prefixed.values()]
     )
     width, text_dim = embeddings.prompt.shape[2], transformer.config.text_dim
     if width != text_dim:
@@ -317,12 +324,14 @@ def _conditioning(
         raise InputError(field, f"was encoded in embeddings of width {width}, and the model takes {text_dim}")
     batch = embeddings.prompt.shape[0]
     changes = [PromptChange(0, Conditioning(embeddings.prompt))]
-    for text_LD, (seconds, _, switch) in zip(embeddings.changes, later, strict=True):
-        frame = change_frame(seconds, components.temporal_scale)
-        changes.append(PromptChange(frame, Conditioning(text_LD.expand(batch, -1, -1)), switch))
+    conditionings = [Conditioning(text_LD.expand(batch, -1, -1)) for text_LD in embeddings.changes]
+    first_blocks = dict(zip(prefixed, conditionings[len(later) :], strict=True))
+    for i, (seconds, _, switch) in enumerate(later):
+        frame = change_frame(seconds, components.temporal_scale, components.spec.fps)
+        changes.append(PromptChange(frame, conditionings[i], switch, first_block=first_blocks.get(i)))
     if len({c.frame for c in changes}) != len(changes):
         times = ", ".join(f"{seconds:g} s" for seconds, _, _ in later)
-        apart = components.temporal_scale / FPS
+        apart = components.temporal_scale / components.spec.fps
         raise InputError("prompt_schedule", f"found changes at {times}, expected them more than {apart:g} s apart")
     negative = None if embeddings.negative is None else Conditioning(embeddings.negative)
     return PromptSchedule(changes), negative

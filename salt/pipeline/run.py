@@ -170,6 +170,7 @@ def run_blocks(
         initial_latents=prepared.initial_latents,
         history_latents=prepared.history_latents,
         video=prepared.video,
+        first_frame=prepared.first_frame,
         on_step=on_step,
         on_step_end=on_step_end,
         reencode=reencode,

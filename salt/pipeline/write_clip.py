@@ -126,7 +126,7 @@ def write_clip(
     """
     latents: list[Tensor] = []
     memory = None
-    with ProgressDisplay(prompt) as display, VideoWriter(out) as video:
+    with ProgressDisplay(prompt) as display, VideoWriter(out, pipe.spec.fps) as video:
         for chunk in pipe.stream(prompt, seed=seed, on_step=display.step, **inputs):
             video.write(chunk.frames[0])
             display.chunk(chunk)
