@@ -34,13 +34,14 @@ class Latent(LatentSamples, total=False):
 class TimedConditioning:
     """An entry of SALT_PROMPTS: from `seconds` of the clip on, `conditioning` is used.
 
-    switch, keep_sink: what the memory does at that point (`salt.conditioning.PromptChange`).
+    switch, keep_sink, first_block: as in `salt.conditioning.PromptChange`.
     """
 
     seconds: float
     conditioning: Conditioning
     switch: Switch
     keep_sink: bool = False
+    first_block: Conditioning | None = None
 
 
 class AppliedPrompts(list[TimedConditioning]):

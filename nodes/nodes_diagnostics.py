@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..salt.memory import MemoryPolicy
 from ..salt.semigroup_defect import defect_table, parse_triples
 from .adapter.clip_size import latent_size
+from .adapter.comfy_model import pixels_per_latent
 from .adapter.core_versions import schema
 from .adapter.input_errors import widget_names
 from .adapter.semigroup_defect import measure_defects, plot, student_spec
@@ -77,7 +78,7 @@ class SaltSemigroupDefect(io.ComfyNode):
 
         spec = student_spec(model, frames_per_block)
         frames = plan_length(PipelineInputs(seconds=seconds), spec).frames
-        size = latent_size(width, height)
+        size = latent_size(width, height, pixels_per_latent(model))
         defects = measure_defects(
             model, positive, parse_triples(triples), spec, policy or spec.policy, frames, size, seed
         )  # fmt: skip

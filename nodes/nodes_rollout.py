@@ -109,7 +109,7 @@ class SaltExtendVideo(io.ComfyNode):
     def execute(
         cls, model: ModelPatcher, seconds: float, memory: ClipMemory, latents: Latent, **widgets: Any
     ) -> io.NodeOutput:
-        history, frames = history_latents(memory, latents), memory.memory.next_frame
+        history, frames = history_latents(model, memory, latents), memory.memory.next_frame
         if history.shape[2] < frames:
             found, expected = length_text(history.shape[2]), length_text(frames)
             raise InputError("latents", f"found a clip of {found}, expected the memory's {expected}")

@@ -12,14 +12,15 @@ from ..salt.conditioning import parse_timeline
 from ..salt.errors import InputError
 from ..salt.memory import MemoryPolicy
 from ..salt.schedule import Stepping
-from ..salt.spec import StudentSpec
+from ..salt.spec import SHOT_PREFIX, StudentSpec
 from .adapter.core_versions import schema
 from .adapter.custom_sampling import sample_clip
 from .adapter.input_errors import widget_names
+from .adapter.live_host import word_table
 from .adapter.rollout_inputs import schedule_of
 from .adapter.sampler import SamplerInputs, new_sampler
 from .adapter.student_spec import spec_of, with_patched_shift
-from .io_types import Prompts, TimedConditioning
+from .io_types import Conditioning, Prompts, TimedConditioning
 from .widgets import frames_per_block_widget, policy_socket, step_widgets, stepping_widget
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class SaltPromptSchedule(io.ComfyNode):
             node_id="SaltPromptSchedule",
             display_name="Salt Prompt Schedule",
             category="Salt/sampling",
-            description="Prompts that change during the clip, one per line: SECONDS [keep|recache|cut]: PROMPT.",
+            description="Prompts that change during the clip, one per line: SECONDS [keep|recache|cut|shot]: PROMPT.",
             search_aliases=["prompt travel", "interactive prompts", "timeline", "longlive", "scene change"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The MODEL's text encoder: umt5-xxl for Wan, or Salt Tiny's."),
@@ -105,9 +106,9 @@ class SaltPromptSchedule(io.ComfyNode):
                     "timeline",
                     multiline=True,
                     default="0: a red circle moving right\n2.5 recache: a blue circle moving right",
-                    tooltip="One prompt a line: SECONDS [keep|recache|cut]: PROMPT. keep changes the prompt only; "
+                    tooltip="One prompt a line: SECONDS [keep|recache|cut|shot]: PROMPT. keep changes the prompt only; "
                     "recache encodes the last seconds again under the new prompt (LongLive), so that it takes effect "
-                    "at once; cut clears the memory for a new scene.",
+                    "at once; cut clears the memory for a new scene; shot begins a new shot (LongLive 2.0).",
                 ),
             ],
             outputs=[
@@ -121,10 +122,16 @@ class SaltPromptSchedule(io.ComfyNode):
     def execute(cls, clip: CLIP | None, timeline: str) -> io.NodeOutput:
         if clip is None:
             raise InputError("clip", "is empty (the checkpoint holds no text encoder); connect Wan's umt5-xxl")
-        prompts = [
-            TimedConditioning(p.seconds, clip.encode_from_tokens_scheduled(clip.tokenize(p.text)), p.switch)
-            for p in parse_timeline(timeline)
-        ]
+
+        def encode(text: str) -> Conditioning:
+            return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+        prefix = "" if word_table(clip) is not None else SHOT_PREFIX
+        prompts = []
+        for p in parse_timeline(timeline):
+            text = p.text.removeprefix(prefix) if p.switch == "shot" else p.text
+            first_block = encode(prefix + text) if p.switch == "shot" and prefix else None
+            prompts.append(TimedConditioning(p.seconds, encode(text), p.switch, first_block=first_block))
         return io.NodeOutput(prompts, prompts[0].conditioning)
 
 

@@ -22,13 +22,15 @@ class ModelInput(Generic[ConditionCo]):
 
     x: noisy latents [B, C, F, H, W]. timestep: in [0, 1000], [B, F], or [B] where all frames of a clip share one
     (bidirectional models). conditioning: a `Conditioning`, or whatever the model understands. memory: one forward's
-    view of the KV memory (causal models), None for a model that sees the whole clip at once.
+    view of the KV memory (causal models), None for a model that sees the whole clip at once. per_frame: frames of one
+    block have different timesteps.
     """
 
     x: Tensor
     timestep: Tensor
     conditioning: ConditionCo
     memory: MemoryPass | None = None
+    per_frame: bool = False
 
     @property
     def start_frame(self) -> int:

@@ -246,13 +246,15 @@ class _Run(Generic[Condition]):
         if self.on_step is not None:
             self.on_step(Step(block, self.count, step, self.steps, kind))
         branches = list(zip(self.memories, self.plan.prompts, strict=False))
+        given = self.plan.first_frame is not None and kind == "denoise"
         self.nfe += 1
         if self.plan.guide is not None and kind == "denoise":
-            return self.plan.guide([ModelInput(x, t, prompt.conditioning, open_pass(m)) for m, prompt in branches])
+            inputs = [ModelInput(x, t, prompt.conditioning, open_pass(m), given) for m, prompt in branches]
+            return self.plan.guide(inputs)
         flows = []
         for memory, prompt in branches:
             memory_pass = open_pass(memory)
-            flows.append(self.model(ModelInput(x, t, prompt.conditioning, memory_pass)))
+            flows.append(self.model(ModelInput(x, t, prompt.conditioning, memory_pass, given)))
             memory.commit(memory_pass, settings.context_timestep / NUM_TRAIN_TIMESTEPS)
         if len(flows) == 1:
             return flows[0]

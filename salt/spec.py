@@ -10,6 +10,7 @@ from .io.fields import Between, read_fields
 from .memory import MemoryPolicy
 from .schedule import STEP_LISTS, Schedule, Stepping, StepRule, first_block
 
+SHOT_PREFIX = "The scene transitions. "  # of LongLive 2.0, before the prompt of a shot's first block
 FPS = 16  # pixel frames per second of Wan 2.1's clips and of salt-tiny's
 TINY_FOLDER = Path(__file__).parent / "assets" / "tiny"  # diffusers folder of the embedded model, salt-tiny
 

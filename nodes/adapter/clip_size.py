@@ -7,28 +7,31 @@ from torch import Tensor
 from ...salt.errors import InputError
 from ...salt.spec import FPS
 
-PIXELS_PER_LATENT = 8  # rows and columns
+PIXELS_PER_LATENT = 8  # rows and columns, of Wan 2.1's VAE
 FRAMES_PER_LATENT = 4  # after the first latent frame, which is a single frame
-MULTIPLE = 16  # of pixels: Wan's VAE has 8 to a latent, its transformer 2 latents to a patch
+PATCH = 2  # rows and columns of latents in a patch of Wan's transformer
 
 
-def latent_size(width: int, height: int) -> tuple[int, int]:
-    """Latent (height, width) for pixels. Raises InputError naming the widget of a size that is no multiple of 16."""
+def latent_size(width: int, height: int, per_latent: int = PIXELS_PER_LATENT) -> tuple[int, int]:
+    """Latent (height, width) for pixels, of which a latent has `per_latent` rows and columns.
+
+    Raises InputError naming the widget of a size that is no multiple of a patch.
+    """
     for name, pixels in (("width", width), ("height", height)):
-        check_multiple(name, pixels, MULTIPLE)
-    return height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT
+        check_multiple(name, pixels, PATCH * per_latent)
+    return height // per_latent, width // per_latent
 
 
-def pixel_size(size: tuple[int, int]) -> tuple[int, int]:
+def pixel_size(size: tuple[int, int], per_latent: int = PIXELS_PER_LATENT) -> tuple[int, int]:
     """Pixels (width, height) of a latent (height, width)."""
-    return size[1] * PIXELS_PER_LATENT, size[0] * PIXELS_PER_LATENT
+    return size[1] * per_latent, size[0] * per_latent
 
 
-def check_latent_size(socket: str, latents: Tensor) -> None:
-    """Raise InputError naming the socket of latents [B, C, F, H, W] whose width or height is no multiple of 16."""
+def check_latent_size(socket: str, latents: Tensor, per_latent: int = PIXELS_PER_LATENT) -> None:
+    """Raise InputError naming the socket of latents [B, C, F, H, W] whose width or height fills no whole patches."""
     height, width = latents.shape[3:]
     for side, size in (("width", width), ("height", height)):
-        check_multiple(socket, size * PIXELS_PER_LATENT, MULTIPLE, f"a {side} of ")
+        check_multiple(socket, size * per_latent, PATCH * per_latent, f"a {side} of ")
 
 
 def check_multiple(field: str, pixels: int, multiple: int, side: str = "") -> None:
@@ -50,6 +53,6 @@ def length_text(latent_frames: int) -> str:
     return f"{frames} frame{'s' * (frames != 1)} ({round(frames / FPS, 2):g} s)"
 
 
-def size_text(height: int, width: int) -> str:
+def size_text(height: int, width: int, per_latent: int = PIXELS_PER_LATENT) -> str:
     """A latent size in pixels, as `832x480`."""
-    return f"{width * PIXELS_PER_LATENT}x{height * PIXELS_PER_LATENT}"
+    return f"{width * per_latent}x{height * per_latent}"

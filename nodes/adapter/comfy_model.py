@@ -19,7 +19,7 @@ from ...salt.errors import InputError
 from ...salt.memory import KVMemory, MemoryGeometry, MemoryPolicy
 from ...salt.model_input import ModelInput
 from ...salt.schedule import NUM_TRAIN_TIMESTEPS
-from .clip_size import PIXELS_PER_LATENT, check_multiple, frame_count
+from .clip_size import check_multiple, frame_count
 from .core_versions import without_cuda_graphs
 from .cross_attention_cache import PromptCaches, cached_cross_attention
 from .fingerprint import fingerprint
@@ -32,28 +32,38 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 WAN_CLASSES = ("WanModel", "CausalWanModel")
-LATENT_CHANNELS = 16
+PIXELS_PER_LATENT = {16: 8, 48: 16}  # rows and columns, by latent channels: Wan 2.1's VAE and Wan 2.2's
 # A CONDITIONING as ComfyUI has processed it for a model: a dict for every entry.
 Conds = list[dict[str, Any]]
 
 
 def wan_model(model: ModelPatcher) -> WanModel:
-    """The WanModel inside a MODEL. Raises InputError naming what was found if it is no Wan 2.1 T2V or I2V."""
+    """The WanModel inside a MODEL. Raises InputError naming what was found if it is no Wan 2.1 T2V or I2V, nor Wan 2.2
+    TI2V."""
     wan = unwrap_compiled(model.model.diffusion_model)
     found = type(wan).__name__
-    if found not in WAN_CLASSES or wan.out_dim != LATENT_CHANNELS:
+    if found not in WAN_CLASSES or wan.out_dim not in PIXELS_PER_LATENT:
         channels = f" with {wan.out_dim} latent channels" if found in WAN_CLASSES else ""
         raise InputError(
             "model",
             f"found {type(model.model).__name__} ({found}{channels}), expected a Wan 2.1 text-to-video or "
-            "image-to-video model",
+            "image-to-video model, or Wan 2.2 TI2V",
         )
     return wan
 
 
+def latent_channels(model: ModelPatcher) -> int:
+    return wan_model(model).out_dim
+
+
+def pixels_per_latent(model: ModelPatcher) -> int:
+    """Rows, and columns, of pixels that a latent has."""
+    return PIXELS_PER_LATENT[latent_channels(model)]
+
+
 def takes_image_channels(model: ModelPatcher) -> bool:
     """Whether a MODEL takes channels beside the noise, as image-to-video ones do."""
-    return wan_model(model).in_dim > LATENT_CHANNELS
+    return wan_model(model).in_dim > latent_channels(model)
 
 
 def compute_dtype(model: ModelPatcher) -> torch.dtype:
@@ -67,17 +77,17 @@ def memory_geometry(model: ModelPatcher, batch: int, height: int, width: int) ->
 
     Raises InputError if they are no multiples of the model's patch.
     """
-    wan = wan_model(model)
+    wan, pixels = wan_model(model), pixels_per_latent(model)
     _, p_h, p_w = wan.patch_size
     for name, size, patch in (("width", width, p_w), ("height", height, p_h)):
-        check_multiple(name, size * PIXELS_PER_LATENT, patch * PIXELS_PER_LATENT)
+        check_multiple(name, size * pixels, patch * pixels)
     return MemoryGeometry(len(wan.blocks), wan.num_heads, wan.dim // wan.num_heads, height // p_h, width // p_w, batch)
 
 
 def new_memory(
     model: ModelPatcher, policy: MemoryPolicy, batch: int, height: int, width: int, frames: int | None = None
 ) -> KVMemory:
-    """An empty memory for this MODEL and latents [batch, 16, F, height, width], on the device that the MODEL runs on.
+    """An empty memory for this MODEL and latents [batch, C, F, height, width], on the device that the MODEL runs on.
 
     frames: size of a full memory, in latent frames, where it is known. Nothing is allocated before the first use.
     """
@@ -143,7 +153,8 @@ class ComfyModel:
         comfy.model_management.throw_exception_if_processing_interrupted()
         _, p_h, p_w = self.wan.patch_size
         memory.check(x.shape[0], x.shape[2], x.shape[3] // p_h, x.shape[4] // p_w)
-        timesteps = timestep_per_frame(self.base, sigma_BF if len(memory.segments) > 1 else sigma_BF[:, :1])
+        per_frame = len(memory.segments) > 1 or inputs.per_frame
+        timesteps = timestep_per_frame(self.base, sigma_BF if per_frame else sigma_BF[:, :1])
         caches = cached_cross_attention(self.wan, self.prompt_caches)
         with memory_attention(self.wan, memory) as attention, caches, timesteps, without_cuda_graphs():
             yield attention

@@ -71,7 +71,7 @@ class GuiderGuide:
 
     def __call__(self, branches: Sequence[ModelInput[Conds]], /) -> Tensor:
         x = branches[0].x
-        sigma = (branches[0].timestep[:, 0].to(torch.float32) / NUM_TRAIN_TIMESTEPS).clamp_min(LEAST_SIGMA)
+        sigma = (branches[0].timestep.amax(dim=1).to(torch.float32) / NUM_TRAIN_TIMESTEPS).clamp_min(LEAST_SIGMA)
         names = (POSITIVE, NEGATIVE)[: len(branches)]
         conds = {name: self.model.conds_of(inputs) for name, inputs in zip(names, branches, strict=True)}
         of_entry = {

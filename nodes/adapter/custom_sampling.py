@@ -16,6 +16,7 @@ from ...salt.schedule import NUM_TRAIN_TIMESTEPS, Schedule, Stepping, add_noise
 from ...salt.spec import StudentSpec
 from .buffer_pool import pool_of
 from .clip_size import check_latent_size, length_text
+from .comfy_model import pixels_per_latent
 from .core_guidance import NEGATIVE, evaluates_negative
 from .input_errors import widget_names
 from .model_sampling import noise_scale, scaled_noise
@@ -56,7 +57,7 @@ def check_inputs(inputs: SamplerInputs) -> None:
     if inputs.noise.ndim != 5:
         shape = list(inputs.noise.shape)
         raise InputError("latent_image", f"found shape {shape}, expected a video latent [B, 16, F, H, W]")
-    check_latent_size("latent_image", inputs.noise)
+    check_latent_size("latent_image", inputs.noise, pixels_per_latent(inputs.patcher))
     if not whole and is_empty(inputs.latent):
         raise InputError("sigmas", f"must start at 1, not at {first:.3f}, where latent_image is empty")
     if whole and not is_empty(inputs.latent):

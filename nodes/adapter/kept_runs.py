@@ -134,7 +134,7 @@ def unchanged_blocks(old: RolloutPlan, new: RolloutPlan) -> int:
     names = ("settings", "policy", "size", "seed", "batch", "strength")
     if any(getattr(old, n) != getattr(new, n) for n in names) or old.memory is not new.memory:
         return 0
-    if not all(same(getattr(old, n), getattr(new, n)) for n in ("negative", "start", "history")):
+    if not all(same(getattr(old, n), getattr(new, n)) for n in ("negative", "start", "given_frame", "history")):
         return 0
     clips = [None if p.source is None else p.source.latents for p in (old, new)]
     if not same(*clips):

@@ -20,8 +20,7 @@ from ...salt.noise import NoiseSource, SeededNoise
 from ...salt.schedule import Schedule
 from ...salt.spec import StudentSpec
 from ..io_types import Conditioning
-from .clip_size import PIXELS_PER_LATENT
-from .comfy_model import LATENT_CHANNELS, ComfyModel, Conds, new_memory
+from .comfy_model import ComfyModel, Conds, latent_channels, new_memory, pixels_per_latent
 from .fingerprint import fingerprint
 from .head_encoder import encode_image
 from .model_sampling import scaled_noise
@@ -57,10 +56,11 @@ class LiveFlow:
 class LiveDecoder:
     """A decoder beside which the MODEL stays loaded. frames: latent frames in its largest forward."""
 
-    spatial_scale, temporal_scale = ComfyStreamDecoder.spatial_scale, ComfyStreamDecoder.temporal_scale
+    temporal_scale = ComfyStreamDecoder.temporal_scale
 
     def __init__(self, stream: ComfyStreamDecoder, model: ModelPatcher, frames: int) -> None:
         self.stream, self.model, self.frames = stream, model, frames
+        self.spatial_scale = stream.spatial_scale
 
     def reset(self) -> None:
         self.stream.reset()
@@ -103,15 +103,18 @@ class ComfyLiveHost:
         words = word_table(clip)
         self.info = LiveModelInfo(
             fingerprint=fingerprint(self.patcher),
-            width=size[1] * PIXELS_PER_LATENT,
-            height=size[0] * PIXELS_PER_LATENT,
+            width=size[1] * pixels_per_latent(self.patcher),
+            height=size[0] * pixels_per_latent(self.patcher),
             frames_per_block=spec.frames_per_block,
             device=inputs.noise.device,
             schedule=schedule,
             policy=policy,
             independent_first_frame=spec.independent_first_frame,
             stepping=spec.stepping,
-            channels=LATENT_CHANNELS,
+            channels=latent_channels(self.patcher),
+            spatial_scale=pixels_per_latent(self.patcher),
+            fps=spec.fps,
+            shot_prefix="" if words is not None else spec.shot_prefix,
             words=() if words is None else words.embedder.vocabulary,
         )
 
@@ -155,7 +158,7 @@ class ComfyLiveHost:
 
     def noise(self, seed: int) -> NoiseSource:
         device = self.inputs.noise.device
-        return scaled_noise(SeededNoise(seed, 1, LATENT_CHANNELS, *self.size, device=device), self.patcher)
+        return scaled_noise(SeededNoise(seed, 1, self.info.channels, *self.size, device=device), self.patcher)
 
     def new_decoder(self) -> FrameDecoder:
         return LiveDecoder(ComfyStreamDecoder(self.vae), self.patcher, self.frames_per_call)

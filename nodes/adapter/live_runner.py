@@ -22,7 +22,7 @@ from ...salt.schedule import Schedule
 from ...salt.spec import StudentSpec
 from ..io_types import AppliedPrompts, ClipMemory, TimedConditioning
 from .buffer_pool import memory_for_output
-from .comfy_model import LATENT_CHANNELS, compute_dtype, memory_geometry, takes_image_channels
+from .comfy_model import compute_dtype, latent_channels, memory_geometry, takes_image_channels
 from .fingerprint import fingerprint
 from .input_errors import widget_names
 from .live_host import ComfyLiveHost, LivePrompt
@@ -97,7 +97,7 @@ def run_live(model: ModelPatcher, clip: CLIP, vae: VAE, plan: LivePlan) -> LiveO
         memory = memory_for_output(inputs.patcher, ClipMemory(result.memory, result.negative_memory))
         return SamplerOutput(result.latents.to(inputs.noise.device), (result, session.info, memory))
 
-    noise = torch.zeros(1, LATENT_CHANNELS, frames, *size)
+    noise = torch.zeros(1, latent_channels(model), frames, *size)
     sigmas = torch.tensor([*plan.schedule.sigmas, 0.0], dtype=torch.float32)
     seed, guidance = plan.settings.seed, plan.settings.guidance
     try:

@@ -8,7 +8,7 @@ from ...salt.memory import MemoryPolicy, estimate_bytes
 from ...salt.memory.policy import Kind, Precision, Residence
 from ...salt.spec import StudentSpec
 from .clip_size import latent_size
-from .comfy_model import compute_dtype, memory_geometry
+from .comfy_model import compute_dtype, memory_geometry, pixels_per_latent
 from .input_errors import widget_names
 from .student_spec import spec_of
 
@@ -24,9 +24,11 @@ POLICY_KINDS: dict[str, Kind] = {
     "blended sink": "blended",
     "rebuilt": "rebuild",
     "rebuilt, first frame kept": "rebuild",
+    "shots": "shots",
 }
 KEPT = "rebuilt, first frame kept"
-KINDS_WITH_SINK = ("sink", "relative", "blended")
+KINDS_WITH_SINK = ("sink", "relative", "blended", "shots")
+SHOT_OFFSET = 8  # LongLive 2.0's
 
 
 @widget_names()
@@ -41,13 +43,14 @@ def policy_of(
     if name == "full":
         return MemoryPolicy(precision=precision, residence=residence)
     sink = sink if name in KINDS_WITH_SINK else int(kind == KEPT)
-    return MemoryPolicy(name, window, sink, blend, precision=precision, residence=residence)
+    offset = SHOT_OFFSET if name == "shots" else 0
+    return MemoryPolicy(name, window, sink, blend, precision, residence, offset)
 
 
 def predicted_bytes(model: ModelPatcher, policy: MemoryPolicy, width: int, height: int, seconds: float) -> int:
     """Bytes of a memory of one clip of `seconds`, rounded up to whole blocks as a rollout of this MODEL does."""
     from ...salt.pipeline.inputs import PipelineInputs, plan_length
 
-    geometry = memory_geometry(model, 1, *latent_size(width, height))
+    geometry = memory_geometry(model, 1, *latent_size(width, height, pixels_per_latent(model)))
     frames = plan_length(PipelineInputs(seconds=seconds), spec_of(model) or StudentSpec()).frames
     return estimate_bytes(policy, geometry, compute_dtype(model), frames)

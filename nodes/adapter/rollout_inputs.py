@@ -16,7 +16,7 @@ from ...salt.spec import FPS, StudentSpec
 from ...salt.video_in.strength import DEFAULT_STRENGTH, settings_at
 from ..io_types import AppliedPrompts, ClipMemory, Conditioning, Latent, TimedConditioning
 from .clip_size import check_latent_size, latent_size, pixel_size, size_text
-from .comfy_model import LATENT_CHANNELS, takes_image_channels
+from .comfy_model import latent_channels, pixels_per_latent, takes_image_channels
 from .core_guidance import evaluates_negative
 from .head_encoder import needs_vae
 from .input_errors import widget_names
@@ -96,7 +96,9 @@ def plan_rollout(inputs: RolloutInputs, clip: ClipStart, policy: MemoryPolicy | 
 
     spec = autoregressive_spec(inputs.model, inputs.frames_per_block)
     check_connections(inputs, clip.memory, policy)
-    extends = clip.memory is not None
+    extends, given = clip.memory is not None, None
+    if spec.gives_first_frame and clip.start is not None and clip.start.shape[2] == 1:
+        clip, given = replace(clip, start=None), clip.start
     length = plan_length(
         PipelineInputs(seconds=inputs.seconds),
         spec,
@@ -107,9 +109,10 @@ def plan_rollout(inputs: RolloutInputs, clip: ClipStart, policy: MemoryPolicy | 
     source = None
     if inputs.video is not None:
         check_source(inputs, clip)
-        source = source_clip(inputs.vae, inputs.video, pixel_size(clip.size), clip.batch, length.frames, spec)
+        size = pixel_size(clip.size, pixels_per_latent(inputs.model))
+        source = source_clip(inputs.vae, inputs.video, size, clip.batch, length.frames, spec)
         length = replace(length, frames=source.latents.shape[2])
-    prompts = prompt_changes(inputs)
+    prompts = prompt_changes(inputs, spec)
     if clip.memory is not None and clip.history is None:
         # A change takes effect at the next block's start; after a cut a recache needs nothing from before.
         first = clip.memory.memory.next_frame - spec.frames_per_block
@@ -118,7 +121,7 @@ def plan_rollout(inputs: RolloutInputs, clip: ClipStart, policy: MemoryPolicy | 
             raise InputError("prompts", "with a recache after a memory need the clip so far connected to latents")
     settings = RolloutSettings(
         schedule_of(inputs.nfe, inputs.steps, inputs.shift, spec),
-        inputs.stepping,
+        spec.stepping if inputs.stepping == "sde" else inputs.stepping,  # sde: as in training
         spec.frames_per_block,
         spec.independent_first_frame,
         inputs.cfg,
@@ -142,6 +145,7 @@ def plan_rollout(inputs: RolloutInputs, clip: ClipStart, policy: MemoryPolicy | 
         batch=clip.batch,
         negative=inputs.negative if guides(inputs) else None,
         start=clip.start,
+        given_frame=given,
         memory=clip.memory,
         history=clip.history,
         vae=inputs.vae,
@@ -251,57 +255,63 @@ def check_memory(memory: ClipMemory, policy: MemoryPolicy | None, cfg: float, gu
         raise InputError("policy", f"{policy} does not fit the memory, whose own is {memory.memory.policy}")
 
 
-def prompt_changes(inputs: RolloutInputs) -> list[PromptChange[Conditioning]]:
+def prompt_changes(inputs: RolloutInputs, spec: StudentSpec) -> list[PromptChange[Conditioning]]:
     """The prompts by latent frame. Raises InputError where there is none."""
     from ...salt.pipeline.inputs import change_frame
 
     if inputs.prompts is not None:
-        frames = [change_frame(p.seconds) if p.seconds else 0 for p in inputs.prompts]
+        frames = [change_frame(p.seconds, fps=spec.fps) if p.seconds else 0 for p in inputs.prompts]
         pairs = zip(frames, inputs.prompts, strict=True)
-        return [PromptChange(f, p.conditioning, p.switch, p.keep_sink) for f, p in pairs]
+        return [PromptChange(f, p.conditioning, p.switch, p.keep_sink, p.first_block) for f, p in pairs]
     if inputs.positive is not None:
         return [PromptChange(0, inputs.positive)]
     raise InputError("positive", "or prompts must be connected")
 
 
-def video_samples(latent: Latent) -> Tensor:
-    """A LATENT's samples [B, 16, F, H, W]. Raises InputError for an image latent or a noise mask."""
+def video_samples(model: ModelPatcher, latent: Latent) -> Tensor:
+    """A LATENT's samples [B, C, F, H, W] for a MODEL. Raises InputError for an image latent or a noise mask."""
     samples = latent["samples"]
-    if samples.ndim != 5 or samples.shape[1] != LATENT_CHANNELS:
-        raise InputError("latents", f"found shape {list(samples.shape)}, expected a Wan 2.1 video [B, 16, F, H, W]")
+    channels = latent_channels(model)
+    if samples.ndim != 5 or samples.shape[1] != channels:
+        raise InputError("latents", f"found shape {list(samples.shape)}, expected a Wan video [B, {channels}, F, H, W]")
     if latent.get("noise_mask") is not None:
         raise InputError("latents", "must not have a noise mask: a rollout generates whole blocks")
-    check_latent_size("latents", samples)
+    check_latent_size("latents", samples, pixels_per_latent(model))
     return samples
 
 
-def encode_start_image(vae: VAE | None, image: Tensor, width: int, height: int, batch: int, still: int = 1) -> Tensor:
-    """A start image (or the frames of a start video) [T, H, W, 3] as latents [batch, 16, F, h, w].
+def encode_start_image(
+    vae: VAE | None, image: Tensor, width: int, height: int, batch: int, still: int = 1, channels: int = 16
+) -> Tensor:
+    """A start image (or the frames of a start video) [T, H, W, 3] as latents [batch, C, F, h, w].
 
-    still: latent frames that a single image fills.
+    still: latent frames that a single image fills. channels: C, the MODEL's.
     """
     import comfy.utils
 
     if vae is None:
-        raise InputError("start_image", "needs Wan 2.1's VAE connected to vae")
+        raise InputError("start_image", "needs Wan 2.1's VAE connected to vae, or Wan 2.2's for TI2V")
     if image.shape[0] == 1:
         image = image.expand(4 * still - 3, -1, -1, -1)
     frames = image[: (image.shape[0] - 1) // 4 * 4 + 1, ..., :3].movedim(-1, 1)
     pixels = comfy.utils.common_upscale(frames, width, height, "bicubic", "center").movedim(1, -1)
     latents = vae.encode(pixels)
-    if latents.ndim != 5 or latents.shape[1] != LATENT_CHANNELS:
-        raise InputError("vae", f"found one whose latents are {list(latents.shape)}, expected Wan 2.1's VAE")
+    if latents.ndim != 5 or latents.shape[1] != channels:
+        kind = "Wan 2.1's VAE" if channels == 16 else "Wan 2.2's VAE"
+        raise InputError("vae", f"found one whose latents are {list(latents.shape)}, expected {kind}")
     return latents.expand(batch, -1, -1, -1, -1)
 
 
-def history_latents(memory: ClipMemory, latents: Latent) -> Tensor:
+def history_latents(model: ModelPatcher, memory: ClipMemory, latents: Latent) -> Tensor:
     """Latents [B, 16, F, H, W] up to where the memory stands, which after Rewind Memory is before the clip's end.
 
     Raises InputError where they are of another batch or size than the memory.
     """
-    history, g = video_samples(latents), memory.memory.geometry
-    found = f"a batch of {history.shape[0]} at {size_text(*history.shape[3:])} pixels"
-    expected = f"a batch of {g.batch} at {size_text(2 * g.height, 2 * g.width)} pixels"
+    per_latent = pixels_per_latent(model)
+    history, g = video_samples(model, latents), memory.memory.geometry
+    height, width = history.shape[3:]
+    found = f"a batch of {history.shape[0]} at {size_text(height, width, per_latent)} pixels"
+    expected = f"a batch of {g.batch} at {size_text(2 * g.height, 2 * g.width, per_latent)} pixels"
     if found != expected:
         raise InputError("latents", f"found {found}, expected the memory's, {expected}")
     return history[:, :, : memory.memory.next_frame]
@@ -335,12 +345,12 @@ def clip_of_inputs(
         other = "start_image" if start_image is not None else "latents"
         raise InputError(other, "cannot be connected where ARVideoI2V has given the MODEL a start picture")
     if memory is not None:
-        return clip_of_memory(memory, None if latents is None else history_latents(memory, latents))
+        return clip_of_memory(memory, None if latents is None else history_latents(model, memory, latents))
     if latents is not None:
-        start = video_samples(latents)
+        start = video_samples(model, latents)
         return ClipStart((start.shape[3], start.shape[4]), start.shape[0], start)
-    latent = latent_size(*size)
+    latent = latent_size(*size, pixels_per_latent(model))
     start = start_picture(model.model_options, batch, latent)
     if start_image is not None:
-        start = encode_start_image(vae, start_image, *size, batch, still)
+        start = encode_start_image(vae, start_image, *size, batch, still, latent_channels(model))
     return ClipStart(latent, batch, start)

@@ -26,8 +26,9 @@ class RolloutPlan:
     """A rollout to run. size: latent (height, width). frames: new latent frames. negative: for guidance.
 
     notes: on inputs that have no effect, for the report.
-    start: latents [B, 16, F, H, W], as a LATENT holds them, that the clip starts with. memory: of a clip to continue;
-    history: the clip so far, which a prompt change that recaches needs. vae: for previews. source: of a video
+    start: latents [B, C, F, H, W], as a LATENT holds them, that the clip starts with; given_frame: [B, C, 1, H, W], the
+    first one of its first block, for students that take it so. memory: of a clip to continue; history: the clip so far,
+    which a prompt change that recaches needs. vae: for previews. source: of a video
     whose blocks start the clip's at `strength`.
     """
 
@@ -40,6 +41,7 @@ class RolloutPlan:
     batch: int = 1
     negative: Conditioning | None = None
     start: Tensor | None = None
+    given_frame: Tensor | None = None
     memory: ClipMemory | None = None
     history: Tensor | None = None
     vae: VAE | None = None

@@ -20,7 +20,7 @@ from ...salt.spec import FPS
 from ..io_types import ClipMemory
 from .block_outputs import BlockOutput, KeptLatents, VideoOutput
 from .buffer_pool import memory_for_output, pool_of
-from .comfy_model import LATENT_CHANNELS, Conds, compute_dtype, memory_geometry, new_memory, takes_image_channels
+from .comfy_model import Conds, compute_dtype, latent_channels, memory_geometry, new_memory, takes_image_channels
 from .core_guidance import NEGATIVE
 from .fingerprint import fingerprint
 from .head_encoder import head_encoder
@@ -58,6 +58,7 @@ def run_rollout(model: ModelPatcher, plan: RolloutPlan, video: VideoOutput | Non
     if plan.memory is not None:
         plan.memory.memory.check_fits(geometry, fingerprint(model))
     conds = {f"prompt {i}": change.conditioning for i, change in enumerate(plan.prompts)}
+    conds |= {f"shot {i}": c.first_block for i, c in enumerate(plan.prompts) if c.first_block is not None}
     if plan.negative is not None:
         conds[NEGATIVE] = plan.negative
     total = plan.first_frame + plan.start_frames + plan.frames
@@ -65,14 +66,14 @@ def run_rollout(model: ModelPatcher, plan: RolloutPlan, video: VideoOutput | Non
     size = branches * estimate_bytes(plan.policy, geometry, compute_dtype(model), total)
     on_device = size if plan.policy.residence == "device" else 0
     # What lies in main memory; room on a GPU is made by ComfyUI, which moves other models out.
-    in_main = 4 * LATENT_CHANNELS * plan.batch * total * math.prod(plan.size) if video is None else 0
+    in_main = 4 * latent_channels(model) * plan.batch * total * math.prod(plan.size) if video is None else 0
     in_main += size if model.load_device.type == "cpu" else size - on_device
     seconds = plan.frames * 4 // FPS
     check_bytes("seconds", in_main, torch.device("cpu"), f"a clip of {seconds} s", "seconds", seconds)
     # Image conditioning is cut to absolute frames, so it is fitted to the whole clip. Otherwise nothing but a shape,
     # which ComfyUI moves to the device all the same.
     fitted = total if takes_image_channels(model) else min(total, plan.frames_per_call)
-    noise = torch.zeros(plan.batch, LATENT_CHANNELS, fitted, *plan.size)
+    noise = torch.zeros(plan.batch, latent_channels(model), fitted, *plan.size)
     sigmas = torch.tensor([*plan.settings.schedule.sigmas, 0.0], dtype=torch.float32)
     reserve = on_device, plan.frames_per_call
     with running() as now:
@@ -105,20 +106,25 @@ def run_in_sampler(
     else:
         # Without guidance the unconditional branch would stay behind the clip, and guide from there another time.
         memory = (plan.memory if plan.negative is not None else ClipMemory(plan.memory.memory)).copied(device)
-    noise = scaled_noise(SeededNoise(plan.seed, plan.batch, LATENT_CHANNELS, *plan.size, device=device), patcher)
+    shape = (latent_channels(patcher), *plan.size)
+    noise = scaled_noise(SeededNoise(plan.seed, plan.batch, *shape, device=device), patcher)
     prompts = PromptSchedule(
-        [PromptChange(p.frame, inputs.conds[f"prompt {i}"], p.switch, p.keep_sink) for i, p in enumerate(plan.prompts)]
+        [
+            PromptChange(p.frame, inputs.conds[f"prompt {i}"], p.switch, p.keep_sink, inputs.conds.get(f"shot {i}"))
+            for i, p in enumerate(plan.prompts)
+        ]
     )
 
     recaches = any(change.switch == "recache" for change in plan.prompts)
     start = in_model_space(base, plan.start, device)
+    given = in_model_space(base, plan.given_frame, device)
     history = in_model_space(base, plan.history, device if recaches else torch.device("cpu"))
     decoder = preview_decoder(patcher, None if video is not None else plan.vae, plan.frames_per_call)
     if video is not None and decoder is not None:
         decoder = video
     latents, report = run_blocks(
         inputs, plan, memory, noise, prompts, decoder, negative=inputs.conds.get(NEGATIVE), start=start,
-        history=history, output=video, stopped=stopped, kept=kept,
+        history=history, output=video, stopped=stopped, kept=kept, given=given,
     )  # fmt: skip
     return SamplerOutput(latents, (memory_for_output(patcher, memory), report))
 
@@ -151,12 +157,13 @@ def run_blocks(
     output: BlockOutput | None = None,
     stopped: Callable[[], bool] | None = None,
     kept: KeptRuns | None = None,
+    given: Tensor | None = None,
 ) -> tuple[Tensor, str]:
     """The engine's loop with progress and previews: the start and the new latents in the model's space, and the report.
 
     start, history: as in the plan, but in the model's space; on the device, the history only for a recache. output:
     where the blocks go, one after another as they are finished. stopped: asked after every block, whether it is the
-    last. kept: the node's run before.
+    last. kept: the node's run before. given: the clip's first latent frame, in the model's space.
     Raises NotFiniteError for a block of NaN or infinity.
     """
     if inputs.guide is not None or any(len(entries) > 1 for entries in inputs.conds.values()):
@@ -201,6 +208,7 @@ def run_blocks(
         negative_memory=memory.negative,
         initial_latents=start,
         history_latents=history,
+        first_frame=given,
         made_latents=torch.cat(made, dim=2).to(device) if made else None,
         ends=ends,
         video=plan.video(device),

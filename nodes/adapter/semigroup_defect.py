@@ -16,7 +16,7 @@ from ...salt.schedule import NUM_TRAIN_TIMESTEPS, Schedule
 from ...salt.semigroup_defect import OPERATORS, Defects, Operator, Triple, semigroup_defect, steps_for
 from ...salt.spec import StudentSpec
 from ..io_types import Conditioning
-from .comfy_model import LATENT_CHANNELS, Conds, compute_dtype, flow_to, memory_geometry, new_memory
+from .comfy_model import Conds, compute_dtype, flow_to, latent_channels, memory_geometry, new_memory
 from .core_guidance import guided_flow
 from .model_sampling import scaled_noise
 from .sampler import SamplerInputs, SamplerOutput, sample
@@ -70,7 +70,7 @@ def measure_defects(
     settings = RolloutSettings(schedule, "sde", spec.frames_per_block or 1, spec.independent_first_frame)
 
     def run(inputs: SamplerInputs) -> SamplerOutput[Defects]:
-        noise = scaled_noise(SeededNoise(seed, 1, LATENT_CHANNELS, *size, device=inputs.noise.device), model)
+        noise = scaled_noise(SeededNoise(seed, 1, latent_channels(model), *size, device=inputs.noise.device), model)
         if not spec.frames_per_block:
             flow = whole_clip_model(inputs)
         else:
@@ -84,7 +84,7 @@ def measure_defects(
     if spec.frames_per_block:
         size_on_device = estimate_bytes(policy, memory_geometry(model, 1, *size), compute_dtype(model), frames)
         reserve = (size_on_device if policy.residence == "device" else 0, spec.frames_per_block)
-    latents, sigmas = torch.zeros(1, LATENT_CHANNELS, frames, *size), torch.tensor([*schedule.sigmas, 0.0])
+    latents, sigmas = torch.zeros(1, latent_channels(model), frames, *size), torch.tensor([*schedule.sigmas, 0.0])
     return sample(model, {"positive": positive}, latents, sigmas, run, seed=seed, reserve=reserve).extra
 
 

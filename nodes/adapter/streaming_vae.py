@@ -39,12 +39,13 @@ class ComfyStreamDecoder:
     Raises InputError for a VAE that is not Wan 2.1's.
     """
 
-    spatial_scale, temporal_scale = 8, 4
+    temporal_scale = 4
 
     def __init__(self, vae: VAE) -> None:
         if not is_wan_vae(vae):
             raise wrong_vae(vae)
         self.vae = vae
+        self.spatial_scale = 16 if is_wan22_vae(vae) else 8
         self.cache: FrameCache | None = None
 
     def reset(self) -> None:
@@ -61,14 +62,14 @@ class ComfyStreamDecoder:
         return sum(e.numel() * e.element_size() for e in self.cache or () if isinstance(e, Tensor))
 
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
-        """Latents [B, 16, F, H, W], normalised -> pixels [B, 3, T, 8H, 8W] in [-1, 1]; T is 4F, at the start 4F - 3."""
-        from comfy.latent_formats import Wan21
+        """Latents [B, C, F, H, W], normalised -> pixels [B, 3, T, sH, sW] in [-1, 1]; T is 4F, at the start 4F - 3."""
+        from comfy.latent_formats import Wan21, Wan22
 
-        frames = Wan21().process_out(latents_BCFHW).split(1, dim=2)
+        frames = (Wan22() if is_wan22_vae(self.vae) else Wan21()).process_out(latents_BCFHW).split(1, dim=2)
         return torch.cat([self.decode_frame(frame) for frame in frames], dim=2) * 2 - 1
 
     def decode_frame(self, latents: Tensor) -> Tensor:
-        """One latent frame [B, 16, 1, H, W], as a LATENT holds it -> its pixel frames [B, 3, T, 8H, 8W] in [0, 1].
+        """One latent frame [B, C, 1, H, W], as a LATENT holds it -> its pixel frames [B, 3, T, sH, sW] in [0, 1].
 
         Raises ComfyUI's InterruptProcessingException when the user has cancelled.
         """
@@ -79,12 +80,17 @@ class ComfyStreamDecoder:
         batch, channels, _, height, width = latents.shape
         needed = vae.memory_used_decode((1, channels, ESTIMATED_FRAMES, height, width), vae.vae_dtype)
         management.load_models_gpu([vae.patcher], memory_required=batch * needed, force_full_load=vae.disable_offload)
+        is_first = self.cache is None
         cache: FrameCache = self.cache or [None for _ in model.decoder.modules()]
         cache = [e.to(vae.device, non_blocking=True) if isinstance(e, Tensor) else e for e in cache]  # of a fork
         self.cache, before = cache, list(cache)
         with torch.inference_mode():
             z = model.conv2(latents.to(vae.device, vae.vae_dtype))
-            pixels = joined_frames(model.decoder(z, feat_cache=cache, feat_idx=[0]))
+            if is_wan22_vae(vae):
+                patches = model.decoder(z, feat_cache=cache, feat_idx=[0], first_chunk=is_first)
+                pixels = unpatchify(patches)
+            else:
+                pixels = joined_frames(model.decoder(z, feat_cache=cache, feat_idx=[0]))
             keep_two_frames(cache, before)
             return vae.process_output(pixels.to(vae.output_device).float())
 
@@ -98,7 +104,7 @@ class ComfyStreamEncoder:
     spatial_scale, temporal_scale = 8, 4
 
     def __init__(self, vae: VAE) -> None:
-        if not is_wan_vae(vae):
+        if not is_wan_vae(vae) or is_wan22_vae(vae):
             raise wrong_vae(vae)
         self.vae = vae
         self.reset()
@@ -155,12 +161,26 @@ def load_again(model: ModelPatcher, latents: Tensor, frames: int) -> None:
 
 def is_wan_vae(vae: VAE) -> bool:
     model = getattr(vae, "first_stage_model", None)
-    return type(model).__name__ == "WanVAE" and type(model).__module__ == "comfy.ldm.wan.vae"
+    modules = ("comfy.ldm.wan.vae", "comfy.ldm.wan.vae2_2")
+    return type(model).__name__ == "WanVAE" and type(model).__module__ in modules
+
+
+def is_wan22_vae(vae: VAE) -> bool:
+    return type(vae.first_stage_model).__module__ == "comfy.ldm.wan.vae2_2"
+
+
+def unpatchify(patches: Tensor) -> Tensor:
+    """The output of Wan 2.2's decoder [B, 12, T, H, W] as pixels [B, 3, T, 2H, 2W]."""
+    from comfy.ldm.wan.vae2_2 import unpatchify as of_core
+
+    return of_core(patches, patch_size=2)
 
 
 def wrong_vae(vae: VAE) -> InputError:
     found = type(getattr(vae, "first_stage_model", None)).__name__
-    return InputError("vae", f"found {found}, expected Wan 2.1's VAE (wan_2.1_vae.safetensors in models/vae)")
+    return InputError(
+        "vae", f"found {found}, expected Wan 2.1's VAE (wan_2.1_vae.safetensors) or Wan 2.2's in models/vae"
+    )
 
 
 def check_video_latents(vae: VAE, samples: Tensor) -> None:
@@ -173,7 +193,7 @@ def check_video_latents(vae: VAE, samples: Tensor) -> None:
 
 
 def decode_clips(vae: VAE, samples: Tensor) -> Tensor:
-    """Whole clips, frame by frame: samples [B, 16, F, H, W] of a LATENT -> images [B * T, 8H, 8W, 3] in [0, 1].
+    """Whole clips, frame by frame: samples [B, C, F, H, W] of a LATENT -> images [B * T, sH, sW, 3] in [0, 1].
 
     One clip of a batch after another, so that the memory the VAE needs grows neither with the clip nor with the batch.
     """
@@ -182,7 +202,8 @@ def decode_clips(vae: VAE, samples: Tensor) -> Tensor:
     decoder = ComfyStreamDecoder(vae)
     batch, _, frames, height, width = samples.shape
     # Allocated once: frames are written into their place.
-    images = torch.empty(batch, 4 * frames - 3, 8 * height, 8 * width, 3, device=vae.output_device)
+    scale = decoder.spatial_scale
+    images = torch.empty(batch, 4 * frames - 3, scale * height, scale * width, 3, device=vae.output_device)
     bar = comfy.utils.ProgressBar(batch * frames)
     for clip, clip_images in zip(samples.split(1), images, strict=True):
         decoder.reset()

@@ -43,10 +43,14 @@ def known_spec(model: ModelPatcher) -> StudentSpec | None:
     if spec is not None:
         return spec
     if model.model not in _of_files:
+        from ...salt.checkpoints.longlive2 import longlive2_spec
         from ...salt.checkpoints.reader import read_spec
 
         path = file_of(model)
-        _of_files[model.model] = None if path is None else read_spec(path)
+        spec = None if path is None else read_spec(path)
+        if path is not None and spec is None:
+            spec = longlive2_spec(path, {"out_channels": wan_model(model).out_dim})
+        _of_files[model.model] = spec
         if _of_files[model.model] is None:
             log.info("Salt: %s", UNKNOWN)
     return _of_files[model.model]

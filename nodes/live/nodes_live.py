@@ -11,7 +11,7 @@ from ...salt.live.controls import Pacing
 from ...salt.live.settings import LiveSettings
 from ...salt.memory import MemoryPolicy
 from ...salt.schedule import Stepping
-from ..adapter.clip_size import PIXELS_PER_LATENT
+from ..adapter.comfy_model import pixels_per_latent
 from ..adapter.core_versions import ADVANCED, schema, video_of
 from ..adapter.input_errors import accepted, widget_names
 from ..adapter.live_inputs import last_frame, live_start
@@ -132,7 +132,7 @@ class SaltLive(io.ComfyNode):
             frames=last_frame(seconds, spec, clip_start), stepping=None if stepping == "student's" else stepping,
         )  # fmt: skip
         schedule = schedule_of(nfe if fixed else STUDENT_STEPS, steps, shift, spec)
-        height, width = (PIXELS_PER_LATENT * side for side in clip_start.size)
+        height, width = (pixels_per_latent(model) * side for side in clip_start.size)
         path = new_video_path(filename_prefix, width, height)
         done = run_live(model, clip, vae, LivePlan(settings, spec, schedule, chosen, clip_start, path))
         ui = {"text": [done.report], **video_ui(done.recording), **memory_ui(done.memory)}

@@ -9,7 +9,8 @@ from comfy_api.latest import io
 from ...salt.errors import InputError
 from ...salt.io.fragmented_file import FragmentedFile
 from ..adapter.block_outputs import VideoOutput
-from ..adapter.clip_size import FRAMES_PER_LATENT, PIXELS_PER_LATENT
+from ..adapter.clip_size import FRAMES_PER_LATENT
+from ..adapter.comfy_model import pixels_per_latent
 from ..adapter.core_versions import schema, video_of
 from ..adapter.input_errors import accepted
 from ..adapter.output_videos import check_video_prefix, new_video_path, video_ui
@@ -94,7 +95,7 @@ class SaltRolloutToVideo(io.ComfyNode):
         if plan.batch != 1:
             socket = "latents" if plan.memory is None else "memory"
             raise InputError(socket, f"found a batch of {plan.batch}, expected 1")
-        width, height = (PIXELS_PER_LATENT * side for side in reversed(plan.size))
+        width, height = (pixels_per_latent(model) * side for side in reversed(plan.size))
         path = new_video_path(filename_prefix, width, height)
         with FragmentedFile(path, FRAMES_PER_LATENT * plan.settings.frames_per_block) as file:
             result = run_rollout(model, plan, VideoOutput(file, vae))

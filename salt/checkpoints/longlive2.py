@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..memory import MemoryPolicy
 from ..schedule import step_list
-from ..spec import StudentSpec
+from ..spec import SHOT_PREFIX, StudentSpec
 from .tensor_files import CheckpointError
 from .wan_config import WAN22_CHANNELS
 
@@ -19,7 +19,7 @@ LONGLIVE2 = StudentSpec(
     rule="longlive2",
     stepping="unipc",
     fps=24,
-    shot_prefix="The scene transitions. ",
+    shot_prefix=SHOT_PREFIX,
     gives_first_frame=True,
 )
 TWO_STEPS = replace(LONGLIVE2, steps=step_list(2))

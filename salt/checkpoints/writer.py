@@ -15,6 +15,7 @@ from diffusers import WanTransformer3DModel, __version__
 from ..io.atomic import atomic_write
 from ..spec import StudentSpec
 from .tensor_files import CheckpointError, shorten
+from .wan_config import WAN22_CHANNELS
 from .wan_keys import strip_wrappers, to_wan
 
 # What core ComfyUI assumes of every Wan model; only differences are written. It passes the rest of the metadata's
@@ -93,7 +94,8 @@ def comfy_metadata(config: Mapping[str, Any], causal_ar: bool) -> dict[str, str]
     }
     if config["attention_head_dim"] != 128:
         transformer["num_heads"] = config["num_attention_heads"]
-    if causal_ar and config["in_channels"] == config["out_channels"]:
+    channels = config["out_channels"]
+    if causal_ar and config["in_channels"] == channels != WAN22_CHANNELS:  # core's class for it has Wan 2.1's latents
         transformer["causal_ar"] = True
     return {"config": json.dumps({"transformer": transformer})}
 

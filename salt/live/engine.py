@@ -234,14 +234,12 @@ class LiveEngine(Generic[Condition]):
         """How a block after `before` is made. latents: of a block that is there, and is only encoded."""
         start, device = 0 if before is None else before.stop, self.info.device
         self.live_model.use_loras(choice.loras)
-        conditioning = self.conditionings.of(choice.prompt)
         switch = choice.switch if start else "keep"
-        if switch == "shot" and self.info.shot_prefix:
-            conditioning = self.conditionings.of(choice.prompt.prefixed(self.info.shot_prefix))
+        prefix = self.info.shot_prefix if switch == "shot" else ""
+        conditioning = self.conditionings.of(choice.prompt.prefixed(prefix))
         prompts = [PromptChange(start, conditioning, switch, choice.keep_sink)]
         if choice.guidance != 1.0:
-            negative = self.conditionings.of(self.settings.negative)
-            prompts.append(PromptChange(start, negative))
+            prompts.append(PromptChange(start, self.conditionings.of(self.settings.negative)))
         history = None
         if needs_history(choice, None if before is None else before.choice):
             known = latents_before(before, choice, start)

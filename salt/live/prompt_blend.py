@@ -48,6 +48,8 @@ class PromptMix:
 
     def prefixed(self, prefix: str) -> PromptMix:
         """The same mixture with `prefix` before every text."""
+        if not prefix:
+            return self
         parts = ((p.prefixed(prefix) if isinstance(p, PromptMix) else prefix + p, share) for p, share in self.parts)
         return PromptMix(tuple(parts), self.method)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..conditioning import Switch
+from ..errors import InputError
 from ..memory import MemoryPolicy
 from ..video_in.strength import DEFAULT_STRENGTH
 from .adapters import LoraStrength, acting
@@ -69,12 +70,16 @@ class Steering:
         if isinstance(control, Strength):
             return replace(self, strength=control.strength)
         if isinstance(control, Policy):
-            return replace(self, policy=MemoryPolicy.parse(control.policy))
+            policy = MemoryPolicy.parse(control.policy)
+            switch = "keep" if self.switch == "shot" and policy.kind != "shots" else self.switch
+            return replace(self, policy=policy, switch=switch)
         if isinstance(control, Loras):
             return replace(self, loras=acting(control.adapters), recache=control.recache)
         return self
 
     def _with_prompt(self, control: Prompt) -> Steering:
+        if control.switch == "shot" and self.policy.kind != "shots":
+            raise InputError("switch", f"found shot with the memory {self.policy}, expected one as shots:8,window:32")
         target = PromptMix.weighted(control.prompts)
         blend = PromptBlend(self.shown, control.blend.blocks, control.blend.method) if control.blend.blocks else None
         if blend is not None:

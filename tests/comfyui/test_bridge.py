@@ -60,7 +60,7 @@ def test_a_node_that_skips_layers_is_refused(inside):
 def test_models_of_another_kind_are_refused(inside):
     found = inside(FAULTS, "wrong_models")
     assert "found WAN21_Vace (VaceWanModel), expected a Wan 2.1" in found["vace"]
-    assert "with 48 latent channels), expected a Wan 2.1" in found["wan2.2"]
+    assert "with 32 latent channels), expected a Wan 2.1" in found["channels"]
     assert "found SDXL (UNetModel), expected a Wan 2.1" in found["image"]
 
 

@@ -12,7 +12,7 @@ export const LIST = [
   ["/", "k_prompt"],
   ["Enter", "k_send"],
   ["Esc", "k_leave"],
-  ["1 2 3 4", "k_how"],
+  ["1 2 3 4 5", "k_how"],
   ["← ↑ ↓ →", "k_arrows", true],
   ["Q", "k_speed", true],
   ["C", "k_colour", true],
@@ -50,7 +50,7 @@ export function listen(view, page) {
     m: () => (view.settings.element.open = !view.settings.element.open),
     "?": page.help,
   };
-  ["keep", "recache", "cut", "blend"].forEach((how, i) => (plain[i + 1] = () => view.box.choose(how)));
+  ["keep", "recache", "cut", "blend", "shot"].forEach((how, i) => (plain[i + 1] = () => view.box.choose(how)));
   for (const [key, group] of Object.entries({ q: "speed", c: "colour", o: "shape" }))
     plain[key] = () => view.box.groups && view.enabled && view.box.pickNext(group);
 

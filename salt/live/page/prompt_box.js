@@ -3,7 +3,7 @@
 import { icon, make } from "./dom.js";
 import { GROUPS, groupsOf, withWord, wordsOf } from "./words.js";
 
-export const HOWS = ["keep", "recache", "cut", "blend"];
+export const HOWS = ["keep", "recache", "cut", "blend", "shot"];
 const LONGEST_PROMPT = 4000,
   MOST_PROMPTS = 8;
 

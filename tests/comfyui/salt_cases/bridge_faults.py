@@ -59,17 +59,17 @@ def skipping() -> str:
 
 
 def wrong_models() -> dict[str, str]:
-    """A VACE model, a model of other latents (as Wan 2.2 5B has), an image model; by what core makes of their files."""
+    """A VACE model, a model of other latents, an image model; by what core makes of their files."""
 
     weights = load_file(startup.save_golden(FOLDER / "golden.safetensors"))
-    other = {**weights, "head.head.weight": torch.zeros(192, 128), "head.head.bias": torch.zeros(192)}
-    other["patch_embedding.weight"] = torch.zeros(128, 48, 1, 2, 2)
+    other = {**weights, "head.head.weight": torch.zeros(128, 128), "head.head.bias": torch.zeros(128)}
+    other["patch_embedding.weight"] = torch.zeros(128, 32, 1, 2, 2)
     vace = {**weights, "vace_patch_embedding.weight": torch.zeros(128, 96, 1, 2, 2)}
     vace |= {k.replace("blocks.0", "vace_blocks.0"): v.clone() for k, v in weights.items() if k.startswith("blocks.0")}
     vace |= {f"vace_blocks.0.{n}.weight": torch.zeros(128, 128) for n in ("before_proj", "after_proj")}
     vace |= {f"vace_blocks.0.{n}.bias": torch.zeros(128) for n in ("before_proj", "after_proj")}
     answers = {}
-    for name, content in {"vace": vace, "wan2.2": other}.items():
+    for name, content in {"vace": vace, "channels": other}.items():
         from safetensors.torch import save_file
 
         save_file(content, FOLDER / f"{name}.safetensors")

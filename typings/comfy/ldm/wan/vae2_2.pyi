@@ -1,0 +1,3 @@
+from torch import Tensor
+
+def unpatchify(x: Tensor, patch_size: int) -> Tensor: ...
