@@ -21,9 +21,10 @@ class ModelInput(Generic[ConditionCo]):
     """What a video model is called with.
 
     x: noisy latents [B, C, F, H, W]. timestep: in [0, 1000], [B, F], or [B] where all frames of a clip share one
-    (bidirectional models). conditioning: a `Conditioning`, or whatever the model understands. memory: one forward's
-    view of the KV memory (causal models), None for a model that sees the whole clip at once. per_frame: frames of one
-    block have different timesteps.
+    (bidirectional models). target: of flow maps, the timestep that the sampler steps to, in the shape of `timestep`;
+    None in a pass that steps nowhere. conditioning: a `Conditioning`, or whatever the model understands. memory: one
+    forward's view of the KV memory (causal models), None for a model that sees the whole clip at once.
+    per_frame: frames of one block have different timesteps.
     """
 
     x: Tensor
@@ -31,6 +32,7 @@ class ModelInput(Generic[ConditionCo]):
     conditioning: ConditionCo
     memory: MemoryPass | None = None
     per_frame: bool = False
+    target: Tensor | None = None
 
     @property
     def start_frame(self) -> int:

@@ -37,7 +37,7 @@ from .memory.clean_latents import EMPTY, CleanLatents, Reencode, group_lengths, 
 from .memory.rewound import latents_to_rebuild
 from .model_input import Condition, FlowModel, Guide, ModelInput
 from .noise import NoiseSource
-from .schedule import NUM_TRAIN_TIMESTEPS, add_noise
+from .schedule import NUM_TRAIN_TIMESTEPS, ModelCall, add_noise
 from .solvers.block_solver import BlockSolver
 
 
@@ -215,7 +215,7 @@ class _Run(Generic[Condition]):
             if i == 0 and first_flow is not None:
                 flow = first_flow
             else:
-                flow = self.call(x, call.timestep, "denoise", index, i)
+                flow = self.call(x, call, index, i)
             x = self.given(solver.step(i, x, flow))
             if self.on_step_end is not None:
                 x = self.given(self.on_step_end(Step(index, self.count, i, len(solver.calls), "denoise"), x))
@@ -226,11 +226,14 @@ class _Run(Generic[Condition]):
         first = self.plan.first_frame
         return x if first is None else torch.cat([first.to(x), x[:, :, first.shape[2] :]], dim=2)
 
-    def call(self, x: Tensor, timestep: float, kind: Literal["denoise", "recache"], block: int, step: int) -> Tensor:
-        t = x.new_full((x.shape[0], x.shape[2]), timestep)
+    def call(self, x: Tensor, call: ModelCall, block: int, step: int) -> Tensor:
+        t, target = (
+            x.new_full((x.shape[0], x.shape[2]), timestep)
+            for timestep in (call.timestep, NUM_TRAIN_TIMESTEPS * call.next_sigma)
+        )
         if self.plan.first_frame is not None:
             t[:, : self.plan.first_frame.shape[2]] = 0
-        return self.guided(x, t, lambda m: m.open_step(x.shape[2], step, self.steps), kind, block, step)
+        return self.guided(x, t, lambda m: m.open_step(x.shape[2], step, self.steps), "denoise", block, step, target)
 
     def guided(
         self,
@@ -240,6 +243,7 @@ class _Run(Generic[Condition]):
         kind: Literal["denoise", "context", "recache"],
         block: int,
         step: int,
+        target: Tensor | None = None,
     ) -> Tensor:
         """One evaluation: a model call per branch, combined by the guidance; blocks that were written are committed."""
         settings = self.plan.settings
@@ -249,12 +253,12 @@ class _Run(Generic[Condition]):
         given = self.plan.first_frame is not None and kind == "denoise"
         self.nfe += 1
         if self.plan.guide is not None and kind == "denoise":
-            inputs = [ModelInput(x, t, prompt.conditioning, open_pass(m), given) for m, prompt in branches]
+            inputs = [ModelInput(x, t, prompt.conditioning, open_pass(m), given, target) for m, prompt in branches]
             return self.plan.guide(inputs)
         flows = []
         for memory, prompt in branches:
             memory_pass = open_pass(memory)
-            flows.append(self.model(ModelInput(x, t, prompt.conditioning, memory_pass, given)))
+            flows.append(self.model(ModelInput(x, t, prompt.conditioning, memory_pass, given, target)))
             memory.commit(memory_pass, settings.context_timestep / NUM_TRAIN_TIMESTEPS)
         if len(flows) == 1:
             return flows[0]

@@ -30,7 +30,7 @@ def axis_dims(head_dim: int) -> tuple[int, int, int]:
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # cached tables serve training too
-def _axis_table(positions: tuple[int, ...], dim: int, theta: float, device: torch.device | str | None) -> Rotary:
+def _axis_table(positions: tuple[float, ...], dim: int, theta: float, device: torch.device | str | None) -> Rotary:
     """cos and sin [N, dim // 2] of one axis.
 
     Angles are in float64: positions in the hundred thousands keep their precision.
@@ -40,6 +40,10 @@ def _axis_table(positions: tuple[int, ...], dim: int, theta: float, device: torc
     return Rotary(*(x.float().to(device, non_blocking=True) for x in (angles.cos(), angles.sin())))
 
 
+def _middles(count: int, stride: int) -> tuple[float, ...]:
+    return tuple(i * stride + (stride - 1) / 2 for i in range(count))
+
+
 def rotary_table(
     frame_positions: Sequence[int],
     height: int,
@@ -47,16 +51,18 @@ def rotary_table(
     head_dim: int,
     device: torch.device | str | None = None,
     theta: float = 10000.0,
+    stride: int = 1,
 ) -> Rotary:
     """Tables for frames at the given temporal positions, each of height x width patch tokens, in float32.
 
+    stride: of larger patches, each of stride x stride usual ones, at the middle of those.
     The few numbers of each axis are computed on the host and cached; the device expands them to all tokens.
     """
     frames = len(frame_positions)
     t_dim, h_dim, w_dim = axis_dims(head_dim)
     t = _axis_table(tuple(frame_positions), t_dim, theta, device)
-    h = _axis_table(tuple(range(height)), h_dim, theta, device)
-    w = _axis_table(tuple(range(width)), w_dim, theta, device)
+    h = _axis_table(_middles(height, stride), h_dim, theta, device)
+    w = _axis_table(_middles(width, stride), w_dim, theta, device)
 
     def expanded(t: Tensor, h: Tensor, w: Tensor) -> Tensor:
         axes = (t.view(frames, 1, 1, -1), h.view(1, height, 1, -1), w.view(1, 1, width, -1))

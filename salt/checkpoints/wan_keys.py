@@ -161,7 +161,12 @@ def _is_of_another_model(plain: str) -> bool:
 
 
 def check_is_wan(names: MatchedNames, where: str) -> None:
-    """Raise `CheckpointError` unless most of the names belong to a Wan transformer."""
+    """Raise `CheckpointError` unless most of the names belong to a Wan transformer, and none to AnyFlow-FAR's."""
+    if any("far_patch_embedding" in name for name in (*names.extra, *names.beside)):
+        raise CheckpointError(
+            f"{where}: holds AnyFlow-FAR's transformer, which is read as a part of its pipeline's folder alone "
+            "(--model FOLDER, with model_index.json)"
+        )
     if len(names.canonical) > len(names.extra):
         return
     keys = [*names.extra, *names.canonical.values()] or names.beside

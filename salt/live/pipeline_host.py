@@ -45,6 +45,8 @@ class PipelineHost:
         if components.bidirectional or components.image_to_video:
             kind = "bidirectional" if components.bidirectional else "image-to-video"
             raise InputError("model", f"found a {kind} model, expected a causal text-to-video student")
+        if components.flow_map:
+            raise InputError("model", "found AnyFlow-FAR, whose memory cannot be rewound, expected another student")
         pipe.check_weights()
         width, height = width or components.default_size[1], height or components.default_size[0]
         scale = components.spatial_scale

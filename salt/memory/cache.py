@@ -8,11 +8,12 @@ sampled in a single rollout.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from ..errors import InputError
 from ..rope import Rotary, cached_rotary_table
@@ -58,6 +59,8 @@ class KVMemory:
         frames: int | None = None,
         fingerprint: str = "",
     ) -> None:
+        if policy.kind == "far" and type(self) is KVMemory:
+            raise InputError("policy", f"found {policy}, which `SaltPipeline` alone has, with an AnyFlow-FAR model")
         self.policy, self.geometry, self.dtype = policy, geometry, dtype
         self.device = torch.device(device)
         self.fingerprint = fingerprint
@@ -337,18 +340,21 @@ class KVMemory:
         """An independent copy: same content, nothing mutable shared."""
         return self.copied(self.device)
 
-    def copied(self, device: torch.device | str) -> KVMemory:
-        """An independent copy with its buffers on `device`."""
+    def copied(
+        self, device: torch.device | str, heads: int | None = None, change: Callable[[Tensor], Tensor] = torch.clone
+    ) -> KVMemory:
+        """An independent copy with its buffers on `device`. heads: of the copy, whose buffers are `change` of these."""
         twin = self.empty_like()
+        twin.geometry = replace(self.geometry, heads=heads or self.geometry.heads)
         twin.origin, twin.next_frame, twin.held = self.origin, self.next_frame, self.held
         twin.shots, twin.slots = self.shots, dict(self.slots)
         twin.context_sigma, twin.device = self.context_sigma, torch.device(device)
         twin.clean, twin.overwritten = self.clean.to(device), self.overwritten
         if self.store is not None:
-            twin.store = new_store(self.policy, self.geometry, self.dtype, twin.device, self.store.slots)
+            twin.store = new_store(self.policy, twin.geometry, self.dtype, twin.device, self.store.slots)
             for ours, theirs in zip(twin.store.buffers, self.store.buffers, strict=True):
                 for to, source in zip(ours, theirs, strict=True):
-                    to.copy_(source)
+                    to.copy_(source if heads is None else change(source))
         return twin
 
     def repeated(self, rows: int) -> KVMemory:
@@ -367,7 +373,7 @@ class KVMemory:
     def empty_like(self, device: torch.device | None = None) -> KVMemory:
         """An empty memory of the same kind (for the unconditional branch of guidance). device: another one."""
         hint = self._frames_hint or None
-        return KVMemory(self.policy, self.geometry, self.dtype, device or self.device, hint, self.fingerprint)
+        return type(self)(self.policy, self.geometry, self.dtype, device or self.device, hint, self.fingerprint)
 
     def __repr__(self) -> str:
         return (

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ..io.fields import Between, Index, shown
+from .far_files import FarDescription
 from .overwritten import OverwriteState
 from .policy import MemoryPolicy
 from .shots import Shots
@@ -31,6 +32,7 @@ class MemoryDescription:
     shots: Shots = ()
     slots: tuple[Index, ...] = ()
     overwritten: OverwriteState | None = None
+    far: FarDescription | None = None
 
     def __post_init__(self) -> None:
         frames = [self.origin - 1, *self.held, self.next_frame]
@@ -40,8 +42,14 @@ class MemoryDescription:
             if self.overwritten is None:
                 raise ValueError("overwritten: is missing, expected which slots come next")
             self.overwritten.check(self.policy, self.geometry)
+        if (self.policy.kind == "far") != (self.far is not None):
+            raise ValueError(f"far: found {shown(self.far)} for the policy {self.policy}")
         most = self.policy.slots(self.next_frame - self.origin)
-        if len(self.held) > most or (self.policy.window is None and len(self.held) < most):
+        if self.far is not None:
+            most = self.next_frame - self.origin
+            self.far.check(self.policy.window or 0, len(self.held))
+        keeps_all = self.policy.window is None or self.far is not None
+        if len(self.held) > most or (keeps_all and len(self.held) < most):
             raise ValueError(f"held: found {len(self.held)} frames, expected {most} for {self.policy}")
         self._check_shots(most)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .cache import KVMemory
+from .far import FarMemory
 from .shots import shots_when_arrives
 
 
@@ -37,8 +38,14 @@ def slots(memory: KVMemory) -> list[Slot]:
 
 
 def norms(memory: KVMemory) -> Tensor:
-    """Mean L2 norm over tokens and heads of keys and values, [2, layers, held frames], float32 on the CPU."""
+    """Mean L2 norm over tokens and heads of keys and values, [2, layers, held frames], float32 on the CPU.
+
+    Of a `far` memory one mean over all of it, [2, layers, 1].
+    """
     g = memory.geometry
+    if isinstance(memory, FarMemory) and memory.held:
+        means = [[x.float().norm(dim=-1).mean().cpu() for x in layer] for layer in memory.context.layers]
+        return torch.stack([torch.stack(pair) for pair in means], dim=1)[:, :, None]
     if memory.store is None or not memory.held:
         return torch.zeros(2, g.layers, 0)
     index = memory.slot_index(memory.held)
@@ -92,6 +99,10 @@ def blended_since(memory: KVMemory, frame: int) -> list[int]:
 
 def slots_as_text(memory: KVMemory) -> str:
     """The frame of each slot in order, `-` where it is empty: `sink 0 1 2, then 9 10 11 6 7 8`."""
+    if isinstance(memory, FarMemory):
+        near = memory.origin + memory.context.far
+        far_frames, others = ranges(range(memory.origin, near)), ranges(range(near, memory.next_frame))
+        return f"in large patches {far_frames or 'none'}, in usual ones {others or 'none'}"
     found = slots(memory)
     names = ["-" if s.frame is None else str(s.frame) for s in found]
     count = sum(s.kind == "sink" for s in found)

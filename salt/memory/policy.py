@@ -1,8 +1,8 @@
 """Memory policies: which latent frames a KV cache keeps, and at which temporal positions. Settings and pure functions.
 
 Sources: Self Forcing (full, window), LongLive (sink + window), Infinity-RoPE (relative), Salt (cyclic "loop RoPE",
-blended sink "compression_alpha"), Krea realtime (rebuild). Everything here is plain integers; tensors live in
-`cache.py`.
+blended sink "compression_alpha"), Krea realtime (rebuild), FAR (far). Everything here is plain integers; tensors
+live in `cache.py`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from typing import Literal
 
 from ..errors import InputError
 
-Kind = Literal["full", "window", "sink", "relative", "cyclic", "blended", "rebuild", "shots", "overwrite"]
+Kind = Literal["full", "window", "sink", "relative", "cyclic", "blended", "rebuild", "shots", "overwrite", "far"]
 Precision = Literal["model", "int8", "fp8", "int4"]
 Residence = Literal["device", "cpu"]
 
-KINDS: tuple[Kind, ...] = ("full", "window", "sink", "relative", "cyclic", "blended", "rebuild", "shots", "overwrite")
+KINDS: tuple[Kind, ...] = (
+    *("full", "window", "sink", "relative", "cyclic", "blended", "rebuild", "shots", "overwrite", "far"),
+)
 PRECISIONS: tuple[Precision, ...] = ("model", "int8", "fp8", "int4")
 RESIDENCES: tuple[Residence, ...] = ("device", "cpu")
 CYCLE_FRAMES = 21
 REFRESH, RESET = 0.2, 50  # as StreamDiffusionV2 has them
 MAX_SHOT_OFFSET = 1000
+FAR_BLOCK = 3  # latent frames in a block of the students that have a `far` memory
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,10 @@ class MemoryPolicy:
         `window` does with positions modulo 21 frames; `blended` is `relative` whose sink absorbs what is evicted;
         `rebuild` is written anew after every block, from the newest `window` clean latents, at positions 0..N-1;
         `shots` is `sink` that keeps the first block of the current shot as well (see `shots.py`);
-        `overwrite` keeps `window` slots, whose order and sink change with what is seen (`overwritten.py`).
+        `overwrite` keeps `window` slots, whose order and sink change with what is seen (`overwritten.py`);
+        `far` keeps everything, older blocks in larger patches, for models that have an embedding of those (AnyFlow).
     window: latent frames kept, sink and current block counted; None only for `full`. For `rebuild` the current block
-        is not counted.
+        is not counted. For `far` the blocks before the current one that are kept in patches of the usual size.
     sink: latent frames at the start that are never evicted. For `rebuild` 0 or 1: with 1 the clip's first frame is the
         first one of every rebuild, otherwise the oldest one is decoded and encoded again as an image.
     shot_offset: temporal positions that every new shot moves on by; clean_shots: the first block of a shot is written
@@ -48,7 +52,7 @@ class MemoryPolicy:
     residence: `device` beside the model, or `cpu` (fetched layer by layer while the layer before computes).
     Raises InputError for a value out of range, or fields that do not go together.
     Sources: Self Forcing (full, window), LongLive (sink), Infinity-RoPE (relative), Salt (cyclic, blended), Krea
-    realtime (rebuild), LongLive 2.0 (shots).
+    realtime (rebuild), LongLive 2.0 (shots), FAR (far).
     """
 
     kind: Kind = "full"
@@ -69,7 +73,7 @@ class MemoryPolicy:
         if (self.kind == "full") != (self.window is None):
             expected = "no window for kind full" if self.kind == "full" else f"a number of frames for kind {self.kind}"
             raise InputError("window", f"found {self.window}, expected {expected}")
-        if self.sink < 0 or (self.sink > 0 and self.kind in ("full", "window", "cyclic")):
+        if self.sink < 0 or (self.sink > 0 and self.kind in ("full", "window", "cyclic", "far")):
             raise InputError("sink", f"found {self.sink}, expected 0 for kind {self.kind}")
         if self.kind == "rebuild" and self.sink > 1:
             raise InputError("sink", f"found {self.sink}, expected 0 or 1 for kind rebuild")
@@ -78,6 +82,9 @@ class MemoryPolicy:
         if self.window is not None and self.window <= self.sink:
             raise InputError("window", f"found {self.window}, expected more than the sink's {self.sink} frames")
         self._check_overwrite()
+        if self.kind == "far" and (self.precision, self.residence) != ("model", "device"):
+            stored = "cpu" if self.residence == "cpu" else self.precision
+            raise InputError("memory_policy", f"found far with {stored}, expected it in the model's dtype and device")
         if not 0.0 <= self.blend <= 1.0:
             raise InputError("blend", f"found {self.blend}, expected a number from 0 to 1")
         if not 0 <= self.shot_offset <= (MAX_SHOT_OFFSET if self.kind == "shots" else 0):
@@ -140,7 +147,7 @@ class MemoryPolicy:
                 raise InputError("window", f"found {self.window}, expected {expected} for a memory that is rebuilt")
             return
         pinned = min(self.sink, frames) if self.kind == "shots" else 0
-        if self.window is not None and self.window < self.sink + pinned + frames:
+        if self.window is not None and self.kind != "far" and self.window < self.sink + pinned + frames:
             raise InputError(
                 "window",
                 f"found {self.window}, expected at least {self.sink + pinned + frames} (sink {self.sink} + "
@@ -150,12 +157,15 @@ class MemoryPolicy:
     @property
     def fuses(self) -> bool:
         """Whether a block's write and the next one's read may be one forward; some memories change in between."""
-        return self.kind not in ("blended", "rebuild", "overwrite")
+        return self.kind not in ("blended", "rebuild", "overwrite", "far")
 
     def slots(self, frames: int) -> int:
         """Frames of storage needed for a clip of `frames` latent frames."""
         if self.keeps_last_step:
             return self.window or 0
+        if self.kind == "far":  # blocks of 3, four patches in one
+            full = FAR_BLOCK * ((self.window or 0) + 1)
+            return min(frames, full) + max(frames - full + 3, 0) // 4
         return frames if self.window is None else min(frames, self.window)
 
     def slot(self, frame: int, origin: int) -> int:
@@ -195,8 +205,8 @@ class MemoryPolicy:
 
         `full`, `window:12`, `sink:3,window:12`, `relative:1,window:9`, `cyclic:21`, `blended:3,window:12,blend:0.9`,
         `rebuild:3`, `rebuild:3,keep`, `shots:8,window:32,offset:8[,clean]`,
-        `overwrite:3,window:6,refresh:0.2,reset:50`; `,int8`, `,fp8` or `,int4` and `,cpu` may follow. Raises InputError
-        that shows the accepted forms.
+        `overwrite:3,window:6,refresh:0.2,reset:50`, `far:2`; `,int8`, `,fp8` or `,int4` and `,cpu` may follow. Raises
+        InputError that shows the accepted forms.
         """
         fields: dict = {}
         for part in re.split(r"[,+\s]+", text.strip(" ,+\n\t").lower()):
@@ -216,7 +226,7 @@ class MemoryPolicy:
                 new = {"shot_offset": int(value)}
             elif name == "window" and value.isdigit():
                 new = {"window": int(value)}
-            elif name in ("cyclic", "rebuild") and value.isdigit():
+            elif name in ("cyclic", "rebuild", "far") and value.isdigit():
                 new = {"kind": name, "window": int(value)}
             elif part == "keep" and fields.get("kind") == "rebuild":
                 new = {"sink": 1}
@@ -231,7 +241,7 @@ class MemoryPolicy:
                     "memory_policy",
                     f"found {text!r} (at {part!r}), expected one of full | window:W | sink:S,window:W | "
                     "relative:S,window:W | cyclic:W | blended:S,window:W[,blend:A] | rebuild:N[,keep] | "
-                    "shots:S,window:W[,offset:N][,clean] | overwrite:S,window:W[,refresh:T][,reset:P], "
+                    "shots:S,window:W[,offset:N][,clean] | overwrite:S,window:W[,refresh:T][,reset:P] | far:N, "
                     "then optionally ,int8 ,fp8 ,int4 ,cpu",
                 )
             fields |= new
@@ -249,6 +259,7 @@ class MemoryPolicy:
             "shots": f"shots:{self.sink},window:{self.window},offset:{self.shot_offset}{',clean' * self.clean_shots}",
             "overwrite": f"overwrite:{self.sink},window:{self.window},"
             f"refresh:{'off' if self.refresh == -1 else f'{self.refresh:g}'},reset:{self.reset}",
+            "far": f"far:{self.window}",
         }[self.kind]
         storage = [self.precision] * (self.precision != "model") + ["cpu"] * (self.residence == "cpu")
         return ",".join([text, *storage])

@@ -24,6 +24,8 @@ from ..io.fields import FieldError, parse_json, parse_object, read_fields, read_
 from .cache import KVMemory, digits
 from .clean_latents import NAMES, CleanLatents
 from .description import MemoryDescription
+from .far import FarMemory
+from .far_files import FarDescription, far_context, far_tensors
 from .store import MemoryGeometry, buffer_names, estimate_bytes, row_kinds
 
 FORMAT = "salt-memory-1"
@@ -70,6 +72,8 @@ def save_clip(
 
 def _tensors(memory: KVMemory, prefix: str, path: str | Path) -> dict[str, Tensor]:
     """The kept frames by name, and a rebuilt memory's clean latents. Raises ValueError for an empty memory."""
+    if isinstance(memory, FarMemory) and memory.held:
+        return far_tensors(memory, prefix)
     if memory.is_rewound:
         raise ValueError(f"{path}: the memory was rewound and is rebuilt in its next rollout; save it after that")
     if memory.store is None or not memory.held:
@@ -84,7 +88,10 @@ def _tensors(memory: KVMemory, prefix: str, path: str | Path) -> dict[str, Tenso
 
 
 def _description(memory: KVMemory) -> dict[str, Any]:
-    return {
+    far = {}
+    if isinstance(memory, FarMemory):
+        far = {"far": {"far": memory.context.far, "blocks": list(memory.context.blocks)}}
+    return far | {
         "format": FORMAT,
         "policy": memory.policy.to_dict(),
         "geometry": memory.geometry.to_dict(),
@@ -207,6 +214,8 @@ def load_memory(
             f"{path}: fingerprint differs: found {info.fingerprint[:120] or 'none'}, expected {fingerprint} "
             "(the memory was written by another model or LoRA)"
         )
+    if info.far is not None:
+        return _load_far(path, info, info.far, device, prefix)
     policy = replace(info.policy, residence=residence) if residence else info.policy
     dtype = getattr(torch, info.dtype)
     memory = KVMemory(policy, info.geometry, dtype, device, fingerprint=info.fingerprint)
@@ -231,6 +240,20 @@ def load_memory(
             memory.overwritten = info.overwritten
         if policy.rebuilt:
             memory.clean = _clean_latents(file, info, prefix, path).to(memory.device)
+    return memory
+
+
+def _load_far(
+    path: str | Path, info: MemoryDescription, far: FarDescription, device: torch.device | str, prefix: str
+) -> FarMemory:
+    memory = FarMemory(info.policy, info.geometry, getattr(torch, info.dtype), device, fingerprint=info.fingerprint)
+    with _opened(path) as file:
+        try:
+            memory.context = far_context(file, far, info.geometry, memory.dtype, memory.device, prefix, path)
+        except ValueError as error:
+            raise MemoryFileError(str(error)) from None
+    memory.origin, memory.next_frame = info.origin, info.next_frame
+    memory.held, memory.context_sigma = info.held, info.context_sigma
     return memory
 
 

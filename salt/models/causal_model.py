@@ -31,10 +31,10 @@ class StudentTransformer(Protocol):
 
 
 class _StudentModel:
-    """A student with caches of its latest prompts."""
+    """A student with caches of its latest prompts. flow_map: it is told the timestep that is stepped to as well."""
 
-    def __init__(self, student: StudentTransformer) -> None:
-        self.student = student
+    def __init__(self, student: StudentTransformer, flow_map: bool = False) -> None:
+        self.student, self.flow_map = student, flow_map
         self.cross_attention_caches = CrossAttentionCaches()
 
     def flow(self, inputs: ModelInput[Conditioning], channels: Tensor | None) -> Tensor:
@@ -43,8 +43,11 @@ class _StudentModel:
         if channels is not None:
             x = torch.cat([x, channels.to(x)], dim=1)
         cache = self.cross_attention_caches.of(conditioning)
+        timestep = inputs.timestep
+        if self.flow_map and inputs.target is not None:
+            timestep = torch.stack([timestep, inputs.target], dim=-1)
         (flow,) = self.student(
-            x, inputs.timestep, conditioning.text, conditioning.image,
+            x, timestep, conditioning.text, conditioning.image,
             return_dict=False, attention_context=inputs.memory, cross_attention_cache=cache,
         )  # fmt: skip
         return flow

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..acceleration.kernels.chosen import NO_KERNELS, Kernels
 from ..errors import InputError
 from ..memory import KVMemory, MemoryGeometry, MemoryPass, MemoryPolicy
+from ..memory.far import new_memory
 from ..rope import rotary_table, wide
 from .attention import AttentionContext, Bidirectional, BlockCausal, CrossAttention, SelfAttention, run_eagerly
 from .cross_attention_cache import CrossAttentionCache
@@ -239,7 +240,7 @@ class SaltTransformer3DModel(WanTransformer3DModel):
     ) -> KVMemory:
         """An empty memory for this model and latents of height x width. frames: as for `KVMemory`."""
         geometry = self.memory_geometry(batch, height, width)
-        return KVMemory(policy, geometry, self.dtype, self.device, frames, fingerprint(self))
+        return new_memory(policy, geometry, self.dtype, self.device, frames, fingerprint(self))
 
     def block_causal(
         self, blocks: Sequence[int], height: int, width: int, *, clean_context: bool = False, policy: MemoryPolicy
@@ -248,7 +249,7 @@ class SaltTransformer3DModel(WanTransformer3DModel):
 
         Raises InputError for policies without absolute positions.
         """
-        if policy.relative or policy.rebuilt or policy.keeps_last_step or policy.kind == "cyclic":
+        if policy.relative or policy.rebuilt or policy.keeps_last_step or policy.kind in ("cyclic", "far"):
             raise InputError("policy", f"found {policy.kind}, expected full, window or sink (absolute positions)")
         geometry = self.memory_geometry(1, height, width)
         rotary = rotary_table(range(sum(blocks)), geometry.height, geometry.width, geometry.head_dim, self.device)

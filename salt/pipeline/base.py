@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +30,8 @@ from ..planning.peaks import MemoryPlan
 from ..planning.settings import Decoder
 from ..schedule import step_list
 from ..spec import StudentSpec
+from .anyflow import ANYFLOW, anyflow_spec, check_preset, is_flow_map, scheduler_shift
+from .checkpoint import load_transformer
 from .components import (
     TINY_NAME,
     PipelineComponents,
@@ -75,6 +78,7 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
         super().__init__()
         if student is None:
             student = StudentSpec() if isinstance(transformer, SaltTransformer3DModel) else WAN_SPEC
+            student = anyflow_spec(transformer) if is_flow_map(transformer) else student
         self.spec = student if isinstance(student, StudentSpec) else StudentSpec.from_dict(student)
         # None only in a pipeline that does nothing but encode prompts.
         self.transformer: SaltTransformer3DModel
@@ -137,6 +141,8 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
         if "device_map" not in kwargs:
             for name in ("transformer", "vae"):
                 check_loaded(getattr(pipe, name), f"{folder}/{name}")
+        if is_flow_map(pipe.transformer) and "student" not in read_index(Path(folder)):
+            pipe.spec = replace(pipe.spec, shift=scheduler_shift(Path(folder)))
         return pipe
 
     @classmethod
@@ -159,11 +165,8 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
         files to be merged, each a path or a `LoraFile` with its strength. vae_dtype: of the VAE, float32 by default.
         Errors: `CheckpointError`, FileNotFoundError.
         """
-        from ..checkpoints import load_student, read_checkpoint
-
         others = load_components(parts, torch_dtype, vae_dtype)
-        spec = student or read_checkpoint(checkpoint, weights).spec or StudentSpec()
-        transformer = load_student(checkpoint, weights=weights, dtype=torch_dtype, lora=lora)
+        transformer, spec = load_transformer(checkpoint, weights, torch_dtype, lora)
         umt5 = None
         if prompt_encoder is None and others.text_folder is not None:
             umt5 = UMT5TextEncoder.from_pretrained(others.text_folder)
@@ -174,7 +177,7 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
             tokenizer=umt5.tokenizer if umt5 else None,
             image_encoder=others.image_encoder,
             image_processor=others.image_processor,
-            student=spec,
+            student=student or spec,
             words=others.words,
             default_size=others.default_size,
         )
@@ -185,7 +188,7 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As `DiffusionPipeline.save_pretrained`; the transformer is named as diffusers' class, which reads it too."""
         self.register_to_config(
-            transformer=("diffusers", "WanTransformer3DModel"),
+            transformer=("diffusers", ANYFLOW if self.spec.policy.kind == "far" else "WanTransformer3DModel"),
             student=self.spec.to_dict(),
             default_size=list(self.default_size),
         )
@@ -227,6 +230,7 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
         another name, or a device or installation that cannot.
         """
         preset, device = preset_of(preference), device or self.run_device
+        check_preset(preset, self.transformer)
         fixed = self.acceleration.compiled or self.acceleration.weights != "bf16"
         if fixed and preset != self.acceleration:
             kind = (

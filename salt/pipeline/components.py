@@ -21,9 +21,11 @@ from ..acceleration.presets import AccelerationPreset
 from ..io.fields import Between, FieldError, read_fields, read_object, shown
 from ..io.model_folders import ModelFolderError, check_config, check_model_folder
 from ..memory import BufferPool
+from ..models.anyflow import AnyFlowTransformer3DModel
 from ..models.text_encoder import TextEncoder
 from ..models.transformer_salt import SaltTransformer3DModel
 from ..spec import TINY_FOLDER, StudentSpec
+from .anyflow import as_anyflow, check_diffusers, is_anyflow, is_flow_map
 
 TINY_NAME = "salt-tiny"
 INDEX = "model_index.json"
@@ -65,6 +67,11 @@ class PipelineComponents:
     def image_to_video(self) -> bool:
         """Whether the transformer takes the channels of an image beside the noise (Wan 2.1 I2V)."""
         return self.transformer.config.in_channels > self.transformer.config.out_channels
+
+    @property
+    def flow_map(self) -> bool:
+        """Whether the transformer is told the timestep that is stepped to as well."""
+        return isinstance(self.transformer, AnyFlowTransformer3DModel)
 
     @property
     def offloaded(self) -> bool:
@@ -153,9 +160,15 @@ def load_components(
 
 def check_configs(folder: Path) -> None:
     """Raise ModelFolderError, naming the field, where config.json of vae/ or transformer/ is none of Wan's models."""
-    for part, model in (("vae", AutoencoderKLWan), ("transformer", WanTransformer3DModel)):
+    anyflow = is_anyflow(read_index(folder))
+    if anyflow:
+        check_diffusers(folder)
+    transformer = AnyFlowTransformer3DModel if anyflow else WanTransformer3DModel
+    for part, model in (("vae", AutoencoderKLWan), ("transformer", transformer)):
         parameters = inspect.signature(model.__init__).parameters
         defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
+        if "chunk_partition" in defaults:
+            defaults["chunk_partition"] = [1]  # any number of blocks
         check_config(folder / part / "config.json", defaults)
 
 
@@ -197,9 +210,11 @@ def _check_entry(key: str, value: object) -> None:
 
 
 def as_salt_transformer(transformer: WanTransformer3DModel) -> SaltTransformer3DModel:
-    """Wan's transformer as a student; parameters are shared, not copied. A student is returned as it is."""
+    """Wan's or AnyFlow-FAR's transformer as a student; parameters are shared. A student is returned as it is."""
     if isinstance(transformer, SaltTransformer3DModel):
         return transformer
+    if is_flow_map(transformer):
+        return as_anyflow(transformer)
     config = {key: value for key, value in transformer.config.items() if not key.startswith("_")}
     with no_init_weights(), init_empty_weights(include_buffers=False):
         student = SaltTransformer3DModel(**config)

@@ -16,7 +16,6 @@ from ..acceleration.attention_backend import AttentionSetting
 from ..acceleration.free_memory import total_bytes
 from ..acceleration.kernels.choice import KernelSetting
 from ..acceleration.presets import Preference, preset_of
-from ..checkpoints import read_checkpoint
 from ..checkpoints.lora import read_lora
 from ..checkpoints.lora_merge import LoraSource, lora_files, merge_loras
 from ..errors import InputError
@@ -33,6 +32,7 @@ from ..models.text_encoder import (
 from ..models.word_embedder import WordEmbedder
 from ..planning.report import plan_line
 from ..spec import TINY_FOLDER
+from .checkpoint import check_checkpoint
 from .components import INDEX, TINY_NAME, read_index, tiny_folder
 from .named_loras import NamedLora, load_named
 from .pipeline import SaltPipeline
@@ -96,7 +96,7 @@ def load_pipeline(options: PipelineOptions, device: torch.device) -> SaltPipelin
     if options.is_folder and options.parts is None:
         pipe = _load_folder(options, parts, device, dtype, vae_dtype)
     else:
-        read_checkpoint(options.model, options.weights)  # as early as a LoRA
+        check_checkpoint(options.model, options.weights)  # as early as a LoRA
         pipe = SaltPipeline.from_single_file(
             options.model,
             parts=parts,

@@ -12,6 +12,7 @@ from ..block_plan import RolloutSettings, block_lengths, count_model_calls
 from ..conditioning import Conditioning, PromptChange, PromptSchedule, Switch
 from ..errors import InputError
 from ..memory import KVMemory, MemoryPolicy
+from ..memory.far import new_memory
 from ..models.fingerprint import fingerprint
 from ..models.streaming_encode import WanStreamEncoder
 from ..models.streaming_vae import encode_video
@@ -19,6 +20,7 @@ from ..noise import NoiseSource, SeededNoise
 from ..video_in.motion import DEFAULT_NOISE_SCALE, MotionNoise, PixelMotion
 from ..video_in.strength import DEFAULT_STRENGTH, Strength
 from ..video_in.video_latents import VideoLatents
+from .anyflow import check_policy, check_switches
 from .clip_limits import check_clip_fits
 from .components import PipelineComponents
 from .effect import check_effects
@@ -150,6 +152,7 @@ def prepare(components: PipelineComponents, inputs: PipelineInputs) -> PreparedR
     memory = None
     if not components.bidirectional:
         memory = _memory(components, inputs, (batch, *latent_size), start_frames + length.frames)
+        check_switches(memory.policy, [change[2] for change in inputs.prompt_schedule if len(change) > 2])
     conditioning, negative = _conditioning(components, inputs)
     if components.image_to_video and pixels is not None:
         conditioning, negative = _with_image(components, conditioning, negative, pixels, past + length.frames)
@@ -289,7 +292,8 @@ def _memory(
             memory.check_fits(geometry, identity, name)
     if inputs.memory is None:
         policy = components.acceleration.policy(inputs.policy(components.spec))
-        memory = KVMemory(policy, geometry, transformer.dtype, components.device, frames, identity)
+        check_policy(policy, transformer)
+        memory = new_memory(policy, geometry, transformer.dtype, components.device, frames, identity)
         if components.acceleration.compiled:
             components.buffer_pool.lend_buffers(memory)
         return memory

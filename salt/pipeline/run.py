@@ -187,7 +187,7 @@ class ModelWithAdapters:
     def __init__(self, components: PipelineComponents, prepared: PreparedRun) -> None:
         self.components, self.prepared = components, prepared
         self.student = components.graphed or components.transformer
-        self.model = CausalModel(self.student)
+        self.model = CausalModel(self.student, components.flow_map)
         self.adapters = self._adapters()
 
     def _adapters(self) -> AdapterState:
@@ -203,7 +203,7 @@ class ModelWithAdapters:
     def _renew(self) -> None:
         if self.components.graphed is not None:
             self.student = CUDAGraphTransformer(self.components.transformer)
-        self.model = CausalModel(self.student)
+        self.model = CausalModel(self.student, self.components.flow_map)
         for memory in (self.prepared.memory, self.prepared.negative_memory):
             if memory is not None:
                 memory.fingerprint = fingerprint(self.components.transformer)

@@ -50,6 +50,22 @@ def folder(path: Path, seed: int = 0) -> Path:
     return path
 
 
+def anyflow_folder(path: Path, **config) -> Path:
+    """A random AnyFlow-FAR as `AnyFlowFARPipeline` saves it, with a UMT5 of a few words."""
+    from diffusers import AnyFlowFARPipeline, AnyFlowFARTransformer3DModel, FlowMapEulerDiscreteScheduler
+
+    torch.manual_seed(0)
+    tokenizer, encoder = umt5_models()
+    given = dict(SMALL, text_dim=32, full_chunk_limit=3, chunk_partition=(1, 3, 3, 3, 3))
+    transformer = AnyFlowFARTransformer3DModel(**{**given, **config}).eval()
+    with torch.no_grad():
+        transformer.proj_out.weight.normal_(std=0.3)
+        transformer.far_patch_embedding.weight.normal_(std=0.1)
+    scheduler = FlowMapEulerDiscreteScheduler(shift=3.0)
+    AnyFlowFARPipeline(tokenizer, encoder, transformer, vae(), scheduler).save_pretrained(path)
+    return path
+
+
 def umt5_models() -> tuple[PreTrainedTokenizerFast, UMT5EncoderModel]:
     """A random UMT5 of width 32 and its tokenizer of a few words, `</s>` at every end."""
     words = ["<pad>", "</s>", "<unk>", "a", "red", "circle", "moving", "right"]

@@ -1,0 +1,38 @@
+"""The transformer of a pipeline whose other components lie elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ..checkpoints import load_student, read_checkpoint
+from ..checkpoints.lora_merge import LoraSource, merge_loras
+from ..models.transformer_salt import SaltTransformer3DModel
+from ..spec import StudentSpec
+from .anyflow import anyflow_spec, load_anyflow, transformer_folder
+
+
+def check_checkpoint(path: str | Path, weights: Literal["auto", "ema", "regular"]) -> None:
+    """Raise the errors of `load_transformer` that need no weights."""
+    if transformer_folder(path) is None:
+        read_checkpoint(path, weights)
+
+
+def load_transformer(
+    path: str | Path,
+    weights: Literal["auto", "ema", "regular", "critic"],
+    dtype: torch.dtype | None,
+    lora: LoraSource | None,
+) -> tuple[SaltTransformer3DModel, StudentSpec]:
+    """A student in any file that `salt.checkpoints` reads, or AnyFlow-FAR's transformer folder, and its settings.
+
+    Raises `CheckpointError`, `ModelFolderError` and FileNotFoundError.
+    """
+    if (folder := transformer_folder(path)) is not None:
+        anyflow = load_anyflow(folder, dtype)
+        merge_loras(anyflow, lora if lora is not None else ())
+        return anyflow.eval(), anyflow_spec(anyflow)
+    spec = read_checkpoint(path, weights).spec or StudentSpec()
+    return load_student(path, weights=weights, dtype=dtype, lora=lora), spec
