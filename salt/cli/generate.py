@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..io.launcher import check_launcher, process_count
+from ..io.launcher import check_launcher, is_main_process, process_count
 from ..io.printable import printable
 from .convert import add_lora_argument, loras_of, split_loras
 from .paths import file_name, file_path
@@ -26,6 +26,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="video to write (salt.mp4; an existing file is replaced), or folder (--prompts)",
     )
     command.add_argument("--seed", type=int, default=0)
+    command.add_argument(
+        "--parallel",
+        choices=("heads",),
+        help="one clip over the processes of torchrun or accelerate launch, attention and memory split by heads",
+    )
     add_model_arguments(command)
     clip = command.add_argument_group("the clip")
     clip.add_argument(
@@ -152,7 +157,7 @@ OPTIONS = {
         name: f"--{name}"
         for name in (
             *("seconds", "width", "height", "image", "video", "strength", "steps", "shift", "stepping", "seed"),
-            *("host", "port", "token", "size", "lead", "pace", "record"),
+            *("host", "port", "token", "size", "lead", "pace", "record", "parallel"),
             *(
                 "model",
                 "vram",
@@ -208,19 +213,39 @@ def _seconds(text: str) -> float:
         raise ValueError(f"--prompt-at: found {text!r}, expected seconds, then the prompt") from None
 
 
+def check_processes(arguments: argparse.Namespace) -> None:
+    """Raise ValueError where the launcher's processes and the command do not go together."""
+    count = process_count()
+    if arguments.parallel and arguments.prompts:
+        raise ValueError("--parallel is for one clip; the processes share the prompts of --prompts without it")
+    if arguments.parallel and arguments.device not in (None, "cpu"):
+        raise ValueError(f"--device: found {arguments.device}, expected none: every process takes its own card")
+    if arguments.parallel and count < 2:
+        raise ValueError(
+            "--parallel: found one process, expected several (torchrun --nproc_per_node N -m salt.cli generate ...)"
+        )
+    if not arguments.parallel and arguments.prompts is None and count > 1:
+        raise ValueError(
+            f"prompt: found {count} processes for one clip, expected one (or --prompts FILE, or --parallel heads)"
+        )
+
+
 def run(arguments: argparse.Namespace) -> None:
     if (arguments.prompt is None) == (arguments.prompts is None):
         raise ValueError("prompt: expected one prompt, or --prompts FILE")
     if arguments.prompts and (arguments.extend or arguments.save_memory):
         raise ValueError("--extend and --save-memory are not supported with --prompts")
     check_launcher("salt.cli")
-    if arguments.prompts is None and process_count() > 1:
-        raise ValueError(f"prompt: found {process_count()} processes for one clip, expected one (or --prompts FILE)")
-    from .generation import GenerationOptions, generate_many, generate_one
+    check_processes(arguments)
+    from .generation import GenerationOptions, generate_many, generate_one, generate_together
 
     options = GenerationOptions(pipeline_options(arguments), arguments.seed, inputs_of(arguments))
     if arguments.prompts:
         generate_many(arguments.prompts, arguments.out, options)
         return
-    stats = generate_one(arguments.prompt, arguments.out, options, arguments.extend, arguments.save_memory)
-    print(f"{printable(arguments.out)}: {stats}")
+    if arguments.parallel:
+        stats = generate_together(arguments.prompt, arguments.out, options, arguments.extend, arguments.save_memory)
+    else:
+        stats = generate_one(arguments.prompt, arguments.out, options, arguments.extend, arguments.save_memory)
+    if is_main_process():
+        print(f"{printable(arguments.out)}: {stats}")

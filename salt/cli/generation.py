@@ -16,6 +16,9 @@ from ..errors import InputError
 from ..io.atomic import check_writable
 from ..io.prompt_files import prompt_lines
 from ..models.word_embedder import WordEmbedder
+from ..parallel.heads import HeadGroup
+from ..parallel.memory_shards import own_part, whole
+from ..parallel.processes import joined, split_heads
 from ..pipeline.from_options import PipelineOptions, load_pipeline, word_table
 from ..pipeline.model_key import model_key
 from ..pipeline.write_clip import GenerationStats, write_clip
@@ -47,28 +50,56 @@ def run_device(options: PipelineOptions) -> torch.device:
 
 
 def generate_one(
-    prompt: str, out: Path, options: GenerationOptions, extend: Path | None = None, save_memory: Path | None = None
+    prompt: str,
+    out: Path,
+    options: GenerationOptions,
+    extend: Path | None = None,
+    save_memory: Path | None = None,
+    group: HeadGroup | None = None,
 ) -> GenerationStats:
-    """One clip into one file. extend: a memory file to go on from; save_memory: where to save the memory afterwards."""
-    check_writable(out, ".mp4")
-    if save_memory is not None:
-        check_writable(save_memory, ".safetensors")
+    """One clip into one file. extend: a memory file to go on from; save_memory: where to save the memory afterwards.
+
+    group: of processes that make it together; the first of them alone writes files.
+    """
+    writes = group is None or group.rank == 0
+    if writes:
+        check_writable(out, ".mp4")
+        if save_memory is not None:
+            check_writable(save_memory, ".safetensors")
     pipe = load_pipeline(options.pipeline, run_device(options.pipeline))
+    if group is not None:
+        split_heads(pipe.transformer, pipe.acceleration, group)
     if isinstance(pipe.prompt_encoder, WordEmbedder) and not pipe.prompt_encoder.words(prompt):
         vocabulary = ", ".join(pipe.prompt_encoder.vocabulary)
         raise InputError("prompt", f"found an empty one, expected words among: {vocabulary}")
     inputs = dict(options.inputs)
     if extend is not None:
         inputs |= load_clip_memory(pipe, extend, guided="guidance_scale" in inputs)
+        if group is not None:
+            memories = {name: inputs[name] for name in ("memory", "negative_memory") if name in inputs}
+            inputs |= {name: own_part(memory, group) for name, memory in memories.items()}
     elif save_memory is not None:
         inputs["negative_memory"] = negative_memory_to_save(pipe, inputs)
-    clip = write_clip(pipe, prompt, out, options.seed, inputs, keep_latents=save_memory is not None)
+    clip = write_clip(pipe, prompt, out if writes else None, options.seed, inputs, keep_latents=save_memory is not None)
     if save_memory is not None and clip.memory is not None:
+        memory, negative = clip.memory, inputs.get("negative_memory")
+        if group is not None:
+            memory, negative = whole(memory, group), None if negative is None else whole(negative, group)
+        if not writes:
+            return clip.stats
         past = [inputs["history_latents"]] if "history_latents" in inputs else []
         latents = [*past, *clip.latents]
         parts = clip_part(prompt, options.seed, inputs, extend)
-        save_clip_memory(pipe, save_memory, clip.memory, inputs.get("negative_memory"), latents, parts)
+        save_clip_memory(pipe, save_memory, memory, negative, latents, parts)
     return clip.stats
+
+
+def generate_together(
+    prompt: str, out: Path, options: GenerationOptions, extend: Path | None = None, save_memory: Path | None = None
+) -> GenerationStats:
+    """`generate_one` by all processes of the launcher, with attention and memory split by heads."""
+    with joined(PROCESS_TIMEOUT) as group:
+        return generate_one(prompt, out, options, extend, save_memory, group)
 
 
 def generate_many(file: Path, folder: Path, options: GenerationOptions) -> None:

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..acceleration.kernels.chosen import NO_KERNELS, Kernels
 from ..memory import MemoryPass
 from ..memory.fused import QKNorm
+from ..parallel.heads import HeadGroup
 from ..rope import Rotary, apply_rotary
 from .cross_attention_cache import CrossAttentionCache, KeysAndValues
 
@@ -119,6 +120,7 @@ class SelfAttention:
     def __init__(self, layer: int) -> None:
         self.layer = layer
         self.automatic: AttentionBackendName | None = None  # the back end that `set_attention` has set
+        self.head_group: HeadGroup | None = None
 
     def __call__(
         self, attn: WanAttention, hidden_states: Tensor, *unused: None, attention_context: AttentionContext
@@ -127,7 +129,8 @@ class SelfAttention:
             q, k, v = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
             q, k, v = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-        if self.kernels.memory is not None and isinstance(attention_context, MemoryPass):
+        by_kernels = self.kernels.memory is not None and self.head_group is None
+        if by_kernels and isinstance(attention_context, MemoryPass):
             out = self._attend_by_kernels(attention_context, attn, q, k, v)
             return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(hidden_states)))
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (attn.norm_q(q), attn.norm_k(k), v))
@@ -140,7 +143,14 @@ class SelfAttention:
     @run_eagerly
     def _attend_by_layer(self, attention_context: AttentionContext, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Outside compiled code, which then is the same for every layer."""
-        return attention_context.attend(self.layer, q, k, v, self._dispatch)
+        if self.head_group is None:
+            return attention_context.attend(self.layer, q, k, v, self._dispatch)
+        if not isinstance(attention_context, MemoryPass):
+            raise RuntimeError("attention split by heads: found no memory, expected the memory of a rollout")
+        frames, tokens = attention_context.frames, attention_context.geometry.tokens
+        q, k, v = self.head_group.own_heads(torch.stack([q, k, v]), frames, tokens)
+        out = attention_context.attend(self.layer, q, k, v, self._dispatch)
+        return self.head_group.all_heads(out, frames, tokens)
 
     @run_eagerly
     def _attend_by_kernels(self, memory: MemoryPass, attn: WanAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

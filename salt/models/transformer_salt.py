@@ -21,6 +21,7 @@ from ..acceleration.kernels.chosen import NO_KERNELS, Kernels
 from ..errors import InputError
 from ..memory import KVMemory, MemoryGeometry, MemoryPass, MemoryPolicy
 from ..memory.far import new_memory
+from ..parallel.heads import HeadGroup
 from ..rope import rotary_table, wide
 from .attention import AttentionContext, Bidirectional, BlockCausal, CrossAttention, SelfAttention, run_eagerly
 from .cross_attention_cache import CrossAttentionCache
@@ -82,6 +83,7 @@ class SaltTransformer3DModel(WanTransformer3DModel):
     _repeated_blocks = ["SaltTransformerBlock"]
     merged_loras: tuple[str, ...] = ()  # names of the files that were merged into the weights
     kernels: Kernels = NO_KERNELS
+    head_group: HeadGroup | None = None  # of processes that compute one stream together
 
     @register_to_config
     def __init__(
@@ -140,11 +142,16 @@ class SaltTransformer3DModel(WanTransformer3DModel):
         cache = self._filled(cross_attention_cache, encoder_hidden_states, encoder_hidden_states_image)
         if hidden_after is not None:
             self._check_layer(hidden_after)
-        hidden = None
+        hidden, group, frames = None, self.head_group, hidden_states.shape[2]
+        tokens = x.shape[1] // frames
+        if group is not None:
+            x = group.own_tokens(x, frames)
         for layer, block in enumerate(self.blocks):
             x = self._run(block, x, cache, timestep_proj, context)
             if layer == hidden_after:
                 hidden = x
+        if group is not None:
+            x = group.all_tokens(x, frames, tokens)
         sample = self.unembed(x, temb, hidden_states)
         if return_dict:
             return StudentOutput(sample, hidden)
@@ -231,9 +238,8 @@ class SaltTransformer3DModel(WanTransformer3DModel):
         if height % p_h or width % p_w:
             raise InputError("latent size", f"found {height}x{width}, expected multiples of the patch {p_h}x{p_w}")
         c = self.config
-        return MemoryGeometry(
-            c.num_layers, c.num_attention_heads, c.attention_head_dim, height // p_h, width // p_w, batch
-        )
+        heads = c.num_attention_heads // (1 if self.head_group is None else self.head_group.size)
+        return MemoryGeometry(c.num_layers, heads, c.attention_head_dim, height // p_h, width // p_w, batch)
 
     def new_memory(
         self, policy: MemoryPolicy, batch: int, height: int, width: int, frames: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from ..io.printable import printable
 from ..io.video import VideoWriter
 from ..memory import KVMemory
 from ..models.async_decoder import most_latents_for_extension
+from ..parallel.no_frames import NoFrames
 from ..rollout import Step
 from .pipeline import SaltPipeline
 from .run import Chunk
@@ -118,17 +120,26 @@ class WrittenClip:
 
 
 def write_clip(
-    pipe: SaltPipeline, prompt: str, out: Path, seed: int, inputs: dict[str, Any], keep_latents: bool = False
+    pipe: SaltPipeline, prompt: str, out: Path | None, seed: int, inputs: dict[str, Any], keep_latents: bool = False
 ) -> WrittenClip:
     """Write one clip, frame by frame as blocks finish; after an interruption the file holds the finished ones.
 
+    out: None in a process that computes a part of the clip, and writes and shows nothing.
     inputs: further arguments of `SaltPipeline.stream`. keep_latents: return the latents that an extension needs.
     """
     latents: list[Tensor] = []
     memory = None
-    with ProgressDisplay(prompt) as display, VideoWriter(out, pipe.spec.fps) as video:
+    if out is None:
+        pipe.set_decoder(NoFrames)
+    with ExitStack() as opened:
+        display = ProgressDisplay(prompt)
+        video = None
+        if out is not None:
+            opened.enter_context(display)
+            video = opened.enter_context(VideoWriter(out, pipe.spec.fps))
         for chunk in pipe.stream(prompt, seed=seed, on_step=display.step, **inputs):
-            video.write(chunk.frames[0])
+            if video is not None:
+                video.write(chunk.frames[0])
             display.chunk(chunk)
             memory = chunk.memory
             if keep_latents and memory is not None:

@@ -179,7 +179,7 @@ def test_an_empty_name_is_no_folder(model, tmp_path, capsys, option):
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"WORLD_SIZE": "2"}, "prompt: found 2 processes for one clip, expected one (or --prompts FILE)"),
+        ({"WORLD_SIZE": "2"}, "prompt: found 2 processes for one clip, expected one (or --prompts FILE, or "),
         ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "x"}, "torchrun --nproc_per_node N -m salt.cli"),
     ],
 )
