@@ -126,9 +126,10 @@ class SaltPromptSchedule(io.ComfyNode):
         def encode(text: str) -> Conditioning:
             return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
-        prefix = "" if word_table(clip) is not None else SHOT_PREFIX
-        prompts = []
-        for p in parse_timeline(timeline):
+        lines, prompts = parse_timeline(timeline), []
+        knows_prefix = any(p.switch == "shot" for p in lines) and word_table(clip) is None
+        prefix = SHOT_PREFIX if knows_prefix else ""
+        for p in lines:
             text = p.text.removeprefix(prefix) if p.switch == "shot" else p.text
             first_block = encode(prefix + text) if p.switch == "shot" and prefix else None
             prompts.append(TimedConditioning(p.seconds, encode(text), p.switch, first_block=first_block))
