@@ -12,6 +12,7 @@ from .adapter.clip_size import latent_size
 from .adapter.comfy_model import pixels_per_latent
 from .adapter.core_versions import schema
 from .adapter.input_errors import widget_names
+from .adapter.model_size import chosen_size, size_notes
 from .adapter.semigroup_defect import measure_defects, plot, student_spec
 from .io_types import Conditioning
 from .widgets import frames_per_block_widget, policy_socket, seconds_widget, size_widgets
@@ -46,7 +47,7 @@ class SaltSemigroupDefect(io.ComfyNode):
                     "list.",
                 ),
                 seconds_widget("Length of the clip.", default=2.0, min=0.5, max=60.0, step=0.25),
-                *size_widgets("Pixels.", "Pixels."),
+                *size_widgets("Pixels; 0: the MODEL's own.", "Pixels; 0: the MODEL's own."),
                 io.Int.Input("seed", default=0, min=0, max=2**64 - 1, tooltip="The same seed for every student."),
                 frames_per_block_widget("0: the MODEL's own."),
                 policy_socket(),
@@ -78,12 +79,12 @@ class SaltSemigroupDefect(io.ComfyNode):
 
         spec = student_spec(model, frames_per_block)
         frames = plan_length(PipelineInputs(seconds=seconds), spec).frames
-        size = latent_size(width, height, pixels_per_latent(model))
+        size = latent_size(*chosen_size(model, width, height), pixels_per_latent(model))
         defects = measure_defects(
             model, positive, parse_triples(triples), spec, policy or spec.policy, frames, size, seed
         )  # fmt: skip
         euler = [value for (_, operator), value in defects.items() if operator == "euler"]
-        mean, table = sum(euler) / len(euler), defect_table({"student": defects})
+        mean, table = sum(euler) / len(euler), "\n".join([defect_table({"student": defects}), *size_notes(model, size)])
         image = plot(defects, f"semigroup defect, mean {mean:.5f}")
         shown = ui.PreviewImage(image, cls=cls).as_dict()
         return io.NodeOutput(mean, table, image, ui={**shown, "text": [table]})
@@ -104,7 +105,7 @@ class SaltPlan(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="A student; only its sizes are read."),
-                *size_widgets("Pixels.", "Pixels."),
+                *size_widgets("Pixels; 0: the MODEL's own.", "Pixels; 0: the MODEL's own."),
                 seconds_widget("Length of the clip."),
                 io.Float.Input(
                     "vram", default=0.0, min=0.0, max=1000.0, step=0.1, tooltip="GB of the card; 0 takes this one."
@@ -132,8 +133,10 @@ class SaltPlan(io.ComfyNode):
     ) -> io.NodeOutput:
         from .adapter.memory_plan import card_bytes, plan_of_model, plan_text
 
+        width, height = chosen_size(model, width, height)
         plan = plan_of_model(model, policy, width, height, seconds, guided)
-        text = plan_text(plan, card_bytes(vram, model.load_device))
+        notes = size_notes(model, latent_size(width, height, pixels_per_latent(model)))
+        text = "\n\n".join([plan_text(plan, card_bytes(vram, model.load_device)), *notes])
         return io.NodeOutput(text, plan.peak / 1e9, ui={"text": [text]})
 
 

@@ -10,6 +10,7 @@ from ..salt.memory import PRECISIONS, RESIDENCES
 from ..salt.memory.policy import Precision, Residence
 from .adapter.core_versions import ADVANCED, schema
 from .adapter.memory_policy import POLICY_KINDS, policy_of, predicted_bytes
+from .adapter.model_size import chosen_size
 from .io_types import Policy
 from .widgets import seconds_widget, size_widgets
 
@@ -78,7 +79,9 @@ class SaltMemoryPolicy(io.ComfyNode):
                     tooltip="cpu keeps it in main memory and fetches it layer by layer: slower, little VRAM.",
                 ),
                 io.Model.Input("model", optional=True, tooltip="To predict how much memory it takes."),
-                *size_widgets("For the prediction: pixels.", "For the prediction: pixels."),
+                *size_widgets(
+                    "For the prediction: pixels; 0: the MODEL's own.", "For the prediction: pixels; 0: the MODEL's own."
+                ),
                 seconds_widget("For the prediction: length (full)."),
             ],
             outputs=[
@@ -104,6 +107,7 @@ class SaltMemoryPolicy(io.ComfyNode):
         policy = policy_of(kind, window, sink, blend, precision, residence)
         prediction = str(policy)
         if model is not None:
+            width, height = chosen_size(model, width, height)
             size = predicted_bytes(model, policy, width, height, seconds) / 1e9
             place = "main memory" if residence == "cpu" else "VRAM"
             prediction += f": {size:.3g} GB of {place} at {width}x{height}, {seconds:g} s (with cfg, twice that)"

@@ -62,7 +62,7 @@ class SaltRollout(io.ComfyNode):
                 policy_socket(),
                 *start_sockets("for prompts that recache"),
                 seconds_widget("Length at 16 frames a second, rounded up to whole blocks (0.75 s for blocks of 3)."),
-                *size_widgets("Pixels; a memory has its own size.", "Pixels."),
+                *size_widgets("Pixels; 0: the MODEL's own. A memory has its own size.", "Pixels; 0: the MODEL's own."),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Clips at once, seed by seed."),
                 *sampling_widgets(),
                 *video_inputs(),

@@ -48,10 +48,10 @@ def seconds_widget(tooltip: str, default: float = 5.0, min: float = 0.1, max: fl
 
 
 def size_widgets(width: str, height: str) -> list[io.Input]:
-    """width and height in pixels, with these tooltips."""
+    """width and height in pixels, with these tooltips; 0 is the MODEL's own (`adapter.model_size`)."""
     return [
-        io.Int.Input(name, default=default, min=16, max=4096, step=16, tooltip=tooltip)
-        for name, default, tooltip in (("width", 832, width), ("height", 480, height))
+        io.Int.Input(name, default=0, min=0, max=4096, step=16, tooltip=tooltip)
+        for name, tooltip in (("width", width), ("height", height))
     ]
 
 

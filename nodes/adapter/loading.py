@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .core_versions import model_from_state
+from .model_size import OPTION as SIZE
+from .model_size import size_in_folder
 from .student_spec import with_spec
 
 if TYPE_CHECKING:
@@ -76,6 +78,8 @@ def load_model(
     model = model_from_state(state, comfy_metadata(checkpoint.config, causal), options, disable_dynamic)
     if model is None:
         raise ValueError(f"{path}: this ComfyUI does not know the model in it, expected Wan 2.1 T2V or I2V")
+    if (size := size_in_folder(path)) is not None:
+        model.model_options[SIZE] = size
     model.cached_patcher_init = (load_model, (path, weights, dtype, trained_as))
     if spec is None:
         log.warning(

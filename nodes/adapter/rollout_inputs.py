@@ -21,6 +21,7 @@ from .core_guidance import evaluates_negative
 from .head_encoder import needs_vae
 from .input_errors import widget_names
 from .model_sampling import patched_sampling, patched_shift
+from .model_size import chosen_size, size_notes
 from .patch_names import patch_name
 from .rollout_plan import RolloutPlan
 from .source_clip import source_clip
@@ -180,7 +181,8 @@ def plan_clip(
     latents: Latent | None = None,
     **widgets: Any,
 ) -> RolloutPlan:
-    """What Salt Rollout's inputs describe. size: width and height in pixels; widgets: the rest of `RolloutInputs`."""
+    """What Salt Rollout's inputs describe. size: width and height in pixels (0: the MODEL's own); widgets: the rest of
+    `RolloutInputs`."""
     inputs = RolloutInputs(model, seconds, **widgets)
     still = 1
     if start_image is not None:
@@ -220,6 +222,7 @@ def notes_on_effect(
     from ...salt.pipeline.effect import changes_past_end
 
     notes = [UNKNOWN] if known_spec(inputs.model) is None else []
+    notes += size_notes(inputs.model, clip.size)
     if inputs.negative is not None and not guides(inputs):
         notes.append("negative has no effect at cfg 1")
     if inputs.video is None and inputs.strength != DEFAULT_STRENGTH:
@@ -333,7 +336,8 @@ def clip_of_inputs(
     latents: Latent | None,
     still: int = 1,
 ) -> ClipStart:
-    """What Salt Rollout starts with. size: width and height in pixels. still: of `encode_start_image`.
+    """What Salt Rollout starts with. size: width and height in pixels, 0 the MODEL's own. still: of
+    `encode_start_image`.
 
     Raises InputError for sockets that exclude each other.
     """
@@ -349,6 +353,7 @@ def clip_of_inputs(
     if latents is not None:
         start = video_samples(model, latents)
         return ClipStart((start.shape[3], start.shape[4]), start.shape[0], start)
+    size = chosen_size(model, *size)
     latent = latent_size(*size, pixels_per_latent(model))
     start = start_picture(model.model_options, batch, latent)
     if start_image is not None:

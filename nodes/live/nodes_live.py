@@ -16,6 +16,7 @@ from ..adapter.core_versions import ADVANCED, schema, video_of
 from ..adapter.input_errors import accepted, widget_names
 from ..adapter.live_inputs import last_frame, live_start
 from ..adapter.live_runner import LivePlan, run_live
+from ..adapter.model_size import chosen_size, size_notes
 from ..adapter.output_videos import check_video_prefix, new_video_path, video_ui
 from ..adapter.rollout_inputs import CUSTOM_STEPS, STEPPING, STUDENT_STEPS, schedule_of
 from ..adapter.student_spec import autoregressive_spec
@@ -60,7 +61,7 @@ class SaltLive(io.ComfyNode):
                     min=0.0,
                     max=MAX_SECONDS,
                 ),
-                *size_widgets("Pixels; a memory has its own size.", "Pixels."),
+                *size_widgets("Pixels; 0: the MODEL's own. A memory has its own size.", "Pixels; 0: the MODEL's own."),
                 *sampling_widgets(stepping=False),
                 io.Combo.Input(
                     "pace",
@@ -124,7 +125,8 @@ class SaltLive(io.ComfyNode):
         stepping: Stepping | Literal["student's"] = "student's",
     ) -> io.NodeOutput:
         spec = autoregressive_spec(model, frames_per_block)
-        clip_start = live_start(model, vae, (width, height), policy, spec.policy, cfg, memory, start_image, latents)
+        size = chosen_size(model, width, height)
+        clip_start = live_start(model, vae, size, policy, spec.policy, cfg, memory, start_image, latents)
         chosen = policy or spec.policy if memory is None else memory.memory.policy
         fixed = nfe in (STUDENT_STEPS, CUSTOM_STEPS)
         settings = LiveSettings(
@@ -135,9 +137,10 @@ class SaltLive(io.ComfyNode):
         height, width = (pixels_per_latent(model) * side for side in clip_start.size)
         path = new_video_path(filename_prefix, width, height)
         done = run_live(model, clip, vae, LivePlan(settings, spec, schedule, chosen, clip_start, path))
-        ui = {"text": [done.report], **video_ui(done.recording), **memory_ui(done.memory)}
+        report = "; ".join([done.report, *size_notes(model, clip_start.size)])
+        ui = {"text": [report], **video_ui(done.recording), **memory_ui(done.memory)}
         video = video_of(done.recording)
-        return io.NodeOutput(video, {"samples": done.latents}, done.memory, done.prompts, done.report, ui=ui)
+        return io.NodeOutput(video, {"samples": done.latents}, done.memory, done.prompts, report, ui=ui)
 
 
 NODES = [SaltLive]

@@ -60,7 +60,7 @@ class SaltRolloutToVideo(io.ComfyNode):
                     default=30.0,
                     max=MAX_SECONDS,
                 ),
-                *size_widgets("Pixels; a memory has its own size.", "Pixels."),
+                *size_widgets("Pixels; 0: the MODEL's own. A memory has its own size.", "Pixels; 0: the MODEL's own."),
                 *sampling_widgets(),
                 prefix_widget("video/salt"),
             ],
