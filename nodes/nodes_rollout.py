@@ -11,6 +11,7 @@ from torch import Tensor
 from ..salt.errors import InputError
 from .adapter.clip_size import length_text
 from .adapter.core_versions import schema
+from .adapter.input_errors import UNCONNECTED, has_prompt
 from .adapter.rollout_inputs import (
     RolloutInputs,
     clip_of_memory,
@@ -71,6 +72,13 @@ class SaltRollout(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(
+        cls, model: object, positive: object = UNCONNECTED, prompts: object = UNCONNECTED
+    ) -> bool | str:
+        """Before anything runs. Core reports under the inputs named here that are there, so `model` is one."""
+        return has_prompt(positive, prompts)
+
+    @classmethod
     def execute(
         cls,
         model: ModelPatcher,
@@ -104,6 +112,13 @@ class SaltExtendVideo(io.ComfyNode):
             ],
             outputs=outputs("The whole clip.", "The memory after the last frame."),
         )
+
+    @classmethod
+    def validate_inputs(
+        cls, model: object, positive: object = UNCONNECTED, prompts: object = UNCONNECTED
+    ) -> bool | str:
+        """Before anything runs. Core reports under the inputs named here that are there, so `model` is one."""
+        return has_prompt(positive, prompts)
 
     @classmethod
     def execute(

@@ -19,7 +19,7 @@ from .clip_size import check_latent_size, latent_size, pixel_size, size_text
 from .comfy_model import latent_channels, pixels_per_latent, takes_image_channels
 from .core_guidance import evaluates_negative
 from .head_encoder import needs_vae
-from .input_errors import widget_names
+from .input_errors import NO_PROMPT, widget_names
 from .model_sampling import patched_sampling, patched_shift
 from .model_size import chosen_size, size_notes
 from .patch_names import patch_name
@@ -268,7 +268,7 @@ def prompt_changes(inputs: RolloutInputs, spec: StudentSpec) -> list[PromptChang
         return [PromptChange(f, p.conditioning, p.switch, p.keep_sink, p.first_block) for f, p in pairs]
     if inputs.positive is not None:
         return [PromptChange(0, inputs.positive)]
-    raise InputError("positive", "or prompts must be connected")
+    raise InputError("positive", f"or prompts must be connected: {NO_PROMPT}")
 
 
 def video_samples(model: ModelPatcher, latent: Latent) -> Tensor:

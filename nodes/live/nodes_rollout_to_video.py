@@ -12,7 +12,7 @@ from ..adapter.block_outputs import VideoOutput
 from ..adapter.clip_size import FRAMES_PER_LATENT
 from ..adapter.comfy_model import pixels_per_latent
 from ..adapter.core_versions import schema, video_of
-from ..adapter.input_errors import accepted
+from ..adapter.input_errors import UNCONNECTED, accepted, has_prompt
 from ..adapter.output_videos import check_video_prefix, new_video_path, video_ui
 from ..adapter.rollout_inputs import plan_clip
 from ..adapter.rollout_runner import run_rollout
@@ -74,9 +74,12 @@ class SaltRolloutToVideo(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+    def validate_inputs(
+        cls, filename_prefix: str | None, positive: object = UNCONNECTED, prompts: object = UNCONNECTED
+    ) -> bool | str:
         """Before anything runs. A linked prefix is not known yet."""
-        return filename_prefix is None or accepted(check_video_prefix, filename_prefix)
+        answer = filename_prefix is None or accepted(check_video_prefix, filename_prefix)
+        return has_prompt(positive, prompts) if answer is True else answer
 
     @classmethod
     def execute(

@@ -111,6 +111,33 @@ def test_patches_are_told_from_their_marks_and_named_by_node():
     assert alone == "APG" and shown == "APG (Projected Guidance)" and words == ["conds_out", "helper"]
 
 
+PROMPTS = """
+import asyncio
+import inspect
+import pack.nodes as extension
+
+def answer(node, connected):
+    # As core asks: with what is connected or set and the function names; it reports under those.
+    there = {"model": None, "filename_prefix": None, "seconds": 5.0, **dict.fromkeys(connected)}
+    has = {slot.id for slot in node.define_schema().inputs}
+    named = inspect.getfullargspec(node.validate_inputs).args
+    given = {name: value for name, value in there.items() if name in named and name in has}
+    return [bool(given), node.validate_inputs(**given)]
+
+result = {}
+for node in asyncio.run(extension.SaltExtension().get_node_list()):
+    if {"positive", "prompts"} <= {slot.id for slot in node.define_schema().inputs}:
+        result[node.__name__] = [answer(node, sockets) for sockets in ((), ("positive",), ("prompts",))]
+"""
+
+
+def test_a_missing_prompt_is_found_before_anything_runs():
+    found = in_pack(PROMPTS)
+    assert set(found) == {"SaltRollout", "SaltExtendVideo", "SaltRolloutToVideo"}
+    said = "connect CLIP Text Encode to positive, or Salt Prompt Schedule to prompts"
+    assert all(answers == [[True, said], [True, True], [True, True]] for answers in found.values()), found
+
+
 ROUTES = """
 import asyncio
 import sys
