@@ -1,4 +1,4 @@
-"""*Semigroup Defect* of a student, and *Salt Plan*: what a clip needs of the card's memory."""
+"""*Salt Semigroup Defect* of a student, and *Salt Plan*: what a clip needs of the card's memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SaltSemigroupDefect(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="SaltSemigroupDefect",
-            display_name="Semigroup Defect",
+            display_name="Salt Semigroup Defect",
             category="Salt/diagnostics",
             description="How far the result of one long step of a student is from that of two shorter ones, measured "
             "on a clip it generates, block by block with its own memory; squared and relative to the step. Salt's "

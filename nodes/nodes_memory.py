@@ -34,14 +34,14 @@ class SaltSaveMemory(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="SaltSaveMemory",
-            display_name="Save Memory",
+            display_name="Salt Save Memory",
             category="Salt/memory",
             description="Writes a memory to output/salt_memories, to continue from it later. Save the clip's latents "
-            "as well (Save Latent): Extend Video needs both.",
+            "as well (Save Latent): Salt Extend Video needs both.",
             search_aliases=["save kv cache", "checkpoint clip", "keep memory"],
             is_output_node=True,
             inputs=[
-                Memory.Input("memory", tooltip="From Salt Rollout or Extend Video."),
+                Memory.Input("memory", tooltip="From Salt Rollout or Salt Extend Video."),
                 io.String.Input(
                     "filename_prefix",
                     default=f"{FOLDER}/clip",
@@ -71,9 +71,9 @@ class SaltLoadMemory(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="SaltLoadMemory",
-            display_name="Load Memory",
+            display_name="Salt Load Memory",
             category="Salt/memory",
-            description="Reads a memory that Save Memory wrote (output/salt_memories), or one that you put in "
+            description="Reads a memory that Salt Save Memory wrote (output/salt_memories), or one that you put in "
             "input/salt_memories. Press R in ComfyUI to see new files, or choose newest.",
             search_aliases=["load kv cache", "continue clip", "resume"],
             inputs=[
@@ -88,7 +88,7 @@ class SaltLoadMemory(io.ComfyNode):
                     tooltip="The MODEL it is meant for: a memory of another model or LoRA is rejected at once.",
                 ),
             ],
-            outputs=[Memory.Output(display_name="memory", tooltip="For Salt Rollout or Extend Video.")],
+            outputs=[Memory.Output(display_name="memory", tooltip="For Salt Rollout or Salt Extend Video.")],
         )
 
     @classmethod
@@ -126,7 +126,7 @@ class SaltInspectMemory(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="SaltInspectMemory",
-            display_name="Inspect Memory",
+            display_name="Salt Inspect Memory",
             category="Salt/memory",
             description="What a memory holds: which latent frame lies in which slot, and how large keys and values are "
             "in every layer. In the picture: sink orange, recent blue, empty dark; below, keys and values, a row per "
@@ -158,7 +158,7 @@ class SaltRewindMemory(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="SaltRewindMemory",
-            display_name="Rewind Memory",
+            display_name="Salt Rewind Memory",
             category="Salt/memory",
             description="Takes a memory back to an earlier moment of its clip, to continue differently from there. "
             "Frames that a window has already dropped do not come back; the node reports which.",
@@ -195,7 +195,7 @@ class SaltRewindMemory(io.ComfyNode):
             branch.trim(frame)
         report = f"at latent frame {frame} ({frame / LATENT_FPS:g} s)"
         if rewound.memory.needs_history:
-            report += "; it is rebuilt from the clip's latents: connect them to Extend Video, or to latents"
+            report += "; it is rebuilt from the clip's latents: connect them to Salt Extend Video, or to latents"
         if lost:
             report += f"; {len(lost)} latent frames forgotten by the window stay lost ({ranges(lost)})"
         if blended:
@@ -210,7 +210,7 @@ class SaltForkMemory(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="SaltForkMemory",
-            display_name="Fork Memory",
+            display_name="Salt Fork Memory",
             category="Salt/memory",
             description="Two branches of one memory, for two continuations of the same clip. (Nodes copy the memory "
             "they continue from, so one memory may be used any number of times; this makes the branching visible.)",

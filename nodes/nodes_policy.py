@@ -1,4 +1,4 @@
-"""*Memory Policy*: what a KV-cache memory keeps, and how much memory that takes."""
+"""*Salt Memory Policy*: what a KV-cache memory keeps, and how much memory that takes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SaltMemoryPolicy(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="SaltMemoryPolicy",
-            display_name="Memory Policy",
+            display_name="Salt Memory Policy",
             category="Salt/memory",
             description="What the KV-cache memory keeps of the clip so far. A latent frame is 4 frames, a quarter of a "
             "second at 16 frames a second. With a MODEL connected it predicts how much memory that takes.",

@@ -1,4 +1,4 @@
-"""*Salt Rollout*, a whole rollout in one node, and *Extend Video*, which continues a clip from its memory."""
+"""*Salt Rollout*, a whole rollout in one node, and *Salt Extend Video*, which continues a clip from its memory."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class SaltRollout(io.ComfyNode):
             category="Salt/sampling",
             description="Generates a video block by block with a KV-cache memory and live previews: model and prompt "
             "in, latents and memory out. With a memory connected it continues that clip and outputs the new frames "
-            "only (Extend Video appends them to the clip).",
+            "only (Salt Extend Video appends them to the clip).",
             search_aliases=["autoregressive", "text to video", "self forcing", "longlive", "streaming", "kv cache"],
             inputs=[
                 *model_sockets(),
@@ -98,10 +98,10 @@ class SaltExtendVideo(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="SaltExtendVideo",
-            display_name="Extend Video",
+            display_name="Salt Extend Video",
             category="Salt/memory",
             description="Continues a clip from its memory and appends the new frames. The result equals a clip that "
-            "was generated in one run. After Rewind Memory the clip is cut back to the memory's position.",
+            "was generated in one run. After Salt Rewind Memory the clip is cut back to the memory's position.",
             search_aliases=["continue video", "longer", "salt extend", "video continuation"],
             inputs=[
                 *model_sockets(),

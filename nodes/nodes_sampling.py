@@ -112,7 +112,7 @@ class SaltPromptSchedule(io.ComfyNode):
                 ),
             ],
             outputs=[
-                Prompts.Output(display_name="prompts", tooltip="For Salt Rollout and Extend Video."),
+                Prompts.Output(display_name="prompts", tooltip="For Salt Rollout and Salt Extend Video."),
                 io.Conditioning.Output(display_name="first", tooltip="The first prompt alone, for other samplers."),
             ],
         )

@@ -11,7 +11,7 @@ from .io_types import Memory, Policy, Prompts
 
 
 def model_sockets() -> list[io.Input]:
-    """The sockets that Salt Rollout and Extend Video start with, in order."""
+    """The sockets that Salt Rollout and Salt Extend Video start with, in order."""
     return [
         io.Model.Input("model", tooltip="An autoregressive student of Wan 2.1, from any loader."),
         io.Conditioning.Input("positive", optional=True, tooltip="The prompt; or connect prompts."),
@@ -99,7 +99,7 @@ def step_widgets() -> list[io.Input]:
 
 
 def sampling_widgets(stepping: bool = True) -> list[io.Input]:
-    """The widgets that Salt Rollout and Extend Video end with, in order. stepping: with that one."""
+    """The widgets that Salt Rollout and Salt Extend Video end with, in order. stepping: with that one."""
     return [
         io.Int.Input(
             "seed",

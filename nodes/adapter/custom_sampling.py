@@ -64,7 +64,7 @@ def check_inputs(inputs: SamplerInputs) -> None:
         raise InputError(
             "latent_image",
             "is not empty, and sigmas that start at 1 leave nothing of it. Connect an empty latent; or, to change this "
-            "video, sigmas that start lower (SplitSigmasDenoise); to continue it, use Extend Video",
+            "video, sigmas that start lower (SplitSigmasDenoise); to continue it, use Salt Extend Video",
         )
     if last > 0:
         raise InputError("sigmas", f"must end at 0, not at {last:.3f}: the memory holds clean blocks")

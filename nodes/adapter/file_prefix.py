@@ -1,4 +1,4 @@
-"""The prefix of Save Memory: its dates and sizes as core's save nodes expand them, and the folder it has to lie in."""
+"""The prefix of Salt Save Memory: dates and sizes as core's save nodes expand them, and the folder it has to lie in."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def _date(pattern: str, now: datetime) -> str:
 
 
 def checked_prefix(prefix: str, output: str) -> str:
-    """The prefix with its dates. Raises InputError unless Load Memory would list a file of that name.
+    """The prefix with its dates. Raises InputError unless Salt Load Memory would list a file of that name.
 
     output: ComfyUI's output folder.
     """
     prefix = with_dates(prefix, datetime.now())
-    expected = f"expected a name below {FOLDER}/ in the output folder, where Load Memory looks, as {FOLDER}/clip"
+    expected = f"expected a name below {FOLDER}/ in the output folder, where Salt Load Memory looks, as {FOLDER}/clip"
     root = os.path.join(output, FOLDER)
     target = os.path.normpath(os.path.join(output, prefix)) if prefix.isprintable() else root
     relative = os.path.relpath(target, root) if is_below(target, root) else ""
     # A folder in it may be a link to somewhere else, which the list does not follow.
     if not relative or not is_below(os.path.realpath(target), os.path.realpath(root)):
         raise InputError("filename_prefix", f"found {shown(prefix)}, {expected}")
-    check_names(relative, f"found {shown(prefix)}; Load Memory does not list hidden names")
+    check_names(relative, f"found {shown(prefix)}; Salt Load Memory does not list hidden names")
     return prefix
 
 

@@ -20,7 +20,7 @@ from .fingerprint import fingerprint
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
-NEWEST = "newest"  # the choice of Load Memory that is no file's name
+NEWEST = "newest"  # the choice of Salt Load Memory that is no file's name
 PIXELS_PER_TOKEN = 16  # in rows and columns: the VAE's 8 times the transformer's 2
 
 
@@ -61,7 +61,7 @@ def memory_path(name: str) -> Path:
         listed = memory_files()
         if not listed:
             folders = " and ".join(str(root / FOLDER) for _, root in _folders())
-            raise FileNotFoundError(f"file {NEWEST}: found no memory in {folders}, expected one saved by Save Memory")
+            raise FileNotFoundError(f"file {NEWEST}: found no memory in {folders}, expected one of Salt Save Memory")
         name = listed[0]
     try:
         path = Path(folder_paths.get_annotated_filepath(name))
@@ -71,12 +71,12 @@ def memory_path(name: str) -> Path:
     if not inside:
         raise InputError("file", f"found {name[:80]!r}, expected a name in the output or input folder")
     if not path.is_file():
-        raise FileNotFoundError(f"{name}: found no such file, expected a memory saved by Save Memory in {path.parent}")
+        raise FileNotFoundError(f"{name}: found no such file, expected a memory of Salt Save Memory in {path.parent}")
     return path
 
 
 def check_save_prefix(filename_prefix: str) -> str:
-    """The prefix with its dates. Raises InputError unless Load Memory would list a file of that name."""
+    """The prefix with its dates. Raises InputError unless Salt Load Memory would list a file of that name."""
     import folder_paths
 
     return checked_prefix(filename_prefix, folder_paths.get_output_directory())
@@ -86,7 +86,7 @@ def save_clip_memory(clip: ClipMemory, filename_prefix: str) -> Path:
     """Write a memory under the next free number below the output folder; the path of the file.
 
     Removes the hidden files that killed runs left in the folder. Raises InputError for a prefix outside the folder that
-    Load Memory lists.
+    Salt Load Memory lists.
     """
     import folder_paths
 

@@ -1,4 +1,4 @@
-"""From the widgets of Memory Policy to a `MemoryPolicy`, and the size of a memory."""
+"""From the widgets of Salt Memory Policy to a `MemoryPolicy`, and the size of a memory."""
 
 from __future__ import annotations
 

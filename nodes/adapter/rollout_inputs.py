@@ -40,7 +40,7 @@ STEPPING = ["sde", "ode"]
 
 @dataclass(frozen=True)
 class RolloutInputs:
-    """The widgets and sockets that Salt Rollout and Extend Video share."""
+    """The widgets and sockets that Salt Rollout and Salt Extend Video share."""
 
     model: ModelPatcher
     seconds: float
@@ -306,7 +306,7 @@ def encode_start_image(
 
 
 def history_latents(model: ModelPatcher, memory: ClipMemory, latents: Latent) -> Tensor:
-    """Latents [B, 16, F, H, W] up to where the memory stands, which after Rewind Memory is before the clip's end.
+    """Latents [B, 16, F, H, W] up to where the memory stands, which after Salt Rewind Memory is before the clip's end.
 
     Raises InputError where they are of another batch or size than the memory.
     """

@@ -132,7 +132,7 @@ def save_memory(g: Graph) -> None:
     g.note(f"""
 # Keep a clip to go on from
 Makes a clip and keeps what going on takes: its memory (`output/salt_memories/`) and its latents (`output/latents/`).
-*Inspect Memory* shows what the memory holds. Then, today or another day, open **extend_from_memory**.
+*Salt Inspect Memory* shows what the memory holds. Then, today or another day, open **extend_from_memory**.
 
 {TINY_PROMPT_NOTE}
 
@@ -156,9 +156,9 @@ Makes a clip and keeps what going on takes: its memory (`output/salt_memories/`)
 def extend_from_memory(g: Graph) -> None:
     g.note(f"""
 # Go on from a saved memory
-**Run save_memory first**: it makes the two files that are loaded here (press R to see new files in the lists). *Extend
-Video* goes on where the clip stopped and joins the new part to it; the result equals a clip made in one go. A memory of
-another model is refused.
+**Run save_memory first**: it makes the two files that are loaded here (press R to see new files in the lists).
+*Salt Extend Video* goes on where the clip stopped and joins the new part; the result equals a clip made in one go.
+A memory of another model is refused.
 
 {TINY_PROMPT_NOTE}
 
@@ -204,7 +204,7 @@ as well.
 def branch_memory(g: Graph) -> None:
     g.note(f"""
 # One beginning, two endings
-*Salt Rollout* makes the first two seconds and hands out its memory. Two *Extend Video* go on from it, each under
+*Salt Rollout* makes the first two seconds and hands out its memory. Two *Salt Extend Video* go on from it, each under
 words of its own. A memory on a wire is never written, so both start from the same moment, and the beginning is made
 only once.
 
@@ -329,7 +329,7 @@ with the length, the file plays from its first block on, and **Stop and keep** o
 
 {TINY_PROMPT_NOTE}
 
-{SWAP_NOTE} For long clips connect *Memory Policy* with a window.
+{SWAP_NOTE} For long clips connect *Salt Memory Policy* with a window.
 """)
     loaders = tiny_student(g)
     g.group("Prompt", 1)

@@ -120,7 +120,7 @@ STUDENT = part("nodes.adapter.student_spec").spec_of(tiny())
 
 
 def nodes() -> dict[str, object]:
-    """The same functions before Extend Video, Semigroup Defect and Salt Sampler; CFGOverride; skipped layers."""
+    """The same before Salt Extend Video, Salt Semigroup Defect and Salt Sampler; CFGOverride; skipped layers."""
     from comfy_extras.nodes_custom_sampler import BasicGuider, CFGGuider, RandomNoise, SamplerCustomAdvanced
     from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 

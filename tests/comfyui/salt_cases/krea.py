@@ -54,7 +54,7 @@ def _golden(model, row):
 
 
 def nodes():
-    """Salt Rollout and Extend Video beside the pipeline and a clip in one go; what they need is said."""
+    """Salt Rollout and Salt Extend Video beside the pipeline and a clip in one go; what they need is said."""
     model, vae, found = tiny(), load_vae(), {}
     inside = lambda latent: model.model.process_latent_in(latent["samples"])  # noqa: E731
     for name in ("rebuild:3", "rebuild:6,keep"):

@@ -73,7 +73,7 @@ def by_engine(initial, frames, start=None, sigmas=SIGMAS):
 
 @torch.inference_mode()
 def starts():
-    """Core's ARVideoI2V before Salt Sampler, Salt Rollout, Extend Video and Semigroup Defect; None without it."""
+    """Core's ARVideoI2V before Salt Sampler, Salt Rollout, Salt Extend Video, Salt Semigroup Defect; None without."""
     if find_spec("comfy_extras.nodes_ar_video") is None:
         return None
     from comfy_extras.nodes_custom_sampler import RandomNoise
