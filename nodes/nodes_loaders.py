@@ -37,6 +37,9 @@ class SaltLoadStudent(io.ComfyNode):
                 "longlive",
                 "autoregressive",
                 "load diffusion model",
+                "streaming video",
+                "real time",
+                "world model",
             ],
             inputs=[
                 io.Combo.Input(

@@ -57,7 +57,10 @@ class SaltRollout(io.ComfyNode):
             description="Generates a video block by block with a KV-cache memory and live previews: model and prompt "
             "in, latents and memory out. With a memory connected it continues that clip and outputs the new frames "
             "only (Salt Extend Video appends them to the clip).",
-            search_aliases=["autoregressive", "text to video", "self forcing", "longlive", "streaming", "kv cache"],
+            search_aliases=[
+                *("autoregressive", "text to video", "self forcing", "longlive", "streaming", "kv cache"),
+                *("rolling", "streaming video", "infinite", "world model", "real time"),
+            ],
             inputs=[
                 *model_sockets(),
                 policy_socket(),
@@ -102,7 +105,7 @@ class SaltExtendVideo(io.ComfyNode):
             category="Salt/memory",
             description="Continues a clip from its memory and appends the new frames. The result equals a clip that "
             "was generated in one run. After Salt Rewind Memory the clip is cut back to the memory's position.",
-            search_aliases=["continue video", "longer", "salt extend", "video continuation"],
+            search_aliases=["continue video", "longer", "salt extend", "video continuation", "infinite", "rolling"],
             inputs=[
                 *model_sockets(),
                 Memory.Input("memory", tooltip="The clip's memory. It is copied, never changed."),

@@ -44,7 +44,10 @@ class SaltLive(io.ComfyNode):
             description="Plays a video while it is made, and lets you steer it: the node itself shows the clip, with a "
             "box for the next prompt, blends, pause, rewind and Stop. Everything is recorded to the output folder. "
             "When it is stopped, its outputs hold the clip, its memory, and the prompts as they were applied.",
-            search_aliases=["interactive", "real time", "stream", "steer", "webcam", "endless video", "live prompt"],
+            search_aliases=[
+                *("interactive", "real time", "stream", "steer", "webcam", "endless video", "live prompt"),
+                *("streaming video", "rolling", "infinite", "world model"),
+            ],
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="An autoregressive student of Wan 2.1, from any loader."),

@@ -49,7 +49,10 @@ class SaltRolloutToVideo(io.ComfyNode):
             description="Generates a video block by block and writes it to the output folder while it is made: the "
             "memory that it needs does not grow with the length. The file plays from its first block on, and Cancel "
             "or a crash leaves what was made. Its frames are those of Salt Rollout and Salt Decode.",
-            search_aliases=["long video", "stream to file", "save video", "endless", "autoregressive", "mp4"],
+            search_aliases=[
+                *("long video", "stream to file", "save video", "endless", "autoregressive", "mp4"),
+                *("rolling", "streaming video", "infinite", "world model"),
+            ],
             is_output_node=True,
             inputs=[
                 *model_sockets(),

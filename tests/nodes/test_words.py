@@ -44,6 +44,12 @@ def test_every_node_says_what_it_is_and_every_socket_what_it_is_for(nodes):
             assert bare == [], f"{node['id']}: {kind} without a tooltip"
 
 
+@pytest.mark.parametrize("words", ["rolling", "streaming video", "infinite", "world model", "real time"])
+def test_a_search_by_what_people_call_it_finds_the_nodes(nodes, words):
+    found = {node["id"] for node in nodes if words in node["aliases"]}
+    assert {"SaltRollout", "SaltLive"} <= found and len(found) >= 3
+
+
 def test_the_english_file_is_what_the_nodes_say(nodes):
     assert locale("en") == {n["id"]: n["locale"] for n in nodes}, (
         "locales/en/nodeDefs.json is old: python tests/nodes/schemas.py writes it anew"
