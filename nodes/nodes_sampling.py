@@ -98,7 +98,8 @@ class SaltPromptSchedule(io.ComfyNode):
             node_id="SaltPromptSchedule",
             display_name="Salt Prompt Schedule",
             category="Salt/sampling",
-            description="Prompts that change during the clip, one per line: SECONDS [keep|recache|cut|shot]: PROMPT.",
+            description="Prompts that change during the clip, one per line: SECONDS "
+            "[keep|recache|cut|shot|recache-sink]: PROMPT.",
             search_aliases=["prompt travel", "interactive prompts", "timeline", "longlive", "scene change"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The MODEL's text encoder: umt5-xxl for Wan, or Salt Tiny's."),
@@ -106,9 +107,10 @@ class SaltPromptSchedule(io.ComfyNode):
                     "timeline",
                     multiline=True,
                     default="0: a red circle moving right\n2.5 recache: a blue circle moving right",
-                    tooltip="One prompt a line: SECONDS [keep|recache|cut|shot]: PROMPT. keep changes the prompt only; "
+                    tooltip="One prompt a line: SECONDS [WORD]: PROMPT. keep changes the prompt only; "
                     "recache encodes the last seconds again under the new prompt (LongLive), so that it takes effect "
-                    "at once; cut clears the memory for a new scene; shot begins a new shot (LongLive 2.0).",
+                    "at once (recache-sink: but for the sink); cut clears the memory for a new scene; shot begins a "
+                    "new shot (LongLive 2.0).",
                 ),
             ],
             outputs=[
@@ -132,7 +134,7 @@ class SaltPromptSchedule(io.ComfyNode):
         for p in lines:
             text = p.text.removeprefix(prefix) if p.switch == "shot" else p.text
             first_block = encode(prefix + text) if p.switch == "shot" and prefix else None
-            prompts.append(TimedConditioning(p.seconds, encode(text), p.switch, first_block=first_block))
+            prompts.append(TimedConditioning(p.seconds, encode(text), p.switch, p.keep_sink, first_block))
         return io.NodeOutput(prompts, prompts[0].conditioning)
 
 

@@ -5,21 +5,32 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from torch import Tensor
 
 from .errors import InputError
 from .io.prompt_files import split_lines
 
+if TYPE_CHECKING:
+    from .memory import MemoryPolicy
+
 T = TypeVar("T")
 Switch = Literal["keep", "recache", "cut", "shot"]
 SWITCHES: tuple[Switch, ...] = ("keep", "recache", "cut", "shot")
-SWITCH_WORDS = "|".join(SWITCHES)
+# Words of a timeline and of the command line: the switch, and whether the sink is kept.
+SWITCHES_BY_WORD: dict[str, tuple[Switch, bool]] = {
+    "keep": ("keep", False),
+    "recache": ("recache", False),
+    "cut": ("cut", False),
+    "shot": ("shot", False),
+    "recache-sink": ("recache", True),
+}
+SWITCH_WORDS = "|".join(SWITCHES_BY_WORD)
 
 
 _TIMELINE_LINE = re.compile(
-    r"^\s*(?P<seconds>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*s?\s*(?P<switch>[a-z]+)?\s*[:\uff1a]\s*(?P<text>.*)$",
+    r"^\s*(?P<seconds>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*s?\s*(?P<switch>[a-z]+(?:-[a-z]+)?)?\s*[:\uff1a]\s*(?P<text>.*)$",
     re.IGNORECASE | re.DOTALL,
 )
 # What someone means as a time, and is none of ours: 0,5 or -1 or 00:05 before the colon.
@@ -116,11 +127,17 @@ def blend_changes(
 
 @dataclass(frozen=True)
 class TimedPrompt:
-    """From `seconds` of the clip on, `text` is the prompt. switch: as for `PromptChange`."""
+    """From `seconds` of the clip on, `text` is the prompt. switch, keep_sink: as for `PromptChange`."""
 
     seconds: float
     text: str
     switch: Switch = "keep"
+    keep_sink: bool = False
+
+
+def keeps_no_sink(policy: MemoryPolicy, changes: Iterable[PromptChange[T]]) -> bool:
+    """Whether a change would keep the sink of a memory that holds none, which has no effect."""
+    return (not policy.sink or policy.keeps_last_step) and any(change.keep_sink for change in changes)
 
 
 def parse_timeline(text: str) -> tuple[TimedPrompt, ...]:
@@ -130,8 +147,8 @@ def parse_timeline(text: str) -> tuple[TimedPrompt, ...]:
         3.5 recache: a blue circle moving right
         7 cut: a green triangle at night
 
-    A line is SECONDS [keep|recache|cut|shot]: PROMPT. The word is the `switch` of the change; without it the memory is
-    kept. A first line without a time starts at 0.
+    A line is SECONDS [keep|recache|cut|shot|recache-sink]: PROMPT. The word is the `switch` of the change, recache-sink
+    a recache that keeps the sink; without it the memory is kept. A first line without a time starts at 0.
     Raises InputError with the number of a line that cannot be read or whose time does not rise from 0, and for a text
     without a prompt.
     """
@@ -151,9 +168,9 @@ def parse_timeline(text: str) -> tuple[TimedPrompt, ...]:
             raise InputError(
                 "timeline", f"line {number}: found {line.strip()[:80]!r}, expected SECONDS [{SWITCH_WORDS}]: PROMPT"
             )
-        seconds, switch = float(found["seconds"]), (found["switch"] or "keep").lower()
-        if switch not in SWITCHES:
-            raise InputError("timeline", f"line {number}: found {switch!r}, expected {', '.join(SWITCHES)}")
+        seconds, word = float(found["seconds"]), (found["switch"] or "keep").lower()
+        if word not in SWITCHES_BY_WORD:
+            raise InputError("timeline", f"line {number}: found {word!r}, expected {', '.join(SWITCHES_BY_WORD)}")
         if not found["text"].strip():
             raise InputError("timeline", f"line {number}: found no prompt after {found['seconds']} s")
         if prompts and seconds <= prompts[-1].seconds:
@@ -162,7 +179,7 @@ def parse_timeline(text: str) -> tuple[TimedPrompt, ...]:
             )
         if not prompts and seconds:
             raise InputError("timeline", f"line {number}: found {seconds:g} s, expected the first prompt at 0")
-        prompts.append(TimedPrompt(seconds, found["text"].strip(), switch))
+        prompts.append(TimedPrompt(seconds, found["text"].strip(), *SWITCHES_BY_WORD[word]))
     if not prompts:
         raise InputError("timeline", "found no prompt, expected at least one line")
     return tuple(prompts)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ...salt.conditioning import PromptChange
+from ...salt.conditioning import PromptChange, keeps_no_sink
 from ...salt.errors import InputError
 from ...salt.memory import MemoryPolicy
 from ...salt.rollout import RolloutSettings
@@ -154,6 +154,11 @@ def plan_rollout(inputs: RolloutInputs, clip: ClipStart, policy: MemoryPolicy | 
         strength=inputs.strength,
         notes=[
             *notes_on_effect(inputs, clip, prompts, first_frame(clip) + length.frames, spec.frames_per_block),
+            *(
+                [f"recache-sink has no effect on the sink: the memory {chosen} has none"]
+                if keeps_no_sink(chosen, prompts)
+                else []
+            ),
             *([source.note] if source is not None and source.note else []),
         ],
     )

@@ -8,7 +8,7 @@
 import * as timeline from "./timeline_text.js";
 
 const CLICK_TOLERANCE = 4; // pixels between press and release that still count as a click
-const MARKS = { keep: "", recache: "↻", cut: "✂", shot: "▣" };
+const MARKS = { keep: "", recache: "↻", cut: "✂", shot: "▣", "recache-sink": "↻" };
 const TICKS = [0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800];
 
 /**

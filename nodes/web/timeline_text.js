@@ -1,16 +1,16 @@
 /**
  * The timeline's text format, as salt/conditioning.py reads it: parsing, formatting, and edits. Needs no page and no ComfyUI.
  *
- * A line is SECONDS [keep|recache|cut|shot]: PROMPT. The text is what is stored; the editor works on a list of changes
+ * A line is SECONDS [keep|recache|cut|shot|recache-sink]: PROMPT. The text is what is stored; the editor works on a list of changes
  * [{seconds, text, mode}], and every operation returns a new list.
  */
 
-export const MODES = ["keep", "recache", "cut", "shot"];
+export const MODES = ["keep", "recache", "cut", "shot", "recache-sink"];
 export const STEP = 0.25; // seconds; what the mouse and the arrow keys snap to
-const LINE = /^\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*s?\s*([a-z]+)?\s*[:\uff1a]\s*(.*)$/is;
+const LINE = /^\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*s?\s*([a-z]+(?:-[a-z]+)?)?\s*[:\uff1a]\s*(.*)$/is;
 // What someone means as a time, and is none of ours: 0,5 or -1 or 00:05 before the colon.
 const OTHER_TIME =
-  /^\s*([-+\u2212]?(?:[0-9][0-9.,e+-]*:[0-9]{1,2}(?::[0-9]{1,2})?(?:[.,][0-9]+)?|[0-9.,]*[0-9][0-9.,e+-]*))\s*s?\s*(?:keep|recache|cut|shot)?\s*[:\uff1a]/i;
+  /^\s*([-+\u2212]?(?:[0-9][0-9.,e+-]*:[0-9]{1,2}(?::[0-9]{1,2})?(?:[.,][0-9]+)?|[0-9.,]*[0-9][0-9.,e+-]*))\s*s?\s*(?:keep|recache|cut|shot|recache-sink)?\s*[:\uff1a]/i;
 
 /** Lines to {changes}, or {error: {line, found, expected}} for the first line that cannot be read. */
 export function parse(text) {
@@ -26,7 +26,7 @@ export function parse(text) {
       changes.push({ seconds: 0, text: line.trim(), mode: "keep" });
       continue;
     }
-    if (!found) return wrong(line.trim(), "SECONDS [keep|recache|cut|shot]: PROMPT");
+    if (!found) return wrong(line.trim(), "SECONDS [keep|recache|cut|shot|recache-sink]: PROMPT");
     const seconds = Number(found[1]);
     const mode = (found[2] ?? "keep").toLowerCase();
     const prompt = found[3].trim();
@@ -36,7 +36,7 @@ export function parse(text) {
     if (!changes.length && seconds) return wrong(`${seconds} s`, "0 s");
     changes.push({ seconds, text: prompt, mode });
   }
-  if (!changes.length) return { error: { line: 1, found: "", expected: "SECONDS [keep|recache|cut|shot]: PROMPT" } };
+  if (!changes.length) return { error: { line: 1, found: "", expected: "SECONDS [keep|recache|cut|shot|recache-sink]: PROMPT" } };
   return { changes };
 }
 

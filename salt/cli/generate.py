@@ -53,7 +53,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="another prompt from then on; may be given again",
     )
     clip.add_argument(
-        "--switch", choices=("keep", "recache", "cut", "shot"), help="what --prompt-at does to the memory (recache)"
+        "--switch",
+        choices=("keep", "recache", "cut", "shot", "recache-sink"),
+        help="what --prompt-at does to the memory (recache); recache-sink keeps the sink",
     )
     steps = command.add_argument_group("steps and memory")
     steps.add_argument("--nfe", type=int, help="model evaluations per block (2, 4, 8, ...; default: the student's)")
@@ -199,8 +201,10 @@ def inputs_of(arguments: argparse.Namespace) -> dict[str, Any]:
     elif arguments.negative:
         raise ValueError("--negative has no effect without --guidance, which is 1")
     if arguments.prompt_at:
-        switch = arguments.switch or "recache"
-        inputs["prompt_schedule"] = [(_seconds(at), text, switch) for at, text in arguments.prompt_at]
+        from ..conditioning import SWITCHES_BY_WORD
+
+        switch, keep_sink = SWITCHES_BY_WORD[arguments.switch or "recache"]
+        inputs["prompt_schedule"] = [(_seconds(at), text, switch, keep_sink) for at, text in arguments.prompt_at]
     elif arguments.switch:
         raise ValueError("--switch has no effect without --prompt-at")
     return inputs | ({"fuse": True} if arguments.fuse else {})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from ..conditioning import PromptSchedule
+from ..conditioning import PromptSchedule, keeps_no_sink
 from ..errors import InputError
 from ..memory import KVMemory
 from ..rollout import RolloutSettings
@@ -36,6 +36,10 @@ def check_effects(
         if memory.policy.kind != "shots" and any(change.switch == "shot" for change in prompts.changes):
             expected = "expected one like shots:8,window:32,offset:8"
             raise InputError("prompt_schedule", f"found a shot with the memory policy {memory.policy}, {expected}")
+        if any(change.keep_sink and change.switch != "recache" for change in prompts.changes):
+            raise InputError("prompt_schedule", "keeps the sink with another switch than recache, expected recache")
+        if keeps_no_sink(memory.policy, prompts.changes):
+            raise InputError("prompt_schedule", f"keeps the sink, and the memory policy {memory.policy} has none")
         end = memory.next_frame + frames
         if late := changes_past_end([change.frame for change in prompts.changes], end, settings.frames_per_block):
             last = (end - settings.frames_per_block) * temporal_scale / fps

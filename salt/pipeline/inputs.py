@@ -34,7 +34,7 @@ EXCLUSIVE = (
     ("video", "memory"),
 )
 
-PromptAt = tuple[float, str] | tuple[float, str, Switch]
+PromptAt = tuple[float, str] | tuple[float, str, Switch] | tuple[float, str, Switch, bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +63,8 @@ class PipelineInputs:
     memory_policy: a `MemoryPolicy` or its text (`sink:3,window:12`). Default: the student's.
     history_latents: [B, C, F, H, W], the latest latents of the clip in `memory`: with them the decoder goes on without
         a seam, and a prompt change can recache.
-    prompt_schedule: (seconds, text) or (seconds, text, switch) with switch keep, recache, cut or shot; seconds of the
-        whole clip, what `memory` holds included.
+    prompt_schedule: (seconds, text), (seconds, text, switch) or (seconds, text, switch, keep_sink) as in
+        `PromptChange`; seconds of the whole clip, what `memory` holds included.
     fuse: one forward for a block's context pass and the next block's first step (same result).
     Raises InputError for arguments that exclude each other, and for sizes below 1.
     """

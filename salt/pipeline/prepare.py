@@ -332,7 +332,9 @@ def _conditioning(
     first_blocks = dict(zip(prefixed, conditionings[len(later) :], strict=True))
     for i, (seconds, _, switch) in enumerate(later):
         frame = change_frame(seconds, components.temporal_scale, components.spec.fps)
-        changes.append(PromptChange(frame, conditionings[i], switch, first_block=first_blocks.get(i)))
+        given = inputs.prompt_schedule[i]
+        keep_sink = given[3] if len(given) > 3 else False
+        changes.append(PromptChange(frame, conditionings[i], switch, keep_sink, first_blocks.get(i)))
     if len({c.frame for c in changes}) != len(changes):
         times = ", ".join(f"{seconds:g} s" for seconds, _, _ in later)
         apart = components.temporal_scale / components.spec.fps

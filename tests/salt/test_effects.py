@@ -105,6 +105,8 @@ def test_every_float_has_a_range(pipe, value):
         (dict(negative_prompt=OTHER), "negative_prompt has no effect without guidance"),
         (dict(negative_prompt=["", OTHER]), "negative_prompt has no effect"),
         (dict(negative_prompt_embeds=torch.zeros(1, 1, 4096)), "negative_prompt_embeds has no effect"),
+        (dict(prompt_schedule=[(0.75, OTHER, "cut", True)]), "keeps the sink with another switch than recache"),
+        (dict(prompt_schedule=[(0.75, OTHER, "recache", True)], memory_policy="window:6"), "window:6 has none"),
         (dict(prompt_schedule=[(60, OTHER)]), "found a change at 60 s, expected one up to 0.75 s"),
         (dict(prompt_schedule=[(0.7, OTHER), (0.9, PROMPT)]), "prompt_schedule: found a change at 1 s"),
     ],

@@ -6,12 +6,13 @@ from salt.conditioning import TimedPrompt, parse_timeline
 
 
 def test_lines_are_prompts_at_seconds():
-    text = "a red circle\n\n 3.5 recache: a blue circle: bright\n7s cut : night\n9: day"
+    text = "a red circle\n\n 3.5 recache: a blue circle: bright\n7s cut : night\n9: day\n10 Recache-Sink: rain"
     assert parse_timeline(text) == (
         TimedPrompt(0.0, "a red circle"),
         TimedPrompt(3.5, "a blue circle: bright", "recache"),
         TimedPrompt(7.0, "night", "cut"),
         TimedPrompt(9.0, "day"),
+        TimedPrompt(10.0, "rain", "recache", True),
     )
     assert parse_timeline("0: one") == (TimedPrompt(0.0, "one"),)
 
