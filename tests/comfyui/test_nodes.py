@@ -36,7 +36,7 @@ def test_what_cannot_be_is_said_with_what_to_do(inside):
         "no prompt": "positive or prompts must be connected",
         "cfg": "cfg=2.0 needs a negative conditioning",
         "mask": "latents must not have a noise mask",
-        "image latent": "expected a Wan 2.1 video [B, 16, F, H, W]",
+        "image latent": "expected a Wan video [B, 16, F, H, W]",
         "no vae": "start_image needs Wan 2.1's VAE connected to vae",
         "steps": "steps: found '500, 700', expected falling numbers",
         "size": "width: found 72 pixels, expected a multiple of 16 (64 or 80)",
