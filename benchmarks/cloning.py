@@ -74,6 +74,8 @@ class CloningMemory:
     frames: latent frames of the clip, the capacity of a full cache. Raises ValueError for other memory policies.
     """
 
+    is_rewound: ClassVar[bool] = False
+
     def __init__(
         self,
         policy: MemoryPolicy,
@@ -104,9 +106,16 @@ class CloningMemory:
             )
         return CloningPass(self, write or read, bool(write))
 
+    def open_step(self, frames: int, step: int, steps: int) -> CloningPass:
+        """A denoising step, which reads."""
+        return self.open(read=frames)
+
     def writing(self, field: str = "memory") -> AbstractContextManager[None]:
         """Like `KVMemory.writing`, without its check: a benchmark runs one rollout at a time."""
         return nullcontext()
+
+    def begin_shot(self, is_shot: bool) -> None:
+        """It knows no shots."""
 
     def commit(self, memory_pass: CloningPass, context_sigma: float = 0.0) -> None:
         """After a forward: move on to the next block if the pass wrote one."""

@@ -33,6 +33,8 @@ def recipe_hash(recipe: Recipe) -> str:
     """12 hex digits of all settings that affect the result (not of where it is written)."""
     settings = {k: v for k, v in recipe.to_dict().items() if k not in ("run", "name")}
     settings["models"] = {k: v for k, v in asdict(recipe.models).items() if k != "keep"}  # same gradients to the bit
+    if recipe.stage != "tf":  # it acts on no other stage
+        settings["start"] = {k: v for k, v in asdict(recipe.start).items() if k != "timestep_weight"}
     settings["seed"] = recipe.run.seed
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
 

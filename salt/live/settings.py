@@ -27,9 +27,9 @@ class LiveSettings:
     evaluations per block, 2, 4 or 8; None for the student's own steps. policy: of the memory, as text; None for the
     student's, or that of the memory that the session goes on from. pace, lead: `realtime` makes blocks up to `lead`
     blocks before the fastest viewer, `free` as fast as it can. rewind_budget: bytes of main memory for what rewinding
-    needs; None for room for some snapshots. frames: latent frame of the clip at which the session ends by itself; None
-    for no end. loras: those of the loaded LoRAs that act; None as the model has them. stepping: None for the student's.
-    strength: how far pictures of a camera or a file may be changed.
+    needs; None for room for some snapshots. frames: latent frames of the clip, after which the session ends by itself;
+    None for no end. loras: those of the loaded LoRAs that act; None as the model has them. stepping: None for the
+    student's. strength: how far pictures of a camera or a file may be changed.
     Raises InputError for a value out of range.
     """
 

@@ -108,8 +108,9 @@ def passes(name: str, pairs: Iterator[Pair]) -> bool:
 def use_kernels(transformer: SaltTransformer3DModel, kernels: Kernels) -> None:
     """Make a transformer use these kernels from now on, wherever they take its tensors."""
     transformer.kernels = kernels
-    for block in transformer.blocks:
-        block.kernels = block.attn1.processor.kernels = kernels
+    for block in transformer.blocks.modules():  # also those that somebody has wrapped
+        if (attention := getattr(block, "attn1", None)) is not None:
+            block.kernels = attention.processor.kernels = kernels
 
 
 def set_kernels(transformer: SaltTransformer3DModel, wanted: bool, device: torch.device) -> KernelChoice:
