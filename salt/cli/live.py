@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     import secrets
     import webbrowser
 
-    from ..acceleration.heap import keep_heap_flat
+    from ..acceleration.heap import use_one_arena
     from ..live.server.app import serve
     from ..live.server.security import Access, is_loopback
     from ..live.session import LiveSession
@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
     record: Path | None = arguments.record
     if record is not None:
         check_free(_replay_file(record), "replay")
-    keep_heap_flat()
+    use_one_arena()
     options = pipeline_options(arguments, named_loras=True)
     pipe = load_pipeline(options, run_device(options))
     host, start = host_and_start(pipe, arguments.size, arguments.extend, arguments.image)

@@ -1,4 +1,4 @@
-"""glibc's heaps of a process with threads, with and without `keep_heap_flat`."""
+"""glibc's heaps of a process with threads, with and without `use_one_arena`."""
 
 import ctypes
 import subprocess
@@ -9,8 +9,8 @@ import pytest
 PROGRAM = """
 import ctypes, sys, threading
 if "one" in sys.argv:
-    from salt.acceleration.heap import keep_heap_flat
-    keep_heap_flat()
+    from salt.acceleration.heap import use_one_arena
+    use_one_arena()
 library = ctypes.CDLL(None)
 library.malloc.restype, library.fopen.restype = ctypes.c_void_p, ctypes.c_void_p
 held = threading.Barrier(5)
