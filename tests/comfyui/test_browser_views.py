@@ -124,7 +124,8 @@ def test_prompts_are_added_and_removed_and_the_last_one_stays(page):
 
 def test_a_text_that_cannot_be_read_is_left_alone(page):
     show(page, "0: a\n5 jump: b")
-    assert page.get_by_role("status").inner_text() == 'line 2: found "jump", expected keep, recache, cut, shot, recache-sink'
+    words = "keep, recache, cut, shot, recache-sink"
+    assert page.get_by_role("status").inner_text() == f'line 2: found "jump", expected {words}'
     assert page.get_by_role("button", name="add a prompt").is_disabled()
     page.evaluate("window.text = '0: a\\n5 cut: b'; view.refresh()")
     assert page.locator(".salt-block").count() == 2 and page.get_by_role("status").inner_text() == ""
