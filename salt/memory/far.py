@@ -21,7 +21,6 @@ from .attention import Attention, MemoryPass
 from .cache import KVMemory
 from .fused import QKNorm
 from .policy import MemoryPolicy
-from .store import MemoryGeometry
 
 STRIDE = 2  # usual patches along each side of a large one
 KEY_TILE = 128  # diffusers' kernel takes multiples of so many tokens
@@ -60,17 +59,7 @@ class FarMemory(KVMemory):
     ValueError and InputError as `KVMemory` does.
     """
 
-    def __init__(
-        self,
-        policy: MemoryPolicy,
-        geometry: MemoryGeometry,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        frames: int | None = None,
-        fingerprint: str = "",
-    ) -> None:
-        super().__init__(policy, geometry, dtype, device, frames, fingerprint)
-        self.context = FarContext()
+    context = FarContext()  # replaced by every pass that writes
 
     @property
     def nbytes(self) -> int:
@@ -210,14 +199,6 @@ class FarPass(MemoryPass):
         )
 
 
-def new_memory(
-    policy: MemoryPolicy,
-    geometry: MemoryGeometry,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-    frames: int | None = None,
-    fingerprint: str = "",
-) -> KVMemory:
-    """An empty memory of the class that a policy needs; arguments as for `KVMemory`."""
-    kind = FarMemory if policy.kind == "far" else KVMemory
-    return kind(policy, geometry, dtype, device, frames, fingerprint)
+def memory_class(policy: MemoryPolicy) -> type[KVMemory]:
+    """The class of memory that a policy needs."""
+    return FarMemory if policy.kind == "far" else KVMemory

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..acceleration.kernels.chosen import NO_KERNELS, Kernels
 from ..errors import InputError
 from ..memory import KVMemory, MemoryGeometry, MemoryPass, MemoryPolicy
-from ..memory.far import new_memory
+from ..memory.far import memory_class
 from ..parallel.heads import HeadGroup
 from ..rope import rotary_table, wide
 from .attention import AttentionContext, Bidirectional, BlockCausal, CrossAttention, SelfAttention, run_eagerly
@@ -246,7 +246,7 @@ class SaltTransformer3DModel(WanTransformer3DModel):
     ) -> KVMemory:
         """An empty memory for this model and latents of height x width. frames: as for `KVMemory`."""
         geometry = self.memory_geometry(batch, height, width)
-        return new_memory(policy, geometry, self.dtype, self.device, frames, fingerprint(self))
+        return memory_class(policy)(policy, geometry, self.dtype, self.device, frames, fingerprint(self))
 
     def block_causal(
         self, blocks: Sequence[int], height: int, width: int, *, clean_context: bool = False, policy: MemoryPolicy

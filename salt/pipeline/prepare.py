@@ -12,7 +12,7 @@ from ..block_plan import RolloutSettings, block_lengths, count_model_calls
 from ..conditioning import Conditioning, PromptChange, PromptSchedule, Switch
 from ..errors import InputError
 from ..memory import KVMemory, MemoryPolicy
-from ..memory.far import new_memory
+from ..memory.far import memory_class
 from ..models.fingerprint import fingerprint
 from ..models.streaming_encode import WanStreamEncoder
 from ..models.streaming_vae import encode_video
@@ -293,7 +293,7 @@ def _memory(
     if inputs.memory is None:
         policy = components.acceleration.policy(inputs.policy(components.spec))
         check_policy(policy, transformer)
-        memory = new_memory(policy, geometry, transformer.dtype, components.device, frames, identity)
+        memory = memory_class(policy)(policy, geometry, transformer.dtype, components.device, frames, identity)
         if components.acceleration.compiled:
             components.buffer_pool.lend_buffers(memory)
         return memory
