@@ -80,6 +80,21 @@ def conv3x3(n_in: int, n_out: int, bias: bool = True, stride: int = 1) -> nn.Con
     return nn.Conv2d(n_in, n_out, 3, padding=1, bias=bias, stride=stride)
 
 
+def over_frames(layers: nn.ModuleList, x_BCTHW: Tensor, last_frames: dict[int, Tensor]) -> Tensor:
+    """[B, C, T, H, W] through layers that see one frame at a time, memory blocks also the frame before.
+
+    last_frames: by a memory block's index, the last frame it saw [B, C, h, w]; read, then replaced.
+    """
+    batch = x_BCTHW.shape[0]
+    x_NCHW = x_BCTHW.transpose(1, 2).flatten(0, 1)
+    for index, layer in enumerate(layers):
+        if isinstance(layer, MemoryBlock):
+            x_NCHW = layer.over_time(x_NCHW, batch, last_frames, index)
+        else:
+            x_NCHW = layer(x_NCHW)
+    return x_NCHW.unflatten(0, (batch, -1)).transpose(1, 2)
+
+
 class TinyDecoder(nn.Module):
     """The network. Its state dict has the keys of the file's decoder half: `decoder.<index>.<...>`."""
 
@@ -98,14 +113,7 @@ class TinyDecoder(nn.Module):
         last_frames: by a memory block's index, the last frame it saw [B, C, h, w]; read, then replaced. Empty at the
         start of a clip.
         """
-        batch = latents_BCFHW.shape[0]
-        x_NCHW = latents_BCFHW.transpose(1, 2).flatten(0, 1)
-        for index, layer in enumerate(self.decoder):
-            if isinstance(layer, MemoryBlock):
-                x_NCHW = layer.over_time(x_NCHW, batch, last_frames, index)
-            else:
-                x_NCHW = layer(x_NCHW)
-        return x_NCHW.unflatten(0, (batch, -1)).transpose(1, 2)
+        return over_frames(self.decoder, latents_BCFHW, last_frames)
 
 
 class TinyStreamDecoder:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..acceleration.transfers import to_main_memory
 from .pixel_stream import PixelStream
-from .taehv import LATENT_CHANNELS, MemoryBlock, conv3x3, load_half
+from .taehv import LATENT_CHANNELS, MemoryBlock, conv3x3, load_half, over_frames
 
 WIDTH = 64
 FRAMES_POOLED = (2, 2, 1)  # at each of the three stages; every stage halves height and width
@@ -50,14 +50,7 @@ class TinyEncoder(nn.Module):
         last_frames: by a memory block's index, the last frame it saw [B, C, h, w]; read, then replaced. Empty at the
         start of a clip.
         """
-        batch = pixels_B3THW.shape[0]
-        x_NCHW = pixels_B3THW.transpose(1, 2).flatten(0, 1)
-        for index, layer in enumerate(self.encoder):
-            if isinstance(layer, MemoryBlock):
-                x_NCHW = layer.over_time(x_NCHW, batch, last_frames, index)
-            else:
-                x_NCHW = layer(x_NCHW)
-        return x_NCHW.unflatten(0, (batch, -1)).transpose(1, 2)
+        return over_frames(self.encoder, pixels_B3THW, last_frames)
 
 
 class TinyStreamEncoder:
