@@ -304,7 +304,7 @@ class LiveEngine(Generic[Condition]):
             block.latents,
             FiniteFlag.of(block.latents),
             frames,
-            None if self.feed is None else self.feed.shot,
+            None if self.feed is None else self.feed.stamp,
         )
 
     def _rollout(self, source: BlockSource[Condition]) -> Iterator[Block]:

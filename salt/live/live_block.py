@@ -9,13 +9,13 @@ from torch import Tensor
 from ..acceleration.finite_check import FiniteFlag
 from ..models.async_decoder import PendingFrames
 from .history import KeptBlock
-from .video_feed import Shot
+from .video_feed import PictureStamp
 
 
 @dataclass(frozen=True)
 class LiveBlock:
     """A block that was made. latents: where it was computed. frames: None where nothing is decoded. finite: whether
-    the latents are. first_frame: pixel frame along the branch. shot: of the pictures that it was made from."""
+    the latents are. first_frame: pixel frame along the branch. stamp: of the pictures that it was made from."""
 
     kept: KeptBlock
     branch: int
@@ -25,4 +25,4 @@ class LiveBlock:
     latents: Tensor
     finite: FiniteFlag
     frames: PendingFrames | None
-    shot: Shot | None = None
+    stamp: PictureStamp | None = None

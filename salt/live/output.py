@@ -107,9 +107,9 @@ class LiveOutput:
         frames = ready.frames[0].numpy()
         if self.recording is not None:
             self.recording.write(frames)
-        if block.shot is not None:
-            shot = block.shot
-            self.viewers.put(Pictured(block.generation, block.branch, block.first_frame, shot.sender, shot.sent_at))
+        if block.stamp is not None:
+            stamp = block.stamp
+            self.viewers.put(Pictured(block.generation, block.branch, block.first_frame, stamp.sender, stamp.sent_at))
         self.thumbnails.add(block.branch, block.first_frame, frames[0])
         self.viewers.put(
             FrameBatch(

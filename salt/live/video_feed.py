@@ -38,7 +38,7 @@ OFF_SECONDS = 2.0  # without a picture, after which a camera counts as switched 
 
 
 @dataclass(frozen=True)
-class Shot:
+class PictureStamp:
     """What a block was made from: the newest picture's time by its sender's clock, in ms, and that sender."""
 
     sender: str
@@ -51,11 +51,11 @@ class Pictures:
 
     frames: list[np.ndarray]
     begins: bool
-    shot: Shot | None = None
+    stamp: PictureStamp | None = None
 
 
 class PictureSource(Protocol):
-    """Where pictures come from. kind: as viewers are told."""
+    """Where pictures come from. kind: as the state names it."""
 
     kind: Literal["camera", "file"]
 
@@ -72,7 +72,7 @@ class CameraPictures:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._lock = clock, threading.Lock()
         self._waiting: deque[tuple[float, str, float, bytes]] = deque(maxlen=MAX_PICTURES)
-        self._latest: tuple[float, np.ndarray, Shot] | None = None
+        self._latest: tuple[float, np.ndarray, PictureStamp] | None = None
 
     def put(self, jpeg: bytes, sender: str, sent_at: float) -> None:
         """Raises InputError for bytes that are no JPEG. Decoded when a block takes it."""
@@ -93,7 +93,7 @@ class CameraPictures:
         for came, sender, sent_at, jpeg in _evenly(waiting, min(wanted, len(waiting))):
             if now - came <= OFF_SECONDS and (picture := decoded_jpeg(jpeg)) is not None:
                 decoded.append(picture)
-                self._latest = (came, picture, Shot(sender, sent_at))
+                self._latest = (came, picture, PictureStamp(sender, sent_at))
         if self._latest is None:
             return None
         pictures = decoded or [self._latest[1]]
@@ -152,13 +152,13 @@ class VideoFeed:
     """Latents of the pictures for a block, encoded as a stream that begins anew where pictures were missing.
 
     size: pixels (H, W) of the clip, which pictures are scaled to cover, and cut to. used: whether a block was made from
-    pictures. shot: of the latest block; motion: in it, 0 to 1 (`salt.video_in.motion`).
+    pictures. stamp: of the latest block; motion: in it, 0 to 1 (`salt.video_in.motion`).
     """
 
     def __init__(self, encoder: FrameEncoder, size: tuple[int, int], source: PictureSource) -> None:
         self.encoder, self.size, self.source = encoder, size, source
         self.used = False
-        self.shot: Shot | None = None
+        self.stamp: PictureStamp | None = None
         self.motion = 0.0
         self._before: Tensor | None = None  # the latest picture
         self._scale: float | None = None  # noise level of the latest block, by StreamDiffusionV2's rule
@@ -179,7 +179,7 @@ class VideoFeed:
         """[1, C, frames, h, w] for the next block; None where no pictures come."""
         scale = self.encoder.temporal_scale
         pictures = self.source.take(frames * scale, (frames - 1) * scale + 1)
-        self.shot = None if pictures is None else pictures.shot
+        self.stamp = None if pictures is None else pictures.stamp
         if pictures is None:
             return None
         if pictures.begins:

@@ -65,7 +65,7 @@ def test_the_latest_pictures_win():
     for grey in range(0, 200, 2):
         camera.put(jpeg(grey), "one", float(grey))
     taken = camera.take(12, 9)
-    assert taken.begins and len(taken.frames) == 9 and taken.shot.sent_at == 198 and greys(taken)[-1] == 198
+    assert taken.begins and len(taken.frames) == 9 and taken.stamp.sent_at == 198 and greys(taken)[-1] == 198
     assert greys(taken)[0] >= 198 - 2 * MAX_PICTURES and greys(taken) == sorted(greys(taken))
     camera.put(jpeg(50), "one", 1.0)
     camera.put(jpeg(90), "one", 2.0)
