@@ -56,7 +56,7 @@ def file_of(model: ModelPatcher) -> Path | None:
 
 def narrow_vae(state: dict[str, Tensor]) -> VAE:
     """A native VAE of weights that may be narrower than Wan's. ComfyUI before 0.8 reads their width nowhere: there the
-    class that it builds is told while it builds."""
+    class that it builds gets it while it builds."""
     import comfy.ldm.wan.vae as wan
     import comfy.sd
 

@@ -1,7 +1,7 @@
 """AnyFlow-FAR as a student: Wan's transformer with two timesteps and an embedding of larger patches for older blocks.
 
-Same parameters, configuration and state-dict keys as `diffusers.AnyFlowFARTransformer3DModel`. A flow map: it is told
-the timestep that is stepped to as well, and predicts the mean velocity up to there (AnyFlow, arXiv 2605.13724).
+Same parameters, configuration and state-dict keys as `diffusers.AnyFlowFARTransformer3DModel`. A flow map: it also
+takes the timestep that is stepped to, and predicts the mean velocity up to there (AnyFlow, arXiv 2605.13724).
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class StudentTransformer(Protocol):
 
 
 class _StudentModel:
-    """A student with caches of its latest prompts. flow_map: it is told the timestep that is stepped to as well."""
+    """A student with caches of its latest prompts. flow_map: it also takes the timestep that is stepped to."""
 
     def __init__(self, student: StudentTransformer, flow_map: bool = False) -> None:
         self.student, self.flow_map = student, flow_map

@@ -70,7 +70,7 @@ class PipelineComponents:
 
     @property
     def flow_map(self) -> bool:
-        """Whether the transformer is told the timestep that is stepped to as well."""
+        """Whether the transformer also takes the timestep that is stepped to."""
         return isinstance(self.transformer, AnyFlowTransformer3DModel)
 
     @property
