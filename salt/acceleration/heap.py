@@ -13,7 +13,7 @@ def use_one_arena() -> None:
 
     By default glibc gives threads heaps of their own. What several threads allocate and free in turns, as decoded
     blocks, leaves gaps in each: a session of 30 minutes was still growing at its end, by 23 % since its first minute.
-    With one heap it moved within 8 % in its first two minutes, and by 0.2 % after them. Source: mallopt(3).
+    With one heap it moves by 0.2 % after its first minute (docs/performance.md). Source: mallopt(3).
     """
     if sys.platform != "linux":
         return
