@@ -65,7 +65,7 @@ def live_phases(case: LiveCase, layers: int = SHALLOW) -> list[Phase]:
         for _ in engine.blocks(gate):
             phases.append(ledger.phases[DENOISE])
             ledger.start_again()
-            stores = [m.store for m in (engine.memory, engine.negative_memory) if m.store is not None]
+            stores = [m.store for m in (engine.memories.memory, engine.memories.negative_memory) if m.store is not None]
             ledger.watch(t for store in stores for layer in store.buffers for t in layer)
         return phases
 

@@ -10,23 +10,16 @@ from dataclasses import replace
 from typing import Generic
 
 import torch
-from torch import Tensor
 
 from ..acceleration.finite_check import FiniteFlag
 from ..acceleration.transfers import to_main_memory
-from ..block_plan import BlockPlan, BlockSource, RolloutSettings
-from ..conditioning import PromptChange
+from ..block_plan import BlockPlan
 from ..errors import InputError
 from ..memory.policy import CYCLE_FRAMES
-from ..memory.rewound import DECODER_WARM_UP
-from ..memory.snapshot import MemorySnapshot
 from ..model_input import Condition
-from ..models.async_decoder import AsyncDecoder, PendingFrames
-from ..models.head_encoder import HeadEncoder, LatestPixels
-from ..noise import NoiseSource
-from ..rollout import Block, rollout_from
-from ..schedule import Schedule
+from ..rollout import Block
 from .adapters import check_loaded
+from .block_plans import NOT_KEPT, BlockPlanner
 from .branches import MAX_BOOKMARKS, MAX_BRANCHES, LiveBranch, PlaceBookmark
 from .control_checks import check_control
 from .controls import Bookmark, Control, Fork, Goto, Policy, Rewind
@@ -34,7 +27,6 @@ from .history import (
     SNAPSHOT_BLOCKS,
     History,
     KeptBlock,
-    Snapshot,
     check_reachable,
     default_budget,
     latents_before,
@@ -43,14 +35,13 @@ from .history import (
 )
 from .live_block import LiveBlock
 from .live_model import LiveModel
-from .prompt_blend import Conditionings, Latest
+from .memories import LiveMemories
 from .settings import LiveSettings
 from .start import LiveStart
 from .steering import BlockChoice
 from .video_feed import VideoFeed
 
 MAX_LOG = 100_000
-NOT_KEPT = "needs the latents before it, which are not kept or were not given, to be encoded again"
 LATENT_FRAMES_ALWAYS = 64  # of the newest latents, kept whatever the budget
 
 
@@ -78,28 +69,22 @@ class LiveEngine(Generic[Condition]):
         self.first_steering.policy.check_block(self.info.frames_per_block)
         for text in (settings.prompt, settings.negative) if settings.negative else (settings.prompt,):
             live_model.check_prompt(text)
+        self.memories = LiveMemories(live_model, self.info, self.first_steering, decodes, start)
+        memory = self.memories.memory
+        budget = settings.rewind_budget
+        if budget is None:
+            budget = default_budget(memory.estimate_bytes(memory.policy.window or CYCLE_FRAMES))
+        self.settings = replace(settings, rewind_budget=budget)  # a replay goes back as far
+        self.history = History(budget)
+        self.planner = BlockPlanner(live_model, self.info, self.settings, start, feed)
         self.bookmarks: dict[int, PlaceBookmark] = {}
         self.current = 1
         self.made = self.generation = 0
         self.on_move: Callable[[LiveBranch], None] = lambda branch: None  # with the branch at whose end it goes on
-        self.conditionings = Conditionings(live_model)
-        self.memory = live_model.new_memory(self.first_steering.policy)
-        if start is not None:
-            self.memory = start.empty_memory(live_model, self.info, self.first_steering)
-        budget = settings.rewind_budget
-        if budget is None:
-            budget = default_budget(self.memory.estimate_bytes(self.memory.policy.window or CYCLE_FRAMES))
-        self.settings = replace(settings, rewind_budget=budget)  # a replay goes back as far
-        self.history = History(budget)
-        self.negative_memory = self.memory.empty_like()
-        decodes = decodes or self.first_steering.policy.reencodes
-        self.decoding = AsyncDecoder(live_model.new_decoder(), self.info.device) if decodes else None
-        self._latest = LatestPixels(lambda latents: _decoding(self).begin(latents))
-        self._reencode = HeadEncoder(self._latest, live_model.encode_image, self.info.temporal_scale)
         self.log: list[tuple[int, Control]] = []  # what was applied, each with the number of blocks made before
-        self._noise: Latest[NoiseSource] = Latest(4)
-        self._settings: Latest[RolloutSettings] = Latest(8)
-        before = None if start is None else start.clip_before(self.first_steering, self._rollout_settings(None, 1.0))
+        before = None
+        if start is not None:
+            before = start.clip_before(self.first_steering, self.planner.rollout_settings(None, 1.0))
         self.branches = {1: LiveBranch(1, None, self.info.start, before, self.first_steering)}
         self._at: KeptBlock | None = None  # whose state the memories and the decoder have
         self._cutover = False
@@ -137,7 +122,7 @@ class LiveEngine(Generic[Condition]):
         if isinstance(control, Policy):
             steering.policy.check_block(self.info.frames_per_block)
             if steering.policy.reencodes:
-                _decoding(self)
+                self.memories.needed_decoder()
         choice, tip = steering.choose()[0], self.branch.tip
         if tip is not None and needs_history(choice, tip.choice) and latents_before(tip, choice, tip.stop) is None:
             raise InputError(control.kind, NOT_KEPT)
@@ -221,61 +206,12 @@ class LiveEngine(Generic[Condition]):
         allowed = False  # the gate has let a block through, and what it is made after is not in the memory yet
         while True:
             source = _GatedSource(self, gate, allowed)
-            for block in self._rollout(source):
+            for block in self.memories.rollout(source):
                 yield self._keep(block, source.choice)
             if source.ended:
                 return
             self.rebuild()
             allowed = True
-
-    def plan(
-        self, choice: BlockChoice, before: KeptBlock | None, latents: Tensor | None = None
-    ) -> BlockPlan[Condition]:
-        """How a block after `before` is made. latents: of a block that is there, and is only encoded."""
-        start, device = 0 if before is None else before.stop, self.info.device
-        self.live_model.use_loras(choice.loras)
-        switch = choice.switch if start else "keep"
-        prefix = self.info.shot_prefix if switch == "shot" else ""
-        conditioning = self.conditionings.of(choice.prompt.prefixed(prefix))
-        prompts = [PromptChange(start, conditioning, switch, choice.keep_sink)]
-        if choice.guidance != 1.0:
-            prompts.append(PromptChange(start, self.conditionings.of(self.settings.negative)))
-        history = None
-        if needs_history(choice, None if before is None else before.choice):
-            known = latents_before(before, choice, start)
-            if known is None:
-                raise InputError("switch", NOT_KEPT)
-            history = [x.to(device, non_blocking=True) for x in known]
-        return BlockPlan(
-            prompts,
-            self._rollout_settings(choice.nfe, choice.guidance),
-            self._noise.get(choice.seed, lambda: self.live_model.noise(choice.seed)),
-            choice.policy,
-            history,
-            None if latents is None else latents.to(device, non_blocking=True),
-        )
-
-    def plan_next(self, choice: BlockChoice) -> BlockPlan[Condition]:
-        """How the next block is made: as the session begins, or from the pictures that come, where there are some."""
-        tip = self.branch.tip
-        start = 0 if tip is None else tip.stop
-        known = None if self.start is None else self.start.known(start, self._rollout_settings(None, 1.0))
-        plan = self.plan(choice, tip, known)
-        return plan if self.feed is None or known is not None else self.feed.begin(plan, start, choice.strength)
-
-    def _rollout_settings(self, nfe: int | None, guidance: float) -> RolloutSettings:
-        own = self.info.schedule
-
-        def make() -> RolloutSettings:
-            return RolloutSettings(
-                schedule=own if nfe is None else Schedule.of(nfe, own.shift, own.rule),
-                stepping=self.settings.stepping or self.info.stepping,
-                frames_per_block=self.info.frames_per_block,
-                independent_first_frame=self.info.independent_first_frame,
-                guidance=guidance,
-            )
-
-        return self._settings.get((nfe, guidance), make)
 
     def _keep(self, block: Block, choice: BlockChoice) -> LiveBlock:
         branch, before = self.branch, self.branch.tip
@@ -293,7 +229,7 @@ class LiveEngine(Generic[Condition]):
         self.history.add(kept)
         self._at = kept
         cutover, self._cutover = self._cutover or choice.switch == "cut", False
-        frames = self._decoded(block)
+        frames = self.memories.decoded(block)
         first_frame = self.info.first_pixel_frame(block.start)
         return LiveBlock(
             kept,
@@ -307,27 +243,13 @@ class LiveEngine(Generic[Condition]):
             None if self.feed is None else self.feed.stamp,
         )
 
-    def _rollout(self, source: BlockSource[Condition]) -> Iterator[Block]:
-        model, memories = self.live_model.model, (self.memory, self.negative_memory)
-        return rollout_from(model, source, *memories, reencode=self._reencode)
-
-    def _decoded(self, block: Block) -> PendingFrames | None:
-        pending = None if self.decoding is None else self.decoding.begin(block.latents)
-        if pending is not None and self.memory.policy.reencodes:
-            self._latest.keep(block.latents, pending)
-        return pending
-
     def take_snapshot(self) -> None:
         """After a block whose context pass is done: a snapshot where one is due, and the budget."""
         block = self._at
         due = block is not None and block.snapshot is None and (block.index + 1) % SNAPSHOT_BLOCKS == 0
-        needed = self.memory.estimate_bytes(len(self.memory.held))
-        needed += 0 if self.decoding is None else self.decoding.decoder.nbytes
-        if block is not None and due and self.history.has_room(needed):
-            follows = self.negative_memory.next_frame == block.stop and block.choice.guidance != 1.0
-            negative = MemorySnapshot.of(self.negative_memory) if follows else None
-            decoder = None if self.decoding is None else self.decoding.fork()
-            self.history.add_snapshot(block, Snapshot(MemorySnapshot.of(self.memory), negative, decoder))
+        if block is not None and due and self.history.has_room(self.memories.snapshot_bytes):
+            follows = self.memories.negative_memory.next_frame == block.stop and block.choice.guidance != 1.0
+            self.history.add_snapshot(block, self.memories.snapshot(follows))
         if self.history.exceeded:
             tips = [b.tip for b in (*self.branches.values(), *self.bookmarks.values()) if b.tip is not None]
             window = self.branch.steering.policy.window or 0
@@ -343,40 +265,16 @@ class LiveEngine(Generic[Condition]):
         snapshot = path[0].previous.snapshot if path and path[0].previous else None
         snapshot = tip.snapshot if tip is not None and not path else snapshot
         self._at = None
-        self._restore(snapshot)
+        self.memories.restore(snapshot)
         blocks = iter(path)
 
         def source(start: int) -> BlockPlan[Condition] | None:
             block = next(blocks, None)
-            return None if block is None else self.plan(block.choice, block.previous, block.latents)
+            return None if block is None else self.planner.plan(block.choice, block.previous, block.latents)
 
-        for block in self._rollout(source):
-            self._decoded(block)
+        for block in self.memories.rollout(source):
+            self.memories.decoded(block)
         self._at = tip
-
-    def _restore(self, snapshot: Snapshot | None) -> None:
-        if snapshot is None:
-            self.memory.renew(0, self.first_steering.policy)
-        else:
-            snapshot.memory.restore(self.memory)
-        if snapshot is None or snapshot.negative is None:
-            self.negative_memory.renew(0, self.memory.policy)
-        else:
-            snapshot.negative.restore(self.negative_memory)
-        if self.decoding is not None:
-            decoder = None if snapshot is None else snapshot.decoder
-            self.decoding.decoder = self.live_model.new_decoder() if decoder is None else decoder.fork()
-            if decoder is None and self.start is not None and self.start.recent is not None:
-                self.decoding.begin(self.start.recent[:, :, -DECODER_WARM_UP:].to(self.info.device))
-
-
-def _decoding(engine: LiveEngine[Condition]) -> AsyncDecoder:
-    """Raises InputError where nothing is decoded."""
-    if engine.decoding is None:
-        raise InputError(
-            "policy", "found one that encodes decoded frames again, and nothing is decoded without a video"
-        )
-    return engine.decoding
 
 
 class _GatedSource(Generic[Condition]):
@@ -397,4 +295,4 @@ class _GatedSource(Generic[Condition]):
         if not engine.in_place:
             return None
         self.choice = engine.branch.steering.choose()[0]
-        return engine.plan_next(self.choice)
+        return engine.planner.plan_new(self.choice, engine.branch.tip)

@@ -77,18 +77,18 @@ def result_of(engine: LiveEngine[Condition], recording: Path | None) -> LiveResu
         torch.cuda.synchronize(engine.info.device)  # copies of latents may still be on their way
     blocks = [block for block in branch.tip.back() if not block.given][::-1]
     engine.live_model.use_loras(branch.tip.choice.loras)
-    for memory in (engine.memory, engine.negative_memory):
+    for memory in (engine.memories.memory, engine.memories.negative_memory):
         memory.fingerprint = engine.live_model.memory_fingerprint()
     changes = tuple(branch.changes)
-    prompts = applied_changes(changes, engine.conditionings)
+    prompts = applied_changes(changes, engine.planner.conditionings)
     names = ("seed", "nfe", "guidance", "policy", "loras")
     also = tuple(n for n in names if len({getattr(c.choice, n) for c in changes}) > 1)
     guided = branch.tip.choice.guidance != 1.0
     return LiveResult(
         torch.cat([b.latents for b in blocks], dim=2),
         blocks[0].start,
-        engine.memory,
-        engine.negative_memory if guided else None,
+        engine.memories.memory,
+        engine.memories.negative_memory if guided else None,
         PromptSchedule(prompts),
         also,
         changes,

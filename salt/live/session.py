@@ -64,7 +64,7 @@ class LiveSession(Generic[Condition]):
         self.pacer = Pacer(settings.pace, self.info.fps)
         self.engine.on_move = self._move
         self._mailbox = Mailbox()
-        self._texts = PromptAhead(live_model.encode_beside, self.engine.conditionings, self._wake)
+        self._texts = PromptAhead(live_model.encode_beside, self.engine.planner.conditionings, self._wake)
         self._status: Status = "warming"
         self._message = ""
         self._blocks_to_step: int | None = None  # None: not paused

@@ -150,7 +150,7 @@ def test_a_text_that_is_known_or_a_table_of_words_is_ready_at_once(host):
     slow = SlowText(tiny_system.pipeline())
     session = LiveSession(slow, LiveSettings(RED))
     assert not session._texts.is_ready(Prompt.of(BLUE))
-    session.engine.conditionings.of(BLUE)
+    session.engine.planner.conditionings.of(BLUE)
     assert session._texts.is_ready(Prompt.of(BLUE)) and not slow.asked
     mailbox = Mailbox()
     mailbox.send(Prompt.of(GREEN), "")

@@ -82,7 +82,7 @@ def test_a_session_changes_to_a_rebuilt_memory_and_back(pipe):
     changes = {2: [Policy("rebuild:3")], 5: [Policy("window:9")]}
     engine = LiveEngine(PipelineHost(pipe), settings)
     latents = play(engine, 7, changes)
-    assert len(latents) == 7 and engine.memory.held == tuple(range(12, 21))
+    assert len(latents) == 7 and engine.memories.memory.held == tuple(range(12, 21))
     with pytest.raises(InputError, match="policy: found one that encodes decoded frames"):
         play(LiveEngine(PipelineHost(pipe), settings, decodes=False), 7, changes)
 

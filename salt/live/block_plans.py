@@ -1,0 +1,93 @@
+"""How the blocks of a live session are made: from a `BlockChoice` to the `BlockPlan` that the rollout takes."""
+
+from __future__ import annotations
+
+from typing import Generic
+
+from torch import Tensor
+
+from ..block_plan import BlockPlan, RolloutSettings
+from ..conditioning import PromptChange
+from ..errors import InputError
+from ..model_input import Condition
+from ..noise import NoiseSource
+from ..schedule import Schedule
+from .history import KeptBlock, latents_before, needs_history
+from .live_model import LiveModel, LiveModelInfo
+from .prompt_blend import Conditionings, Latest
+from .settings import LiveSettings
+from .start import LiveStart
+from .steering import BlockChoice
+from .video_feed import VideoFeed
+
+NOT_KEPT = "needs the latents before it, which are not kept or were not given, to be encoded again"
+
+
+class BlockPlanner(Generic[Condition]):
+    """Plans of blocks; conditionings, noise and settings of the latest ones are kept.
+
+    info, start, feed: the session's, what it begins with, and pictures that its blocks start from.
+    """
+
+    def __init__(
+        self,
+        live_model: LiveModel[Condition],
+        info: LiveModelInfo,
+        settings: LiveSettings,
+        start: LiveStart | None,
+        feed: VideoFeed | None,
+    ) -> None:
+        self.live_model, self.info, self.settings, self.start, self.feed = live_model, info, settings, start, feed
+        self.conditionings = Conditionings(live_model)
+        self._noise: Latest[NoiseSource] = Latest(4)
+        self._rollout_settings: Latest[RolloutSettings] = Latest(8)
+
+    def plan_new(self, choice: BlockChoice, tip: KeptBlock | None) -> BlockPlan[Condition]:
+        """How the block after `tip` is made: as the session begins, or from the pictures that come, where there are
+        some."""
+        start = 0 if tip is None else tip.stop
+        known = None if self.start is None else self.start.known(start, self.rollout_settings(None, 1.0))
+        plan = self.plan(choice, tip, known)
+        return plan if self.feed is None or known is not None else self.feed.begin(plan, start, choice.strength)
+
+    def plan(
+        self, choice: BlockChoice, before: KeptBlock | None, latents: Tensor | None = None
+    ) -> BlockPlan[Condition]:
+        """How a block after `before` is made. latents: of a block that is there, and is only encoded."""
+        start, device = 0 if before is None else before.stop, self.info.device
+        self.live_model.use_loras(choice.loras)
+        switch = choice.switch if start else "keep"
+        prefix = self.info.shot_prefix if switch == "shot" else ""
+        conditioning = self.conditionings.of(choice.prompt.prefixed(prefix))
+        prompts = [PromptChange(start, conditioning, switch, choice.keep_sink)]
+        if choice.guidance != 1.0:
+            prompts.append(PromptChange(start, self.conditionings.of(self.settings.negative)))
+        history = None
+        if needs_history(choice, None if before is None else before.choice):
+            known = latents_before(before, choice, start)
+            if known is None:
+                raise InputError("switch", NOT_KEPT)
+            history = [x.to(device, non_blocking=True) for x in known]
+        return BlockPlan(
+            prompts,
+            self.rollout_settings(choice.nfe, choice.guidance),
+            self._noise.get(choice.seed, lambda: self.live_model.noise(choice.seed)),
+            choice.policy,
+            history,
+            None if latents is None else latents.to(device, non_blocking=True),
+        )
+
+    def rollout_settings(self, nfe: int | None, guidance: float) -> RolloutSettings:
+        """nfe: None for the student's own steps."""
+        own = self.info.schedule
+
+        def make() -> RolloutSettings:
+            return RolloutSettings(
+                schedule=own if nfe is None else Schedule.of(nfe, own.shift, own.rule),
+                stepping=self.settings.stepping or self.info.stepping,
+                frames_per_block=self.info.frames_per_block,
+                independent_first_frame=self.info.independent_first_frame,
+                guidance=guidance,
+            )
+
+        return self._rollout_settings.get((nfe, guidance), make)
