@@ -46,7 +46,7 @@ class SaltSemigroupDefect(io.ComfyNode):
                     tooltip="Steps t_s, t_m, t_e before the shift, separated by semicolons; t_s from the 4- or 8-step "
                     "list.",
                 ),
-                seconds_widget("Length of the clip.", default=2.0, min=0.5, max=60.0, step=0.25),
+                seconds_widget("Length of the clip.", default=2.0, min=0.5, max=60.0),
                 *size_widgets("Pixels; 0: the MODEL's own.", "Pixels; 0: the MODEL's own."),
                 io.Int.Input("seed", default=0, min=0, max=2**64 - 1, tooltip="The same seed for every student."),
                 frames_per_block_widget("0: the MODEL's own."),

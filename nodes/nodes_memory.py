@@ -165,7 +165,9 @@ class SaltRewindMemory(io.ComfyNode):
             search_aliases=["undo", "trim memory", "go back", "retake"],
             inputs=[
                 Memory.Input("memory", tooltip="It is copied, never changed."),
-                io.Float.Input("to", default=2.0, min=0.0, max=3600.0, step=0.25, tooltip="The moment to go back to."),
+                io.Float.Input(
+                    "to", default=2.0, min=0.0, max=3600.0, step=0.25, round=0.01, tooltip="The moment to go back to."
+                ),
                 io.Combo.Input(
                     "unit",
                     options=["seconds", "latent frames"],

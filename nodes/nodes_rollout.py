@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..salt.errors import InputError
 from .adapter.clip_size import length_text
-from .adapter.core_versions import schema
+from .adapter.core_versions import ADVANCED, schema
 from .adapter.input_errors import UNCONNECTED, has_prompt
 from .adapter.rollout_inputs import (
     RolloutInputs,
@@ -67,7 +67,9 @@ class SaltRollout(io.ComfyNode):
                 *start_sockets("for prompts that recache"),
                 seconds_widget("Length at 16 frames a second, rounded up to whole blocks (0.75 s for blocks of 3)."),
                 *size_widgets("Pixels; 0: the MODEL's own. A memory has its own size.", "Pixels; 0: the MODEL's own."),
-                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Clips at once, seed by seed."),
+                io.Int.Input(
+                    "batch_size", default=1, min=1, max=64, tooltip="Clips at once, seed by seed.", **ADVANCED
+                ),
                 *sampling_widgets(),
                 *video_inputs(),
             ],

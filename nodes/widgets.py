@@ -43,8 +43,11 @@ def start_sockets(needed: str) -> list[io.Input]:
     ]
 
 
-def seconds_widget(tooltip: str, default: float = 5.0, min: float = 0.1, max: float = 3600.0, step: float = 0.1):
-    return io.Float.Input("seconds", default=default, min=min, max=max, step=step, tooltip=tooltip)
+def seconds_widget(tooltip: str, default: float = 5.0, min: float = 0.1, max: float = 3600.0, **folded: bool):
+    """Quarters of a second by its arrows, hundredths by typing."""
+    return io.Float.Input(
+        "seconds", default=default, min=min, max=max, step=0.25, round=0.01, tooltip=tooltip, **folded
+    )
 
 
 def size_widgets(width: str, height: str) -> list[io.Input]:

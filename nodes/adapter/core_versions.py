@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from comfy.sd import VAE
     from comfy_api.latest import InputImpl
 
-# Widgets that few need; front ends fold them away from ComfyUI 0.9 on, which knows the argument.
-ADVANCED: dict[str, bool] = {"advanced": True} if "advanced" in inspect.signature(io.Int.Input).parameters else {}
+# Widgets that few need, which front ends fold away. ComfyUI before 0.9 does not know the argument and passes it on.
+KNOWS_ADVANCED = "advanced" in inspect.signature(io.Int.Input).parameters
+ADVANCED: dict[str, Any] = {"advanced": True} if KNOWS_ADVANCED else {"extra_dict": {"advanced": True}}
 
 
 def schema(**settings: Any) -> io.Schema:

@@ -56,13 +56,14 @@ class SaltLive(io.ComfyNode):
                 policy_socket(),
                 io.String.Input("prompt", multiline=True, tooltip="The prompt that it begins with."),
                 io.String.Input(
-                    "negative_prompt", multiline=True, default="", tooltip="Only for guidance other than 1."
+                    "negative_prompt", multiline=True, default="", tooltip="Only for guidance other than 1.", **ADVANCED
                 ),
                 seconds_widget(
                     "Length at 16 frames a second, after which it stops by itself; 0: until Stop.",
                     default=0.0,
                     min=0.0,
                     max=MAX_SECONDS,
+                    **ADVANCED,
                 ),
                 *size_widgets("Pixels; 0: the MODEL's own. A memory has its own size.", "Pixels; 0: the MODEL's own."),
                 *sampling_widgets(stepping=False),

@@ -11,7 +11,7 @@ from ...salt.io.fragmented_file import FragmentedFile
 from ..adapter.block_outputs import VideoOutput
 from ..adapter.clip_size import FRAMES_PER_LATENT
 from ..adapter.comfy_model import pixels_per_latent
-from ..adapter.core_versions import schema, video_of
+from ..adapter.core_versions import ADVANCED, schema, video_of
 from ..adapter.input_errors import UNCONNECTED, accepted, has_prompt
 from ..adapter.output_videos import check_video_prefix, new_video_path, video_ui
 from ..adapter.rollout_inputs import plan_clip
@@ -34,6 +34,7 @@ def prefix_widget(default: str) -> io.Input:
         default=default,
         tooltip="Below the output folder; a number is added, and an older file is never replaced. It may have "
         "%date:yyyy-MM-dd%, %width%, %height% or %Node.widget%, as in core's save nodes.",
+        **ADVANCED,
     )
 
 

@@ -6,6 +6,8 @@ import { applyTextReplacements } from "../../scripts/utils.js";
 import { sayWhereNotDrawn } from "./drawn.js";
 import { showLiveView } from "./live_view.js";
 import { memoryBar } from "./memory_bar.js";
+import { chain, prepareShownWidgets, showWidgets } from "./shown_widgets.js";
+import { colorSockets } from "./socket_colors.js";
 import { showStopButton } from "./stop_button.js";
 import { make, timelineView } from "./timeline.js";
 
@@ -28,15 +30,6 @@ function clipSeconds(node) {
   if (!node.graph) return 0; // a copy on its way into a subgraph
   const goals = (node.getOutputNodes?.(0) ?? []).filter((n) => !n.inputs?.find((i) => i.name === "memory")?.link);
   return Math.max(0, ...goals.map((n) => Number(n.widgets?.find((w) => w.name === "seconds")?.value) || 0));
-}
-
-function chain(object, name, then) {
-  const before = object[name];
-  object[name] = function (...args) {
-    const answer = before?.apply(this, args);
-    then.apply(this, args);
-    return answer;
-  };
 }
 
 function addTimeline(node) {
@@ -174,6 +167,10 @@ app.registerExtension({
     document.head.append(style);
     api.addEventListener("salt_running", ({ detail }) => showRunning(detail.nodes));
     await loadTranslations();
+    prepareShownWidgets(word);
+  },
+  setup() {
+    colorSockets(app.canvas);
   },
   /** Undo and a switch of tabs create nodes anew; the frontend keeps their outputs, and puts them back later. */
   afterConfigureGraph() {
@@ -183,6 +180,7 @@ app.registerExtension({
   onNodeOutputsUpdated: showOutputs,
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("Salt")) return;
+    showWidgets(node, { word, nodes: () => app.canvas.graph?._nodes ?? [] });
     if (node.comfyClass === "SaltPromptSchedule") addTimeline(node);
     expandPrefix(node);
     animatePreviews(node);

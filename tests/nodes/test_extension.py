@@ -158,3 +158,26 @@ result = [route.path for route in routes] + [r.canonical for r in app.router.res
 def test_the_entry_point_adds_the_routes_as_older_versions_call_nothing_else():
     found = in_pack("import pack.nodes\n" + ROUTES)
     assert {"/salt/running", "/salt/stop", "/salt/live/ws", "/salt/live/static/{name}"} <= set(found)
+
+
+FEW = """
+import asyncio
+import pack.nodes as extension
+from pack.nodes.adapter.core_versions import ADVANCED
+
+def is_few(slot):
+    folded = slot.settings.get("extra_dict", {}).get("advanced") or slot.settings.get("advanced")
+    return slot.type in ("INT", "FLOAT", "STRING", "COMBO", "BOOLEAN") and not folded
+
+nodes = asyncio.run(extension.SaltExtension().get_node_list())
+kinds = ("SaltRollout", "SaltLive", "SaltRolloutToVideo", "SaltExtendVideo")
+result = [ADVANCED] + [[slot.id for slot in node.define_schema().inputs if is_few(slot)]
+                       for node in nodes if node.__name__ in kinds]
+"""
+
+
+def test_few_widgets_are_not_folded_away():
+    advanced, *shown = in_pack(FEW)
+    assert advanced == {"extra_dict": {"advanced": True}}, "as to a ComfyUI that does not know the argument"
+    # The front end adds control_after_generate to seed, which the canvas draws as one more.
+    assert len(shown) == 4 and all(len(names) <= 5 and "nfe" in names for names in shown), shown

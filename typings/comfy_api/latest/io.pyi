@@ -42,6 +42,7 @@ class Float:
     class Input(Input):
         def __init__(
             self, id: str, *, default: float = ..., min: float = ..., max: float = ..., step: float = ...,
+            round: float = ...,
             optional: bool = ..., tooltip: str = ..., advanced: bool = ...,
         ) -> None: ...  # fmt: skip
 

@@ -1,0 +1,96 @@
+"""What the nodes show of their widgets, in ComfyUI's own page: few of them, "auto", seconds, colours of sockets."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.helpers.comfyui_page import ComfyPage
+from tests.helpers.comfyui_server import NEWER_PAGE
+
+CLIPS = ("SaltRollout", "SaltLive", "SaltRolloutToVideo")  # nodes with many widgets
+VUE = [False, True]
+# Names of the widgets that are drawn. The canvas draws the ones that `isWidgetVisible`.
+SHOWN = """vue => { const node = app.graph._nodes[0];
+  if (!vue) return node.widgets.filter(w => node.isWidgetVisible(w) && w.name !== 'salt_more').map(w => w.name);
+  return [...document.querySelectorAll('[data-node-id] [data-testid=node-widget]')].filter(e => e.offsetHeight)
+    .map(e => e.querySelector('[aria-label], textarea')?.getAttribute('aria-label') ?? e.innerText).filter(Boolean) }"""
+# Texts of the widgets of these names as they are drawn.
+TEXTS = """([vue, names]) => { const node = app.graph._nodes[0];
+  if (!vue) return names.map(n => node.widgets.find(w => w.name === n)._displayValue);
+  return names.map(name => { const is = `[aria-label=${name}]`;
+    const field = document.querySelector(`[node-type] :is(input${is}, ${is} input)`);
+    const over = getComputedStyle(field.parentElement, '::before').content;
+    return over === 'none' ? field.value : JSON.parse(over) }) }"""
+
+
+@pytest.fixture(params=VUE, ids=["canvas", "vue"])
+def vue(request: Any, comfy: ComfyPage, page_server: Any) -> bool:
+    if request.param and page_server.version < NEWER_PAGE:
+        pytest.skip("Nodes 2.0 of this page folds nothing")
+    comfy.setting("Comfy.VueNodes.Enabled", request.param)
+    return request.param
+
+
+def texts(comfy: ComfyPage, vue: bool, *names: str) -> list[str]:
+    return comfy.page.evaluate(TEXTS, [vue, names])
+
+
+@pytest.mark.parametrize("kind", CLIPS)
+def test_at_most_six_widgets_until_more_are_asked_for(comfy, vue, kind):
+    comfy.lone(kind)
+    comfy.page.wait_for_timeout(500)
+    few = comfy.page.evaluate(SHOWN, vue)
+    comfy.picture(f"few_{kind}_{'vue' if vue else 'canvas'}")
+    assert 4 <= len(few) <= 6 and "nfe" in few and "cfg" not in few
+    size = comfy.page.evaluate("[...app.graph._nodes[0].size]")
+    saved = comfy.page.evaluate("app.graph.serialize().nodes[0].widgets_values.length")
+    if vue:
+        comfy.page.get_by_text("Show advanced inputs").click()
+    else:
+        comfy.page.evaluate("app.graph._nodes[0].widgets.find(w => w.name === 'salt_more').callback()")
+    comfy.page.wait_for_timeout(300)
+    assert {"cfg", "shift", "steps", *few} <= set(comfy.page.evaluate(SHOWN, vue))
+    assert comfy.page.evaluate("app.graph.serialize().nodes[0].widgets_values.length") == saved
+    if not vue:
+        comfy.page.evaluate("app.graph._nodes[0].widgets.find(w => w.name === 'salt_more').callback()")
+        assert comfy.page.evaluate("[...app.graph._nodes[0].size]") == size, "folded again, it is as small as before"
+
+
+def test_zero_reads_auto_and_steps_follow_nfe(comfy, vue):
+    comfy.lone("SaltRollout")
+    comfy.page.evaluate("app.graph._nodes[0].showAdvanced = true")
+    comfy.page.wait_for_timeout(500)
+    numbers = ("width", "height", "shift", "frames_per_block")
+    assert texts(comfy, vue, *numbers, "steps", "seconds") == ["auto"] * 5 + ["5.00"]
+    values = comfy.page.evaluate("app.graph._nodes[0].widgets.map(w => w.value)")
+    assert values.count(0) >= 4 and "1000, 750, 500, 250" in values, "the values are as they were"
+    comfy.page.evaluate(
+        """() => { for (const [name, value] of Object.entries({ width: 64, shift: 8, nfe: 'custom', seconds: 0.75 })) {
+        const w = app.graph._nodes[0].widgets.find(w => w.name === name); w.value = value; w.callback?.(value) } }"""
+    )
+    comfy.page.wait_for_timeout(300)
+    found = texts(comfy, vue, "width", "height", "shift", "steps", "seconds")
+    assert found == ["64", "auto", found[2], "1000, 750, 500, 250", "0.75"] and float(found[2]) == 8
+
+
+def test_a_folded_widget_with_a_link_stays_on_the_canvas(comfy):
+    comfy.lone("SaltRollout")
+    comfy.page.evaluate(
+        """() => { const number = LiteGraph.createNode('PrimitiveFloat'); app.graph.add(number);
+        const node = app.graph._nodes[0]; number.connect(0, node, node.inputs.findIndex(i => i.name === 'cfg')) }"""
+    )
+    assert "cfg" in comfy.page.evaluate(SHOWN, False) and "shift" not in comfy.page.evaluate(SHOWN, False)
+
+
+def test_our_sockets_have_colours_of_their_own_in_every_palette(comfy):
+    read = """() => ['SALT_MEMORY', 'SALT_MEMORY_POLICY', 'SALT_PROMPTS'].map(t =>
+      [app.canvas.default_connection_color_byType[t], app.canvas.constructor.link_type_colors[t],
+       getComputedStyle(document.documentElement).getPropertyValue(`--color-datatype-${t}`).trim()])"""
+    for palette in ("light", "dark"):
+        comfy.setting("Comfy.ColorPalette", palette)
+        found = comfy.page.evaluate(read)
+        assert all(len(set(colours)) == 1 and re.fullmatch("#[0-9a-f]{6}", colours[0]) for colours in found), found
+        assert len({colours[0] for colours in found}) == 3
