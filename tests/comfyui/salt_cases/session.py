@@ -63,10 +63,12 @@ def through_comfyui(
     on_step=None,
     reencode=None,
     later: dict[int, Tensor] | None = None,
+    video=None,
 ) -> tuple[Tensor, object]:
     """Latents [B, 16, F, H, W] (start included) of a rollout in core's sampling, in model space; and its memory.
 
     positive, negative: a text tensor, or a whole CONDITIONING. later: texts by the latent frame at which they begin.
+    video: how blocks start from a source video.
     """
     start_frames = 0 if initial is None else initial.shape[2]
 
@@ -85,6 +87,7 @@ def through_comfyui(
             initial_latents=initial,
             on_step=on_step,
             reencode=reencode,
+            video=video,
         )
         latents = torch.cat(([] if initial is None else [initial]) + [b.latents for b in blocks], dim=2)
         return PACK.sampler.SamplerOutput(latents, (latents, memory))
