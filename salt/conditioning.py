@@ -30,7 +30,8 @@ SWITCH_WORDS = "|".join(SWITCHES_BY_WORD)
 
 
 _TIMELINE_LINE = re.compile(
-    r"^\s*(?P<seconds>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*s?\s*(?P<switch>[a-z]+(?:-[a-z]+)?)?\s*[:\uff1a]\s*(?P<text>.*)$",
+    r"^\s*(?P<seconds>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(?:s(?![a-z]))?\s*"
+    r"(?P<switch>[a-z]+(?:-[a-z]+)?)?\s*[:\uff1a]\s*(?P<text>.*)$",
     re.IGNORECASE | re.DOTALL,
 )
 # What someone means as a time, and is none of ours: 0,5 or -1 or 00:05 before the colon.

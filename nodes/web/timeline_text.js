@@ -6,8 +6,9 @@
  */
 
 export const MODES = ["keep", "recache", "cut", "shot", "recache-sink"];
+const LAST_BLOCK = 0.75; // seconds of a block of 3 latent frames at 16 a second: a prompt that begins later is not used
 export const STEP = 0.25; // seconds; what the mouse and the arrow keys snap to
-const LINE = /^\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*s?\s*([a-z]+(?:-[a-z]+)?)?\s*[:\uff1a]\s*(.*)$/is;
+const LINE = /^\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(?:s(?![a-z]))?\s*([a-z]+(?:-[a-z]+)?)?\s*[:\uff1a]\s*(.*)$/is;
 // What someone means as a time, and is none of ours: 0,5 or -1 or 00:05 before the colon.
 const OTHER_TIME =
   /^\s*([-+\u2212]?(?:[0-9][0-9.,e+-]*:[0-9]{1,2}(?::[0-9]{1,2})?(?:[.,][0-9]+)?|[0-9.,]*[0-9][0-9.,e+-]*))\s*s?\s*(?:keep|recache|cut|shot|recache-sink)?\s*[:\uff1a]/i;
@@ -82,11 +83,22 @@ export function setMode(changes, index, mode) {
   return index > 0 && MODES.includes(mode) ? replaced(changes, index, { mode }) : changes;
 }
 
-/** A new change in the middle of block `index`, with its words; `end`: where the last block ends. */
-export function split(changes, index, end) {
+/** The block to put a new change into: `index`, unless the clip of `clip` seconds (0: not known) leaves it no room before its
+ * last block; then the one with the most room. */
+export function roomiest(changes, index, clip) {
+  const last = clip - LAST_BLOCK;
+  if (clip <= 0) return index;
+  const room = changes.map((c, i) => Math.min(changes[i + 1]?.seconds ?? last, last) - c.seconds);
+  return room[index] >= STEP ? index : room.indexOf(Math.max(...room));
+}
+
+/** A new change in the middle of block `index`, with its words. end: where the last block ends; clip: where the clip does, 0
+ * where that is not known. */
+export function split(changes, index, end, clip = 0) {
   const { seconds, text } = changes[index];
   const next = changes[index + 1]?.seconds ?? Math.max(end, seconds + 4 * STEP);
-  const half = snapped((seconds + next) / 2);
+  const latest = clip > seconds ? Math.floor((clip - LAST_BLOCK) / STEP) * STEP : Infinity;
+  const half = Math.min(snapped((seconds + Math.min(next, latest + LAST_BLOCK)) / 2), latest);
   const middle = half > seconds && half < next ? half : rounded((seconds + next) / 2);
   if (middle <= seconds || middle >= next) return changes;
   return [...changes.slice(0, index + 1), { seconds: middle, text, mode: "recache" }, ...changes.slice(index + 1)];

@@ -15,6 +15,7 @@ LINES = [
     "a cat",
     "  a cat  \n\n 2.5 recache:  a dog \r\n4s CUT : a bird: at night",
     "0: a\n.5: b\n1. keep: c",
+    "0: a\n2 shot: b\n3s shot: c\n4 s SHOT: d\n5s: e",
     "0 cut: a\n\u20285 recache: b",
     "",
     "0: a\nb",

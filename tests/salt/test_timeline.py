@@ -14,6 +14,8 @@ def test_lines_are_prompts_at_seconds():
         TimedPrompt(9.0, "day"),
         TimedPrompt(10.0, "rain", "recache", True),
     )
+    shots = parse_timeline("0: one\n2 shot: two\n3s shot: three\n4 s SHOT: four\n5s: five")
+    assert [(p.seconds, p.switch) for p in shots[1:]] == [(2, "shot"), (3, "shot"), (4, "shot"), (5, "keep")]
     assert parse_timeline("0: one") == (TimedPrompt(0.0, "one"),)
 
 
