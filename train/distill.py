@@ -26,14 +26,16 @@ from train.dry_run import dry_run_recipe
 from train.export import export, last_values, push
 from train.memory_estimate.report import available_memory, check_memory
 from train.methods.base import Trainer
+from train.methods.consistency import ConsistencyTrainer
 from train.methods.ode_regression import ODERegressionTrainer
 from train.methods.sc_dmd import SCDMDTrainer
 from train.methods.teacher_forcing import TeacherForcingTrainer
 from train.sample_grid import SampleGrid
 
-TRAINERS: dict[str, type[SCDMDTrainer | ODERegressionTrainer | TeacherForcingTrainer]] = {
+TRAINERS: dict[str, type[SCDMDTrainer | ODERegressionTrainer | ConsistencyTrainer | TeacherForcingTrainer]] = {
     "distill": SCDMDTrainer,
     "ode": ODERegressionTrainer,
+    "cd": ConsistencyTrainer,
     "tf": TeacherForcingTrainer,
 }
 # What a resumed run may not change, and what it may all the same: settings that trade memory for time.

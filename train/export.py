@@ -21,6 +21,7 @@ from train.monitoring.metrics_logger import MEASURED
 STAGES = {
     "distill": "distribution matching distillation",
     "ode": "regression on a teacher's ODE trajectories",
+    "cd": "consistency distillation from a causal teacher",
     "tf": "teacher-forced flow matching",
 }
 
@@ -81,7 +82,7 @@ A Wan 2.1 student for few-step video, trained with ComfyUI-Salt by {STAGES[recip
 | trained | {done} updates of {recipe.optimisation.batch} clips, {recipe.rollout.frames} latent frames each |
 | weights | {weights}, bfloat16 |
 | started from | `{recipe.models.student}` |
-| teacher | `{recipe.models.teacher if recipe.stage == "distill" else "the clips of " + recipe.data.clips}` |
+| teacher | `{recipe.models.teacher if recipe.stage in ("distill", "cd") else "the clips of " + recipe.data.clips}` |
 | recipe | `{recipe_hash(recipe)}`, below |
 
 The licences of its initial checkpoint and of its teacher apply to it.

@@ -76,7 +76,7 @@ class Data:
 
     prompts: a text file, one prompt per line, or `shapes`. embeddings: folder of prompt embeddings.
     images: folder with one start image per prompt line, for I2V (file names are line numbers, from 0).
-    clips: folder of clips for the stages `ode` and `tf`, each with its prompt (`train.data.clip_dataset`).
+    clips: folder of clips for the stages `ode`, `cd` and `tf`, each with its prompt (`train.data.clip_dataset`).
     negative: the teacher's negative prompt.
     `python -m train precompute` fills the folders.
     """
@@ -142,14 +142,14 @@ class Losses:
 
 @dataclass(frozen=True)
 class InitialStages:
-    """The stages `ode` and `tf`, which train the initial student of distillation.
+    """The stages `ode`, `cd` and `tf`, which train the initial student of distillation.
 
     teacher: `bidirectional`, where every block sees past blocks as noisy as itself (CausVid, Self Forcing), or
     `causal`, a teacher-forced model that generates block by block behind clean blocks (Causal Forcing).
-    teacher_steps: Euler steps of a trajectory. guidance: on it, cond + g (cond - uncond). clips: how many trajectories
-    `precompute` generates. history_noise: largest noise level mixed into the clean past of a teacher-forced clip.
-    prompt_dropout: share of clips trained under the negative prompt, for guidance. timestep_weight: of a teacher-forced
-    block's loss, the release's `bell` over its noise level, or `none`.
+    teacher_steps: Euler steps of a trajectory; `cd` takes one of them at a time. guidance: on it, cond + g (cond -
+    uncond). clips: how many trajectories `precompute` generates. history_noise: largest noise level mixed into the
+    clean past of a teacher-forced clip. prompt_dropout: share of clips trained under the negative prompt, for guidance.
+    timestep_weight: of a teacher-forced block's loss, the release's `bell` over its noise level, or `none`.
     """
 
     teacher: Literal["bidirectional", "causal"] = "bidirectional"
@@ -215,11 +215,11 @@ class Recipe:
     """All settings of a run. `name` becomes the exported student's.
 
     stage: `distill` (DMD, SC-DMD and alignment), or a stage before it: `ode`, regression on a teacher's trajectories,
-    or `tf`, teacher-forced flow matching.
+    `cd`, consistency distillation from a causal teacher, or `tf`, teacher-forced flow matching.
     """
 
     name: str = "student"
-    stage: Literal["distill", "ode", "tf"] = "distill"
+    stage: Literal["distill", "ode", "cd", "tf"] = "distill"
     models: Models = field(default_factory=Models)
     data: Data = field(default_factory=Data)
     rollout: Rollouts = field(default_factory=Rollouts)

@@ -33,6 +33,8 @@ def missing_files(recipe: Recipe) -> list[RecipeError]:
 def _missing_models(recipe: Recipe) -> list[RecipeError]:
     models, errors = recipe.models, []
     needed = {"student": models.student}
+    if recipe.stage == "cd":
+        needed["teacher"] = models.teacher
     if recipe.stage == "distill":
         needed |= {"teacher": models.teacher, "critic": models.critic}
     for name, path in needed.items():
@@ -83,7 +85,7 @@ def _precompute_option(recipe: Recipe) -> str:
     """What `precompute` needs beside the recipe."""
     if recipe.data.images:
         return " --images FOLDER"
-    return " --videos FOLDER" if recipe.stage == "tf" and recipe.data.prompts != "shapes" else ""
+    return " --videos FOLDER" if recipe.stage in ("cd", "tf") and recipe.data.prompts != "shapes" else ""
 
 
 def check_prompt_file(path: Path) -> None:
@@ -160,6 +162,8 @@ def _check_initial_stages(recipe: Recipe) -> None:
         raise RecipeError("stage", "is not supported by bidirectional students", recipe.stage)
     if recipe.policy.relative or recipe.policy.kind == "cyclic":
         raise RecipeError("stage", f"needs absolute positions, not the memory policy {recipe.policy}", recipe.stage)
+    if recipe.stage == "cd":
+        _check_consistency(recipe)
     dense = max(recipe.rollout.share)
     if recipe.start.teacher_steps % dense:
         raise RecipeError(
@@ -167,6 +171,16 @@ def _check_initial_stages(recipe: Recipe) -> None:
             f"found {recipe.start.teacher_steps}, expected a multiple of {dense} (the student's steps lie on the "
             "teacher's)",
         )
+
+
+def _check_consistency(recipe: Recipe) -> None:
+    if recipe.start.teacher != "causal":
+        found = recipe.start.teacher
+        raise RecipeError("start.teacher", f"found {found}, expected causal in the stage cd (clean clips are its past)")
+    opt = recipe.optimisation
+    if opt.ema_start:
+        problem = f"found {opt.ema_start}, expected 0 in the stage cd (the average is the target of every update)"
+        raise RecipeError("optimisation.ema_start", problem)
 
 
 def _check_optimisation(recipe: Recipe, processes: int) -> None:

@@ -1,7 +1,7 @@
-"""Clip dataset of the stages `ode` and `tf`: one safetensors file per clip, with its prompt.
+"""Clip dataset of the stages `ode`, `cd` and `tf`: one safetensors file per clip, with its prompt.
 
 `NNNNNN.safetensors` holds `latents` [C, F, H, W], the clean clip, and for `ode` also `trajectory` [S, C, F, H, W], the
-states of a teacher's ODE at the student's S steps; `prompt` is in its metadata. The stage `tf` needs no trajectory.
+states of a teacher's ODE at the student's S steps; `prompt` is in its metadata. The other stages need no trajectory.
 Trajectories are generated from prompts alone (CausVid, arXiv 2412.07772, section 4.3).
 """
 
@@ -47,7 +47,7 @@ class ClipDataset:
         r, path = self.recipe.rollout, self.paths[index]
         shape = (channels, r.frames, r.height, r.width)
         with safe_open(path, "pt") as file:
-            if self.recipe.stage == "tf":
+            if self.recipe.stage != "ode":
                 return _read_tensor(file, "latents", shape, path), None
             steps = max(r.share)
             return _read_tensor(file, "latents", shape, path), _read_tensor(file, "trajectory", (steps, *shape), path)

@@ -2,6 +2,7 @@
 
 from .adversarial import discriminator_loss, generator_adversarial_loss, gradient_penalty
 from .alignment import linear_mmd, rbf_mmd, token_relation_distance
+from .consistency import consistency_loss
 from .dmd import dmd_gradient, dmd_loss, guided_x0
 from .flow_matching import bell_weight, flow_matching_error, flow_matching_loss
 from .semigroup import (
@@ -17,6 +18,7 @@ __all__ = [
     "TimestepTriple",
     "bell_weight",
     "composed_endpoint",
+    "consistency_loss",
     "direct_endpoint",
     "discriminator_loss",
     "dmd_gradient",

@@ -71,6 +71,8 @@ def configurations(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Configurations of the models that the recipe's stage uses, by name."""
     if recipe.stage == "distill":
         return backbones(recipe)
+    if recipe.stage == "cd":
+        return {name: config for name, config in backbones(recipe).items() if name != "critic"}
     return {"student": config_of(recipe.models.student, "models.student")}
 
 
@@ -113,7 +115,7 @@ def add_up(
     earlier = {name: size if accumulates else 0 for name, size in gradients.items()}
     moments = phase_bytes(recipe, activations, gradients, earlier, kv_memory_bytes(recipe, configs["student"]))
     if settings.offload and teacher and not aligns:
-        moments["scores"]["teacher, while it runs"] = teacher
+        moments["scores" if "scores" in moments else "targets"]["teacher, while it runs"] = teacher
     if opt.optimizer == "adamw":
         most = max(gradients, key=lambda n: sum(found[n].learn))
         step = ceil(FP32 * sum(found[most].learn) / shards)
@@ -136,7 +138,9 @@ def phase_bytes(
     """Bytes that each phase of an update adds to what is resident. earlier: gradients of earlier micro-batches."""
     ours = {"gradients": gradients["student"]}
     if recipe.stage != "distill":
-        return {"backward": ours | backward_bytes(a.whole)}
+        backward = {"backward": ours | backward_bytes(a.whole)}
+        targets = {"targets": {"gradients": earlier["student"], "working memory": a.scores.peak}}
+        return backward | targets if recipe.stage == "cd" else backward
     kv = 0 if recipe.policy.residence == "cpu" else memory
     # Backward recomputes blocks from the KV memory; without checkpointing it does not need it.
     held = kv if recipe.models.checkpointing else 0

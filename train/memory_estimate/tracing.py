@@ -41,7 +41,7 @@ class Activations:
 
     rollout: one student forward without gradient. exits: all forwards with gradient of one rollout together.
     scores: one forward without gradient of the larger of critic and teacher. critic: its update. alignment: teacher
-    features, with gradient, and their distance. whole: the block-causal forward of the stages `ode` and `tf`.
+    features, with gradient, and their distance. whole: the block-causal forward of the stages `ode`, `cd` and `tf`.
     """
 
     rollout: MemoryUse = MemoryUse()
@@ -73,7 +73,8 @@ class Tracer:
         recipe = self.recipe
         with without_storage(recipe.optimisation.precision == "bf16"):
             if recipe.stage != "distill":
-                return Activations(whole=self._layers("student", self._whole, gradient=True))
+                targets = self._layers("teacher", self._whole, gradient=False) if recipe.stage == "cd" else MemoryUse()
+                return Activations(whole=self._layers("student", self._whole, gradient=True), scores=targets)
             rollout, exits = self._clip() if recipe.rollout.kind == "bidirectional" else self._rollout()
             scores = [self._layers(name, self._score, gradient=False) for name in ("critic", "teacher")]
             aligns = recipe.loss.align != "none"
@@ -145,7 +146,7 @@ class Tracer:
     def _whole(self, model: SaltTransformer3DModel) -> Callable[[], Tensor]:
         recipe, x = self.recipe, self.latents(model, self.recipe.rollout.frames)
         conditioning, blocks = self.conditioning(model), clip_blocks(recipe.rollout, recipe.rollout.frames)
-        clean = x if recipe.stage == "tf" or recipe.start.teacher == "causal" else None
+        clean = x if recipe.stage in ("cd", "tf") or recipe.start.teacher == "causal" else None
         sigma_BF = torch.ones(x.shape[0], x.shape[2])
         return lambda: causal_flow(model, x, sigma_BF, conditioning, blocks, recipe.policy, clean)
 

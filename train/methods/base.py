@@ -1,7 +1,8 @@
 """The training loop that all methods share: micro-batches, gradient step, weight average, logs, checkpoints, export.
 
-What an update computes is the method's own: `sc_dmd` (distillation), `ode_regression` and `teacher_forcing` (the stages
-that train the initial student). Counterpart in Self Forcing: `Trainer.__init__`, `train` and `save` of `trainer/*.py`.
+What an update computes is the method's own: `sc_dmd` (distillation), `ode_regression`, `consistency` and
+`teacher_forcing` (the stages that train the initial student). Counterpart in Self Forcing: `Trainer.__init__`, `train`
+and `save` of `trainer/*.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Trainer on a dataset of clips: what the stages `ode` and `tf` share.
+"""Trainer on a dataset of clips: what the stages `ode`, `cd` and `tf` share.
 
-In both, a model that was trained on whole clips learns to generate block by block, by one block-causal forward: there
-is no critic and no rollout.
+In all three, a model learns to generate block by block by block-causal forwards: there is no critic and no rollout.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor
 
 from salt.conditioning import Conditioning
-from salt.models.transformer_salt import SaltTransformer3DModel
 from train.config.recipe import Recipe
 from train.data.batch import Batch
 from train.data.clip_dataset import ClipDataset
@@ -32,14 +30,14 @@ class ClipTrainer(Trainer):
     def update(self, update: int) -> dict[str, float]:
         values: list[LoggedValues] = []
         for batch in self.micro_batches(self.student, update, "start"):
-            loss = self.student.model(self.loss, batch, update)
+            loss = self.micro_batch_loss(batch, update)
             (loss / self.accumulation_steps).backward()
             values.append({self.recipe.stage: loss.detach()})
         return self.mean_values(values) | {"norm": self.step_student(update)}
 
     @abstractmethod
-    def loss(self, student: SaltTransformer3DModel, batch: Batch, update: int) -> Tensor:
-        """The stage's loss of a micro-batch."""
+    def micro_batch_loss(self, batch: Batch, update: int) -> Tensor:
+        """The stage's loss of a micro-batch, with gradient through one forward of the student."""
 
     def read_clips(self, batch: Batch, update: int) -> tuple[Tensor, Tensor | None]:
         """Clean latents [B, C, F, H, W] and, for the stage `ode`, trajectories [B, S, C, F, H, W]."""

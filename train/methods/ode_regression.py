@@ -23,6 +23,9 @@ from train.rollout.random_draws import seed_for
 class ODERegressionTrainer(ClipTrainer):
     """Trains the student on the trajectories of `data.clips`."""
 
+    def micro_batch_loss(self, batch: Batch, update: int) -> Tensor:
+        return self.student.model(self.loss, batch, update)
+
     def loss(self, student: SaltTransformer3DModel, batch: Batch, update: int) -> Tensor:
         latents, trajectory = self.read_clips(batch, update)
         assert trajectory is not None  # the dataset of this stage reads them

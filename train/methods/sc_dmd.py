@@ -16,17 +16,17 @@ from __future__ import annotations
 from statistics import fmean
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from salt.models.transformer_salt import SaltTransformer3DModel
 from train.config.recipe import Recipe
 from train.data.batch import Batch
 from train.distributed.launch import Mode
 from train.distributed.offloading import OffloadedModel
-from train.distributed.parallel import DistributedModel
 from train.methods.base import Trainer, largest
 from train.methods.sc_dmd_losses import alignment_term, critic_term, dmd_term, semigroup_term
-from train.models import build_critic, build_teacher
+from train.methods.teacher import placed_teacher
+from train.models import build_critic
 from train.monitoring.logged_values import LoggedValues
 from train.rollout.gradient_rollout import rollout_with_grad
 from train.rollout.random_draws import UpdateDraws, draw_update
@@ -37,15 +37,10 @@ class SCDMDTrainer(Trainer):
 
     def __init__(self, recipe: Recipe, mode: Mode = "single") -> None:
         super().__init__(recipe, mode)
-        opt, offload = recipe.optimisation, recipe.models.offload
-        self.critic = self.learner(build_critic(recipe, self.device), mode, opt.critic_lr)
+        self.critic = self.learner(build_critic(recipe, self.device), mode, recipe.optimisation.critic_lr)
         self.learners["critic"] = self.critic
         self.critic_score = OffloadedModel(self.critic.model, self.device)
-        teacher = build_teacher(recipe)
-        if not offload:
-            nn.Module.to(teacher, self.device)
-        wrapped = DistributedModel(teacher, "single" if offload else mode, self.bf16, compiled=opt.compile)
-        self.teacher = OffloadedModel(wrapped, self.device, offload)
+        self.teacher = placed_teacher(recipe, self.device, mode)
 
     def update(self, update: int) -> dict[str, float]:
         """`critic_per_generator` critic updates, then one generator update; mean losses over the global batch.

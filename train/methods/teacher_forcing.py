@@ -27,6 +27,9 @@ from train.rollout.random_draws import generator_for, seed_for, uniform_for
 class TeacherForcingTrainer(ClipTrainer):
     """Trains the student on the clean clips of `data.clips`."""
 
+    def micro_batch_loss(self, batch: Batch, update: int) -> Tensor:
+        return self.student.model(self.loss, batch, update)
+
     def loss(self, student: SaltTransformer3DModel, batch: Batch, update: int) -> Tensor:
         latents, _ = self.read_clips(batch, update)
         return teacher_forcing_loss(

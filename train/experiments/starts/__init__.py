@@ -1,0 +1,1 @@
+"""Two starts of distillation beside each other: regression on trajectories (`ode`) and consistency (`cd`)."""
