@@ -141,7 +141,8 @@ class BlockPlan(Generic[Condition]):
     policy: of the memory from this block on, None as before; with another one the recent latents are re-encoded.
     history: clean latents of the blocks before it, oldest first, for what is re-encoded: a recache, another policy, an
     unconditional branch that has not followed. None: those that the rollout remembers.
-    latents: [B, C, F, H, W] of a block that is known: it is not sampled, only its context pass runs.
+    latents: [B, C, F, H, W] of a block that is known: it is not sampled, only its context pass runs. given: they are
+        part of the clip's start, which was not generated.
     guide: evaluates the denoising steps instead of the settings' guidance, on as many branches as there are prompts.
     first_frame: [B, C, 1, H, W] of the block's first frame where it is given: it stays as it is, at timestep 0.
     """
@@ -154,6 +155,7 @@ class BlockPlan(Generic[Condition]):
     latents: Tensor | None = None
     guide: Guide[Condition] | None = None
     first_frame: Tensor | None = None
+    given: bool = False
 
     def __post_init__(self) -> None:
         if self.guide is None and len(self.prompts) != (1 if self.settings.guidance == 1.0 else 2):
@@ -224,7 +226,7 @@ class ScheduleSource(Generic[Condition]):
     def known(self, start: int, latents: Tensor | None) -> BlockPlan[Condition]:
         """The plan of latents that are there before the rollout, which changes no memory."""
         changes = [replace(prompts.at(start), switch="keep") for prompts in self.schedules]
-        return BlockPlan(changes, self.settings, self.noise, latents=latents, guide=self.guide)
+        return BlockPlan(changes, self.settings, self.noise, latents=latents, guide=self.guide, given=True)
 
     @staticmethod
     def _switch(prompts: PromptSchedule[Condition], old: PromptChange, now: PromptChange) -> Switch:

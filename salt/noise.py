@@ -78,3 +78,20 @@ class SeededNoise:
 def _generator(seed: int, start: int, draw: int) -> torch.Generator:
     digest = hashlib.sha256(f"{seed}/{start}/{draw}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+class GivenNoise:
+    """Another source's noise, except for the initial noise of the new frames: latents [B, C, F, H, W], from latent
+    frame `offset` on."""
+
+    def __init__(self, latents: Tensor, offset: int, source: NoiseSource) -> None:
+        self.latents, self.offset, self.source = latents, offset, source
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return self.source.seeds
+
+    def __call__(self, start: int, frames: int, draw: int) -> Tensor:
+        if draw:
+            return self.source(start, frames, draw)
+        return self.latents[:, :, start - self.offset : start - self.offset + frames]

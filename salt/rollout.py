@@ -278,7 +278,7 @@ class _Run(Generic[Condition]):
         """The one write: a forward of the clean block, whose keys and values are memory from now on."""
         memory = self.memories[0]
         if memory.policy.rebuilt:
-            clean = memory.clean.with_block(x0, memory.policy, block < 0, self.reencode)
+            clean = memory.clean.with_block(x0, memory.policy, self.plan.given, self.reencode)
             self.rebuild(clean, memory.next_frame + x0.shape[2], block, "context")
             return
         x, t = self.context_input(x0.detach())
@@ -365,7 +365,7 @@ class _Run(Generic[Condition]):
             raise InputError("history_latents", f"is needed for the prompt change with recache at latent frame {start}")
         blocks: list[Tensor] = []
         for x in reversed(known):
-            if policy.window is not None and sum(b.shape[2] for b in blocks) + x.shape[2] > policy.window:
+            if policy.reach is not None and sum(b.shape[2] for b in blocks) + x.shape[2] > policy.reach:
                 break
             blocks.insert(0, x)
         first = start - sum(b.shape[2] for b in blocks)

@@ -116,6 +116,7 @@ class ComfyLiveHost:
             fps=spec.fps,
             shot_prefix="" if words is not None else spec.shot_prefix,
             words=() if words is None else words.embedder.vocabulary,
+            gives_first_frame=spec.gives_first_frame,
         )
 
     def check_prompt(self, text: str) -> None:

@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
     use_one_arena()
     options = pipeline_options(arguments, named_loras=True)
     pipe = load_pipeline(options, run_device(options))
-    host, start = host_and_start(pipe, arguments.size, arguments.extend, arguments.image)
+    host, start = host_and_start(pipe, arguments.size, arguments.extend, arguments.image, arguments.memory)
     session = LiveSession(host, settings, record=record, feed=host.new_feed(pictures), start=start)
 
     def on_start(address: str) -> None:

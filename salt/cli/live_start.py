@@ -21,9 +21,10 @@ def add_start_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def host_and_start(
-    pipe: SaltPipeline, size: tuple[int, int] | None, extend: Path | None, image: Path | None
+    pipe: SaltPipeline, size: tuple[int, int] | None, extend: Path | None, image: Path | None, policy: str | None
 ) -> tuple[PipelineHost, LiveStart | None]:
-    """The host of a session, and what it begins with. size: width and height; those of a memory by default.
+    """The host of a session, and what it begins with. size: width and height; those of a memory by default. policy: of
+    the session's memory; the student's by default.
 
     Raises what loading a memory or picture raises, naming the file, and InputError for a size that does not fit.
     """
@@ -33,7 +34,7 @@ def host_and_start(
         start, memory_size = start_of_memory(pipe, extend)
         return PipelineHost(pipe, *(size or memory_size)), start
     host = PipelineHost(pipe, *(size or (None, None)))
-    return host, None if image is None else start_of_image(host, image)
+    return host, None if image is None else start_of_image(host, image, policy)
 
 
 def start_of_memory(pipe: SaltPipeline, path: Path) -> tuple[LiveStart, tuple[int, int]]:
@@ -50,14 +51,18 @@ def start_of_memory(pipe: SaltPipeline, path: Path) -> tuple[LiveStart, tuple[in
     return LiveStart(None, memory, found.get("negative_memory"), found.get("history_latents")), size
 
 
-def start_of_image(host: PipelineHost, path: Path) -> LiveStart:
-    """The latents of a picture or video, cut to the session's size."""
+def start_of_image(host: PipelineHost, path: Path, policy: str | None) -> LiveStart:
+    """The latents of a picture or video, cut to the session's size; a picture stays for as many latent frames as a
+    memory that is rebuilt needs."""
     import torch
 
     from ..live.start import LiveStart
+    from ..memory import MemoryPolicy
     from ..models.streaming_vae import encode_video
-    from ..pipeline.start_image import start_pixels
+    from ..pipeline.start_image import held_pixels, start_pixels
 
+    kept = host.info.policy if policy is None else MemoryPolicy.parse(policy)
     pixels = start_pixels(path, (host.info.height, host.info.width), 1)
+    pixels = held_pixels(pixels, kept, host.info.temporal_scale)
     with torch.no_grad():
         return LiveStart(encode_video(host.pipe.components_in_use().vae, pixels).to(host.info.device))

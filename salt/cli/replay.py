@@ -34,7 +34,8 @@ def run(arguments: argparse.Namespace) -> None:
         check_writable(arguments.out, ".mp4")
     options = pipeline_options(arguments, named_loras=True)
     pipe = load_pipeline(options, run_device(options))
-    host, start = host_and_start(pipe, (replay.width, replay.height), arguments.extend, arguments.image)
+    size, policy = (replay.width, replay.height), replay.settings.policy
+    host, start = host_and_start(pipe, size, arguments.extend, arguments.image, policy)
     engine = replay_engine(host, replay, decodes=arguments.out is not None, start=start)
     if arguments.out is None:
         for _ in play(engine, replay):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Generic
 
 from torch import Tensor
 
+from ..acceleration.transfers import to_main_memory
 from ..block_plan import BlockPlan, RolloutSettings
 from ..conditioning import PromptChange
 from ..errors import InputError
 from ..model_input import Condition
-from ..noise import NoiseSource
+from ..noise import GivenNoise, NoiseSource
 from ..schedule import Schedule
-from .history import KeptBlock, latents_before, needs_history
+from .history import Denoising, KeptBlock, latents_before, needs_history
 from .live_model import LiveModel, LiveModelInfo
 from .prompt_blend import Conditionings, Latest
 from .settings import LiveSettings
@@ -45,10 +47,33 @@ class BlockPlanner(Generic[Condition]):
     def plan_new(self, choice: BlockChoice, tip: KeptBlock | None) -> BlockPlan[Condition]:
         """How the block after `tip` is made: as the session begins, or from the pictures that come, where there are
         some."""
-        start = 0 if tip is None else tip.stop
-        known = None if self.start is None else self.start.known(start, self.rollout_settings(None, 1.0))
-        plan = self.plan(choice, tip, known)
-        return plan if self.feed is None or known is not None else self.feed.begin(plan, start, choice.strength)
+        at, begins = 0 if tip is None else tip.stop, self.start
+        if begins is not None and at == 0 and (first := begins.first_frame(self.info)) is not None:
+            return replace(self.plan(choice, tip), first_frame=first.to(self.info.device))
+        known = None if begins is None else begins.known(at, self.rollout_settings(None, 1.0))
+        if known is not None:
+            return replace(self.plan(choice, tip, known), given=True)
+        plan = self.plan(choice, tip)
+        return plan if self.feed is None else self.feed.begin(plan, at, choice.strength)
+
+    def plan_again(self, block: KeptBlock) -> BlockPlan[Condition]:
+        """How a block that was made is written into the memory again, as it was then."""
+        if block.denoising is None:
+            return replace(self.plan(block.choice, block.previous, block.latents), given=block.is_start)
+        plan = self.plan(block.choice, block.previous)
+        begins, noise = block.denoising.begins, plan.noise
+        if begins is not None:
+            noise = GivenNoise(begins.to(self.info.device, non_blocking=True), block.start, noise)
+        return replace(plan, settings=block.denoising.settings, noise=noise)
+
+    def denoising(self, plan: BlockPlan[Condition], start: int) -> Denoising | None:
+        """What makes the block of a plan, at latent frame `start`, again; None where its clean latents are enough."""
+        if plan.policy is None or not plan.policy.keeps_last_step or plan.latents is not None:
+            return None
+        begins = None
+        if self.feed is not None and self.feed.used:
+            begins = to_main_memory(plan.noise(start, plan.length(start), 0))
+        return Denoising(plan.settings, begins)
 
     def plan(
         self, choice: BlockChoice, before: KeptBlock | None, latents: Tensor | None = None

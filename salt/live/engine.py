@@ -207,13 +207,13 @@ class LiveEngine(Generic[Condition]):
         while True:
             source = _GatedSource(self, gate, allowed)
             for block in self.memories.rollout(source):
-                yield self._keep(block, source.choice)
+                yield self._keep(block, source.choice, source.plan)
             if source.ended:
                 return
             self.rebuild()
             allowed = True
 
-    def _keep(self, block: Block, choice: BlockChoice) -> LiveBlock:
+    def _keep(self, block: Block, choice: BlockChoice, plan: BlockPlan[Condition]) -> LiveBlock:
         branch, before = self.branch, self.branch.tip
         scene = block.start if choice.switch == "cut" else 0 if before is None else before.scene
         steering = branch.steering.choose()[1]
@@ -222,7 +222,8 @@ class LiveEngine(Generic[Condition]):
             steering = before.steering if before.steering == steering else steering
         kept = KeptBlock(
             self.made, branch.blocks, block.start, block.stop, scene, choice, steering,
-            to_main_memory(block.latents), before,
+            to_main_memory(block.latents), before, denoising=self.planner.denoising(plan, block.start),
+            is_start=plan.given,
         )  # fmt: skip
         self.made += 1
         branch.add(kept)
@@ -270,7 +271,7 @@ class LiveEngine(Generic[Condition]):
 
         def source(start: int) -> BlockPlan[Condition] | None:
             block = next(blocks, None)
-            return None if block is None else self.planner.plan(block.choice, block.previous, block.latents)
+            return None if block is None else self.planner.plan_again(block)
 
         for block in self.memories.rollout(source):
             self.memories.decoded(block)
@@ -281,6 +282,7 @@ class _GatedSource(Generic[Condition]):
     """The `BlockSource` of new blocks. ended: whether the gate has ended them."""
 
     choice: BlockChoice
+    plan: BlockPlan[Condition]  # of the latest block
 
     def __init__(self, engine: LiveEngine[Condition], gate: Callable[[], bool], allowed: bool) -> None:
         self.engine, self.gate, self.allowed, self.ended = engine, gate, allowed, False
@@ -295,4 +297,5 @@ class _GatedSource(Generic[Condition]):
         if not engine.in_place:
             return None
         self.choice = engine.branch.steering.choose()[0]
-        return engine.planner.plan_new(self.choice, engine.branch.tip)
+        self.plan = engine.planner.plan_new(self.choice, engine.branch.tip)
+        return self.plan

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..acceleration.free_memory import free_bytes
+from ..block_plan import RolloutSettings
 from ..errors import InputError
 from ..memory.snapshot import MemorySnapshot
 from .steering import BlockChoice, Steering
@@ -42,13 +43,28 @@ class Snapshot:
         return self.memory.nbytes + (0 if self.negative is None else self.negative.nbytes) + decoder
 
 
+@dataclass(frozen=True)
+class Denoising:
+    """What makes a block again, to the same bits, besides its `BlockChoice`. settings: of its steps. begins: the noised
+    latents [1, C, F, H, W] in main memory that it began with; None where they are the noise of its seed."""
+
+    settings: RolloutSettings
+    begins: Tensor | None
+
+
+def nbytes(latents: Tensor | None) -> int:
+    return 0 if latents is None else latents.numel() * latents.element_size()
+
+
 @dataclass(eq=False)
 class KeptBlock:
     """A block that was made. number: of all that the session made; index: along its branch, from 0.
 
     start, stop: latent frames. scene: latent frame at which its scene begins (0, or the latest cut). steering: after
     it. latents: [1, C, F, H, W] in main memory. cut_off: blocks before it are no longer kept. given: it is of the clip
-    that the session goes on from, and its snapshot is kept as long as the blocks after it.
+    that the session goes on from, and its snapshot is kept as long as the blocks after it. denoising: how it is made
+    again, where its last step wrote the memory; None where a context pass of its latents did. is_start: its latents
+    were not generated.
     """
 
     number: int
@@ -63,10 +79,12 @@ class KeptBlock:
     snapshot: Snapshot | None = None
     cut_off: bool = False
     given: bool = False
+    denoising: Denoising | None = None
+    is_start: bool = False
 
     @property
     def nbytes(self) -> int:
-        return self.latents.numel() * self.latents.element_size()
+        return nbytes(self.latents) + (0 if self.denoising is None else nbytes(self.denoising.begins))
 
     def back(self) -> Iterator[KeptBlock]:
         """This block and those before it that are kept, latest first."""
@@ -107,9 +125,9 @@ def needs_history(choice: BlockChoice, before: BlockChoice | None) -> bool:
 
 
 def latents_before(block: KeptBlock | None, choice: BlockChoice, start: int) -> list[Tensor] | None:
-    """The clean latents of the last blocks before latent frame `start`, oldest first, as many as the policy's window
-    holds, within the scene. None where they are no longer kept."""
-    window = math.inf if choice.policy.window is None else choice.policy.window
+    """The clean latents of the last blocks before latent frame `start`, oldest first, as many as the policy's memory is
+    written from, within the scene. None where they are no longer kept."""
+    window = math.inf if choice.policy.reach is None else choice.policy.reach
     found: list[Tensor] = []
     scene = 0 if block is None else block.scene
     for each in block.back() if block is not None else ():

@@ -27,8 +27,8 @@ class LiveModelInfo:
     fingerprint: of the model, with whatever else makes its latents. width, height: pixels. words: the vocabulary of a
     model that knows no others, () for text encoders. schedule, policy, stepping, shot_prefix: its own. loras: that
     are loaded beside its weights, with the strengths that they have before a session; the fingerprint is of all of them
-    at strength 1. start: latent frame at which the session begins; joins: whether its frames go on from those of a clip
-    before it.
+    at strength 1. gives_first_frame: a picture that a clip begins with is the first frame of its first block. start:
+    latent frame at which the session begins; joins: whether its frames go on from those of a clip before it.
     """
 
     fingerprint: str
@@ -47,6 +47,7 @@ class LiveModelInfo:
     stepping: Stepping = "sde"
     shot_prefix: str = ""
     loras: tuple[LoraStrength, ...] = ()
+    gives_first_frame: bool = False
     start: int = 0
     joins: bool = False
 
@@ -90,7 +91,8 @@ class LiveModel(Protocol[Condition]):
         ...
 
     def new_memory(self, policy: MemoryPolicy) -> KVMemory:
-        """An empty memory; nothing is allocated before its first use."""
+        """An empty memory; nothing is allocated before its first use. Raises InputError for a policy that the model
+        does not know."""
         ...
 
     def use_loras(self, loras: Sequence[LoraStrength]) -> None:

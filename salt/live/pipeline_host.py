@@ -15,6 +15,7 @@ from ..acceleration.transfers import to_device
 from ..conditioning import Conditioning
 from ..errors import InputError
 from ..memory import KVMemory, MemoryPolicy, estimate_bytes
+from ..memory.far import memory_class
 from ..models.causal_model import CausalModel
 from ..models.fingerprint import fingerprint
 from ..models.streaming_encode import WanStreamEncoder
@@ -22,6 +23,7 @@ from ..models.streaming_vae import FrameDecoder, encode_video
 from ..models.word_embedder import WordEmbedder
 from ..noise import NoiseSource, SeededNoise
 from ..pipeline import SaltPipeline
+from ..pipeline.anyflow import check_policy
 from ..pipeline.lora import AdapterState, adapter_state, adapter_strengths, set_strengths
 from ..pipeline.run import InFloat32
 from .adapters import LoraStrength, acting
@@ -45,8 +47,6 @@ class PipelineHost:
         if components.bidirectional or components.image_to_video:
             kind = "bidirectional" if components.bidirectional else "image-to-video"
             raise InputError("model", f"found a {kind} model, expected a causal text-to-video student")
-        if components.flow_map:
-            raise InputError("model", "found AnyFlow-FAR, whose memory cannot be rewound, expected another student")
         pipe.check_weights()
         width, height = width or components.default_size[1], height or components.default_size[0]
         scale = components.spatial_scale
@@ -66,7 +66,8 @@ class PipelineHost:
         if loras:
             set_strengths(transformer, dict.fromkeys(sorted(strengths), 1.0))
         identity = fingerprint(transformer)
-        self.model = InFloat32(CausalModel(components.graphed or transformer), transformer.dtype)
+        self.flow_map = components.flow_map
+        self.model = InFloat32(CausalModel(components.graphed or transformer, self.flow_map), transformer.dtype)
         words = self.encoder.vocabulary if isinstance(self.encoder, WordEmbedder) else ()
         self.info = LiveModelInfo(
             fingerprint=identity,
@@ -85,6 +86,7 @@ class PipelineHost:
             channels=transformer.config.out_channels,
             words=words,
             loras=loras,
+            gives_first_frame=spec.gives_first_frame,
         )
         self.use_loras(loras)
 
@@ -135,7 +137,9 @@ class PipelineHost:
         return replace(parts[0][0], text=mix_tensors([(part.text, weight) for part, weight in parts], method))
 
     def new_memory(self, policy: MemoryPolicy) -> KVMemory:
-        return KVMemory(policy, self.geometry, self.dtype, self.info.device, fingerprint=self.info.fingerprint)
+        check_policy(policy, self.pipe.transformer)
+        kind = memory_class(policy)
+        return kind(policy, self.geometry, self.dtype, self.info.device, fingerprint=self.info.fingerprint)
 
     def use_loras(self, loras: Sequence[LoraStrength]) -> None:
         """Adapters of the pipeline's transformer, kept apart from its weights. Nothing happens where they act so."""
@@ -148,7 +152,7 @@ class PipelineHost:
         set_strengths(transformer, {lora.name: lora.strength for lora in wanted})
         self._used = wanted, adapter_state(transformer)
         # What was computed from the prompts belongs to the weights as they were, and so does a CUDA graph.
-        self.model.model = CausalModel(self.pipe.components_in_use().graphed or transformer)
+        self.model.model = CausalModel(self.pipe.components_in_use().graphed or transformer, self.flow_map)
 
     def memory_fingerprint(self) -> str:
         return fingerprint(self.pipe.transformer) if self.info.loras else self.info.fingerprint

@@ -48,9 +48,12 @@ class LiveResult(Generic[Condition]):
 
 
 def applied_changes(
-    changes: Sequence[ChoiceFrom], conditionings: Conditionings[Condition]
+    changes: Sequence[ChoiceFrom], conditionings: Conditionings[Condition], shot_prefix: str
 ) -> list[PromptChange[Condition]]:
-    """The prompts as changes of a schedule, which begins at latent frame 0 also where the session began later."""
+    """The prompts as changes of a schedule, which begins at latent frame 0 also where the session began later.
+
+    shot_prefix: before the text of a shot's first block.
+    """
     applied: list[PromptChange[Condition]] = []
     for change in changes:
         choice, conditioning = change.choice, conditionings.of(change.choice.prompt)
@@ -59,7 +62,8 @@ def applied_changes(
             applied.append(PromptChange(0, conditioning))
             if switch == "keep":
                 continue
-        applied.append(PromptChange(change.start, conditioning, switch, choice.keep_sink))
+        first_block = conditionings.of(choice.prompt.prefixed(shot_prefix)) if switch == "shot" else None
+        applied.append(PromptChange(change.start, conditioning, switch, choice.keep_sink, first_block))
     return applied
 
 
@@ -80,7 +84,7 @@ def result_of(engine: LiveEngine[Condition], recording: Path | None) -> LiveResu
     for memory in (engine.memories.memory, engine.memories.negative_memory):
         memory.fingerprint = engine.live_model.memory_fingerprint()
     changes = tuple(branch.changes)
-    prompts = applied_changes(changes, engine.planner.conditionings)
+    prompts = applied_changes(changes, engine.planner.conditionings, engine.info.shot_prefix)
     names = ("seed", "nfe", "guidance", "policy", "loras")
     also = tuple(n for n in names if len({getattr(c.choice, n) for c in changes}) > 1)
     guided = branch.tip.choice.guidance != 1.0

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..block_plan import RolloutSettings, context_lengths
 from ..errors import InputError
 from ..memory import KVMemory, MemoryPolicy
+from ..memory.far import FarMemory
 from ..memory.snapshot import MemorySnapshot
 from ..models.async_decoder import most_latents_for_extension
 from .history import KeptBlock, Snapshot
@@ -75,6 +76,8 @@ class LiveStart:
         for memory in (self.memory, self.negative):
             if memory is not None:
                 sha.update(repr((str(memory.policy), memory.origin, memory.held, memory.context_sigma)).encode())
+                if memory.policy.kind in ("shots", "overwrite"):
+                    sha.update(repr((memory.shots, memory.overwritten)).encode())
         kept = (t for m in (self.memory, self.negative) if m is not None for t in _kept_tensors(m))
         for tensor in itertools.chain(tensors, kept):
             sha.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
@@ -100,6 +103,12 @@ class LiveStart:
             if memory is not None:
                 memory.check_fits(expected.geometry, fingerprint, field)
                 memory.check_free(field)
+                if memory.is_rewound:
+                    raise InputError(
+                        field,
+                        f"was rewound, and {memory.policy} is rebuilt from the clip's latents: extend it by a block "
+                        "with `salt generate` or Salt Rollout first",
+                    )
         if self.negative is not None and self.negative.next_frame != self.frame:
             raise InputError(
                 "negative_memory",
@@ -119,6 +128,11 @@ class LiveStart:
             found = f"{steering.policy} does not fit the memory, whose own is {self.memory.policy}"
             raise InputError("policy", found)
         return self.memory.empty_like(info.device)
+
+    def first_frame(self, info: LiveModelInfo) -> Tensor | None:
+        """The picture, where it is the first frame of the first block."""
+        is_picture = self.latents is not None and self.latents.shape[2] == 1
+        return self.latents if info.gives_first_frame and is_picture else None
 
     def known(self, frame: int, settings: RolloutSettings) -> Tensor | None:
         """The latents of the block at latent frame `frame`, where the session begins with them."""
@@ -158,6 +172,9 @@ def _kept_tensors(memory: KVMemory) -> Iterator[Tensor]:
         index = memory.slot_index(memory.held)
         for layer in memory.store.buffers:
             yield from (buffer.index_select(1, index.to(buffer.device)) for buffer in layer)
+    yield from memory.clean.named().values()
+    if isinstance(memory, FarMemory):
+        yield from (x for layer in memory.context.layers for x in layer)
 
 
 def _evenly_spaced_bytes(tensor: Tensor) -> bytes:

@@ -74,12 +74,18 @@ class Steering:
             switch = "keep" if self.switch == "shot" and policy.kind != "shots" else self.switch
             return replace(self, policy=policy, switch=switch)
         if isinstance(control, Loras):
+            if control.recache and self.policy.kind == "far":
+                raise InputError("recache", f"has no effect on a memory of {self.policy}, which is written once")
             return replace(self, loras=acting(control.adapters), recache=control.recache)
         return self
 
     def _with_prompt(self, control: Prompt) -> Steering:
         if control.switch == "shot" and self.policy.kind != "shots":
             raise InputError("switch", f"found shot with the memory {self.policy}, expected one as shots:8,window:32")
+        if control.switch == "recache" and self.policy.kind == "far":
+            raise InputError(
+                "switch", f"found recache, expected keep or cut: a memory of {self.policy} is written once"
+            )
         target = PromptMix.weighted(control.prompts)
         blend = PromptBlend(self.shown, control.blend.blocks, control.blend.method) if control.blend.blocks else None
         if blend is not None:

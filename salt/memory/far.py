@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from .attention import Attention, MemoryPass
 from .cache import KVMemory
 from .fused import QKNorm
 from .policy import MemoryPolicy
+from .shots import Shots
 
 STRIDE = 2  # usual patches along each side of a large one
 KEY_TILE = 128  # diffusers' kernel takes multiples of so many tokens
@@ -45,11 +46,13 @@ class FarContext:
         tensors = [x for layer in self.layers for x in layer] + ([] if self.latents is None else [self.latents])
         return sum(x.numel() * x.element_size() for x in tensors)
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> FarContext:
+        latents = None if self.latents is None else change(self.latents)
+        return replace(self, layers=tuple((change(k), change(v)) for k, v in self.layers), latents=latents)
+
     def to(self, device: torch.device | str) -> FarContext:
         """A copy on a device that shares nothing."""
-        layers = tuple((k.to(device, copy=True), v.to(device, copy=True)) for k, v in self.layers)
-        latents = None if self.latents is None else self.latents.to(device, copy=True)
-        return FarContext(layers, self.far, self.blocks, latents)
+        return self.map(lambda x: x.to(device, copy=True))
 
 
 class FarMemory(KVMemory):
@@ -80,10 +83,11 @@ class FarMemory(KVMemory):
             self.held = tuple(range(self.origin, self.next_frame))
         self.context_sigma = context_sigma
 
-    def renew(self, frame: int, policy: MemoryPolicy) -> None:
-        if policy != self.policy:
-            raise InputError("memory_policy", f"found {policy} for a memory of {self.policy}, which cannot be changed")
-        super().renew(frame, policy)
+    def renew(self, frame: int, policy: MemoryPolicy, shots: Shots = ()) -> None:
+        """Raises InputError for a policy of another kind."""
+        if policy.kind != "far":
+            raise InputError("memory_policy", f"found {policy} for a memory of {self.policy}, expected far:N")
+        super().renew(frame, policy, shots)
         self.context = FarContext()
 
     def trim(self, frame: int) -> None:

@@ -115,7 +115,12 @@ class MemoryPolicy:
     @property
     def one_by_one(self) -> bool:
         """Whether a forward writes one block only."""
-        return self.kind in ("blended", "overwrite")
+        return self.kind in ("blended", "overwrite", "far")
+
+    @property
+    def reach(self) -> int | None:
+        """Latent frames before a block from which the memory is written again, the newest ones; None for all."""
+        return None if self.kind == "far" else self.window
 
     def position(self, frame: int) -> int:
         """Temporal position of the scene's latent frame `frame` (kind `overwrite`)."""

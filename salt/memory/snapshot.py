@@ -9,6 +9,7 @@ from torch import Tensor
 from ..acceleration.transfers import to_main_memory
 from .cache import KVMemory
 from .clean_latents import EMPTY, CleanLatents
+from .far import FarContext, FarMemory
 from .overwritten import OverwriteState
 from .policy import MemoryPolicy
 from .shots import Shots
@@ -17,7 +18,7 @@ from .shots import Shots
 @dataclass(frozen=True)
 class MemorySnapshot:
     """What a memory held at one moment. layers: for every layer the kept slots of its buffers, in main memory. clean,
-    overwritten: of the memory, also there."""
+    overwritten, far: of the memory, also there."""
 
     policy: MemoryPolicy
     origin: int
@@ -29,6 +30,7 @@ class MemorySnapshot:
     layers: tuple[tuple[Tensor, ...], ...]
     clean: CleanLatents = EMPTY
     overwritten: OverwriteState = OverwriteState()
+    far: FarContext = FarContext()
 
     @classmethod
     def of(cls, memory: KVMemory) -> MemorySnapshot:
@@ -41,14 +43,16 @@ class MemorySnapshot:
                 for layer in memory.store.buffers
             )
         clean = memory.clean.in_main_memory()
+        far = memory.context.map(to_main_memory) if isinstance(memory, FarMemory) else FarContext()
         return cls(
             memory.policy, memory.origin, memory.next_frame, memory.held, memory.context_sigma, memory.shots,
-            dict(memory.slots), layers, clean, memory.overwritten,
+            dict(memory.slots), layers, clean, memory.overwritten, far,
         )  # fmt: skip
 
     @property
     def nbytes(self) -> int:
-        return self.clean.nbytes + sum(t.numel() * t.element_size() for layer in self.layers for t in layer)
+        kept = sum(t.numel() * t.element_size() for layer in self.layers for t in layer)
+        return self.clean.nbytes + self.far.nbytes + kept
 
     def restore(self, memory: KVMemory) -> None:
         """Put it into a memory of the same model and size, in place of what that holds."""
@@ -56,6 +60,8 @@ class MemorySnapshot:
         memory.origin, memory.held, memory.context_sigma = self.origin, self.held, self.context_sigma
         memory.clean, memory.overwritten = self.clean.to(memory.device), self.overwritten
         memory.shots, memory.slots = self.shots, dict(self.slots)
+        if isinstance(memory, FarMemory):
+            memory.context = self.far.to(memory.device)
         if not self.layers:
             return
         index = memory.slot_index(self.held)

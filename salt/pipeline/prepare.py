@@ -11,12 +11,12 @@ from torch import Tensor
 from ..block_plan import RolloutSettings, block_lengths, count_model_calls
 from ..conditioning import Conditioning, PromptChange, PromptSchedule, Switch
 from ..errors import InputError
-from ..memory import KVMemory, MemoryPolicy
+from ..memory import KVMemory
 from ..memory.far import memory_class
 from ..models.fingerprint import fingerprint
 from ..models.streaming_encode import WanStreamEncoder
 from ..models.streaming_vae import encode_video
-from ..noise import NoiseSource, SeededNoise
+from ..noise import GivenNoise, NoiseSource, SeededNoise
 from ..video_in.motion import DEFAULT_NOISE_SCALE, MotionNoise, PixelMotion
 from ..video_in.strength import DEFAULT_STRENGTH, Strength
 from ..video_in.video_latents import VideoLatents
@@ -28,7 +28,7 @@ from .given_latents import check_axes, check_size
 from .inputs import Length, PipelineInputs, change_frame, plan_length, wanted_frames
 from .prompts import encode_prompts
 from .source_video import OpenVideo, clip_frames, open_video
-from .start_image import image_channels, image_embeddings, repeat_rows, start_pixels
+from .start_image import held_pixels, image_channels, image_embeddings, repeat_rows, start_pixels
 
 log = logging.getLogger(__name__)
 
@@ -88,23 +88,6 @@ class PreparedRun:
         return calls - self.copies * self.blocks * self.settings.schedule.nfe
 
 
-class GivenNoise:
-    """Another source's noise, except for the initial noise of the new frames: latents [B, C, F, H, W], from latent
-    frame `offset` on."""
-
-    def __init__(self, latents: Tensor, offset: int, source: NoiseSource) -> None:
-        self.latents, self.offset, self.source = latents, offset, source
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        return self.source.seeds
-
-    def __call__(self, start: int, frames: int, draw: int) -> Tensor:
-        if draw:
-            return self.source(start, frames, draw)
-        return self.latents[:, :, start - self.offset : start - self.offset + frames]
-
-
 @torch.no_grad()
 def prepare(components: PipelineComponents, inputs: PipelineInputs) -> PreparedRun:
     """Raises InputError for what does not fit the model, the memory or another argument; ValueError of the parts."""
@@ -123,7 +106,7 @@ def prepare(components: PipelineComponents, inputs: PipelineInputs) -> PreparedR
     if inputs.image is not None:
         longest = wanted_frames(inputs, spec.fps) + components.temporal_scale * max(spec.frames_per_block, 1)
         pixels = start_pixels(inputs.image, size, batch, inputs.num_videos_per_prompt, longest)
-        pixels = _held(pixels, inputs.policy(spec), components.temporal_scale)
+        pixels = held_pixels(pixels, inputs.policy(spec), components.temporal_scale)
     initial = _initial_latents(components, inputs, pixels, (batch, config.out_channels, *latent_size))
     past = 0 if inputs.memory is None else inputs.memory.next_frame
     first_frame = None
@@ -174,13 +157,6 @@ def prepare(components: PipelineComponents, inputs: PipelineInputs) -> PreparedR
         start=past + start_frames,
         first_frame=first_frame,
     )
-
-
-def _held(pixels: Tensor, policy: MemoryPolicy, temporal_scale: int) -> Tensor:
-    """A start image as a still of as many latent frames as a memory is rebuilt from; anything else as it is."""
-    if not policy.rebuilt or pixels.shape[2] > 1:
-        return pixels
-    return pixels.expand(-1, -1, 1 + temporal_scale * ((policy.window or 1) - 1), -1, -1)
 
 
 def _as_long_as(source: OpenVideo, inputs: PipelineInputs, components: PipelineComponents) -> PipelineInputs:

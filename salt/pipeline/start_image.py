@@ -20,6 +20,7 @@ from ..errors import InputError
 from ..io.images import DAMAGED, image_pixels
 from ..io.video import fit, read_image, read_video
 from ..io.video_frames import VIDEO_SUFFIXES, video_info
+from ..memory import MemoryPolicy
 from ..models.streaming_vae import encode_video
 from ..spec import FPS
 
@@ -47,6 +48,13 @@ def start_pixels(
     else:
         pixels = fit(_tensor_pixels(image), size)
     return repeat_rows(pixels, "image", batch, per_prompt)
+
+
+def held_pixels(pixels_B3THW: Tensor, policy: MemoryPolicy, temporal_scale: int) -> Tensor:
+    """A start image as a still of as many latent frames as a memory is rebuilt from; anything else as it is."""
+    if not policy.rebuilt or pixels_B3THW.shape[2] > 1:
+        return pixels_B3THW
+    return pixels_B3THW.expand(-1, -1, 1 + temporal_scale * ((policy.window or 1) - 1), -1, -1)
 
 
 def _file_pixels(path: Path, size: tuple[int, int], longest: int | None) -> Tensor:

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from salt.cli import main
+from salt.cli import generation, main  # noqa: F401 - which imports load_pipeline before a test replaces it
 from salt.live.controls import Blend, Bookmark, Fork, Goto, Guidance, Nfe, Policy, Prompt, Rewind, Seed, WeightedPrompt
 from salt.live.engine import LiveEngine
 from salt.live.pipeline_host import PipelineHost
@@ -83,7 +83,7 @@ def offline(host, result):
         switched = start in at
         if start == result.latents.shape[2]:
             return None
-        plan = plans.plan(last, None)  # conditioning, settings, noise
+        plan = plans.planner.plan(last, None)  # conditioning, settings, noise
         first = plan.prompts[0]
         switch = last.switch if switched and start else "keep"
         scene = max((c.start for c in result.changes if c.choice.switch == "cut" and c.start <= start), default=0)

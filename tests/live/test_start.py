@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from salt.cli import generation  # noqa: F401 - which imports load_pipeline before a test replaces it
 from salt.errors import InputError
 from salt.live.controls import Fork, Guidance, Policy, Prompt, Rewind
 from salt.live.engine import LiveEngine
@@ -200,7 +201,7 @@ def test_the_command_line_takes_a_saved_memory_and_a_picture(host, tmp_path, mon
     Image.new("RGB", (40, 30), "red").save(picture)
     for options, other in ((["--extend", saved], ["--image", picture]), (["--image", picture], ["--extend", saved])):
         paths = {name.removeprefix("--"): path for name, path in [options]}
-        own, start = host_and_start(host.pipe, None, paths.get("extend"), paths.get("image"))
+        own, start = host_and_start(host.pipe, None, paths.get("extend"), paths.get("image"), None)
         engine = LiveEngine(own, LiveSettings(RED, seed=5, **FREE), False, start)
         run(engine, 2)
         replay_of(engine).save(replay)
