@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .acceleration.transfers import to_device
 from .errors import InputError
 from .io.fields import shown
 
@@ -193,7 +194,7 @@ def expand_sigma(sigma: Tensor | float, like: Tensor) -> Tensor:
     if not isinstance(sigma, Tensor):
         # Filled where the latents are: a number that is copied there would make the host wait for the device.
         return torch.full((), sigma, dtype=like.dtype, device=like.device)
-    sigma = sigma.to(dtype=like.dtype, device=like.device)
+    sigma = to_device(sigma.to(like.dtype), like.device)
     if sigma.ndim == 0:
         return sigma
     if sigma.ndim == 1:

@@ -11,6 +11,7 @@ from .memory import MemoryPolicy
 from .schedule import STEP_LISTS, Schedule, Stepping, StepRule, first_block
 
 SHOT_PREFIX = "The scene transitions. "  # of LongLive 2.0, before the prompt of a shot's first block
+WAN22_CHANNELS = 48  # of the latents of Wan 2.2's VAE
 FPS = 16  # pixel frames per second of Wan 2.1's clips and of salt-tiny's
 TINY_FOLDER = Path(__file__).parent / "assets" / "tiny"  # diffusers folder of the embedded model, salt-tiny
 

@@ -18,17 +18,26 @@ from salt.models.causal_model import CausalModel
 from salt.models.transformer_salt import SaltTransformer3DModel
 from train.config.model_configs import WAN_1_3B, WAN_14B
 
-SIZES: dict[str, dict[str, Any]] = {"1.3B": WAN_1_3B, "14B": WAN_14B}
+# Wan 2.2 TI2V, of whose shape LongLive 2.0's students are.
+WAN_5B: dict[str, Any] = {
+    "num_attention_heads": 24, "num_layers": 30, "ffn_dim": 14336, "in_channels": 48, "out_channels": 48,
+}  # fmt: skip
+SIZES: dict[str, dict[str, Any]] = {"1.3B": WAN_1_3B, "14B": WAN_14B, "5B": WAN_5B}
 SHALLOW, DEEP = 2, 3  # layers that are run; in a deeper model every further layer costs what the third one does
 BLOCK, LATENT = 3, (60, 104)  # latent frames of a block, rows and columns of latents at 832x480
 TEXT_TOKENS = 512
 FULL_CLIP = 21  # latent frames that a memory without a window holds when it is measured, those of the block included
 
 
-def student(config: dict[str, Any], layers: int, dtype: torch.dtype = torch.bfloat16) -> SaltTransformer3DModel:
+def student(
+    config: dict[str, Any],
+    layers: int,
+    dtype: torch.dtype = torch.bfloat16,
+    kind: type[SaltTransformer3DModel] = SaltTransformer3DModel,
+) -> SaltTransformer3DModel:
     """A student of this width on the device, in bfloat16 as it is loaded, or in another dtype."""
     with DEVICE:
-        model = SaltTransformer3DModel(**{"out_channels": 16, **config, "num_layers": layers})
+        model = kind(**{"out_channels": 16, **config, "num_layers": layers})
     for name, p in list(model.named_parameters()):
         precise = any(part in (model._keep_in_fp32_modules or []) for part in name.split("."))
         owner, _, leaf = name.rpartition(".")

@@ -161,8 +161,6 @@ class Ledger(TorchDispatchMode):
     def _cross(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], target: Tensor) -> None:
         source = args[1] if name == "copy_" else args[0]
         non_blocking = kwargs.get("non_blocking", args[2] if name == "copy_" and len(args) > 2 else False)
-        if source.dim() == 0 and not source.is_cuda:
-            return  # a number, which goes with the kernel's arguments
         costs = self.phase.groups["copies"]
         costs.crossings += 1
         self.phase.crossings[name, _place()] += 1

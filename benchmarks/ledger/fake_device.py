@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from salt import rope
 from salt.acceleration import cuda_streams
+from salt.solvers import unipc
 
 DEVICE = torch.device("cuda:0")  # without an index a CPU build answers with meta tensors
 GUARD_CUDA, GUARD_META = 1, 14  # places in c10's table of device guards
@@ -141,6 +142,16 @@ def _converted(module: torch.nn.Module, fn: Callable[[Tensor], Tensor], recurse:
     return module
 
 
+_DATA: Any = torch._C.TensorBase.data
+
+
+def _set_data(x: Tensor, value: Tensor) -> None:
+    """`Tensor.data = ...`, by which diffusers moves a weight between main memory and the device."""
+    _DATA.__set__(x, value)
+    if isinstance(x, FakeTensor) and isinstance(value, FakeTensor):
+        x.fake_device = value.fake_device
+
+
 def _attention(
     query: Tensor,
     key: Tensor,
@@ -189,8 +200,8 @@ def _lend_device_guard() -> None:
 
 
 def clear_caches() -> None:
-    """Tables and streams that were made here must not reach a real rollout, nor the other way round."""
-    for cached in (rope.cached_rotary_table, rope._axis_table, cuda_streams.side_stream):
+    """Tables, weights and streams that were made here must not reach a real rollout, nor the other way round."""
+    for cached in (rope.cached_rotary_table, rope._axis_table, cuda_streams.side_stream, unipc.step_weights):
         cached.cache_clear()
 
 
@@ -212,6 +223,7 @@ def fake_cuda() -> Iterator[torch.device]:
         (torch, "zeros", _pinning(torch.zeros)),
         (torch, "empty", _pinning(torch.empty)),
         (torch, "tensor", _remembering(torch.tensor)),
+        (torch.Tensor, "data", property(_DATA.__get__, _set_data)),
         (torch.Tensor, "pin_memory", pinned_copy),
         (torch.Tensor, "is_pinned", lambda x, *unused: state.is_pinned(x)),
         (torch.Tensor, "numpy", _as_array),

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from ..memory import MemoryPolicy
 from ..schedule import step_list
-from ..spec import SHOT_PREFIX, StudentSpec
+from ..spec import SHOT_PREFIX, WAN22_CHANNELS, StudentSpec
 from .tensor_files import CheckpointError
-from .wan_config import WAN22_CHANNELS
 
 NVFP4 = ".quantized_weight_values"
 LONGLIVE2 = StudentSpec(

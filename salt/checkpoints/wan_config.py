@@ -11,6 +11,7 @@ from accelerate import init_empty_weights
 from diffusers import WanTransformer3DModel
 
 from ..io.fields import Between, Count, FieldError, read_fields, shown
+from ..spec import WAN22_CHANNELS
 from .tensor_files import CheckpointError, shorten
 
 # Keys of Wan's own configs, ComfyUI's metadata and the golden files -> diffusers' keys.
@@ -22,8 +23,6 @@ CONFIG_ALIASES = {
     "in_dim": "in_channels",
     "out_dim": "out_channels",
 }
-
-WAN22_CHANNELS = 48  # of the latents of Wan 2.2's VAE
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ import torch
 from diffusers import WanTransformer3DModel, __version__
 
 from ..io.atomic import atomic_write
-from ..spec import StudentSpec
+from ..spec import WAN22_CHANNELS, StudentSpec
 from .tensor_files import CheckpointError, shorten
-from .wan_config import WAN22_CHANNELS
 from .wan_keys import strip_wrappers, to_wan
 
 # What core ComfyUI assumes of every Wan model; only differences are written. It passes the rest of the metadata's

@@ -34,7 +34,8 @@ def most_latents_for_extension(policy: MemoryPolicy) -> int | None:
 @dataclass
 class PendingFrames:
     """A block being decoded. pixels: [B, 3, T, H, W] float32 in [-1, 1] on the decoder's device; frames: the same as
-    uint8 [B, T, H, W, 3] on the CPU. finite: whether the pixels are. None of them may be read before `wait`."""
+    uint8 [B, T, H, W, 3] on the CPU. finite: whether the pixels are. None of them may be read before `wait`; work on
+    the device may read the pixels `on_current_stream`."""
 
     pixels: Tensor
     frames: Tensor
@@ -47,6 +48,14 @@ class PendingFrames:
             if self.pixels.is_cuda:
                 self.pixels.record_stream(torch.cuda.current_stream(self.pixels.device))
         return self
+
+    def on_current_stream(self) -> Tensor:
+        """The pixels, for work on the current stream, which waits for them; the host does not."""
+        if self.done is not None and self.pixels.is_cuda:
+            current = torch.cuda.current_stream(self.pixels.device)
+            self.done.wait(current)
+            self.pixels.record_stream(current)
+        return self.pixels
 
 
 class AsyncDecoder:

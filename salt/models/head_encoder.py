@@ -47,4 +47,4 @@ class LatestPixels:
         pending, self._pending = self._pending, None
         if pending is None or latents is not self._latents:
             pending = self.decode(latents)
-        return pending.wait().pixels
+        return pending.on_current_stream()

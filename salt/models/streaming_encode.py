@@ -15,7 +15,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify
 from torch import Tensor
 
-from ..acceleration.transfers import to_main_memory
+from ..acceleration.transfers import to_device, to_main_memory
 from .pixel_stream import PixelStream
 from .streaming_vae import latent_statistics, onload
 
@@ -51,13 +51,13 @@ class WanStreamEncoder:
         device = onload(self.vae)
         if self._statistics is None:
             self._statistics = latent_statistics(self.vae, device)
-            self._cache = [e.to(device) if isinstance(e, Tensor) else e for e in self._cache]  # of a fork
+            self._cache = [to_device(e, device) if isinstance(e, Tensor) else e for e in self._cache]  # of a fork
         mean, std = self._statistics
         batch, _, _, height, width = pixels_B3THW.shape
         size = (height // self.spatial_scale, width // self.spatial_scale)
         frames = [torch.empty(batch, mean.shape[1], 0, *size, device=device)]
         for group in groups:
-            pixels = patchify(group.to(device, self.vae.dtype), self._patch)
+            pixels = patchify(to_device(group, device).to(self.vae.dtype), self._patch)
             # diffusers' encoder indexes the cache by a counter and replaces its entries.
             moments = self.vae.quant_conv(self.vae.encoder(pixels, feat_cache=self._cache, feat_idx=[0]))
             frames.append((moments[:, : mean.shape[1]].float() - mean) / std)

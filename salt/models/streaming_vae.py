@@ -20,7 +20,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, un
 from torch import Tensor
 
 from ..acceleration.free_memory import free_bytes
-from ..acceleration.transfers import to_main_memory
+from ..acceleration.transfers import to_device, to_main_memory
 from ..errors import InputError
 
 
@@ -160,7 +160,6 @@ class WanStreamDecoder:
         device = onload(self.vae)
         if not self._tiles:
             self._tiles = self._lay_tiles(latents_BCFHW.shape[3], latents_BCFHW.shape[4], device)
-            # Once a clip, because copying numbers to the device makes the host wait for it.
             self._statistics = latent_statistics(self.vae, device)
         mean, std = self._statistics
         z = (latents_BCFHW.to(device, torch.float32) * std + mean).to(self.vae.dtype)
@@ -278,15 +277,21 @@ def encode_video(vae: AutoencoderKLWan, pixels_B3THW: Tensor) -> Tensor:
     low, high = (float(v) for v in pixels_B3THW.aminmax())
     if not (low >= -1.01 and high <= 1.01):  # resizing in low precision may overshoot
         raise ValueError(f"expected pixels in [-1, 1], found values from {low:g} to {high:g}")
+    return encode_pixels(vae, pixels_B3THW)
+
+
+@torch.no_grad()
+def encode_pixels(vae: AutoencoderKLWan, pixels_B3THW: Tensor) -> Tensor:
+    """As `encode_video`, without its checks, which make the host wait for pixels on a GPU."""
     device = onload(vae)
     mean, std = latent_statistics(vae, device)
-    encoded: Any = vae.encode(pixels_B3THW.to(device, vae.dtype))  # diffusers declares a union with a tuple
+    encoded: Any = vae.encode(to_device(pixels_B3THW, device).to(vae.dtype))  # diffusers declares a union with a tuple
     return (encoded.latent_dist.mode().float() - mean) / std
 
 
 def latent_statistics(vae: AutoencoderKLWan, device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per channel, [1, C, 1, 1, 1] float32: normalised = (z - mean) / std."""
-    mean, std = (torch.tensor(vae.config[name], device=device) for name in ("latents_mean", "latents_std"))
+    mean, std = (to_device(torch.tensor(vae.config[name]), device) for name in ("latents_mean", "latents_std"))
     return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)
 
 

@@ -27,7 +27,7 @@ def plan_of(components: PipelineComponents, inputs: PipelineInputs, decoder: Dec
     size = (inputs.height or components.default_size[0], inputs.width or components.default_size[1])
     seconds = DEFAULT_SECONDS if inputs.seconds is None else inputs.seconds
     if inputs.num_frames is not None:
-        seconds = inputs.num_frames / 16
+        seconds = inputs.num_frames / model.spec.fps
     preset = components.acceleration
     if decoder == "whole" and preset.tiles:
         decoder = "tiles"
@@ -48,8 +48,8 @@ def plan_of(components: PipelineComponents, inputs: PipelineInputs, decoder: Dec
 
 
 def _model(components: PipelineComponents) -> PlannedModel:
-    width = 96 if components.vae is None else int(components.vae.config["base_dim"])
     found = model_of_config("the pipeline's model", dict(components.transformer.config))
+    width = 0 if components.vae is None else int(components.vae.config["base_dim"])
     umt5 = not isinstance(components.text_encoder, WordEmbedder)
     return replace(found, vae_width=width, umt5=umt5, spec=components.spec)
 

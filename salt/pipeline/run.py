@@ -21,7 +21,7 @@ from ..models.async_decoder import AsyncDecoder, PendingFrames, decode_ahead, de
 from ..models.causal_model import BidirectionalModel, CausalModel
 from ..models.fingerprint import fingerprint
 from ..models.head_encoder import HeadEncoder, LatestPixels
-from ..models.streaming_vae import FrameDecoder, encode_video
+from ..models.streaming_vae import FrameDecoder, encode_pixels
 from ..rollout import Block, OnStepEnd, rollout
 from ..sampling import sample_bidirectional
 from .components import PipelineComponents
@@ -126,7 +126,7 @@ def _decoding(prepared: PreparedRun, decoder: FrameDecoder) -> Callable[[Tensor]
 
 
 def _head_encoder(components: PipelineComponents, pixels_of: Callable[[Tensor], Tensor]) -> HeadEncoder:
-    return HeadEncoder(pixels_of, partial(encode_video, components.vae), components.temporal_scale)
+    return HeadEncoder(pixels_of, partial(encode_pixels, components.vae), components.temporal_scale)
 
 
 @torch.no_grad()

@@ -10,11 +10,10 @@ from typing import Any
 from ..errors import InputError
 from ..io.fields import read_object
 from ..memory import MemoryGeometry, MemoryPolicy
-from ..spec import TINY_FOLDER, StudentSpec
+from ..spec import TINY_FOLDER, WAN22_CHANNELS, StudentSpec
 
 BF16, FP32, FP8 = 2, 4, 1
 FREQUENCIES = 256  # width of the timestep's embedding before its layers
-WAN_VAE_WIDTH = 96
 WINDOWED = StudentSpec(policy=MemoryPolicy("sink", window=12, sink=3))
 
 
@@ -23,7 +22,8 @@ class PlannedModel:
     """A Wan transformer as far as its memory depends on it, with the VAE and text encoder that go with it.
 
     image_dim: of the CLIP embeddings that image-to-video models read, 0 for the others. vae_width: channels of the
-    VAE's first layer. umt5: whether prompts are encoded by Wan's UMT5 (else by a word table of no size).
+    VAE's first layer, 0 for Wan's own. umt5: whether prompts are encoded by Wan's UMT5 (else by a word table of no
+    size).
     """
 
     name: str
@@ -35,7 +35,7 @@ class PlannedModel:
     out_channels: int = 16
     text_dim: int = 4096
     image_dim: int = 0
-    vae_width: int = WAN_VAE_WIDTH
+    vae_width: int = 0
     umt5: bool = True
     spec: StudentSpec = field(default_factory=StudentSpec)
 
@@ -69,9 +69,20 @@ class PlannedModel:
             full += 2 * i + 2 * d
         return BF16 * half + FP32 * full
 
+    @property
+    def has_wan22_latents(self) -> bool:
+        """Those of Wan 2.2's VAE, whose latents are 16 pixels wide, not 8."""
+        return self.out_channels == WAN22_CHANNELS
+
+    @property
+    def latent_pixels(self) -> int:
+        """Rows and columns of pixels that are one latent."""
+        return 16 if self.has_wan22_latents else 8
+
     def geometry(self, height: int, width: int, batch: int = 1) -> MemoryGeometry:
         """Of the KV memory of frames of these pixels."""
-        return MemoryGeometry(self.layers, self.heads, self.head_dim, height // 16, width // 16, batch)
+        token = 2 * self.latent_pixels
+        return MemoryGeometry(self.layers, self.heads, self.head_dim, height // token, width // token, batch)
 
 
 WAN_1_3B = PlannedModel("1.3B", heads=12, layers=30, ffn=8960, spec=WINDOWED)
@@ -103,7 +114,7 @@ def planned_model(name: str) -> PlannedModel:
         spec = StudentSpec.from_dict(values["student"]) if values.get("student") else spec
         model = replace(model, umt5=not values.get("words"))
     if (vae := path / "vae" / "config.json").is_file():
-        model = replace(model, vae_width=int(read_object(vae).get("base_dim", WAN_VAE_WIDTH)))
+        model = replace(model, vae_width=int(read_object(vae).get("base_dim", 0)))
     return replace(model, spec=spec or StudentSpec(), name=name)
 
 

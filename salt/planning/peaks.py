@@ -11,16 +11,13 @@ from dataclasses import dataclass
 
 import torch
 
-from ..memory import estimate_bytes
-from .models import BF16, FP8, FP32, WAN_VAE_WIDTH, PlannedModel
+from ..memory import MemoryPolicy, estimate_bytes
+from ..memory.policy import FAR_BLOCK
+from .models import BF16, FP8, FP32, PlannedModel
 from .settings import PlanSettings
 
 RESERVE = 500_000_000  # CUDA context, libraries' workspaces
 TEXT_TOKENS, IMAGE_TOKENS = 512, 257
-# Wan's VAE: parameters; elements per pixel of the causal cache and of what a decoded frame needs; bytes per pixel of
-# the block's frames in float32 and their copies.
-VAE_PARAMETERS = 126_900_000
-VAE_CACHE, VAE_FRAME, VAE_PIXELS = 2364, 2305, 992
 TILED_PIXELS = 262
 TAEHV_BYTES, TAEHV_CACHE, TAEHV_FRAME = 39_400_000, 237, 2611
 # UMT5-XXL in bfloat16: token embeddings, one of its blocks; while it encodes 512 tokens, and of every further prompt.
@@ -28,6 +25,22 @@ UMT5_LAYERS, UMT5_EMBEDDINGS, UMT5_BLOCK = 24, 2_100_300_000, 385_900_000
 UMT5_FORWARD, UMT5_PROMPT = 126_000_000, 92_500_000
 CLIP_BYTES = 1_264_000_000  # the image encoder of image-to-video models, in bfloat16
 FORWARD_FIXED = 9_000_000  # rotary tables, embedded prompt, latents
+
+
+@dataclass(frozen=True)
+class VaeCosts:
+    """Of a VAE whose first layer has `width` channels: parameters; elements per pixel of the causal cache and of what a
+    decoded frame needs; bytes per pixel of the block's frames in float32 and their copies."""
+
+    width: int
+    parameters: int
+    cache: int
+    frame: int
+    pixels: int
+
+
+WAN_VAE = VaeCosts(96, 126_900_000, 2364, 2305, 992)
+WAN22_VAE = VaeCosts(160, 704_700_000, 1784, 3592, 206)
 
 
 @dataclass(frozen=True)
@@ -107,7 +120,8 @@ def weights_bytes(model: PlannedModel, settings: PlanSettings) -> int:
 
 def _resident(model: PlannedModel, settings: PlanSettings) -> dict[str, int]:
     """What is on the device throughout."""
-    vae = int(VAE_PARAMETERS * (model.vae_width / WAN_VAE_WIDTH) ** 2) * _vae_itemsize(settings)
+    costs, scale = _vae_costs(model)
+    vae = int(costs.parameters * scale**2) * _vae_itemsize(settings)
     parts = {"weights": weights_bytes(model, settings), "VAE": vae}
     if settings.decoder == "taehv":
         parts["TAEHV"] = TAEHV_BYTES
@@ -149,22 +163,37 @@ def _memory_bytes(model: PlannedModel, settings: PlanSettings) -> int:
         model.geometry(settings.height, settings.width, settings.clips),
     )
     dtype = torch.float32 if settings.weights == "float32" else torch.bfloat16
-    return (1 + settings.guided) * estimate_bytes(policy, geometry, dtype, settings.frames(block))
+    frames = settings.frames(model.spec)
+    if policy.kind == "far":  # what it is after a block is written beside what it was
+        one = estimate_bytes(MemoryPolicy(), geometry, dtype, 1)
+        kept = int(one * (_far_frames(policy, frames - block) + _far_frames(policy, frames)))
+    else:
+        kept = estimate_bytes(policy, geometry, dtype, frames)
+    return (1 + settings.guided) * kept
+
+
+def _far_frames(policy: MemoryPolicy, frames: int) -> float:
+    """Frames' worth of keys and values that a `far` memory of `frames` latent frames keeps."""
+    near = min(max(frames, 0), FAR_BLOCK * (policy.window or 0))
+    return near + max(frames - near, 0) / 4
 
 
 def _forward(model: PlannedModel, settings: PlanSettings) -> int:
     """What one forward needs while it runs: the feed-forward layer of all its tokens, or attention of one block."""
     policy, clips, item = settings.policy or model.spec.policy, settings.clips, _itemsize(settings)
-    frames = settings.frames(max(model.spec.frames_per_block, 1))
+    frames = settings.frames(model.spec)
     block = model.spec.frames_per_block or frames
-    per_frame = clips * (settings.height // 16) * (settings.width // 16)
+    per_frame = model.geometry(settings.height, settings.width, clips).tokens * clips
     forward = per_frame * block * (2 if settings.fuse and policy.fuses else 1)
     if policy.rebuilt:
         forward = max(forward, per_frame * policy.slots(frames))
+    if policy.kind == "far":  # earlier blocks are encoded again, one of them in large patches
+        forward = int(per_frame * min(block * ((policy.window or 0) + 0.25), frames))
     keys = per_frame * policy.slots(frames) if model.spec.frames_per_block else 0
     read = 2 * item * keys * model.dim  # keys and values of one layer
     attention = 14 * item * per_frame * block * model.dim
-    if policy.precision != "model" or policy.rebuilt:  # read together with the block, outside the buffers
+    # Read together with the block, outside the buffers.
+    if policy.precision != "model" or policy.rebuilt or policy.kind == "far":
         attention += read
     if policy.residence == "cpu":
         attention += 2 * read if policy.precision == "model" else read
@@ -178,7 +207,7 @@ def _forward(model: PlannedModel, settings: PlanSettings) -> int:
 def _decoder(model: PlannedModel, settings: PlanSettings) -> tuple[int, int]:
     """Bytes that a decoder keeps between blocks, and those that it needs while it decodes."""
     pixels, item, clips = settings.height * settings.width, _vae_itemsize(settings), settings.clips
-    scale = model.vae_width / WAN_VAE_WIDTH
+    vae, scale = _vae_costs(model)
     if settings.decoder == "none":
         return 0, 0
     if settings.decoder == "taehv":
@@ -186,13 +215,15 @@ def _decoder(model: PlannedModel, settings: PlanSettings) -> tuple[int, int]:
     from ..models.streaming_vae import Tiling, spans  # with diffusers, which the nodes load late
 
     tiling = Tiling()
-    tiles = [len(spans(n // 8, tiling.size // 8, tiling.overlap // 8)) for n in (settings.height, settings.width)]
+    latent = model.latent_pixels
+    sides = (settings.height, settings.width)
+    tiles = [len(spans(n // latent, tiling.size // latent, tiling.overlap // latent)) for n in sides]
     if settings.decoder == "whole" or tiles == [1, 1]:
-        return int(clips * VAE_CACHE * scale * item * pixels), int(
-            clips * (VAE_FRAME * scale * item + VAE_PIXELS) * pixels
+        return int(clips * vae.cache * scale * item * pixels), int(
+            clips * (vae.frame * scale * item + vae.pixels) * pixels
         )
     tile = min(settings.height, tiling.size) * min(settings.width, tiling.size)
-    work = (VAE_CACHE + VAE_FRAME) * scale * item + VAE_PIXELS
+    work = (vae.cache + vae.frame) * scale * item + vae.pixels
     return 0, int(clips * (work * tile + TILED_PIXELS * pixels))
 
 
@@ -206,6 +237,12 @@ def _host_bytes(model: PlannedModel, settings: PlanSettings, umt5: int) -> int:
     if (settings.policy or model.spec.policy).residence == "cpu":
         host += _memory_bytes(model, settings)
     return host
+
+
+def _vae_costs(model: PlannedModel) -> tuple[VaeCosts, float]:
+    """Those of the model's kind of VAE, and the width of its own over theirs."""
+    costs = WAN22_VAE if model.has_wan22_latents else WAN_VAE
+    return costs, (model.vae_width or costs.width) / costs.width
 
 
 def _itemsize(settings: PlanSettings) -> int:

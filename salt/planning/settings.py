@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from ..acceleration.presets import preset_of
 from ..errors import InputError
 from ..memory import MemoryPolicy
-from ..spec import FPS
+from ..spec import StudentSpec
 from .models import PlannedModel
 
 Weights = Literal["float32", "bf16", "fp8", "layers"]
@@ -64,10 +64,11 @@ class PlanSettings:
         if self.clips < 1:
             raise InputError("clips", f"found {self.clips}, expected at least 1")
 
-    def frames(self, block: int) -> int:
-        """Latent frames of the clip, in whole blocks."""
-        latent = 1 + math.ceil(max(self.seconds * FPS - 1, 0) / TEMPORAL_SCALE)
-        return math.ceil(latent / block) * block
+    def frames(self, spec: StudentSpec) -> int:
+        """Latent frames of the clip, in whole blocks of a student's."""
+        block, first = max(spec.frames_per_block, 1), spec.first_block
+        latent = 1 + math.ceil(max(self.seconds * spec.fps - 1, 0) / TEMPORAL_SCALE)
+        return first + math.ceil(max(latent - first, 0) / block) * block
 
 
 def preset_settings(name: str, model: PlannedModel, settings: PlanSettings) -> PlanSettings:

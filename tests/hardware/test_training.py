@@ -1,10 +1,11 @@
-"""One training update: nothing waits for the device between the first and backward.
+"""One training update: nothing waits for the device between the first forward and backward.
 
 Forwards at true width, on the fake device, without autocast, which turns itself off where torch has no CUDA. Backward
-cannot run there; it is tested on the CPU (`tests/train`).
+cannot run there (`test_backward.py`).
 """
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -15,11 +16,14 @@ from benchmarks.ledger.counting import Ledger
 from benchmarks.ledger.fake_device import DEVICE
 from salt.conditioning import Conditioning
 from tests.helpers.ledger_budgets import check_budget
-from train.config.recipe import Losses, Recipe, Rollouts
+from train.config.recipe import InitialStages, Losses, Recipe, Rollouts
 from train.data.batch import Batch
 from train.losses.semigroup import grid_triples
+from train.methods.clip_trainer import ClipTrainer
+from train.methods.ode_regression import ODERegressionTrainer
 from train.methods.sc_dmd import SCDMDTrainer
 from train.methods.sc_dmd_losses import critic_term
+from train.methods.teacher_forcing import TeacherForcingTrainer
 from train.rollout.random_draws import UpdateDraws
 
 SMALL = Rollouts(frames=6, memory="sink:3,window:6")  # two blocks at 832x480
@@ -41,7 +45,8 @@ def trainer_of(recipe):
 
 
 # Launches and GB of the losses' forwards at the two layers that are run, in float32.
-BUDGETS = {"dmd": (779, 51.5), "semigroup": (1675, 98.9), "alignment": (1916, 122.3), "critic": (151, 12.24)}
+BUDGETS = {"dmd": (781, 51.5), "semigroup": (1683, 98.9), "alignment": (1926, 122.3), "critic": (151, 12.24)}
+CLIP_BUDGETS = {"ode": (162, 13.29), "tf": (196, 26.01)}
 
 
 @pytest.mark.parametrize("terms", ["dmd", "semigroup", "alignment"])
@@ -67,3 +72,22 @@ def test_critic_loss_does_not_wait(device):
         critic_term(models["critic"], torch.zeros(1, 16, 6, 60, 104, device=device), batch, recipe, 0)
         assert not ledger.phase.waits
         check_budget(ledger.phase.costs.launches, ledger.phase.costs.bytes, BUDGETS["critic"])
+
+
+@pytest.mark.parametrize("stage", CLIP_BUDGETS)
+def test_loss_on_clips_does_not_wait(device, stage):
+    """Of the stages before distillation, reading of the clips included."""
+    recipe = replace(Recipe(), stage=stage, rollout=SMALL, start=InitialStages(history_noise=0.1, prompt_dropout=0.1))
+    _, models = trainer_of(recipe)
+    clip = torch.zeros(16, 6, 60, 104)
+    lines = SimpleNamespace(line=lambda update, sample, role: sample)
+    trainer = SimpleNamespace(recipe=recipe, device=device, prompts=lines, student=SimpleNamespace())
+    trainer.student.model = SimpleNamespace(model=models["student"])
+    trainer.clips = lambda line, channels: (clip, clip.repeat(4, 1, 1, 1, 1) if stage == "ode" else None)
+    trainer.read_clips = partial(ClipTrainer.read_clips, trainer)
+    loss_of = {"ode": ODERegressionTrainer, "tf": TeacherForcingTrainer}[stage].loss
+    batch = Batch(range(1), text(), text())
+    with Ledger() as ledger:
+        assert loss_of(trainer, models["student"], batch, 0).requires_grad
+        assert not ledger.phase.waits
+        check_budget(ledger.phase.costs.launches, ledger.phase.costs.bytes, CLIP_BUDGETS[stage])

@@ -10,6 +10,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from salt.acceleration.transfers import to_device
 from salt.conditioning import Conditioning
 from train.config.recipe import Recipe
 from train.data.batch import Batch
@@ -43,9 +44,9 @@ class ClipTrainer(Trainer):
         """Clean latents [B, C, F, H, W] and, for the stage `ode`, trajectories [B, S, C, F, H, W]."""
         channels = self.student.model.model.config.out_channels
         clips = [self.clips(self.prompts.line(update, i, "start"), channels) for i in batch.samples]
-        latents = torch.stack([x for x, _ in clips]).to(self.device)
+        latents = to_device(torch.stack([x for x, _ in clips]), self.device)
         states = [s for _, s in clips if s is not None]
-        return latents, torch.stack(states).to(self.device) if states else None
+        return latents, to_device(torch.stack(states), self.device) if states else None
 
 
 def drop_prompts(batch: Batch, recipe: Recipe, update: int) -> Conditioning:
@@ -53,9 +54,9 @@ def drop_prompts(batch: Batch, recipe: Recipe, update: int) -> Conditioning:
     share, seed = recipe.start.prompt_dropout, recipe.run.seed
     dropped = torch.tensor([uniform_for(seed, "dropout", update, i) < share for i in batch.samples])
     text = batch.conditioning.text
-    return Conditioning(torch.where(dropped.to(text.device)[:, None, None], batch.negative.text, text))
+    return Conditioning(torch.where(to_device(dropped, text.device)[:, None, None], batch.negative.text, text))
 
 
 def expand_blocks(values: list[list[float]], blocks: list[int]) -> Tensor:
     """Values [B][blocks] -> [B, F], each repeated over its block's latent frames."""
-    return torch.tensor(values).repeat_interleave(torch.tensor(blocks), dim=1)
+    return torch.tensor([[v for v, n in zip(row, blocks, strict=True) for _ in range(n)] for row in values])
