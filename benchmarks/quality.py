@@ -3,26 +3,33 @@
 `python -m benchmarks.quality [--prompts 48] [--out benchmarks/results/quality]` writes JSON and markdown, row by row;
 an interrupted run continues. Float8 multiplication is simulated: weights and activations are rounded as in
 `salt.acceleration.presets.fp8_linears`, and multiplied in float32.
+
+`--long` compares memories by their size instead, on the last 21 of 120 latent frames, for several `--seeds`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
 from salt.checkpoints import load_student, read_checkpoint
 from salt.io.atomic import write_text
-from salt.memory import MemoryPolicy
+from salt.memory import MemoryGeometry, MemoryPolicy, estimate_bytes
+from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.spec import TINY_FOLDER, StudentSpec
 from train.evaluation.sampling import load_vae
-from train.evaluation.shapebench import PROMPTS, score_model
+from train.evaluation.shapebench import PROMPTS, REPORTED_SEED, score_ends, score_model
 from train.shapes.bench import summarize
+from train.shapes.world import Scene
 
 STUDENT_POLICY = "relative:3,window:12"
 # name, memory policy, whether linear layers are in float8
@@ -38,6 +45,13 @@ ROWS = (
     ("window 12", "window:12", False),
 )
 SCORES = ("passed", "color", "shape", "direction", "count", "sharp")
+LONG_FRAMES = 120
+LONG_POLICIES = (
+    "relative:3,window:12", "relative:3,window:9", "relative:1,window:6", "relative:3,window:12,int4",
+    "relative:3,window:9,int4", "relative:1,window:6,int4",
+)  # fmt: skip
+LONG_SCORES = ("passed", "shape", "speed", "count", "sharp", "steady", "no_drift")
+TRUE_SIZE = MemoryGeometry(30, 12, 128, 30, 52)  # Wan 2.1 1.3B at 832x480
 
 
 def to_fp8(x: Tensor) -> Tensor:
@@ -63,18 +77,28 @@ def float8(model: nn.Module, enabled: bool):
             layer.weight.data = weight
 
 
-def run(path: Path, prompts: int, steps: tuple[int, ...]) -> dict:
-    """Score the rows that the results file lacks. Scores of other weights are discarded."""
-    student, vae = (
-        load_student(TINY_FOLDER / "transformer", dtype=torch.float32),
-        load_vae(TINY_FOLDER / "vae", dtype=torch.bfloat16),
-    )
-    spec = read_checkpoint(TINY_FOLDER / "transformer").spec or StudentSpec()
+def loaded() -> tuple[SaltTransformer3DModel, AutoencoderKLWan, StudentSpec]:
+    student = load_student(TINY_FOLDER / "transformer", dtype=torch.float32)
+    vae = load_vae(TINY_FOLDER / "vae", dtype=torch.bfloat16)
+    return student, vae, read_checkpoint(TINY_FOLDER / "transformer").spec or StudentSpec()
+
+
+def earlier_results(path: Path, student: SaltTransformer3DModel, prompts: int) -> dict:
+    """The file's results, without those of other weights or prompts."""
     weights = {"weights": sum(p.double().abs().sum().item() for p in student.parameters()), "prompts": prompts}
     results = json.loads(path.read_text()) if path.exists() else {}
-    if {k: results.get(k) for k in weights} != weights:
-        results = {**weights, "rows": {}}
-    half = PROMPTS[: prompts // 2] + PROMPTS[len(PROMPTS) // 2 :][: prompts // 2]
+    return results if {k: results.get(k) for k in weights} == weights else {**weights, "rows": {}}
+
+
+def halves(prompts: int) -> tuple[Scene, ...]:
+    """As many held-out captions as trained ones."""
+    return PROMPTS[: prompts // 2] + PROMPTS[len(PROMPTS) // 2 :][: prompts // 2]
+
+
+def run(path: Path, prompts: int, steps: tuple[int, ...]) -> dict:
+    """Score the rows that the results file lacks. Scores of other weights are discarded."""
+    student, vae, spec = loaded()
+    results, half = earlier_results(path, student, prompts), halves(prompts)
     for nfe in steps:
         for name, policy, linears in ROWS:
             key = f"{name}, {nfe} NFE"
@@ -96,16 +120,54 @@ def as_table(results: dict) -> str:
     return "\n".join(rows)
 
 
+def run_long(path: Path, prompts: int, steps: Sequence[int], seeds: Sequence[int]) -> dict:
+    """The same for the ends of long clips: one entry for each policy, number of evaluations and seed."""
+    student, vae, spec = loaded()
+    results, half = earlier_results(path, student, prompts), halves(prompts)
+    for nfe, seed, policy in product(steps, seeds, LONG_POLICIES):
+        key = f"{policy} at {nfe} NFE, seed {seed}"
+        if key in results["rows"]:
+            continue
+        row_spec = replace(spec, policy=MemoryPolicy.parse(policy))
+        _, ends = score_ends(student, vae, nfe, half, frames=LONG_FRAMES, seed=seed, spec=row_spec)
+        results["rows"][key] = summarize(ends)
+        print(f"{key}: {results['rows'][key]['passed']:.0%}", flush=True)
+        write_text(path, json.dumps(results, indent=1) + "\n")
+    return results
+
+
+def as_long_table(results: dict, steps: Sequence[int], seeds: Sequence[int]) -> str:
+    """Markdown table: GB of each memory at true size, scores as means over seeds, and the range of those that pass."""
+    rows = [f"| memory, NFE | GB | {' | '.join(LONG_SCORES)} | by seed |", "|---" * (len(LONG_SCORES) + 3) + "|"]
+    for nfe, policy in product(steps, LONG_POLICIES):
+        found = [results["rows"][f"{policy} at {nfe} NFE, seed {seed}"] for seed in seeds]
+        means = [f"{sum(row[score] for row in found) / len(found):.0%}" for score in LONG_SCORES]
+        size = estimate_bytes(MemoryPolicy.parse(policy), TRUE_SIZE, torch.bfloat16) / 1e9
+        passed = sorted(row["passed"] for row in found)
+        rows.append(f"| {policy}, {nfe} | {size:.2f} | {' | '.join(means)} | {passed[0]:.0%} to {passed[-1]:.0%} |")
+    clips = len(seeds) * int(results["prompts"])
+    return "\n".join([*rows, "", f"{clips} clips in each row, {len(steps) * len(LONG_POLICIES)} rows."])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--prompts", type=int, default=48)
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 2])
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/quality"))
+    parser.add_argument("--long", action="store_true", help="memories by their size, on the ends of long clips")
+    parser.add_argument("--seeds", type=int, nargs="+", help="with --long (default: 2000 5000)")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    results = run(arguments.out.with_suffix(".json"), arguments.prompts, tuple(arguments.steps))
-    table = as_table(results)
-    arguments.out.with_suffix(".md").write_text(table + "\n")
+    if arguments.seeds and not arguments.long:
+        parser.error(f"--seeds: is for --long, the other rows have seed {REPORTED_SEED}")
+    out = arguments.out or Path("benchmarks/results") / ("quality_long" if arguments.long else "quality")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    prompts, steps = arguments.prompts, tuple(arguments.steps)
+    if arguments.long:
+        seeds = arguments.seeds or [REPORTED_SEED, 5000]
+        table = as_long_table(run_long(out.with_suffix(".json"), prompts, steps, seeds), steps, seeds)
+    else:
+        table = as_table(run(out.with_suffix(".json"), prompts, steps))
+    out.with_suffix(".md").write_text(table + "\n")
     print(f"\n{table}")
 
 
