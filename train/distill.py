@@ -20,27 +20,35 @@ from train.config.loader import read_values
 from train.config.model_configs import check_backbones
 from train.config.recipe import Recipe, RecipeError
 from train.config.validation import check_recipe, check_settings, missing_files
-from train.data.clip_dataset import generate_clips
+from train.data.trajectories import generate_clips
 from train.distributed.launch import Mode, check_mode, process_device, process_state, resolve_mode
 from train.dry_run import dry_run_recipe
 from train.export import export, last_values, push
 from train.memory_estimate.report import available_memory, check_memory
 from train.methods.base import Trainer
 from train.methods.consistency import ConsistencyTrainer
+from train.methods.long_tuning import LongTuningTrainer
 from train.methods.ode_regression import ODERegressionTrainer
 from train.methods.sc_dmd import SCDMDTrainer
 from train.methods.teacher_forcing import TeacherForcingTrainer
 from train.sample_grid import SampleGrid
 
-TRAINERS: dict[str, type[SCDMDTrainer | ODERegressionTrainer | ConsistencyTrainer | TeacherForcingTrainer]] = {
-    "distill": SCDMDTrainer,
-    "ode": ODERegressionTrainer,
-    "cd": ConsistencyTrainer,
-    "tf": TeacherForcingTrainer,
-}
 # What a resumed run may not change, and what it may all the same: settings that trade memory for time.
 FIXED_KEYS = ("stage", "models", "rollout", "run.seed", "optimisation.optimizer")
 FREE_KEYS = ("models.offload", "models.checkpointing", "models.keep")
+
+
+def trainer_of(recipe: Recipe, mode: Mode) -> Trainer:
+    """The method that trains the recipe's stage."""
+    match recipe.stage:
+        case "ode":
+            return ODERegressionTrainer(recipe, mode)
+        case "cd":
+            return ConsistencyTrainer(recipe, mode)
+        case "tf":
+            return TeacherForcingTrainer(recipe, mode)
+        case "distill":
+            return LongTuningTrainer(recipe, mode) if recipe.streams else SCDMDTrainer(recipe, mode)
 
 
 def save_recipe(recipe: Recipe, done: int = 0) -> None:
@@ -98,7 +106,7 @@ def distill(recipe: Recipe, mode: Mode, repository: str = "") -> Path:
 
 
 def _distill(recipe: Recipe, mode: Mode, repository: str) -> Path:
-    trainer = TRAINERS[recipe.stage](recipe, mode)
+    trainer = trainer_of(recipe, mode)
     if trainer.accelerator.is_main_process:
         save_recipe(recipe, trainer.folder.updates())
     samples = SampleGrid(trainer) if recipe.run.sample_every else None

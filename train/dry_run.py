@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from salt.checkpoints import save_diffusers
+from salt.io.atomic import write_tensors
 from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.spec import TINY_FOLDER
 from train.config.model_configs import backbones
@@ -39,12 +40,14 @@ def dry_run_recipe(recipe: Recipe, folder: Path, processes: int = 1) -> Recipe:
         text="words", vae=str(TINY_FOLDER / "vae"), weights="auto", lora_rank=min(recipe.models.lora_rank, 2),
     )  # fmt: skip
     r, opt = recipe.rollout, recipe.optimisation
+    if recipe.streams and r.frames > MAX_LATENT_FRAMES:
+        r = _short_stream(r)
     frames = r.frames if r.frames <= MAX_LATENT_FRAMES else _short_clip(r)
     micro = min(opt.micro_batch, 2)
     small = replace(
         recipe,
         models=models,
-        data=replace(recipe.data, prompts="shapes", embeddings="", images="", clips="", negative=""),
+        data=replace(recipe.data, prompts="shapes", embeddings="", images="", clips="", history="", negative=""),
         rollout=replace(r, frames=frames, height=LATENT_SIZE, width=LATENT_SIZE),
         loss=replace(recipe.loss, align_start=0, align_block=TRANSFORMER_BLOCKS - 1),
         start=replace(recipe.start, teacher_steps=max(r.share), clips=2),
@@ -57,7 +60,8 @@ def dry_run_recipe(recipe: Recipe, folder: Path, processes: int = 1) -> Recipe:
         ),
     )  # fmt: skip
     if recipe.stage != "distill":
-        return replace(small, data=replace(small.data, clips=str(folder / "clips")))
+        history = _random_clips(small, folder / "history") if recipe.has_history else ""
+        return replace(small, data=replace(small.data, clips=str(folder / "clips"), history=history))
     if recipe.data.images:
         small = replace(small, data=_random_start_images(small, folder))
     return with_every_loss(small)
@@ -67,6 +71,13 @@ def _short_clip(r: Rollouts) -> int:
     """Frames of a shorter clip of the same layout: whole blocks, an independent first frame, the loss window."""
     blocks = max(MAX_LATENT_FRAMES // r.frames_per_block, 1) * r.frames_per_block
     return max(blocks + r.independent_first_frame, r.window + (r.independent_first_frame and r.window < r.frames))
+
+
+def _short_stream(r: Rollouts) -> Rollouts:
+    """Streams of a few chunks of two blocks, the later ones with an overlap where the recipe has one."""
+    n = r.frames_per_block
+    overlap = n if r.overlap >= n else 0
+    return replace(r, window=2 * n, overlap=overlap, frames=5 * n + (1 if r.independent_first_frame else 0))
 
 
 def with_every_loss(recipe: Recipe) -> Recipe:
@@ -96,6 +107,16 @@ def _tiny_model(config: dict[str, Any], seed: int) -> SaltTransformer3DModel:
     with torch.no_grad():
         model.proj_out.weight.normal_(std=0.2)  # a fresh head's output is next to zero
     return model
+
+
+def _random_clips(recipe: Recipe, folder: Path) -> str:
+    """A folder of random clean clips, as many as the recipe generates trajectories."""
+    r, channels = recipe.rollout, backbones(recipe)["student"]["out_channels"]
+    for i in range(recipe.start.clips):
+        generator = torch.Generator().manual_seed(i)
+        latents = torch.randn(channels, r.frames, r.height, r.width, generator=generator)
+        write_tensors(folder / f"{i:06d}.safetensors", {"latents": latents}, {"prompt": PROMPTS[i % len(PROMPTS)]})
+    return str(folder)
 
 
 def _random_start_images(recipe: Recipe, folder: Path) -> Data:

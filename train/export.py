@@ -25,6 +25,15 @@ STAGES = {
     "tf": "teacher-forced flow matching",
 }
 
+# Settings that results were recorded without: they count where they are not as they were then.
+NEWER = {
+    "data": ("history",),
+    "models": ("lora_alpha", "lora_critic"),
+    "optimisation": ("schedule", "final_lr"),
+    "rollout": ("long_tuning", "overlap"),
+    "start": ("history", "step_for"),
+}
+
 
 class UploadError(RuntimeError):
     """A student that could not be uploaded to the hub; the message names the repository and the hub's answer."""
@@ -37,6 +46,11 @@ def recipe_hash(recipe: Recipe) -> str:
     if recipe.stage != "tf":  # it acts on no other stage
         settings["start"] = {k: v for k, v in asdict(recipe.start).items() if k != "timestep_weight"}
     settings["seed"] = recipe.run.seed
+    for section, default in Recipe().to_dict().items():
+        found = settings.get(section)
+        if isinstance(found, dict) and isinstance(default, dict):
+            newer = NEWER.get(section, ())
+            settings[section] = {k: v for k, v in found.items() if k not in newer or v != default[k]}
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
@@ -66,7 +80,7 @@ def model_card(recipe: Recipe, done: int, values: dict[str, float]) -> str:
     blocks = f"blocks of {spec.frames_per_block} latent frames, memory `{spec.policy}`"
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in values.items())
     settings = yaml.safe_dump(json.loads(json.dumps(recipe.to_dict())), sort_keys=False, allow_unicode=True)
-    weights = "averaged (EMA)" if done >= recipe.optimisation.ema_start else "latest"
+    weights = "averaged (EMA)" if recipe.optimisation.ema and done >= recipe.optimisation.ema_start else "latest"
     return f"""---
 {front}---
 

@@ -1,4 +1,4 @@
-"""Models of a run from a recipe: student, critic, teacher, LoRA adapters, optimizers, and the exported file."""
+"""Models of a run from a recipe: student, critic, teacher, optimizers, and the exported file."""
 
 from __future__ import annotations
 
@@ -14,35 +14,25 @@ from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.spec import StudentSpec
 from train.config.recipe import Recipe, RecipeError
 from train.distributed.activation_checkpointing import recompute
-
-LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
+from train.lora_adapters import adapter_of, add_lora
 
 
 def build_student(recipe: Recipe, device: torch.device) -> SaltTransformer3DModel:
     """The student in float32, on the device; with `lora_rank`, a LoRA adapter is its only trainable part."""
-    model = _trainable(recipe, recipe.models.student, device)
-    if recipe.models.lora_rank:
-        add_lora(model, recipe.models.lora_rank)
-        nn.Module.to(model, device)
-    return model
-
-
-def add_lora(model: SaltTransformer3DModel, rank: int) -> None:
-    """Add a LoRA adapter and freeze everything else."""
-    from peft import LoraConfig
-
-    model.requires_grad_(False)
-    model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_TARGETS))
+    return _trainable(recipe, recipe.models.student, device, "student")
 
 
 def build_critic(recipe: Recipe, device: torch.device) -> SaltTransformer3DModel:
-    """The critic: the recipe's, else the teacher where it has the student's size, else the student's checkpoint."""
+    """The critic: the recipe's, else the teacher where it has the student's size, else the student's checkpoint.
+
+    With `lora_critic`, a LoRA adapter is its only trainable part.
+    """
     models = recipe.models
     path = models.critic
     if not path:
         same = _size(models.teacher) == _size(models.student)
         path = models.teacher if same else models.student
-    return _trainable(recipe, path, device)
+    return _trainable(recipe, path, device, "critic")
 
 
 def build_teacher(recipe: Recipe) -> SaltTransformer3DModel:
@@ -59,11 +49,13 @@ def build_teacher(recipe: Recipe) -> SaltTransformer3DModel:
     return teacher
 
 
-def _trainable(recipe: Recipe, path: str, device: torch.device) -> SaltTransformer3DModel:
+def _trainable(recipe: Recipe, path: str, device: torch.device, name: str) -> SaltTransformer3DModel:
     weights = recipe.models.weights if path == recipe.models.student else "auto"
     model = load_student(path, weights=weights, dtype=torch.float32)
     if recipe.models.checkpointing:
         recompute(model, recipe.saved_activations)
+    if settings := adapter_of(recipe, name):
+        add_lora(model, settings)
     nn.Module.to(model, device)
     model.train()
     return model
@@ -109,10 +101,10 @@ def export_student(
     config = {k: v for k, v in model.config.items() if not k.startswith("_")}
     with torch.device("meta"):
         whole = SaltTransformer3DModel(**config)
-        if recipe.models.lora_rank:
-            add_lora(whole, recipe.models.lora_rank)
+        if settings := adapter_of(recipe, "student"):
+            add_lora(whole, settings)
     whole.load_state_dict(state, assign=True)
-    if recipe.models.lora_rank:
+    if settings:
         whole.fuse_lora()
         whole.unload_lora()
     spec = student_spec(recipe)

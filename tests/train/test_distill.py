@@ -106,7 +106,8 @@ def test_a_dry_run_shortens_clips_with_an_independent_first_frame(tmp_path, fram
     check_settings(recipe)
     small = dry_run_recipe(recipe, tmp_path / "models")
     check_settings(small)
-    assert window <= small.rollout.frames <= frames
+    assert small.rollout.window <= small.rollout.frames <= frames
+    assert small.streams == recipe.streams == (window == 33)
 
 
 def wan_i2v(folder: Path) -> Path:

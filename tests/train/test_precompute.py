@@ -13,9 +13,9 @@ from tests.helpers import tiny_recipes, tiny_system
 from train.config.loader import load_recipe
 from train.config.recipe import RecipeError
 from train.data import cost, precompute
-from train.data.clip_dataset import generate_clips
 from train.data.prompts import StartImages, embeddings_cache
 from train.data.shards import own_shards
+from train.data.trajectories import generate_clips
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,7 @@ from salt.models.word_embedder import WordEmbedder
 from salt.pipeline import SaltPipeline
 from salt.spec import StudentSpec
 from train.__main__ import parser
-from train.data.clip_dataset import trajectories
+from train.data.trajectories import trajectories
 from train.evaluation.sampling import channels_last, teacher_clips
 from train.evaluation.shapebench import PROMPTS, evaluate, score_ends, score_model, split_rows
 from train.experiments.tiny import build

@@ -1,6 +1,7 @@
 """Recipes: the released numbers; errors of one line, raised before any weight is read."""
 
-from dataclasses import is_dataclass, replace
+import re
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, get_args, get_origin, get_type_hints
 
@@ -9,15 +10,15 @@ from torch.torch_version import TorchVersion
 
 from salt.errors import InputError
 from tests.helpers import tiny_recipes
+from tests.train.released_numbers import ALIGNED, COMMON, FRAME, OURS, RELEASED
 from train.__main__ import main
 from train.config.loader import RECIPES, load_recipe, recipe_names, recipe_summary
 from train.config.model_configs import backbones, check_backbones, config_of
-from train.config.recipe import Losses, Recipe, RecipeError
+from train.config.recipe import Recipe, RecipeError
 from train.config.validation import check_recipe
 from train.distributed.launch import check_mode
 
 NAMES = sorted(p.stem for p in RECIPES.glob("*.yaml"))
-MIXED = {8: 0.4, 4: 0.4, 2: 0.2}
 
 
 def test_every_recipe_fits_its_backbones():
@@ -28,23 +29,45 @@ def test_every_recipe_fits_its_backbones():
         assert recipe.name == name and recipe.run.out == f"runs/{name}"
 
 
-@pytest.mark.parametrize(
-    "setting, start, aligned", [("self_forcing", 200, False), ("causal_forcing", 140, True), ("longlive", 240, True)]
-)
-def test_the_released_numbers(setting, start, aligned):
-    baseline, sc, salt = (load_recipe(f"{setting}{end}") for end in ("", "_sc", "_salt"))
-    assert baseline.rollout.share == {4: 1.0} and baseline.loss == Losses()
-    assert sc.rollout.share == salt.rollout.share == MIXED and sc.loss == Losses(semigroup=0.2)
-    wanted = Losses(semigroup=0.2, align="release", align_start=start, noise_aligned=aligned)
-    assert salt.loss == wanted and wanted.align_weight == 0.1 and wanted.align_block == 20 and wanted.guidance == 3.0
-    for recipe in (baseline, sc, salt):
-        opt = recipe.optimisation
-        assert (opt.lr, opt.critic_lr, opt.batch, opt.ema, opt.ema_start) == (2e-6, 4e-7, 64, 0.99, 40)
-        assert (opt.betas, opt.weight_decay, opt.clip, opt.critic_per_generator) == ((0.0, 0.999), 0.01, 10.0, 5)
-        assert str(recipe.policy) == ("sink:3,window:12" if setting == "longlive" else "full")
-        assert (recipe.rollout.frames, recipe.rollout.frames_per_block) == (21, 3)
+def flat(recipe):
+    return {f"{section}.{k}": v for section, x in asdict(recipe).items() if isinstance(x, dict) for k, v in x.items()}
+
+
+@pytest.mark.parametrize("name", sorted(RELEASED))
+def test_recipes_have_the_released_numbers(name):
+    settings = flat(load_recipe(name))
+    assert {key: settings[key] for key in RELEASED[name]} == RELEASED[name]
+
+
+def test_every_number_of_a_wan_recipe_is_released_or_said_to_be_ours():
+    defaults = flat(Recipe())
+    for name in NAMES:
+        if name.startswith("tiny"):
+            continue
+        settings, released = flat(load_recipe(name)), RELEASED.get(name, {})
+        ours = OURS["*"] | OURS.get(name, set())
+        for section in ("loss", "rollout", "optimisation", "start"):
+            changed = {k for k, v in settings.items() if k.startswith(f"{section}.") and v != defaults[k]}
+            known = released if name in RELEASED else COMMON | FRAME | ALIGNED
+            start = {"start.clips"} if settings["start.clips"] else set()
+            assert changed <= set(known) | ours | start, name
+    shared = {k for k in defaults if k.partition(".")[0] in ("loss", "rollout")} - {"rollout.kind"}
+    assert shared <= set(COMMON) | OURS["*"], "defaults that the table has no source for"
+
+
+def test_comments_of_recipes_name_sources():
+    """A recipe that states numbers says in its comment where they are from, or that they are ours."""
+    for path in RECIPES.glob("[!t]*.yaml"):
+        lines = path.read_text(encoding="utf-8").split("\n")
+        comment = " ".join(line for line in lines if line.startswith("#"))
+        numbers = [line for line in lines if re.search(r"[ {](lr|updates|align_start|clips|share|semigroup): ", line)]
+        assert not numbers or re.search(r"release|Release|paper|ours|Salt's|README|configs/", comment), path.name
+
+
+def test_all_wan_recipes_share_negative_prompt_and_teacher():
+    for name in ("self_forcing", "causal_forcing_sc", "longlive_salt"):
+        recipe = load_recipe(name)
         assert recipe.data.negative.startswith("色调艳丽") and recipe.models.teacher.endswith("14B-Diffusers")
-    assert load_recipe("causal_forcing_frame_salt").rollout.frames_per_block == 1
 
 
 def test_backbones_are_known_by_name_or_read(tmp_path):

@@ -92,20 +92,6 @@ def test_exported_student_is_read_by_the_loaders(tmp_path):
         assert torch.equal(value, state[name].bfloat16().float()), name
 
 
-def test_lora_student_trains_its_adapter_and_exports_merged_weights(tmp_path):
-    recipe = tiny_recipes.recipe(tmp_path, models=dict(lora_rank=4), optimisation=dict(updates=1))
-    trainer = SCDMDTrainer(recipe)
-    frozen = trainer.student.model.model.blocks[0].attn1.to_q.base_layer.weight.clone()
-    trainer.run()
-    model = trainer.student.model.model
-    assert torch.equal(model.blocks[0].attn1.to_q.base_layer.weight, frozen)
-    assert model.blocks[0].attn1.to_q.lora_B["default"].weight.abs().max() > 0
-    trainer.export(tmp_path / "lora.safetensors")
-    whole = load_student(tmp_path / "lora.safetensors", dtype=torch.float32)
-    assert whole.blocks[0].attn1.to_q.weight.shape == frozen.shape
-    assert not torch.allclose(whole.blocks[0].attn1.to_q.weight, frozen, atol=1e-5)
-
-
 @pytest.fixture
 def process_group():
     """A process group of this process alone, which FSDP needs."""

@@ -51,7 +51,8 @@ class Models:
     critic: by default the teacher where it has the student's size, else the student's own checkpoint.
     text: folder with text_encoder/ and tokenizer/, or `words` for the Shapes world.
     weights: which weights of the student's file. vae: diffusers folder of Wan's autoencoder, which decodes samples.
-    lora_rank: 0 trains all weights of the student.
+    lora_rank: above 0, the student's only trainable part is a LoRA adapter. lora_alpha: its alpha, 0 for the rank.
+    lora_critic: the critic's is one too.
     offload: the teacher is kept on the CPU between uses (the text encoder always is).
     checkpointing: backward recomputes transformer blocks. keep: what is saved of a block for backward all the same: its
     `input` alone; the output of self-`attention` too; or that and the `products` of its linear layers. Compiled blocks
@@ -65,6 +66,8 @@ class Models:
     text: str = "words"
     vae: str = ""
     lora_rank: CountOrNone = 0
+    lora_alpha: CountOrNone = 0
+    lora_critic: bool = False
     offload: bool = False
     checkpointing: bool = True
     keep: SavedActivations = "attention"
@@ -77,6 +80,8 @@ class Data:
     prompts: a text file, one prompt per line, or `shapes`. embeddings: folder of prompt embeddings.
     images: folder with one start image per prompt line, for I2V (file names are line numbers, from 0).
     clips: folder of clips for the stages `ode`, `cd` and `tf`, each with its prompt (`train.data.clip_dataset`).
+    history: folder of clean clips, such as a recipe of the stage `tf` trains on: the past of the blocks of a causal
+    teacher's trajectories.
     negative: the teacher's negative prompt.
     `python -m train precompute` fills the folders.
     """
@@ -85,6 +90,7 @@ class Data:
     embeddings: str = ""
     images: str = ""
     clips: str = ""
+    history: str = ""
     negative: str = ""
 
 
@@ -93,8 +99,10 @@ class Rollouts:
     """How the student generates the clips that it is trained on.
 
     kind: `autoregressive` in blocks against its own KV memory, or `bidirectional`, the whole clip at once.
-    frames, height, width: of the clip, in latent units. window: latent frames at the end that carry loss and gradient
-    (0: all of them); LongLive calls a clip longer than the window streaming long tuning.
+    frames, height, width: of the clip, in latent units. window: latent frames that carry loss and gradient (0: all).
+    long_tuning: how a clip longer than the window is trained on. `chunks`, the release's: updates of critic and student
+    continue the clip, each by a chunk of `window` frames with an exit of its own; up to `overlap` of them are the chunk
+    before's, without loss. `end`: every update rolls the whole clip out, with loss on its last `window` frames.
     memory: the memory policy, as `salt.memory.MemoryPolicy.parse` reads it.
     share: probability of each step count. shift: of the student's and the score's schedules.
     """
@@ -104,6 +112,8 @@ class Rollouts:
     height: Count = 60
     width: Count = 104
     window: CountOrNone = 0
+    long_tuning: Literal["chunks", "end"] = "chunks"
+    overlap: CountOrNone = 3  # LongLive, configs/longlive_train_long.yaml: chunks of 21 with at least 18 new frames
     frames_per_block: Count = 3
     independent_first_frame: bool = False
     memory: str = "full"
@@ -146,6 +156,9 @@ class InitialStages:
 
     teacher: `bidirectional`, where every block sees past blocks as noisy as itself (CausVid, Self Forcing), or
     `causal`, a teacher-forced model that generates block by block behind clean blocks (Causal Forcing).
+    history: the past of a causal teacher's blocks, `real` clean clips (the release's), or its own `rollout`.
+    step_for: whether the step of a trajectory that is learned is drawn for every `block` (Self Forcing's release), or
+    one for the whole `clip` (Causal Forcing's).
     teacher_steps: Euler steps of a trajectory; `cd` takes one of them at a time. guidance: on it, cond + g (cond -
     uncond). clips: how many trajectories `precompute` generates. history_noise: largest noise level mixed into the
     clean past of a teacher-forced clip. prompt_dropout: share of clips trained under the negative prompt, for guidance.
@@ -153,6 +166,8 @@ class InitialStages:
     """
 
     teacher: Literal["bidirectional", "causal"] = "bidirectional"
+    history: Literal["real", "rollout"] = "real"
+    step_for: Literal["block", "clip"] = "block"
     teacher_steps: Count = 48
     guidance: Guidance = 5.0
     clips: Count = 1000
@@ -168,6 +183,7 @@ class Optimisation:
     batch: clips per update over all processes. micro_batch: clips per forward in one process. updates: of the student;
     in distillation each follows `critic_per_generator` critic updates. ema_start: the update that the average begins
     with. Both count student updates; the release counts trainer steps, `critic_per_generator` to one of them.
+    schedule: of both learning rates after `warmup` updates, `constant`, or a `cosine` that ends at `final_lr` of them.
     compile: transformer blocks go through `torch.compile`, which takes minutes at the start of a run.
     """
 
@@ -178,6 +194,8 @@ class Optimisation:
     lr: LearningRate = 2e-6
     critic_lr: LearningRate = 4e-7
     warmup: CountOrNone = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    final_lr: Share = 0.0
     betas: tuple[Decay, Decay] = (0.0, 0.999)
     weight_decay: Annotated[float, Between(0, 10)] = 0.01
     clip: Annotated[float, Between(0, 1e9)] = 10.0
@@ -236,6 +254,17 @@ class Recipe:
     def saved_activations(self) -> SavedActivations:
         """What checkpointing saves of a block; `input` for compiled blocks, as selective checkpointing runs eagerly."""
         return "input" if self.optimisation.compile else self.models.keep
+
+    @property
+    def streams(self) -> bool:
+        """Whether clips are streams that updates continue, chunk by chunk."""
+        r = self.rollout
+        return self.stage == "distill" and 0 < r.window < r.frames and r.long_tuning == "chunks"
+
+    @property
+    def has_history(self) -> bool:
+        """Whether the trajectories of the stage `ode` lie behind clean clips, which are stored beside them."""
+        return self.stage == "ode" and self.start.teacher == "causal" and self.start.history == "real"
 
     def schedule(self, nfe: int) -> Schedule:
         return Schedule.of(nfe, self.rollout.shift)

@@ -43,8 +43,9 @@ def _missing_models(recipe: Recipe) -> list[RecipeError]:
             errors.append(RecipeError(f"models.{name}", problem))
     if models.text != "words" and not recipe.data.embeddings:
         errors += _missing_folder("text", models.text, ("text_encoder", "tokenizer"), "expected text_encoder/ in it")
-    if recipe.run.sample_every:
-        errors += _missing_folder("vae", models.vae, ("config.json",), "run.sample_every needs it")
+    if recipe.run.sample_every or recipe.streams:
+        needs = "run.sample_every needs it" if recipe.run.sample_every else "rollout.long_tuning=chunks needs it"
+        errors += _missing_folder("vae", models.vae, ("config.json",), needs)
     return errors
 
 
@@ -103,6 +104,7 @@ def check_settings(recipe: Recipe, processes: int = 1) -> None:
     _check_losses(recipe)
     if recipe.stage != "distill":
         _check_initial_stages(recipe)
+    _check_adapters(recipe)
     _check_optimisation(recipe, processes)
     if recipe.data.embeddings and recipe.models.text == "words":
         raise RecipeError("data.embeddings", "has no effect with models.text=words, whose words need no text encoder")
@@ -132,12 +134,26 @@ def _check_rollout(recipe: Recipe) -> None:
         )
     if window > r.frames:
         raise RecipeError("rollout.window", f"found {window}, expected at most the clip's {r.frames} frames")
+    _check_long_tuning(recipe)
     if recipe.policy.rebuilt or recipe.policy.keeps_last_step:
         raise RecipeError("rollout.memory", f"found {recipe.policy}, expected one that training writes block by block")
     try:
         recipe.policy.check_block(r.frames_per_block)
     except ValueError as error:
         raise RecipeError("rollout.memory", f"cannot be used ({error})") from error
+
+
+def _check_long_tuning(recipe: Recipe) -> None:
+    """Raise RecipeError for what clips longer than the window do not have."""
+    r = recipe.rollout
+    if r.long_tuning == "end" and r.window in (0, r.frames):
+        problem = f"has no effect on clips of {r.frames} frames with loss on all, expected a shorter rollout.window"
+        raise RecipeError("rollout.long_tuning", problem, r.long_tuning)
+    if recipe.streams and recipe.loss.align != "none":
+        problem = "is not supported by chunks (their references would need a memory of their own): expected none"
+        raise RecipeError("loss.align", f"{problem}, or rollout.long_tuning=end", recipe.loss.align)
+    if recipe.streams and recipe.data.images:
+        raise RecipeError("data.images", "is not supported by chunks of longer clips: expected rollout.window=0")
 
 
 def _check_losses(recipe: Recipe) -> None:
@@ -157,6 +173,15 @@ def _check_losses(recipe: Recipe) -> None:
         raise RecipeError("loss.score", "is not supported by bidirectional students", loss.score)
 
 
+def _check_adapters(recipe: Recipe) -> None:
+    models = recipe.models
+    for name, value in (("lora_alpha", models.lora_alpha), ("lora_critic", models.lora_critic)):
+        if value and not models.lora_rank:
+            raise RecipeError(f"models.{name}", "has no effect without models.lora_rank", value)
+    if models.lora_critic and recipe.stage != "distill":
+        raise RecipeError("models.lora_critic", f"has no effect in the stage {recipe.stage}, which has no critic", True)
+
+
 def _check_initial_stages(recipe: Recipe) -> None:
     if recipe.rollout.kind == "bidirectional":
         raise RecipeError("stage", "is not supported by bidirectional students", recipe.stage)
@@ -164,6 +189,11 @@ def _check_initial_stages(recipe: Recipe) -> None:
         raise RecipeError("stage", f"needs absolute positions, not the memory policy {recipe.policy}", recipe.stage)
     if recipe.stage == "cd":
         _check_consistency(recipe)
+    if recipe.start.history == "rollout" and not (recipe.stage == "ode" and recipe.start.teacher == "causal"):
+        raise RecipeError("start.history", "has no effect without a causal teacher's trajectories", "rollout")
+    if recipe.data.history and not recipe.has_history:
+        problem = "found a folder of clean clips, which only trajectories with start.history=real lie behind"
+        raise RecipeError("data.history", problem)
     dense = max(recipe.rollout.share)
     if recipe.start.teacher_steps % dense:
         raise RecipeError(
@@ -185,6 +215,11 @@ def _check_consistency(recipe: Recipe) -> None:
 
 def _check_optimisation(recipe: Recipe, processes: int) -> None:
     opt = recipe.optimisation
+    if opt.schedule == "cosine" and opt.warmup >= opt.updates:
+        problem = f"found {opt.warmup}, expected less than the {opt.updates} updates that a cosine ends with"
+        raise RecipeError("optimisation.warmup", problem)
+    if opt.final_lr and opt.schedule == "constant":
+        raise RecipeError("optimisation.final_lr", "has no effect without schedule=cosine", opt.final_lr)
     if opt.batch % (opt.micro_batch * processes):
         raise RecipeError(
             "optimisation.batch",

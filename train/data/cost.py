@@ -58,16 +58,16 @@ def trajectory_cost(recipe: Recipe) -> tuple[int, float]:
     config = backbones(recipe)["teacher"]
     guided = 2 if recipe.start.guidance else 1
     forwards = recipe.start.teacher_steps * guided
-    return clip_bytes(recipe, max(recipe.rollout.share), config["out_channels"]), forwards * forward_flops(
-        config, recipe
-    )
+    both = 1 if recipe.has_history else 0  # the clean clip is stored, and goes through every forward
+    size = clip_bytes(recipe, max(recipe.rollout.share) + both, config["out_channels"])
+    return size, forwards * forward_flops(config, recipe, (1 + both) * recipe.rollout.frames)
 
 
-def forward_flops(config: dict[str, object], recipe: Recipe) -> float:
-    """Floating-point operations of one forward over the whole clip: all weights at every token, and self-attention."""
+def forward_flops(config: dict[str, object], recipe: Recipe, frames: int) -> float:
+    """Floating-point operations of one forward over a whole clip: all weights at every token, and self-attention."""
     model = meta_model(config)
     patch = model.config.patch_size
-    tokens = recipe.rollout.frames * recipe.rollout.height * recipe.rollout.width / math.prod(patch)
+    tokens = frames * recipe.rollout.height * recipe.rollout.width / math.prod(patch)
     width = model.config.num_attention_heads * model.config.attention_head_dim
     parameters = sum(p.numel() for p in model.parameters())
     return 2 * parameters * tokens + 4 * tokens**2 * width * model.config.num_layers

@@ -21,11 +21,11 @@ from salt.pipeline.start_image import image_channels, image_embeddings, start_pi
 from train.config.recipe import Recipe, RecipeError
 from train.config.validation import check_prompt_file, check_settings
 from train.data.clip_cache import set_aside, set_aside_stale
-from train.data.clip_dataset import clip_paths, generate_clips
 from train.data.cost import announce, embedding_cost, start_image_bytes, trajectory_cost
 from train.data.encode_videos import encode_videos
 from train.data.prompts import embeddings_cache, start_image_path
 from train.data.shards import own_shards, with_progress
+from train.data.trajectories import clip_count, clip_paths, generate_clips
 
 PROMPTS_AT_A_TIME = 8
 
@@ -117,7 +117,7 @@ def precompute_recipe(recipe: Recipe, pictures: Path | None, videos: Path | None
     if recipe.stage != "distill":
         check_settings(recipe)
         if recipe.stage == "ode":
-            announce("data.clips", data.clips, clip_paths(recipe, recipe.start.clips), *trajectory_cost(recipe))
+            announce("data.clips", data.clips, clip_paths(recipe, clip_count(recipe)), *trajectory_cost(recipe))
             new = generate_clips(recipe, torch.device(device))
         else:
             new = encode_videos(recipe, videos, torch.device(device))

@@ -15,6 +15,7 @@ from typing import Any
 from train.config.model_configs import backbones, config_of
 from train.config.recipe import Recipe
 from train.distributed.launch import Mode
+from train.lora_adapters import adapter_of
 from train.memory_estimate.allocations import MemoryUse
 from train.memory_estimate.model_bytes import (
     BF16,
@@ -87,7 +88,7 @@ def add_up(
 ) -> Estimate:
     """The estimate from traced activations (traced for weights gathered in bfloat16 if mode is fsdp)."""
     opt, settings = recipe.optimisation, recipe.models
-    found = {name: model_weights(c, settings.lora_rank if name == "student" else 0) for name, c in configs.items()}
+    found = {name: model_weights(c, adapter_of(recipe, name)) for name, c in configs.items()}
     learners = {name: w for name, w in found.items() if name != "teacher"}
     shards = processes if mode == "fsdp" else 1
     accumulates = opt.batch // processes > opt.micro_batch
@@ -113,14 +114,17 @@ def add_up(
     always["text embeddings"] = 2 * FP32 * opt.micro_batch * text_length(recipe) * text_dim
     always["reserve (runtime, fragments)"] = RESERVE
     earlier = {name: size if accumulates else 0 for name, size in gradients.items()}
-    moments = phase_bytes(recipe, activations, gradients, earlier, kv_memory_bytes(recipe, configs["student"]))
+    kv = kv_memory_bytes(recipe, configs["student"])
+    if recipe.streams and recipe.policy.residence != "cpu":
+        always["KV memory of the streams"] = kv * (opt.batch // processes // opt.micro_batch)
+    moments = phase_bytes(recipe, activations, gradients, earlier, 0 if recipe.streams else kv)
     if settings.offload and teacher and not aligns:
         moments["scores" if "scores" in moments else "targets"]["teacher, while it runs"] = teacher
     if opt.optimizer == "adamw":
         most = max(gradients, key=lambda n: sum(found[n].learn))
         step = ceil(FP32 * sum(found[most].learn) / shards)
         moments["optimizer step"] = {"gradients": step, "AdamW's working copy": step}
-    return Estimate(processes, mode, always, moments, host_bytes(recipe, configs, found, teacher))
+    return Estimate(processes, mode, always, moments, host_bytes(recipe, configs, found, teacher, processes))
 
 
 def gathered_bytes(found: Mapping[str, ModelWeights], offload: bool, precision: str) -> int:
@@ -166,8 +170,9 @@ def backward_bytes(use: MemoryUse) -> dict[str, int]:
 
 
 def host_bytes(
-    recipe: Recipe, configs: Mapping[str, dict[str, Any]], found: Mapping[str, ModelWeights], teacher: int
-) -> dict[str, int]:
+    recipe: Recipe, configs: Mapping[str, dict[str, Any]], found: Mapping[str, ModelWeights], teacher: int,
+    processes: int,
+) -> dict[str, int]:  # fmt: skip
     """Bytes of host RAM by purpose."""
     learners = [w for name, w in found.items() if name != "teacher"]
     host = {"loading": max([teacher, *(FP32 * w.total for w in learners)])}
@@ -176,7 +181,8 @@ def host_bytes(
     if recipe.models.text != "words" and not recipe.data.embeddings:
         host["text encoder"] = text_encoder_bytes(Path(recipe.models.text) / "text_encoder")
     if recipe.policy.residence == "cpu":
-        host["KV memory"] = kv_memory_bytes(recipe, configs["student"])
+        streams = recipe.optimisation.batch // processes // recipe.optimisation.micro_batch if recipe.streams else 1
+        host["KV memory"] = streams * kv_memory_bytes(recipe, configs["student"])
     states = sum(FP32 * w.total + optimizer_bytes(w.learn, recipe.optimisation.optimizer) for w in learners)
     host["checkpoint"] = states + FP32 * found["student"].total
     return host

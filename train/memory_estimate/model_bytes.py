@@ -16,7 +16,7 @@ from salt.memory import MemoryGeometry, estimate_bytes
 from salt.models.transformer_salt import SaltTransformer3DModel
 from train.config.model_configs import meta_model
 from train.config.recipe import Recipe
-from train.models import add_lora
+from train.lora_adapters import Adapter, add_lora
 
 FP32, BF16 = 4, 2
 # Wan 2.1's text encoder, UMT5-XXL, used where its folder is missing.
@@ -45,11 +45,11 @@ class ModelWeights:
     kept: int
 
 
-def model_weights(config: dict[str, Any], lora_rank: int = 0) -> ModelWeights:
+def model_weights(config: dict[str, Any], adapter: Adapter | None = None) -> ModelWeights:
     model = meta_model(config)
-    if lora_rank:
+    if adapter:
         with torch.device("meta"):
-            add_lora(model, lora_rank)
+            add_lora(model, adapter)
     precise = SaltTransformer3DModel._keep_in_fp32_modules or []
     named = list(model.named_parameters())
     total = sum(p.numel() for _, p in named)

@@ -25,9 +25,9 @@ from salt.models.word_embedder import WordEmbedder
 from train.config.model_configs import meta_model
 from train.config.recipe import Recipe
 from train.distributed.activation_checkpointing import recompute
+from train.lora_adapters import adapter_of, add_lora
 from train.memory_estimate.allocations import MemoryUse, measure, without_storage, without_weights
 from train.methods.sc_dmd_losses import alignment_distance, score_flow
-from train.models import add_lora
 from train.rollout.block_causal import add_channels, causal_flow, clip_blocks
 from train.rollout.recipe_rollout import rollout_settings
 
@@ -112,9 +112,9 @@ class Tracer:
         settings = self.recipe.models
         with unset_fake_temporarily():  # peft adds adapters to meta weights, not to fake ones
             model = meta_model({**self.configs[name], "num_layers": layers})
-            if name == "student" and settings.lora_rank:
+            if adapter := adapter_of(self.recipe, name):
                 with torch.device("meta"):
-                    add_lora(model, settings.lora_rank)
+                    add_lora(model, adapter)
         if settings.checkpointing:
             recompute(model, self.recipe.saved_activations)
         if name == "teacher":

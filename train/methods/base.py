@@ -28,6 +28,8 @@ from train.distributed.ema import Ema
 from train.distributed.launch import Mode, mean_over_processes, process_state
 from train.distributed.parallel import DistributedModel
 from train.distributed.stop_request import StopRequest
+from train.lora_adapters import adapter_of, export_adapter
+from train.methods.learning_rate import rate_factor
 from train.models import build_student, export_student, make_optimizer
 from train.monitoring.divergence_guard import Diverged, DivergenceGuard
 from train.monitoring.logged_values import LoggedValues
@@ -36,17 +38,17 @@ from train.monitoring.metrics_logger import MetricsLogger
 
 @dataclass
 class Learner:
-    """A model in training with its optimizer. lr: the rate after warmup."""
+    """A model in training with its optimizer. lr: the rate that its schedule scales."""
 
     model: DistributedModel
     optimizer: torch.optim.Optimizer
     lr: float
 
-    def step(self, max_norm: float, warmup: float) -> float:
-        """Clip, step and clear the gradient; returns its norm before clipping. warmup: factor on the rate."""
+    def step(self, max_norm: float, factor: float) -> float:
+        """Clip, step and clear the gradient; returns its norm before clipping. factor: on the rate."""
         norm = self.model.clip(max_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * warmup
+            group["lr"] = self.lr * factor
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
@@ -139,9 +141,13 @@ class Trainer(ABC):
         first = self.accelerator.process_index * count * micro_batch
         for i in range(count):
             start = first + i * micro_batch
-            batch = self.prompts.batch(update, range(start, start + micro_batch), role)
+            batch = self.batch(update, range(start, start + micro_batch), role)
             with learner.model.accumulating(last=i + 1 == count):
                 yield batch
+
+    def batch(self, update: int, samples: range, role: str) -> Batch:
+        """The micro-batch of these samples of the global batch."""
+        return self.prompts.batch(update, samples, role)
 
     def mean_values(self, values: list[LoggedValues]) -> dict[str, float]:
         """Means of logged values over micro-batches and processes; every process has to call it.
@@ -154,16 +160,11 @@ class Trainer(ABC):
                 sums[name] = sums.get(name, 0.0) + float(value) / len(values)
         return {name: mean_over_processes(value, self.device) for name, value in sums.items()}
 
-    def warmup(self, update: int) -> float:
-        """Factor on the learning rate at this update."""
-        steps = self.recipe.optimisation.warmup
-        return min((update + 1) / steps, 1.0) if steps else 1.0
-
     def step_student(self, update: int) -> float:
         """Step the student's optimizer and average its weights; returns the gradient's norm."""
         opt = self.recipe.optimisation
-        norm = self.student.step(opt.clip, self.warmup(update))
-        if update + 1 >= opt.ema_start:
+        norm = self.student.step(opt.clip, rate_factor(opt, update))
+        if opt.ema and update + 1 >= opt.ema_start:
             self.ema.update()
         return norm
 
@@ -205,9 +206,14 @@ class Trainer(ABC):
             return {name: value.clone() for name, value in self.student.model.state().items()}
 
     def export(self, path: Path) -> Path:
-        """Write the averaged student as one file that the loaders and ComfyUI read."""
-        state = self.averaged_state()
+        """Write the averaged student as one file that the loaders and ComfyUI read, and adapters beside it."""
+        states = {"student": self.averaged_state()}
+        for name, learner in self.learners.items():
+            if name != "student" and adapter_of(self.recipe, name):
+                states[name] = learner.model.state()
         if self.accelerator.is_main_process:
-            export_student(self.student.model.model, state, self.recipe, path)
+            for name, state in states.items():
+                export_adapter(state, self.recipe, name, path)
+            export_student(self.student.model.model, states["student"], self.recipe, path)
         self.accelerator.wait_for_everyone()
         return path

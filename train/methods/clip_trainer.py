@@ -14,7 +14,7 @@ from salt.acceleration.transfers import to_device
 from salt.conditioning import Conditioning
 from train.config.recipe import Recipe
 from train.data.batch import Batch
-from train.data.clip_dataset import ClipDataset
+from train.data.clip_dataset import Clip, ClipDataset
 from train.distributed.launch import Mode
 from train.methods.base import Trainer
 from train.monitoring.logged_values import LoggedValues
@@ -40,13 +40,17 @@ class ClipTrainer(Trainer):
     def micro_batch_loss(self, batch: Batch, update: int) -> Tensor:
         """The stage's loss of a micro-batch, with gradient through one forward of the student."""
 
-    def read_clips(self, batch: Batch, update: int) -> tuple[Tensor, Tensor | None]:
-        """Clean latents [B, C, F, H, W] and, for the stage `ode`, trajectories [B, S, C, F, H, W]."""
+    def read_clips(self, batch: Batch, update: int) -> Clip:
+        """The clips of a micro-batch, as one: clean latents [B, C, F, H, W] and the rest."""
         channels = self.student.model.model.config.out_channels
         clips = [self.clips(self.prompts.line(update, i, "start"), channels) for i in batch.samples]
-        latents = to_device(torch.stack([x for x, _ in clips]), self.device)
-        states = [s for _, s in clips if s is not None]
-        return latents, to_device(torch.stack(states), self.device) if states else None
+        trajectories = [clip.trajectory for clip in clips if clip.trajectory is not None]
+        histories = [clip.history for clip in clips if clip.history is not None]
+        return Clip(
+            to_device(torch.stack([clip.latents for clip in clips]), self.device),
+            to_device(torch.stack(trajectories), self.device) if trajectories else None,
+            to_device(torch.stack(histories), self.device) if histories else None,
+        )
 
 
 def drop_prompts(batch: Batch, recipe: Recipe, update: int) -> Conditioning:

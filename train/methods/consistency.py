@@ -50,7 +50,7 @@ class ConsistencyTrainer(ClipTrainer):
         return super().update(update)
 
     def micro_batch_loss(self, batch: Batch, update: int) -> Tensor:
-        latents, _ = self.read_clips(batch, update)
+        latents = self.read_clips(batch, update).latents
         text, recipe = drop_prompts(batch, self.recipe, update), self.recipe
         points = neighbours(self.teacher, latents, text, batch.negative, batch.samples, recipe, update)
         with self.ema.applied():

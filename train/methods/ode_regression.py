@@ -27,34 +27,43 @@ class ODERegressionTrainer(ClipTrainer):
         return self.student.model(self.loss, batch, update)
 
     def loss(self, student: SaltTransformer3DModel, batch: Batch, update: int) -> Tensor:
-        latents, trajectory = self.read_clips(batch, update)
-        assert trajectory is not None  # the dataset of this stage reads them
-        conditioning = drop_prompts(batch, self.recipe, update)
-        return trajectory_loss(student, latents, trajectory, conditioning, batch.samples, self.recipe, update)
+        clip = self.read_clips(batch, update)
+        assert clip.trajectory is not None  # the dataset of this stage reads them
+        conditioning, history = drop_prompts(batch, self.recipe, update), clip.history
+        history = clip.latents if history is None else history
+        return trajectory_loss(
+            student, clip.latents, clip.trajectory, history, conditioning, batch.samples, self.recipe, update
+        )
 
 
 def trajectory_loss(
     student: ClipModel,
     latents: Tensor,
     trajectory: Tensor,
+    history: Tensor,
     conditioning: Conditioning,
     samples: range,
     recipe: Recipe,
     update: int,
 ) -> Tensor:
-    """mean((x0(x_t) - x0)^2), x_t a state of the trajectory at a step drawn for every block.
+    """mean((x0(x_t) - x0)^2), x_t a state of the trajectory at a step drawn for every block, or for the clip.
 
-    latents [B, C, F, H, W]: the end of the trajectory [B, S, C, F, H, W]. A causal teacher's blocks saw clean blocks
-    before them, so the student's do; a bidirectional teacher's saw the noisy states around them.
+    latents [B, C, F, H, W]: the end of the trajectory [B, S, C, F, H, W]. A causal teacher's blocks saw clean blocks of
+    `history` before them, so the student's do; a bidirectional teacher's saw the noisy states around them.
     """
     blocks = clip_blocks(recipe.rollout, latents.shape[2])
     schedule = recipe.schedule(trajectory.shape[1])
     seed = recipe.run.seed
-    steps = [[seed_for(seed, "step", update, i, b) % schedule.nfe for b in range(len(blocks))] for i in samples]
+    whole = recipe.start.step_for == "clip"
+    draws = [[0 if whole else b for b in range(len(blocks))]] * len(samples)
+    steps = [
+        [seed_for(seed, "step", update, i, b) % schedule.nfe for b in row]
+        for i, row in zip(samples, draws, strict=True)
+    ]
     index_BF = to_device(expand_blocks([[float(s) for s in row] for row in steps], blocks).long(), latents.device)
     sigma_BF = to_device(torch.tensor(schedule.sigmas), latents.device)[index_BF]
     at = index_BF[:, None, None, :, None, None].expand(-1, 1, *latents.shape[1:])
     x_t = trajectory.gather(1, at)[:, 0]
-    clean = latents if recipe.start.teacher == "causal" else None
+    clean = history if recipe.start.teacher == "causal" else None
     flow = causal_flow(student, x_t, sigma_BF, conditioning, blocks, recipe.policy, clean)
     return (flow_to_x0(x_t, flow.float(), sigma_BF) - latents).square().mean()

@@ -14,6 +14,7 @@ step the optimizer. Counterparts in Self Forcing:
 from __future__ import annotations
 
 from statistics import fmean
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,12 +25,15 @@ from train.data.batch import Batch
 from train.distributed.launch import Mode
 from train.distributed.offloading import OffloadedModel
 from train.methods.base import Trainer, largest
+from train.methods.learning_rate import rate_factor
 from train.methods.sc_dmd_losses import alignment_term, critic_term, dmd_term, semigroup_term
 from train.methods.teacher import placed_teacher
 from train.models import build_critic
 from train.monitoring.logged_values import LoggedValues
-from train.rollout.gradient_rollout import rollout_with_grad
+from train.rollout.gradient_rollout import RolloutResult, rollout_with_grad
 from train.rollout.random_draws import UpdateDraws, draw_update
+
+Role = Literal["generator", "critic"]
 
 
 class SCDMDTrainer(Trainer):
@@ -49,23 +53,23 @@ class SCDMDTrainer(Trainer):
         norm of their gradients.
         """
         per_generator = self.recipe.optimisation.critic_per_generator  # 5 (Salt, section 4)
-        first, warmup = update * per_generator, self.warmup(update)
-        steps = [self.update_critic(first + i, warmup) for i in range(per_generator)]
+        first, factor = update * per_generator, rate_factor(self.recipe.optimisation, update)
+        steps = [self.update_critic(first + i, factor) for i in range(per_generator)]
         means = {
             "critic_mean": fmean(step["critic"] for step in steps),
             "critic_norm": largest([step["critic_norm"] for step in steps]),
         }
         return steps[-1] | means | self.update_generator(update)
 
-    def update_critic(self, step: int, warmup: float) -> dict[str, float]:
-        """One update of the critic; its loss and its gradient's norm. step: counts critic updates."""
+    def update_critic(self, step: int, factor: float) -> dict[str, float]:
+        """One update of the critic, number `step` of all; its loss and its gradient's norm. factor: on the rate."""
         draws = draw_update(self.recipe, step, "critic")  # K and exit step, as the generator draws them (section 3.3)
         values = []
         for batch in self.micro_batches(self.critic, step, "critic"):
             loss, parts = self.critic_loss(batch, draws, step)
             (loss / self.accumulation_steps).backward()
             values.append(parts)
-        norm = self.critic.step(self.recipe.optimisation.clip, warmup)
+        norm = self.critic.step(self.recipe.optimisation.clip, factor)
         return self.mean_values(values) | {"critic_norm": norm}
 
     def update_generator(self, update: int) -> dict[str, float]:
@@ -81,8 +85,8 @@ class SCDMDTrainer(Trainer):
 
     def critic_loss(self, batch: Batch, draws: UpdateDraws, step: int) -> tuple[Tensor, LoggedValues]:
         """Flow matching of the critic on clips that the student generates now, without gradient (section 3.1)."""
-        x0 = self.student.model(self.student_clip, batch, draws, step)
-        loss = self.critic.model(critic_term, x0, batch, self.recipe, step)
+        x0, learned = self.student.model(self.student_clip, batch, draws, step)
+        loss = self.critic.model(critic_term, x0, batch, self.recipe, step, learned)
         return loss, {"critic": loss.detach()}
 
     def generator_loss(self, batch: Batch, draws: UpdateDraws, update: int) -> tuple[Tensor, LoggedValues]:
@@ -95,10 +99,9 @@ class SCDMDTrainer(Trainer):
         """L_DMD + w L_SC 1[K = 8] + w L_align 1[K low] (section 3.3)."""
         recipe = self.recipe
         # Self-Forcing rollout: every block exits at the drawn step, with gradient through that step alone.
-        seeds = batch.seeds(recipe, update, "generator")
-        result = rollout_with_grad(student, batch.conditioning, recipe, draws, seeds, gradient=True)
+        result = self.rollout(student, batch, draws, update, "generator")
         # Scores of the noised clip: the guided teacher's and the critic's (section 3.1).
-        dmd = dmd_term(self.critic_score, self.teacher, result.x0, batch, recipe, draws, update)
+        dmd = dmd_term(self.critic_score, self.teacher, result.x0, batch, recipe, draws, update, result.learned)
         parts: LoggedValues = {"dmd": dmd.detach()}
         # Semigroup defect at the exit step (section 3.2), on 8-step rollouts only.
         semigroup, semigroup_parts = semigroup_term(result, recipe, draws)
@@ -107,7 +110,16 @@ class SCDMDTrainer(Trainer):
         return dmd + semigroup + alignment, parts | semigroup_parts | alignment_parts
 
     @torch.no_grad()
-    def student_clip(self, student: SaltTransformer3DModel, batch: Batch, draws: UpdateDraws, step: int) -> Tensor:
-        """Clips [B, C, F, H, W] of the student's current weights, for the critic."""
-        seeds = batch.seeds(self.recipe, step, "critic")
-        return rollout_with_grad(student, batch.conditioning, self.recipe, draws, seeds, gradient=False).x0
+    def student_clip(
+        self, student: SaltTransformer3DModel, batch: Batch, draws: UpdateDraws, step: int
+    ) -> tuple[Tensor, int]:
+        """Clips [B, C, F, H, W] of the student's current weights, for the critic, and the frames that carry loss."""
+        result = self.rollout(student, batch, draws, step, "critic")
+        return result.x0, result.learned
+
+    def rollout(
+        self, student: SaltTransformer3DModel, batch: Batch, draws: UpdateDraws, update: int, role: Role
+    ) -> RolloutResult:
+        """The student's clips in an update of `role`, with gradient in the generator's."""
+        seeds, gradient = batch.seeds(self.recipe, update, role), role == "generator"
+        return rollout_with_grad(student, batch.conditioning, self.recipe, draws, seeds, gradient=gradient)

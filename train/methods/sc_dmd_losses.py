@@ -41,9 +41,13 @@ from train.rollout.reference_rollout import rollout_reference
 
 
 def dmd_term(
-    critic: ClipModel, teacher: ClipModel, x0: Tensor, batch: Batch, recipe: Recipe, draws: UpdateDraws, update: int
-) -> Tensor:
-    """L_DMD of a clip x0 with gradient (Self Forcing: `compute_distribution_matching_loss`, `_compute_kl_grad`)."""
+    critic: ClipModel, teacher: ClipModel, x0: Tensor, batch: Batch, recipe: Recipe, draws: UpdateDraws, update: int,
+    learned: int = 0,
+) -> Tensor:  # fmt: skip
+    """L_DMD of a clip x0 with gradient (Self Forcing: `compute_distribution_matching_loss`, `_compute_kl_grad`).
+
+    learned: frames at its end that carry the loss (0: all); the scores see the whole clip.
+    """
     sigma = to_device(score_sigmas(recipe, update, batch.samples, "generator"), x0.device)
     noise = to_device(clip_noises(tuple(x0.shape[1:]), recipe, update, batch.samples, "generator"), x0.device)
     with torch.no_grad():
@@ -54,7 +58,7 @@ def dmd_term(
         if draws.guidance:
             real = guided_x0(real, score_x0(teacher, x_t, sigma, batch.negative, recipe, clean), draws.guidance)
         gradient = dmd_gradient(clean, real, fake)
-    return dmd_loss(x0, gradient).to(x0.dtype)
+    return dmd_loss(x0[:, :, -learned:], gradient[:, :, -learned:]).to(x0.dtype)
 
 
 def score_x0(
@@ -156,9 +160,9 @@ def alignment_distance(features: Tensor, target: Tensor, frames: int, loss: Loss
     return (linear_mmd if loss.align_distance == "mmd" else rbf_mmd)(features, target)
 
 
-def critic_term(critic: ClipModel, x0: Tensor, batch: Batch, recipe: Recipe, step: int) -> Tensor:
-    """Flow matching of the critic on student clips x0. step: counts critic updates."""
+def critic_term(critic: ClipModel, x0: Tensor, batch: Batch, recipe: Recipe, step: int, learned: int = 0) -> Tensor:
+    """Flow matching of the critic on student clips x0. step: counts critic updates. learned: as for `dmd_term`."""
     sigma = to_device(score_sigmas(recipe, step, batch.samples, "critic"), x0.device)
     noise = to_device(clip_noises(tuple(x0.shape[1:]), recipe, step, batch.samples, "critic"), x0.device)
     flow = score_flow(critic, add_noise(x0, noise, sigma), sigma, batch.conditioning, recipe, x0)
-    return flow_matching_loss(flow.float(), x0, noise)
+    return flow_matching_loss(*(x[:, :, -learned:] for x in (flow.float(), x0, noise)))

@@ -31,7 +31,7 @@ class TeacherForcingTrainer(ClipTrainer):
         return self.student.model(self.loss, batch, update)
 
     def loss(self, student: SaltTransformer3DModel, batch: Batch, update: int) -> Tensor:
-        latents, _ = self.read_clips(batch, update)
+        latents = self.read_clips(batch, update).latents
         return teacher_forcing_loss(
             student, latents, drop_prompts(batch, self.recipe, update), batch.samples, self.recipe, update
         )

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from salt.conditioning import Conditioning
+from salt.memory import KVMemory
 from salt.model_input import FlowModel, ModelInput
 from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.noise import NoiseSource
-from salt.rollout import Step
+from salt.rollout import Step, rollout
 from salt.schedule import NUM_TRAIN_TIMESTEPS, add_noise, flow_to_x0
 from train.config.recipe import Recipe
 from train.losses.semigroup import TimestepTriple, composed_endpoint, direct_endpoint, middle_point
@@ -108,15 +109,17 @@ class ExitRecorder:
 
 @dataclass
 class RolloutResult:
-    """A finished rollout. x0 [B, C, F, H, W] covers the frames that carry loss, with gradient if it was requested.
+    """A finished rollout. x0 [B, C, F, H, W] has gradient if it was requested.
 
-    model: the student's callable, with its cached cross-attention of the prompt.
+    model: the student's callable, with its cached cross-attention of the prompt. learned: frames at the end of x0 that
+    carry loss (0: all).
     """
 
     x0: Tensor
     exits: ExitRecord
     noise: NoiseSource
     model: FlowModel[Conditioning]
+    learned: int = 0
 
 
 def rollout_with_grad(
@@ -136,4 +139,28 @@ def rollout_with_grad(
     recorder = ExitRecorder(model, draws, recipe, first_frame if gradient else None, noise)
     settings = rollout_settings(recipe, draws.schedule_to_exit)
     run_rollout(recorder, student, conditioning, recipe, settings, noise, on_step=recorder.on_step)
-    return RolloutResult(recorder.exits.x0(draws.exit_sigma)[:, :, first_frame:], recorder.exits, noise, model)
+    x0 = recorder.exits.x0(draws.exit_sigma)[:, :, first_frame:]
+    return RolloutResult(x0, recorder.exits, noise, model)
+
+
+def continue_with_grad(
+    student: SaltTransformer3DModel,
+    conditioning: Conditioning,
+    memory: KVMemory,
+    frames: int,
+    recipe: Recipe,
+    draws: UpdateDraws,
+    seeds: list[int],
+    *,
+    gradient: bool,
+) -> RolloutResult:
+    """The next `frames` latent frames of clips that `memory` holds, which holds them as well afterwards."""
+    text = conditioning.text
+    noise = clip_noise(student, recipe, seeds, text.device, text.dtype)
+    model = flow_model(student, recipe)
+    recorder = ExitRecorder(model, draws, recipe, memory.next_frame if gradient else None, noise)
+    settings = rollout_settings(recipe, draws.schedule_to_exit)
+    with torch.no_grad(), autocast_cache(True):
+        for _ in rollout(recorder, conditioning, memory, noise, frames, settings, on_step=recorder.on_step):
+            pass
+    return RolloutResult(recorder.exits.x0(draws.exit_sigma), recorder.exits, noise, model, frames)

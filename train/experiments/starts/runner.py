@@ -20,8 +20,8 @@ from salt.io.atomic import write_text
 from salt.spec import StudentSpec
 from train.config.loader import load_recipe
 from train.config.recipe import Recipe
-from train.data.clip_dataset import generate_clips
 from train.data.encode_videos import encode_videos
+from train.data.trajectories import generate_clips
 from train.distill import distill
 from train.evaluation.sampling import load_vae
 from train.evaluation.shapebench import score_model
@@ -38,9 +38,12 @@ COMMON = (
     "run.sample_every=0", "run.tracker=none",
 )  # fmt: skip
 STARTS = {
-    "ode": ("start.teacher_steps=24", "start.clips=224", "optimisation.updates=160"),
+    "ode": (
+        "start.teacher_steps=24", "start.clips=224", "optimisation.updates=160",
+        "start.history=rollout", "data.history=", "start.step_for=block",
+    ),
     "cd": (f"start.clips={REAL_CLIPS}", "optimisation.updates=150"),
-}
+}  # fmt: skip
 # Distillation of either: half of the rollouts at 2 steps, since few evaluations are what a start is compared by.
 DMD = (
     f"models.teacher={TEACHER}", "rollout.frames=12", "rollout.share={4: 0.5, 2: 0.5}", "optimisation.batch=8",

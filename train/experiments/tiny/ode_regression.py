@@ -17,7 +17,8 @@ from salt.conditioning import Conditioning
 from salt.models.word_embedder import WordEmbedder
 from train.config.loader import load_recipe
 from train.config.recipe import Recipe
-from train.data.clip_dataset import ClipDataset, generate_clips
+from train.data.clip_dataset import ClipDataset
+from train.data.trajectories import generate_clips
 from train.experiments.tiny.run_state import placed
 from train.experiments.tiny.training_loop import ClipPhase, LoopSettings, LoopStep, train_phases
 from train.methods.ode_regression import trajectory_loss
@@ -33,6 +34,7 @@ def start_recipe(forced: Path, clips: Path, count: int) -> Recipe:
         [
             f"models.student={forced}", f"models.teacher={forced}", f"data.clips={clips}", f"start.clips={count}",
             f"rollout.frames={CLIP_FRAMES}", "rollout.share={4: 1.0}", "start.teacher_steps=24",
+            "start.history=rollout", "data.history=", "start.step_for=block",
             "optimisation.micro_batch=32", "optimisation.precision=bf16",
         ],
     )  # fmt: skip
@@ -55,7 +57,7 @@ def train_start(
         latents, trajectory = _read_clips(dataset, picked, device)
         text = torch.stack([texts[dataset.prompts[i]] for i in picked]).to(device)
         samples = range(step.clips)
-        return trajectory_loss(model, latents, trajectory, Conditioning(text), samples, recipe, step.step)
+        return trajectory_loss(model, latents, trajectory, latents, Conditioning(text), samples, recipe, step.step)
 
     phases = (ClipPhase(CLIP_FRAMES, BATCH, steps, lr, lr_end=0.02),)
     train_phases(folder, model, phases, loss_of, LoopSettings(seed, warmup=50, ema=0.99, log_every=25), device)
@@ -64,6 +66,6 @@ def train_start(
 def _read_clips(dataset: ClipDataset, picked: list[int], device: str) -> tuple[Tensor, Tensor]:
     """Latents [B, 16, F, 8, 8] and trajectories [B, S, 16, F, 8, 8]."""
     clips = [dataset(i, 16) for i in picked]
-    latents = torch.stack([x for x, _ in clips])
-    trajectory = torch.stack([s for _, s in clips if s is not None])
+    latents = torch.stack([clip.latents for clip in clips])
+    trajectory = torch.stack([clip.trajectory for clip in clips if clip.trajectory is not None])
     return latents.to(device), trajectory.to(device)
