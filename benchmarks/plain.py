@@ -25,6 +25,7 @@ from salt.schedule import NUM_TRAIN_TIMESTEPS, add_noise, flow_to_x0
 from train.config.recipe import Recipe
 from train.data.batch import Batch
 from train.methods.base import Learner
+from train.methods.learning_rate import rate_factor
 from train.methods.sc_dmd import SCDMDTrainer
 from train.methods.sc_dmd_losses import critic_term, dmd_term
 from train.rollout.random_draws import UpdateDraws, draw_update
@@ -153,7 +154,7 @@ def plain_update(trainer: SCDMDTrainer, update: int) -> dict[str, float]:
     for i in range(opt.critic_per_generator):
         step = update * opt.critic_per_generator + i
         losses.append(_plain_gradient(trainer, trainer.critic, plain_critic_loss, step, "critic")["critic"])
-        norms.append(trainer.critic.step(opt.clip, trainer.warmup(update)))
+        norms.append(trainer.critic.step(opt.clip, rate_factor(opt, update)))
     values = {"critic": losses[-1], "critic_mean": fmean(losses), "critic_norm": max(norms)}
     values |= _plain_gradient(trainer, trainer.student, plain_generator_loss, update, "generator")
     return values | {"norm": trainer.step_student(update)}

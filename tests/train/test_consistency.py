@@ -69,7 +69,7 @@ def test_the_loss_equals_a_plain_rendition(tmp_path, monkeypatch, step):
         student, teacher = (
             load_student(p, dtype=torch.float32) for p in (recipe.models.student, recipe.models.teacher)
         )
-        clean, _ = trainer.read_clips(batch, 0)
+        clean = trainer.read_clips(batch, 0).latents
         cond, uncond = batch.conditioning, batch.negative
         u, u_next = (8 - step) / 8, (7 - step) / 8
         sigma, sigma_next = (5 * v / (1 + 4 * v) for v in (u, u_next))
