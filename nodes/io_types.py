@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..salt.conditioning import Switch
 from ..salt.memory import KVMemory
+from ..salt.spec import FPS
 
 Memory = io.Custom("SALT_MEMORY")
 Policy = io.Custom("SALT_MEMORY_POLICY")
@@ -25,9 +26,10 @@ class LatentSamples(TypedDict):
 
 
 class Latent(LatentSamples, total=False):
-    """A LATENT. samples: [B, 16, F, H, W] for a Wan 2.1 video, as the VAE reads them."""
+    """A LATENT. samples: [B, C, F, H, W] for a video, as the VAE reads them. salt_fps: of the student that made it."""
 
     noise_mask: Tensor
+    salt_fps: int
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,13 @@ class ClipMemory:
     ComfyUI caches node outputs and passes one output to many nodes, so a memory on a wire is never written: a node
     that continues from it works on a copy. Between runs it lies in main memory, or on a device with room to spare
     (see `adapter.buffer_pool`).
+    fps: frames of the clip per second. pixels_per_token: rows, and columns.
     """
 
     memory: KVMemory
     negative: KVMemory | None = None
+    fps: int = FPS
+    pixels_per_token: int = 16
 
     @property
     def branches(self) -> list[KVMemory]:
@@ -69,4 +74,4 @@ class ClipMemory:
     def copied(self, device: torch.device | str) -> ClipMemory:
         """A copy in buffers of its own on `device`, which may be written."""
         negative = None if self.negative is None else self.negative.copied(device)
-        return ClipMemory(self.memory.copied(device), negative)
+        return replace(self, memory=self.memory.copied(device), negative=negative)

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
+from ..salt.errors import InputError
 from ..salt.spec import FPS
+from .adapter.clip_size import USUAL_FPS
 from .adapter.core_versions import as_video, schema
 from .adapter.streaming_vae import check_video_latents, decode_clips, is_wan_vae
 from .io_types import Latent
@@ -32,10 +34,15 @@ class SaltDecode(io.ComfyNode):
             "used.",
             search_aliases=["vae decode", "video decode", "long video", "wan vae", "streaming decode"],
             inputs=[
-                io.Latent.Input("latents", tooltip="A Wan 2.1 video latent."),
-                io.Vae.Input("vae", tooltip="Wan 2.1's VAE, or Salt Tiny's."),
+                io.Latent.Input("latents", tooltip="A video latent of Wan 2.1, or of Wan 2.2 TI2V."),
+                io.Vae.Input("vae", tooltip="The MODEL's: Wan 2.1's VAE, Wan 2.2's for TI2V, or Salt Tiny's."),
                 io.Float.Input(
-                    "fps", default=float(FPS), min=1.0, max=120.0, step=1.0, tooltip="Of the VIDEO; Wan's is 16."
+                    "fps",
+                    default=0.0,
+                    min=0.0,
+                    max=120.0,
+                    step=1.0,
+                    tooltip="Of the VIDEO; 0: the student's own (Wan 2.1: 16, Wan 2.2 TI2V and LongLive 2.0: 24).",
                 ),
             ],
             outputs=[
@@ -46,6 +53,8 @@ class SaltDecode(io.ComfyNode):
 
     @classmethod
     def execute(cls, latents: Latent, vae: VAE, fps: float) -> io.NodeOutput:
+        if 0 < fps < 1:
+            raise InputError("fps", f"found {fps:g}, expected 0, or 1 to 120")
         samples = latents["samples"]
         check_video_latents(vae, samples)
         if is_wan_vae(vae):
@@ -55,7 +64,8 @@ class SaltDecode(io.ComfyNode):
             log.info("Salt: %s has no streaming decoder here, ComfyUI's own decode is used", kind)
             images = vae.decode(samples)
             images = images.flatten(0, 1) if images.ndim == 5 else images
-        return io.NodeOutput(images, as_video(images[: images.shape[0] // samples.shape[0]], fps))
+        rate = fps or latents.get("salt_fps") or USUAL_FPS.get(samples.shape[1], FPS)
+        return io.NodeOutput(images, as_video(images[: images.shape[0] // samples.shape[0]], rate))
 
 
 NODES = [SaltDecode]

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..salt.errors import InputError
 from ..salt.memory.inspect import as_text, blended_since, lost_by_rewinding, picture, ranges
+from .adapter.clip_size import FRAMES_PER_LATENT
 from .adapter.core_versions import schema
 from .adapter.file_prefix import FOLDER
 from .adapter.input_errors import accepted
@@ -19,7 +20,6 @@ from .adapter.memory_files import (
     memory_path,
     save_clip_memory,
 )
-from .adapter.previews import LATENT_FPS
 from .io_types import ClipMemory, Memory
 from .memory_ui import memory_ui
 
@@ -172,7 +172,7 @@ class SaltRewindMemory(io.ComfyNode):
                     "unit",
                     options=["seconds", "latent frames"],
                     default="seconds",
-                    tooltip="A latent frame is a quarter of a second.",
+                    tooltip="A latent frame is a quarter of a second, at 24 frames a second (Wan 2.2 TI2V) a sixth.",
                 ),
             ],
             outputs=[
@@ -183,19 +183,20 @@ class SaltRewindMemory(io.ComfyNode):
 
     @classmethod
     def execute(cls, memory: ClipMemory, to: float, unit: str) -> io.NodeOutput:
-        frame = round(to * LATENT_FPS) if unit == "seconds" else round(to)
+        rate = memory.fps / FRAMES_PER_LATENT
+        frame = round(to * rate) if unit == "seconds" else round(to)
         first, last = memory.memory.origin, memory.memory.next_frame
         if not first <= frame <= last:
             raise InputError(
                 "to",
-                f"found latent frame {frame} ({frame / LATENT_FPS:g} s), expected {first} to {last} "
-                f"({last / LATENT_FPS:g} s), where the memory stands",
+                f"found latent frame {frame} ({frame / rate:.4g} s), expected {first} to {last} "
+                f"({last / rate:.4g} s), where the memory stands",
             )
         rewound = memory.copied("cpu")
         lost, blended = lost_by_rewinding(memory.memory, frame), blended_since(memory.memory, frame)
         for branch in rewound.branches:
             branch.trim(frame)
-        report = f"at latent frame {frame} ({frame / LATENT_FPS:g} s)"
+        report = f"at latent frame {frame} ({frame / rate:.4g} s)"
         if rewound.memory.needs_history:
             report += "; it is rebuilt from the clip's latents: connect them to Salt Extend Video, or to latents"
         if lost:

@@ -27,8 +27,9 @@ class SaltMemoryPolicy(io.ComfyNode):
             node_id="SaltMemoryPolicy",
             display_name="Salt Memory Policy",
             category="Salt/memory",
-            description="What the KV-cache memory keeps of the clip so far. A latent frame is 4 frames, a quarter of a "
-            "second at 16 frames a second. With a MODEL connected it predicts how much memory that takes.",
+            description="What the KV-cache memory keeps of the clip so far. A latent frame is 4 frames: a quarter of a "
+            "second at 16 frames a second, a sixth at 24 (Wan 2.2 TI2V). With a MODEL connected it predicts how much "
+            "memory that takes.",
             search_aliases=["kv cache", "window", "sink", "attention sink", "longlive", "infinity rope", "vram"],
             inputs=[
                 io.Combo.Input(
@@ -46,8 +47,8 @@ class SaltMemoryPolicy(io.ComfyNode):
                     default=12,
                     min=1,
                     max=4096,
-                    tooltip="Latent frames kept in all, sink and current block included: 12 is 3 seconds. Not for "
-                    "full. rebuilt: latent frames that it is made from, whole blocks (Krea: 3).",
+                    tooltip="Latent frames kept in all, sink and current block included: 12 is 3 seconds at 16 frames "
+                    "a second. Not for full. rebuilt: latent frames that it is made from, whole blocks (Krea: 3).",
                 ),
                 io.Int.Input(
                     "sink",

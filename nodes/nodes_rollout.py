@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..salt.errors import InputError
 from .adapter.clip_size import length_text
+from .adapter.connections import answer, check_rollout
 from .adapter.core_versions import ADVANCED, schema
-from .adapter.input_errors import UNCONNECTED, has_prompt
+from .adapter.input_errors import UNCONNECTED
 from .adapter.rollout_inputs import (
     RolloutInputs,
     clip_of_memory,
@@ -20,9 +21,11 @@ from .adapter.rollout_inputs import (
     plan_rollout,
 )
 from .adapter.rollout_runner import RolloutResult, run_rollout
+from .adapter.student_spec import fps_of
 from .io_types import ClipMemory, Latent, Memory
 from .memory_ui import memory_ui
 from .widgets import (
+    CLIP_LENGTH,
     model_sockets,
     policy_socket,
     sampling_widgets,
@@ -65,7 +68,7 @@ class SaltRollout(io.ComfyNode):
                 *model_sockets(),
                 policy_socket(),
                 *start_sockets("for prompts that recache"),
-                seconds_widget("Length at 16 frames a second, rounded up to whole blocks (0.75 s for blocks of 3)."),
+                seconds_widget(CLIP_LENGTH),
                 *size_widgets("Pixels; 0: the MODEL's own. A memory has its own size.", "Pixels; 0: the MODEL's own."),
                 io.Int.Input(
                     "batch_size", default=1, min=1, max=64, tooltip="Clips at once, seed by seed.", **ADVANCED
@@ -78,10 +81,22 @@ class SaltRollout(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, model: object, positive: object = UNCONNECTED, prompts: object = UNCONNECTED
+        cls,
+        cfg: float | None = None,
+        positive: object = UNCONNECTED,
+        prompts: object = UNCONNECTED,
+        negative: object = UNCONNECTED,
+        vae: object = UNCONNECTED,
+        memory: object = UNCONNECTED,
+        start_image: object = UNCONNECTED,
+        latents: object = UNCONNECTED,
+        video: object = UNCONNECTED,
     ) -> bool | str:
-        """Before anything runs. Core reports under the inputs named here that are there, so `model` is one."""
-        return has_prompt(positive, prompts)
+        """Before anything runs. A linked `cfg` is not known yet; core leaves its range to this."""
+        return answer(
+            check_rollout, cfg, positive=positive, prompts=prompts, negative=negative, vae=vae, memory=memory,
+            start_image=start_image, latents=latents, video=video,
+        )  # fmt: skip
 
     @classmethod
     def execute(
@@ -120,10 +135,14 @@ class SaltExtendVideo(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, model: object, positive: object = UNCONNECTED, prompts: object = UNCONNECTED
+        cls,
+        cfg: float | None = None,
+        positive: object = UNCONNECTED,
+        prompts: object = UNCONNECTED,
+        negative: object = UNCONNECTED,
     ) -> bool | str:
-        """Before anything runs. Core reports under the inputs named here that are there, so `model` is one."""
-        return has_prompt(positive, prompts)
+        """Before anything runs. A linked `cfg` is not known yet; core leaves its range to this."""
+        return answer(check_rollout, cfg, positive=positive, prompts=prompts, negative=negative)
 
     @classmethod
     def execute(
@@ -131,7 +150,7 @@ class SaltExtendVideo(io.ComfyNode):
     ) -> io.NodeOutput:
         history, frames = history_latents(model, memory, latents), memory.memory.next_frame
         if history.shape[2] < frames:
-            found, expected = length_text(history.shape[2]), length_text(frames)
+            found, expected = (length_text(n, fps_of(model)) for n in (history.shape[2], frames))
             raise InputError("latents", f"found a clip of {found}, expected the memory's {expected}")
         inputs = RolloutInputs(model, seconds, **widgets)
         plan = plan_rollout(inputs, clip_of_memory(memory, history), None)
@@ -144,7 +163,7 @@ def node_output(result: RolloutResult, history: Tensor | None = None) -> io.Node
     if history is not None:
         samples = torch.cat([history.to(samples), samples], dim=2)
     ui = {"text": [result.report], **memory_ui(result.memory)}
-    return io.NodeOutput({"samples": samples}, result.memory, result.report, ui=ui)
+    return io.NodeOutput({"samples": samples, "salt_fps": result.fps}, result.memory, result.report, ui=ui)
 
 
 NODES = [SaltRollout, SaltExtendVideo]

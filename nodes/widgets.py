@@ -5,24 +5,31 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..salt.video_in.strength import DEFAULT_STRENGTH
+from .adapter.connections import MAX_CFG
 from .adapter.core_versions import ADVANCED
 from .adapter.rollout_inputs import NFE, STEPPING, STUDENT_STEPS
 from .io_types import Memory, Policy, Prompts
 
+CLIP_LENGTH = (
+    "Length at the MODEL's rate (16 frames a second; Wan 2.2 TI2V: 24), rounded up to whole blocks (0.75 s for blocks "
+    "of 3 at 16)."
+)
 
-def model_sockets() -> list[io.Input]:
-    """The sockets that Salt Rollout and Salt Extend Video start with, in order."""
+
+VAE = (
+    "Wan 2.1's VAE (Wan 2.2's for TI2V), for a start image, a video and full-quality live previews. Without it "
+    "previews use TAEHV (taew2_1 in models/vae_approx) or show latent colours."
+)
+
+
+def model_sockets(vae: str = VAE) -> list[io.Input]:
+    """The sockets that Salt Rollout and Salt Extend Video start with, in order. vae: its tooltip."""
     return [
-        io.Model.Input("model", tooltip="An autoregressive student of Wan 2.1, from any loader."),
+        io.Model.Input("model", tooltip="An autoregressive student of Wan 2.1 or 2.2 TI2V, from any loader."),
         io.Conditioning.Input("positive", optional=True, tooltip="The prompt; or connect prompts."),
         Prompts.Input("prompts", optional=True, tooltip="Prompts at seconds, from Salt Prompt Schedule."),
         io.Conditioning.Input("negative", optional=True, tooltip="Only for cfg other than 1."),
-        io.Vae.Input(
-            "vae",
-            optional=True,
-            tooltip="Wan 2.1's VAE, for a start image and full-quality live previews. Without it previews use "
-            "TAEHV (taew2_1 in models/vae_approx) or show latent colours.",
-        ),
+        io.Vae.Input("vae", optional=True, tooltip=vae),
     ]
 
 
@@ -118,7 +125,7 @@ def sampling_widgets(stepping: bool = True) -> list[io.Input]:
             "cfg",
             default=1.0,
             min=0.0,
-            max=30.0,
+            max=MAX_CFG,
             step=0.1,
             tooltip="Guidance. Few-step students need none: 1 is off. Otherwise every step is evaluated twice.",
             **ADVANCED,
@@ -127,15 +134,23 @@ def sampling_widgets(stepping: bool = True) -> list[io.Input]:
     ]
 
 
-def video_inputs() -> list[io.Input]:
-    """A video that is changed, and how far. They come after all other inputs."""
+VIDEO = (
+    "A video (or frames, at the MODEL's rate) that is changed: every block starts from its noised latents. Needs vae. "
+    "The clip has its whole blocks, up to seconds."
+)
+STRENGTH = (
+    "With video: how far it may be changed, by leaving out the first steps. 0 only encodes it, 1 leaves nothing of it."
+)
+
+
+def video_inputs(video: str = VIDEO, strength: str = STRENGTH) -> list[io.Input]:
+    """A video that is changed, and how far, with these tooltips. They come after all other inputs."""
     return [
         io.MultiType.Input(
             "video",
             types=[io.Video, io.Image],
             optional=True,
-            tooltip="A video (or frames, at 16 a second) that is changed: every block starts from its noised latents. "
-            "Needs vae. The clip has its whole blocks, up to seconds.",
+            tooltip=video,
         ),
         io.Float.Input(
             "strength",
@@ -144,8 +159,7 @@ def video_inputs() -> list[io.Input]:
             max=1.0,
             step=0.01,
             optional=True,
-            tooltip="With video: how far it may be changed, by leaving out the first steps. 0 only encodes it, 1 "
-            "leaves nothing of it.",
+            tooltip=strength,
             **ADVANCED,
         ),
     ]

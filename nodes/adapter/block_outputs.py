@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ...salt.io.fragmented_file import FragmentedFile
 from ...salt.memory.rewound import DECODER_WARM_UP
-from .previews import PIXEL_FPS
 from .streaming_vae import ComfyStreamDecoder, load_again
 
 if TYPE_CHECKING:
@@ -56,10 +55,8 @@ class VideoOutput:
     It is a preview decoder as well, for the frames of the latest block.
     """
 
-    fps = PIXEL_FPS
-
     def __init__(self, file: FragmentedFile, vae: VAE) -> None:
-        self.file, self.decoder = file, ComfyStreamDecoder(vae)
+        self.file, self.decoder, self.fps = file, ComfyStreamDecoder(vae), file.fps
         self.frames = self.latest = torch.empty(0)
 
     def begin(self, patcher: ModelPatcher, history: Tensor | None, frames_per_call: int) -> None:

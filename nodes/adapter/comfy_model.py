@@ -19,7 +19,7 @@ from ...salt.errors import InputError
 from ...salt.memory import KVMemory, MemoryGeometry, MemoryPolicy
 from ...salt.model_input import ModelInput
 from ...salt.schedule import NUM_TRAIN_TIMESTEPS
-from .clip_size import check_multiple, frame_count
+from .clip_size import PATCH, PIXELS_PER_LATENT, check_multiple, frame_count
 from .core_versions import without_cuda_graphs
 from .cross_attention_cache import PromptCaches, cached_cross_attention
 from .fingerprint import fingerprint
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 WAN_CLASSES = ("WanModel", "CausalWanModel")
-PIXELS_PER_LATENT = {16: 8, 48: 16}  # rows and columns, by latent channels: Wan 2.1's VAE and Wan 2.2's
 # A CONDITIONING as ComfyUI has processed it for a model: a dict for every entry.
 Conds = list[dict[str, Any]]
 
@@ -59,6 +58,11 @@ def latent_channels(model: ModelPatcher) -> int:
 def pixels_per_latent(model: ModelPatcher) -> int:
     """Rows, and columns, of pixels that a latent has."""
     return PIXELS_PER_LATENT[latent_channels(model)]
+
+
+def pixels_per_token(model: ModelPatcher) -> int:
+    """Rows, and columns, of pixels that a token of the transformer has."""
+    return PATCH * pixels_per_latent(model)
 
 
 def takes_image_channels(model: ModelPatcher) -> bool:

@@ -98,13 +98,26 @@ def as_video(images: Tensor, fps: float) -> InputImpl.VideoFromComponents:
 
 def video_of(path: Path) -> InputImpl.VideoFromFile:
     """A file as a VIDEO."""
+    return _video_file()(str(path))
+
+
+def _video_file() -> type[InputImpl.VideoFromFile]:
     try:
         from comfy_api.latest import InputImpl
 
-        video = InputImpl.VideoFromFile
+        return InputImpl.VideoFromFile
     except ImportError:  # before 0.4
-        from comfy_api.input_impl import VideoFromFile as video
-    return video(str(path))
+        from comfy_api.input_impl import VideoFromFile
+
+        return VideoFromFile
+
+
+def whole_file(video: InputImpl.VideoFromComponents | InputImpl.VideoFromFile) -> Path | None:
+    """The file that a VIDEO is, uncut; None for frames in memory and for parts of a file, which newer versions have."""
+    if not isinstance(video, _video_file()):
+        return None
+    source, window = video.get_stream_source(), getattr(video, "get_active_trim_window", lambda: (0.0, 0.0))()
+    return Path(source) if isinstance(source, str) and not any(window) else None
 
 
 def executing_node() -> str:

@@ -56,7 +56,7 @@ def check_inputs(inputs: SamplerInputs) -> None:
         raise InputError("latent_image", "must not have a noise mask: a rollout generates whole blocks")
     if inputs.noise.ndim != 5:
         shape = list(inputs.noise.shape)
-        raise InputError("latent_image", f"found shape {shape}, expected a video latent [B, 16, F, H, W]")
+        raise InputError("latent_image", f"found shape {shape}, expected a video latent [B, C, F, H, W]")
     check_latent_size("latent_image", inputs.noise, pixels_per_latent(inputs.patcher))
     if not whole and is_empty(inputs.latent):
         raise InputError("sigmas", f"must start at 1, not at {first:.3f}, where latent_image is empty")
@@ -86,13 +86,17 @@ def new_frames(frames: int, start_frames: int, spec: StudentSpec) -> int:
     block, wanted = spec.frames_per_block, frames - start_frames
     if start_frames:
         if wanted < 1:
-            raise InputError("latent_image", f"found {length_text(frames)}, expected more than the start picture's")
+            raise InputError(
+                "latent_image", f"found {length_text(frames, spec.fps)}, expected more than the start picture's"
+            )
         return math.ceil(wanted / block) * block
     first = 1 if spec.independent_first_frame else 0
     if (frames - first) % block or frames < 1:
         below = first + (frames - first) // block * block
-        near = " or ".join(length_text(n) for n in (below, below + block) if n > 0)
-        raise InputError("latent_image", f"found {length_text(frames)}, expected whole blocks of the student: {near}")
+        near = " or ".join(length_text(n, spec.fps) for n in (below, below + block) if n > 0)
+        raise InputError(
+            "latent_image", f"found {length_text(frames, spec.fps)}, expected whole blocks of the student: {near}"
+        )
     return frames
 
 
@@ -100,7 +104,7 @@ def new_frames(frames: int, start_frames: int, spec: StudentSpec) -> int:
 def sample_clip(
     inputs: SamplerInputs, frames_per_block: int, stepping: Stepping, policy: MemoryPolicy | None
 ) -> Tensor:
-    """Latents [B, 16, F, H, W] of a whole clip, in the model's space. Raises InputError for unsupported inputs."""
+    """Latents [B, C, F, H, W] of a whole clip, in the model's space. Raises InputError for unsupported inputs."""
     from comfy.model_management import current_loaded_models, free_memory
 
     check_inputs(inputs)
@@ -111,11 +115,11 @@ def sample_clip(
         schedule, stepping, spec.frames_per_block, spec.independent_first_frame, guidance=inputs.cfg, fuse=True
     )
     batch, channels, frames, height, width = inputs.noise.shape
-    picture = start_picture(inputs.model.model_options, batch, (height, width))
+    picture = start_picture(patcher, inputs.model.model_options, batch, (height, width))
     start_frames = 0 if picture is None else picture.shape[2]
     count = new_frames(frames, start_frames, spec)
     plan = RolloutPlan(
-        settings, policy or spec.policy, (), count, (height, width), inputs.seed or 0, batch, start=picture
+        settings, policy or spec.policy, (), count, (height, width), inputs.seed or 0, spec.fps, batch, start=picture
     )
     guided = inputs.cfg != 1 or (inputs.guide is not None and evaluates_negative(patcher))
     negative = inputs.conds[NEGATIVE] if guided and NEGATIVE in inputs.conds else None
@@ -130,7 +134,7 @@ def sample_clip(
         initial = add_noise(inputs.latent, initial, float(inputs.sigmas[0]))
     between = SeededNoise(plan.seed, batch, channels, height, width, initial.device)
     noise = GraphNoise(initial, scaled_noise(between, patcher))
-    prompts, decoder = PromptSchedule.of(inputs.conds["positive"]), preview_decoder(patcher)
+    prompts, decoder = PromptSchedule.of(inputs.conds["positive"]), preview_decoder(patcher, spec.fps)
     start = in_model_space(patcher.model, picture, initial.device)
     latents, _ = run_blocks(inputs, plan, memory, noise, prompts, decoder, negative=negative, start=start)
     for branch in memory.branches:

@@ -30,7 +30,7 @@ def needs_vae(policy: MemoryPolicy) -> InputError:
 
 
 def encode_image(vae: VAE, pixels_B31HW: Tensor) -> Tensor:
-    """Latents [B, 16, 1, h, w] of an image in [-1, 1], in the model's space."""
+    """Latents [B, C, 1, h, w] of an image in [-1, 1], in the model's space."""
     return ComfyStreamEncoder(vae).encode(pixels_B31HW)
 
 

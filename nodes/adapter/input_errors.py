@@ -20,12 +20,6 @@ WIDGETS = {
 
 
 UNCONNECTED = object()  # default of a socket in `validate_inputs`, which core leaves out; a connected one is None
-NO_PROMPT = "connect CLIP Text Encode to positive, or Salt Prompt Schedule to prompts"
-
-
-def has_prompt(positive: object, prompts: object) -> bool | str:
-    """The answer of `validate_inputs` on these sockets: True, or what to connect where both are UNCONNECTED."""
-    return NO_PROMPT if positive is UNCONNECTED and prompts is UNCONNECTED else True
 
 
 def accepted(check: Callable[[str], object], value: str) -> bool | str:

@@ -14,6 +14,7 @@ from ...salt.live.adapters import LoraStrength
 from ...salt.live.controls import BlendMethod
 from ...salt.live.live_model import LiveModelInfo
 from ...salt.live.prompt_blend import mix_tensors
+from ...salt.live.video_feed import PictureSource, VideoFeed
 from ...salt.memory import KVMemory, MemoryPolicy
 from ...salt.model_input import ModelInput
 from ...salt.noise import NoiseSource, SeededNoise
@@ -25,7 +26,7 @@ from .fingerprint import fingerprint
 from .head_encoder import encode_image
 from .model_sampling import scaled_noise
 from .sampler import SamplerInputs
-from .streaming_vae import ComfyStreamDecoder, load_again
+from .streaming_vae import ComfyStreamDecoder, ComfyStreamEncoder, LoadedEncoder, load_again
 from .tiny_model import WordTable
 
 if TYPE_CHECKING:
@@ -160,6 +161,11 @@ class ComfyLiveHost:
     def noise(self, seed: int) -> NoiseSource:
         device = self.inputs.noise.device
         return scaled_noise(SeededNoise(seed, 1, self.info.channels, *self.size, device=device), self.patcher)
+
+    def new_feed(self, source: PictureSource) -> VideoFeed:
+        """Pictures of a camera or a file, encoded by the VAE, for a `LiveSession`."""
+        encoder = LoadedEncoder(ComfyStreamEncoder(self.vae), self.patcher, self.frames_per_call)
+        return VideoFeed(encoder, (self.info.height, self.info.width), source)
 
     def new_decoder(self) -> FrameDecoder:
         return LiveDecoder(ComfyStreamDecoder(self.vae), self.patcher, self.frames_per_call)

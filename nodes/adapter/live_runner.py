@@ -17,12 +17,14 @@ from ...salt.live.live_model import LiveModelInfo
 from ...salt.live.result import LiveResult
 from ...salt.live.session import LiveSession
 from ...salt.live.settings import LiveSettings
+from ...salt.live.video_feed import CameraPictures
 from ...salt.memory import MemoryPolicy, estimate_bytes
 from ...salt.schedule import Schedule
 from ...salt.spec import StudentSpec
 from ..io_types import AppliedPrompts, ClipMemory, TimedConditioning
 from .buffer_pool import memory_for_output
-from .comfy_model import compute_dtype, latent_channels, memory_geometry, takes_image_channels
+from .clip_size import FRAMES_PER_LATENT
+from .comfy_model import compute_dtype, latent_channels, memory_geometry, pixels_per_token, takes_image_channels
 from .fingerprint import fingerprint
 from .input_errors import widget_names
 from .live_host import ComfyLiveHost, LivePrompt
@@ -31,11 +33,14 @@ from .live_routes import served
 from .rollout_inputs import ClipStart, first_frame
 from .running import running
 from .sampler import SamplerInputs, SamplerOutput, sample
-from .streaming_vae import is_wan_vae, wrong_vae
+from .source_clip import source_pictures
+from .streaming_vae import check_vae
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import CLIP, VAE
+
+    from .source_clip import SourceVideo
 
 CANCEL_SECONDS = 0.2  # between two looks at ComfyUI's Cancel, which a paused session would not see
 RESERVED_SECONDS = 60  # of a memory without a window, for which ComfyUI makes room
@@ -44,7 +49,7 @@ RESERVED_SECONDS = 60  # of a memory without a window, for which ComfyUI makes r
 @dataclass(frozen=True)
 class LivePlan:
     """A session to run. schedule: of the steps where no control says otherwise. clip: what it begins with, and its
-    size. record: the mp4 file."""
+    size. record: the mp4 file. video: what blocks start from; None for the camera of a viewer."""
 
     settings: LiveSettings
     spec: StudentSpec
@@ -52,11 +57,12 @@ class LivePlan:
     policy: MemoryPolicy
     clip: ClipStart
     record: Path
+    video: SourceVideo | None = None
 
 
 @dataclass(frozen=True)
 class LiveOutcome:
-    """latents [1, 16, F, H, W], as a LATENT holds them. prompts: as applied. recording: of the branch that it ended on.
+    """latents [1, C, F, H, W], as a LATENT holds them. prompts: as applied. recording: of the branch that it ended on.
     report: in words."""
 
     latents: Tensor
@@ -72,15 +78,15 @@ def run_live(model: ModelPatcher, clip: CLIP, vae: VAE, plan: LivePlan) -> LiveO
 
     Raises InputError for a MODEL or VAE that it cannot use, RuntimeError where the session fails.
     """
-    if not is_wan_vae(vae):
-        raise wrong_vae(vae)
+    check_vae(vae, latent_channels(model))
     if takes_image_channels(model):
         raise InputError("model", "found an image-to-video model, expected a text-to-video student")
+    pictures = CameraPictures() if plan.video is None else source_pictures(plan.video, plan.spec.fps)
     size, frames = plan.clip.size, 2 * plan.spec.frames_per_block
     geometry = memory_geometry(model, 1, *size)
     if plan.clip.memory is not None:
         plan.clip.memory.memory.check_fits(geometry, fingerprint(model))
-    longest = first_frame(plan.clip) + 4 * RESERVED_SECONDS
+    longest = first_frame(plan.clip) + RESERVED_SECONDS * plan.spec.fps // FRAMES_PER_LATENT
     reserved = estimate_bytes(plan.policy, geometry, compute_dtype(model), longest)
     on_device = reserved if plan.policy.residence == "device" else 0
 
@@ -89,12 +95,13 @@ def run_live(model: ModelPatcher, clip: CLIP, vae: VAE, plan: LivePlan) -> LiveO
             raise InputError("model", "has nodes that take part in guidance, which a live session cannot call")
         host = ComfyLiveHost(inputs, clip, vae, plan.spec, plan.schedule, plan.policy, size, frames)
         start = start_of_session(inputs.patcher.model, plan.clip, inputs.noise.device)
-        session = LiveSession(host, plan.settings, record=plan.record, start=start)
+        session = LiveSession(host, plan.settings, record=plan.record, feed=host.new_feed(pictures), start=start)
         with served(session) as name, running(name, session.stop), stopped_by_cancel(session):
             session.run()
         raise_if_failed(session)
         result = session.result()
-        memory = memory_for_output(inputs.patcher, ClipMemory(result.memory, result.negative_memory))
+        units = plan.spec.fps, pixels_per_token(inputs.patcher)
+        memory = memory_for_output(inputs.patcher, ClipMemory(result.memory, result.negative_memory, *units))
         return SamplerOutput(result.latents.to(inputs.noise.device), (result, session.info, memory))
 
     noise = torch.zeros(1, latent_channels(model), frames, *size)

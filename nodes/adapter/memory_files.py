@@ -5,23 +5,27 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from ...salt.errors import InputError
+from ...salt.io.fields import Between, FieldError, read_fields
 from ...salt.io.partial_files import remove_leftovers_below
 from ...salt.memory import KVMemory, MemoryFileError, load_memory
-from ...salt.memory.serialization import NEGATIVE_SUFFIX, load_negative, save_clip
+from ...salt.memory.serialization import NEGATIVE_SUFFIX, load_negative, read_clip_parts, save_clip
+from ...salt.spec import FPS
 from ..io_types import ClipMemory
-from .comfy_model import memory_geometry
+from .comfy_model import memory_geometry, pixels_per_token
 from .file_prefix import FOLDER, checked_prefix, is_below
 from .fingerprint import fingerprint
+from .student_spec import fps_of
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
+PIXELS = "pixels_per_token"  # beside `fps`, of the clip in a memory file
 NEWEST = "newest"  # the choice of Salt Load Memory that is no file's name
-PIXELS_PER_TOKEN = 16  # in rows and columns: the VAE's 8 times the transformer's 2
 
 
 def _folders() -> list[tuple[str, Path]]:
@@ -92,11 +96,11 @@ def save_clip_memory(clip: ClipMemory, filename_prefix: str) -> Path:
 
     prefix, output = check_save_prefix(filename_prefix), folder_paths.get_output_directory()
     g = clip.memory.geometry
-    size = (g.width * PIXELS_PER_TOKEN, g.height * PIXELS_PER_TOKEN)
+    size = (g.width * clip.pixels_per_token, g.height * clip.pixels_per_token)
     folder, name, counter, *_ = folder_paths.get_save_image_path(prefix, output, *size)
     remove_leftovers_below(Path(output, FOLDER))
     path = Path(folder) / f"{name}_{counter:05}_.safetensors"
-    save_clip(path, clip.memory, clip.negative)
+    save_clip(path, clip.memory, clip.negative, parts=[{"fps": clip.fps, PIXELS: clip.pixels_per_token}])
     return path
 
 
@@ -106,11 +110,32 @@ def load_clip_memory(path: Path, model: ModelPatcher | None) -> ClipMemory:
     Raises MemoryFileError naming the file.
     """
     identity = None if model is None else fingerprint(model)
-    clip = ClipMemory(load_memory(path, fingerprint=identity), load_negative(path, fingerprint=identity))
+    memory, negative = load_memory(path, fingerprint=identity), load_negative(path, fingerprint=identity)
+    clip = ClipMemory(memory, negative, *clip_units(path, model))
     if model is not None:
         for memory in clip.branches:
             check_geometry(memory, path, model)
     return clip
+
+
+def clip_units(path: Path, model: ModelPatcher | None) -> tuple[int, int]:
+    """Frames per second, and pixels per token, of the clip in a memory file: the MODEL's, or what the file says."""
+    if model is not None:
+        return fps_of(model), pixels_per_token(model)
+    said = {key: value for part in read_clip_parts(path) for key, value in part.items() if key in ("fps", PIXELS)}
+    try:
+        units = read_fields(_Units, said)
+    except FieldError as error:
+        raise MemoryFileError(f"{path}: its parts `salt_clip`: {error}") from None
+    return units.fps, units.pixels_per_token
+
+
+@dataclass(frozen=True)
+class _Units:
+    """Older files, and those of the command line, do not say the second."""
+
+    fps: Annotated[int, Between(1, 120)] = FPS
+    pixels_per_token: Annotated[int, Between(1, 1024)] = 16
 
 
 def check_geometry(memory: KVMemory, path: Path, model: ModelPatcher) -> None:

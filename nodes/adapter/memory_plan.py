@@ -13,9 +13,8 @@ from ...salt.memory.policy import Precision, Residence
 from ...salt.planning import MemoryPlan, PlannedModel, PlanSettings, memory_plan
 from ...salt.planning.choices import NOT_MEASURED, measured_cost
 from ...salt.planning.report import gb, phase_table
-from ...salt.spec import StudentSpec
 from .comfy_model import compute_dtype, wan_model
-from .student_spec import spec_of
+from .student_spec import spec_of, unknown_spec
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -53,10 +52,10 @@ def plan_of_model(
 ) -> MemoryPlan:
     """The plan of a clip with this MODEL. ComfyUI has moved the text encoder away by then.
 
-    Raises InputError for a MODEL that is no Wan 2.1.
+    Raises InputError for a MODEL that is no Wan 2.1, nor Wan 2.2 TI2V.
     """
     wan = wan_model(model)
-    spec = spec_of(model) or StudentSpec()
+    spec = spec_of(model) or unknown_spec(model)
     planned = PlannedModel(
         type(model.model).__name__,
         heads=wan.num_heads,

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 from ...salt.memory import MemoryPolicy, estimate_bytes
 from ...salt.memory.policy import Kind, Precision, Residence
-from ...salt.spec import StudentSpec
 from .clip_size import latent_size
 from .comfy_model import compute_dtype, memory_geometry, pixels_per_latent
 from .input_errors import widget_names
-from .student_spec import spec_of
+from .student_spec import spec_of, unknown_spec
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -52,5 +51,5 @@ def predicted_bytes(model: ModelPatcher, policy: MemoryPolicy, width: int, heigh
     from ...salt.pipeline.inputs import PipelineInputs, plan_length
 
     geometry = memory_geometry(model, 1, *latent_size(width, height, pixels_per_latent(model)))
-    frames = plan_length(PipelineInputs(seconds=seconds), spec_of(model) or StudentSpec()).frames
+    frames = plan_length(PipelineInputs(seconds=seconds), spec_of(model) or unknown_spec(model)).frames
     return estimate_bytes(policy, geometry, compute_dtype(model), frames)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ...salt.rollout import Block, Step
-from ...salt.spec import FPS
+from .clip_size import FRAMES_PER_LATENT
+from .comfy_model import latent_channels
 from .preview_method import preview_method
 from .streaming_vae import ComfyStreamDecoder, load_again
 
@@ -32,8 +33,7 @@ MAX_FRAMES = 96  # newest frames that a preview shows
 MAX_EARLIER_LATENTS = (
     30  # latent frames of an earlier clip that are decoded: more than are shown, as decoders look back
 )
-PIXEL_FPS, LATENT_FPS = FPS, FPS // 4
-TAEHV_NAMES = ("taew2_1", "lighttaew2_1")
+TAEHV_NAMES, TAEHV_CHANNELS = ("taew2_1", "lighttaew2_1"), 16
 
 
 class AnimatedPreview:
@@ -60,17 +60,19 @@ class PreviewDecoder(Protocol):
     Every call continues the clip of the call before.
     """
 
-    fps: int
+    fps: float
 
     def decode(self, latents: Tensor) -> Tensor: ...
 
 
 class LatentColours:
-    """Latent-to-RGB with ComfyUI's factors of the model's latent format: one small picture per latent frame."""
+    """Latent-to-RGB with ComfyUI's factors of the model's latent format: one small picture per latent frame.
 
-    fps = LATENT_FPS
+    fps: frames of the clip per second.
+    """
 
-    def __init__(self, latent_format: LatentFormat) -> None:
+    def __init__(self, latent_format: LatentFormat, fps: int) -> None:
+        self.fps = fps / FRAMES_PER_LATENT
         self.factors = torch.tensor(latent_format.latent_rgb_factors)
         bias = latent_format.latent_rgb_factors_bias
         self.bias = torch.zeros(3) if bias is None else torch.tensor(bias)
@@ -84,10 +86,8 @@ class LatentColours:
 class StreamPreview:
     """Previews by a streaming decoder, of the first clip of the batch."""
 
-    fps = PIXEL_FPS
-
-    def __init__(self, decoder: FrameDecoder) -> None:
-        self.decoder = decoder
+    def __init__(self, decoder: FrameDecoder, fps: float) -> None:
+        self.decoder, self.fps = decoder, fps
         decoder.reset()
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -100,8 +100,8 @@ class VaePreview(StreamPreview):
     frames: latent frames in the MODEL's largest forward, which it needs room for when it is loaded again.
     """
 
-    def __init__(self, vae: VAE, model: ModelPatcher, frames: int) -> None:
-        super().__init__(ComfyStreamDecoder(vae))
+    def __init__(self, vae: VAE, model: ModelPatcher, frames: int, fps: int) -> None:
+        super().__init__(ComfyStreamDecoder(vae), fps)
         self.model, self.frames = model, frames
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -110,27 +110,27 @@ class VaePreview(StreamPreview):
         return pixels
 
 
-def preview_decoder(model: ModelPatcher, vae: VAE | None = None, frames: int = 0) -> PreviewDecoder | None:
-    """The decoder for the user's preview method; None for no previews.
+def preview_decoder(model: ModelPatcher, fps: int, vae: VAE | None = None, frames: int = 0) -> PreviewDecoder | None:
+    """The decoder for the user's preview method; None for no previews. fps: frames of the clip per second.
 
-    The best is `vae` if there is one, then TAEHV from models/vae_approx, then latent colours.
+    The best is `vae` if there is one, then TAEHV from models/vae_approx for Wan 2.1's latents, then latent colours.
     frames: latent frames in the MODEL's largest forward (see `VaePreview`).
     """
     method = preview_method()
     if method == "none":
         return None
     if method == "latent2rgb":
-        return LatentColours(model.model.latent_format)
+        return LatentColours(model.model.latent_format, fps)
     if vae is not None:
-        return VaePreview(vae, model, frames)
-    if path := taehv_file():
+        return VaePreview(vae, model, frames, fps)
+    if latent_channels(model) == TAEHV_CHANNELS and (path := taehv_file()):
         from ...salt.models.taehv import TinyStreamDecoder, load_taehv
 
         try:
-            return StreamPreview(TinyStreamDecoder(load_taehv(path, model.load_device)))
+            return StreamPreview(TinyStreamDecoder(load_taehv(path, model.load_device)), fps)
         except ValueError as error:
             log.warning("Salt: previews are made without TAEHV (%s)", error)
-    return LatentColours(model.model.latent_format)
+    return LatentColours(model.model.latent_format, fps)
 
 
 def taehv_file() -> str | None:

@@ -12,20 +12,22 @@ from ...salt.errors import InputError
 from ...salt.memory import MemoryPolicy
 from ...salt.rollout import RolloutSettings
 from ...salt.schedule import Schedule, Stepping, check_steps, step_list
-from ...salt.spec import FPS, StudentSpec
+from ...salt.spec import StudentSpec
 from ...salt.video_in.strength import DEFAULT_STRENGTH, settings_at
 from ..io_types import AppliedPrompts, ClipMemory, Conditioning, Latent, TimedConditioning
-from .clip_size import check_latent_size, latent_size, pixel_size, size_text
+from .clip_size import FRAMES_PER_LATENT, check_latent_size, latent_size, pixel_size, size_text
 from .comfy_model import latent_channels, pixels_per_latent, takes_image_channels
+from .connections import check_rollout, check_start, no_prompt
 from .core_guidance import evaluates_negative
 from .head_encoder import needs_vae
-from .input_errors import NO_PROMPT, widget_names
+from .input_errors import widget_names
 from .model_sampling import patched_sampling, patched_shift
 from .model_size import chosen_size, size_notes
 from .patch_names import patch_name
 from .rollout_plan import RolloutPlan
 from .source_clip import source_clip
-from .start_picture import NODE, has_start_picture, start_picture
+from .start_picture import NODE, encode_start_image, has_start_picture, start_picture
+from .streaming_vae import check_vae, is_wan_vae
 from .student_spec import UNKNOWN, autoregressive_spec, known_spec
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ class RolloutInputs:
 class ClipStart:
     """Where a clip starts or continues. size: latent (height, width).
 
-    start: latents [B, 16, F, H, W] that a new clip starts with. memory: of a clip to continue; history:
+    start: latents [B, C, F, H, W] that a new clip starts with. memory: of a clip to continue; history:
     its latents so far.
     """
 
@@ -97,6 +99,8 @@ def plan_rollout(inputs: RolloutInputs, clip: ClipStart, policy: MemoryPolicy | 
 
     spec = autoregressive_spec(inputs.model, inputs.frames_per_block)
     check_connections(inputs, clip.memory, policy)
+    if inputs.vae is not None and is_wan_vae(inputs.vae):
+        check_vae(inputs.vae, latent_channels(inputs.model))
     extends, given = clip.memory is not None, None
     if spec.gives_first_frame and clip.start is not None and clip.start.shape[2] == 1:
         clip, given = replace(clip, start=None), clip.start
@@ -111,8 +115,8 @@ def plan_rollout(inputs: RolloutInputs, clip: ClipStart, policy: MemoryPolicy | 
     if inputs.video is not None:
         check_source(inputs, clip)
         size = pixel_size(clip.size, pixels_per_latent(inputs.model))
-        source = source_clip(inputs.vae, inputs.video, size, clip.batch, length.frames, spec)
-        length = replace(length, frames=source.latents.shape[2])
+        source = source_clip(inputs.video, size, clip.batch, length.frames, spec)
+        length = replace(length, frames=source.frames)
     prompts = prompt_changes(inputs, spec)
     if clip.memory is not None and clip.history is None:
         # A change takes effect at the next block's start; after a cut a recache needs nothing from before.
@@ -143,6 +147,7 @@ def plan_rollout(inputs: RolloutInputs, clip: ClipStart, policy: MemoryPolicy | 
         frames=length.frames,
         size=clip.size,
         seed=inputs.seed,
+        fps=spec.fps,
         batch=clip.batch,
         negative=inputs.negative if guides(inputs) else None,
         start=clip.start,
@@ -153,7 +158,7 @@ def plan_rollout(inputs: RolloutInputs, clip: ClipStart, policy: MemoryPolicy | 
         source=source,
         strength=inputs.strength,
         notes=[
-            *notes_on_effect(inputs, clip, prompts, first_frame(clip) + length.frames, spec.frames_per_block),
+            *notes_on_effect(inputs, clip, prompts, first_frame(clip) + length.frames, spec),
             *(
                 [f"recache-sink has no effect on the sink: the memory {chosen} has none"]
                 if keeps_no_sink(chosen, prompts)
@@ -165,11 +170,11 @@ def plan_rollout(inputs: RolloutInputs, clip: ClipStart, policy: MemoryPolicy | 
 
 
 def check_source(inputs: RolloutInputs, clip: ClipStart) -> None:
-    """Raise InputError for a video beside another start."""
-    if clip.memory is not None:
-        raise InputError("video", "and memory cannot both be connected")
+    """Raise InputError for a video beside a start picture on the MODEL, and for a VAE or MODEL that cannot take it."""
     if clip.start is not None:
-        raise InputError("video", "cannot be connected to a clip that starts with a picture or latents")
+        raise InputError("video", f"cannot be connected where {NODE} has given the MODEL a start picture")
+    assert inputs.vae is not None
+    check_vae(inputs.vae, latent_channels(inputs.model))
     if takes_image_channels(inputs.model):
         raise InputError("video", "is not supported by image-to-video models")
 
@@ -189,6 +194,8 @@ def plan_clip(
     """What Salt Rollout's inputs describe. size: width and height in pixels (0: the MODEL's own); widgets: the rest of
     `RolloutInputs`."""
     inputs = RolloutInputs(model, seconds, **widgets)
+    given = {**widgets, "memory": memory, "start_image": start_image, "latents": latents}
+    check_rollout({name for name, value in given.items() if value is not None}, inputs.cfg)
     still = 1
     if start_image is not None:
         still = still_length(policy or autoregressive_spec(model, inputs.frames_per_block).policy)
@@ -217,7 +224,7 @@ def notes_on_effect(
     clip: ClipStart,
     prompts: list[PromptChange[Conditioning]],
     end: int,
-    frames_per_block: int,
+    spec: StudentSpec,
 ) -> list[str]:
     """What the report says about inputs without effect on a clip of `end` latent frames.
 
@@ -238,19 +245,19 @@ def notes_on_effect(
     if shift is not None and inputs.shift and inputs.shift != shift:
         node = patch_name(patched_sampling(inputs.model))
         notes.append(f"the shift {shift:g} of {node} has no effect: the shift widget says {inputs.shift:g}")
-    if late := changes_past_end([p.frame for p in prompts], end, frames_per_block):
-        times = ", ".join(f"{frame * 4 / FPS:g} s" for frame in late)
-        last = (end - frames_per_block) * 4 / FPS
-        notes.append(f"prompts at {times} have no effect: the clip's last block begins at {last:g} s")
+    if late := changes_past_end([p.frame for p in prompts], end, spec.frames_per_block):
+        seconds = FRAMES_PER_LATENT / spec.fps
+        times = ", ".join(f"{frame * seconds:.4g} s" for frame in late)
+        last = (end - spec.frames_per_block) * seconds
+        notes.append(f"prompts at {times} have no effect: the clip's last block begins at {last:.4g} s")
     return notes
 
 
 def check_connections(inputs: RolloutInputs, memory: ClipMemory | None, policy: MemoryPolicy | None) -> None:
     """Raise InputError for sockets that need or exclude each other."""
-    if inputs.positive is not None and inputs.prompts is not None:
-        raise InputError("positive", "and prompts cannot both be connected")
-    if inputs.cfg != 1 and inputs.negative is None:
-        raise InputError("cfg", "needs a negative conditioning connected to negative", inputs.cfg)
+    names = ("positive", "prompts", "negative", "vae", "video")
+    connected = {name for name in names if getattr(inputs, name) is not None} | ({"memory"} if memory else set())
+    check_rollout(connected, inputs.cfg)
     if memory is not None:
         check_memory(memory, policy, inputs.cfg, guides(inputs))
 
@@ -273,7 +280,7 @@ def prompt_changes(inputs: RolloutInputs, spec: StudentSpec) -> list[PromptChang
         return [PromptChange(f, p.conditioning, p.switch, p.keep_sink, p.first_block) for f, p in pairs]
     if inputs.positive is not None:
         return [PromptChange(0, inputs.positive)]
-    raise InputError("positive", f"or prompts must be connected: {NO_PROMPT}")
+    raise no_prompt()
 
 
 def video_samples(model: ModelPatcher, latent: Latent) -> Tensor:
@@ -288,30 +295,8 @@ def video_samples(model: ModelPatcher, latent: Latent) -> Tensor:
     return samples
 
 
-def encode_start_image(
-    vae: VAE | None, image: Tensor, width: int, height: int, batch: int, still: int = 1, channels: int = 16
-) -> Tensor:
-    """A start image (or the frames of a start video) [T, H, W, 3] as latents [batch, C, F, h, w].
-
-    still: latent frames that a single image fills. channels: C, the MODEL's.
-    """
-    import comfy.utils
-
-    if vae is None:
-        raise InputError("start_image", "needs Wan 2.1's VAE connected to vae, or Wan 2.2's for TI2V")
-    if image.shape[0] == 1:
-        image = image.expand(4 * still - 3, -1, -1, -1)
-    frames = image[: (image.shape[0] - 1) // 4 * 4 + 1, ..., :3].movedim(-1, 1)
-    pixels = comfy.utils.common_upscale(frames, width, height, "bicubic", "center").movedim(1, -1)
-    latents = vae.encode(pixels)
-    if latents.ndim != 5 or latents.shape[1] != channels:
-        kind = "Wan 2.1's VAE" if channels == 16 else "Wan 2.2's VAE"
-        raise InputError("vae", f"found one whose latents are {list(latents.shape)}, expected {kind}")
-    return latents.expand(batch, -1, -1, -1, -1)
-
-
 def history_latents(model: ModelPatcher, memory: ClipMemory, latents: Latent) -> Tensor:
-    """Latents [B, 16, F, H, W] up to where the memory stands, which after Salt Rewind Memory is before the clip's end.
+    """Latents [B, C, F, H, W] up to where the memory stands, which after Salt Rewind Memory is before the clip's end.
 
     Raises InputError where they are of another batch or size than the memory.
     """
@@ -346,10 +331,8 @@ def clip_of_inputs(
 
     Raises InputError for sockets that exclude each other.
     """
-    if start_image is not None and latents is not None:
-        raise InputError("start_image", "and latents cannot both be connected")
-    if start_image is not None and memory is not None:
-        raise InputError("start_image", "and memory cannot both be connected")
+    given = {"start_image": start_image, "latents": latents, "memory": memory}
+    check_start({name for name, value in given.items() if value is not None})
     if has_start_picture(model) and memory is None and (start_image is not None or latents is not None):
         other = "start_image" if start_image is not None else "latents"
         raise InputError(other, "cannot be connected where ARVideoI2V has given the MODEL a start picture")
@@ -360,7 +343,7 @@ def clip_of_inputs(
         return ClipStart((start.shape[3], start.shape[4]), start.shape[0], start)
     size = chosen_size(model, *size)
     latent = latent_size(*size, pixels_per_latent(model))
-    start = start_picture(model.model_options, batch, latent)
+    start = start_picture(model, model.model_options, batch, latent)
     if start_image is not None:
-        start = encode_start_image(vae, start_image, *size, batch, still, latent_channels(model))
+        start = encode_start_image(vae, start_image, size, batch, latent_channels(model), still)
     return ClipStart(latent, batch, start)

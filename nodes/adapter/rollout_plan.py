@@ -12,8 +12,9 @@ from torch import Tensor
 from ...salt.block_plan import RolloutSettings, block_lengths, count_model_calls
 from ...salt.conditioning import PromptChange
 from ...salt.memory import MemoryPolicy
+from ...salt.models.pixel_stream import FrameEncoder
 from ...salt.video_in.motion import MotionNoise
-from ...salt.video_in.strength import Strength
+from ...salt.video_in.strength import Strength, settings_at
 from ..io_types import ClipMemory, Conditioning
 from .source_clip import SourceClip
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RolloutPlan:
-    """A rollout to run. size: latent (height, width). frames: new latent frames. negative: for guidance.
+    """A rollout to run. size: latent (height, width). frames: new latent frames. fps: frames of the clip per second.
+    negative: for guidance.
 
     notes: on inputs that have no effect, for the report.
     start: latents [B, C, F, H, W], as a LATENT holds them, that the clip starts with; given_frame: [B, C, 1, H, W], the
@@ -38,6 +40,7 @@ class RolloutPlan:
     frames: int
     size: tuple[int, int]
     seed: int
+    fps: int
     batch: int = 1
     negative: Conditioning | None = None
     start: Tensor | None = None
@@ -52,16 +55,17 @@ class RolloutPlan:
     @property
     def copies(self) -> bool:
         """Whether a source video's latents are the clip: at a strength at which no step runs."""
-        edit = self.video("cpu")
-        return edit is not None and edit.settings(self.settings) is None
+        if self.source is None or self.settings.schedule.rule == "streamdiffusion2":
+            return self.source is not None and self.strength == 0
+        return settings_at(self.settings, self.strength) is None
 
-    def video(self, device: torch.device | str) -> Strength | MotionNoise | None:
-        """How the blocks start from the source video; None without one."""
+    def video(self, encoder: FrameEncoder | None, device: torch.device) -> Strength | MotionNoise | None:
+        """How the blocks start from the source video; None without one. encoder: for latents that are not there yet."""
         if self.source is None:
             return None
-        latents = self.source.latents.to(device)
+        latents, motion = self.source.opened(encoder, device)
         if self.settings.schedule.rule == "streamdiffusion2":
-            return MotionNoise(latents, self.source.motion, self.strength)
+            return MotionNoise(latents, motion, self.strength)
         return Strength(latents, self.strength)
 
     @property

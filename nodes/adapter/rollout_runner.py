@@ -16,11 +16,19 @@ from ...salt.conditioning import PromptChange, PromptSchedule
 from ...salt.memory import estimate_bytes
 from ...salt.noise import NoiseSource, SeededNoise
 from ...salt.rollout import rollout
-from ...salt.spec import FPS
 from ..io_types import ClipMemory
 from .block_outputs import BlockOutput, KeptLatents, VideoOutput
 from .buffer_pool import memory_for_output, pool_of
-from .comfy_model import Conds, compute_dtype, latent_channels, memory_geometry, new_memory, takes_image_channels
+from .clip_size import frame_count, start_text
+from .comfy_model import (
+    Conds,
+    compute_dtype,
+    latent_channels,
+    memory_geometry,
+    new_memory,
+    pixels_per_token,
+    takes_image_channels,
+)
 from .core_guidance import NEGATIVE
 from .fingerprint import fingerprint
 from .head_encoder import head_encoder
@@ -31,6 +39,7 @@ from .previews import MAX_EARLIER_LATENTS, PreviewDecoder, RolloutProgress, prev
 from .rollout_plan import RolloutPlan
 from .running import running
 from .sampler import SamplerInputs, SamplerOutput, sample
+from .streaming_vae import ComfyStreamEncoder, LoadedEncoder
 
 if TYPE_CHECKING:
     from comfy.model_base import BaseModel
@@ -39,10 +48,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RolloutResult:
-    """latents: start and new frames [B, 16, F, H, W], as a LATENT holds them. report: frames and speed, in words,
-    and which inputs have had no effect."""
+    """latents: start and new frames [B, C, F, H, W], as a LATENT holds them. fps: of the clip. report: frames and
+    speed, in words, and which inputs have had no effect."""
 
     latents: Tensor
+    fps: int
     memory: ClipMemory
     report: str
 
@@ -54,6 +64,8 @@ def run_rollout(model: ModelPatcher, plan: RolloutPlan, video: VideoOutput | Non
     video: where the blocks go instead of a LATENT; the latents of the result are then the last block's.
     Raises InputError where the memory does not fit the model, and what the engine's `rollout` raises.
     """
+    if video is None and plan.source is not None and plan.vae is not None:
+        plan = replace(plan, source=plan.source.encoded(ComfyStreamEncoder(plan.vae)))
     geometry = memory_geometry(model, plan.batch, *plan.size)
     if plan.memory is not None:
         plan.memory.memory.check_fits(geometry, fingerprint(model))
@@ -68,7 +80,7 @@ def run_rollout(model: ModelPatcher, plan: RolloutPlan, video: VideoOutput | Non
     # What lies in main memory; room on a GPU is made by ComfyUI, which moves other models out.
     in_main = 4 * latent_channels(model) * plan.batch * total * math.prod(plan.size) if video is None else 0
     in_main += size if model.load_device.type == "cpu" else size - on_device
-    seconds = plan.frames * 4 // FPS
+    seconds = frame_count(plan.frames) // plan.fps
     check_bytes("seconds", in_main, torch.device("cpu"), f"a clip of {seconds} s", "seconds", seconds)
     # Image conditioning is cut to absolute frames, so it is fitted to the whole clip. Otherwise nothing but a shape,
     # which ComfyUI moves to the device all the same.
@@ -89,7 +101,7 @@ def run_rollout(model: ModelPatcher, plan: RolloutPlan, video: VideoOutput | Non
 
         output = sample(model, conds, noise, sigmas, run, seed=plan.seed, reserve=reserve, cfg=plan.settings.guidance)
     memory, report = output.extra
-    return RolloutResult(output.latents, memory, "; ".join([report, *plan.notes]))
+    return RolloutResult(output.latents, plan.fps, memory, "; ".join([report, *plan.notes]))
 
 
 def run_in_sampler(
@@ -105,7 +117,7 @@ def run_in_sampler(
         memory = new_clip_memory(patcher, plan, plan.start_frames + plan.frames, plan.negative is not None)
     else:
         # Without guidance the unconditional branch would stay behind the clip, and guide from there another time.
-        memory = (plan.memory if plan.negative is not None else ClipMemory(plan.memory.memory)).copied(device)
+        memory = (plan.memory if plan.negative is not None else replace(plan.memory, negative=None)).copied(device)
     shape = (latent_channels(patcher), *plan.size)
     noise = scaled_noise(SeededNoise(plan.seed, plan.batch, *shape, device=device), patcher)
     prompts = PromptSchedule(
@@ -119,7 +131,7 @@ def run_in_sampler(
     start = in_model_space(base, plan.start, device)
     given = in_model_space(base, plan.given_frame, device)
     history = in_model_space(base, plan.history, device if recaches else torch.device("cpu"))
-    decoder = preview_decoder(patcher, None if video is not None else plan.vae, plan.frames_per_call)
+    decoder = preview_decoder(patcher, plan.fps, None if video is not None else plan.vae, plan.frames_per_call)
     if video is not None and decoder is not None:
         decoder = video
     latents, report = run_blocks(
@@ -137,7 +149,7 @@ def in_model_space(base: BaseModel, latents: Tensor | None, device: torch.device
 def new_clip_memory(patcher: ModelPatcher, plan: RolloutPlan, frames: int, guided: bool) -> ClipMemory:
     """Empty memories for a clip of `frames`, in buffers that an earlier run has left, if there are any."""
     kv = new_memory(patcher, plan.policy, plan.batch, *plan.size, frames)
-    clip = ClipMemory(kv, kv.empty_like() if guided else None)
+    clip = ClipMemory(kv, kv.empty_like() if guided else None, plan.fps, pixels_per_token(patcher))
     for branch in clip.branches:
         pool_of(patcher).assign_buffers(branch, frames)
     return clip
@@ -211,7 +223,7 @@ def run_blocks(
         first_frame=given,
         made_latents=torch.cat(made, dim=2).to(device) if made else None,
         ends=ends,
-        video=plan.video(device),
+        video=plan.video(source_encoder(plan, inputs.patcher), device),
         on_step=progress.step,
         guide=inputs.guide,
         reencode=reencode,
@@ -231,11 +243,20 @@ def run_blocks(
         kept.keep(run)
     report = [progress.report()]
     if first > plan.end - plan.frames:
-        report.append(f"went on from the run before at {clip_seconds(first)} s: nothing before that has changed")
+        report.append(
+            f"went on from the run before at {start_text(first, plan.fps)} s: nothing before that has changed"
+        )
     if memory.memory.next_frame < plan.end:
-        ended, whole = clip_seconds(memory.memory.next_frame), clip_seconds(plan.end)
+        ended, whole = (start_text(frame, plan.fps) for frame in (memory.memory.next_frame, plan.end))
         report.append(f"stopped and kept at {ended} s of {whole} s")
     return output.latents(), "; ".join(report)
+
+
+def source_encoder(plan: RolloutPlan, patcher: ModelPatcher) -> LoadedEncoder | None:
+    """For a source video that is encoded while blocks are made."""
+    if plan.source is None or plan.source.latents is not None or plan.vae is None:
+        return None
+    return LoadedEncoder(ComfyStreamEncoder(plan.vae), patcher, plan.frames_per_call)
 
 
 def latest_frames(parts: list[Tensor], device: torch.device) -> list[Tensor]:
@@ -246,8 +267,3 @@ def latest_frames(parts: list[Tensor], device: torch.device) -> list[Tensor]:
         if missing > 0 and part.shape[2]:  # the clip so far is empty where its memory was rewound to 0
             found.insert(0, part[:, :, -missing:].to(device))
     return found
-
-
-def clip_seconds(latent_frame: int) -> str:
-    """Second of the clip at which a latent frame begins, as `2.06`."""
-    return f"{round(max(4 * latent_frame - 3, 0) / FPS, 2):g}"

@@ -128,7 +128,7 @@ def sample(
 
     `run` returns latents in the model's space; those of the result are as a LATENT holds them.
 
-    conds: CONDITIONING by name, as many as wanted (a prompt schedule has one per prompt). noise: [B, 16, F, H, W] of
+    conds: CONDITIONING by name, as many as wanted (a prompt schedule has one per prompt). noise: [B, C, F, H, W] of
     the whole clip (its shape is what image conditioning is fitted to).
     reserve: (bytes of KV memory, latent frames in one model call), so that ComfyUI frees as much memory as is needed;
     None for a whole clip in one call, without a memory. cfg: the guidance, as nodes that take part in it see it.

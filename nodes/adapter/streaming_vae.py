@@ -16,6 +16,7 @@ from ...salt.models.pixel_stream import PixelStream
 from .core_versions import at_once, joined_frames
 
 if TYPE_CHECKING:
+    from comfy.latent_formats import LatentFormat
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import VAE
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 ESTIMATED_FRAMES = 5
 # ComfyUI's causal cache: for every module of decoder or encoder None, "Rep", or the latest frames [B, C, T, H, W].
 FrameCache = list[Tensor | str | None]
+VAES = {16: "Wan 2.1's VAE (wan_2.1_vae.safetensors)", 48: "Wan 2.2's VAE (wan2.2_vae.safetensors)"}  # by channels
 
 
 def keep_two_frames(cache: FrameCache, before: FrameCache) -> None:
@@ -36,7 +38,7 @@ def keep_two_frames(cache: FrameCache, before: FrameCache) -> None:
 class ComfyStreamDecoder:
     """A `salt.models.streaming_vae.FrameDecoder` on a ComfyUI VAE: every call continues the clip of the call before.
 
-    Raises InputError for a VAE that is not Wan 2.1's.
+    Raises InputError for a VAE that is not Wan's.
     """
 
     temporal_scale = 4
@@ -44,8 +46,7 @@ class ComfyStreamDecoder:
     def __init__(self, vae: VAE) -> None:
         if not is_wan_vae(vae):
             raise wrong_vae(vae)
-        self.vae = vae
-        self.spatial_scale = 16 if is_wan22_vae(vae) else 8
+        self.vae, self.spatial_scale = vae, spatial_scale(vae)
         self.cache: FrameCache | None = None
 
     def reset(self) -> None:
@@ -63,9 +64,7 @@ class ComfyStreamDecoder:
 
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
         """Latents [B, C, F, H, W], normalised -> pixels [B, 3, T, sH, sW] in [-1, 1]; T is 4F, at the start 4F - 3."""
-        from comfy.latent_formats import Wan21, Wan22
-
-        frames = (Wan22() if is_wan22_vae(self.vae) else Wan21()).process_out(latents_BCFHW).split(1, dim=2)
+        frames = latent_format(self.vae).process_out(latents_BCFHW).split(1, dim=2)
         return torch.cat([self.decode_frame(frame) for frame in frames], dim=2) * 2 - 1
 
     def decode_frame(self, latents: Tensor) -> Tensor:
@@ -98,15 +97,15 @@ class ComfyStreamDecoder:
 class ComfyStreamEncoder:
     """A `salt.models.pixel_stream.FrameEncoder` on a ComfyUI VAE: every call continues the clip of the call before.
 
-    Raises InputError for a VAE that is not Wan 2.1's.
+    Raises InputError for a VAE that is not Wan's.
     """
 
-    spatial_scale, temporal_scale = 8, 4
+    temporal_scale = 4
 
     def __init__(self, vae: VAE) -> None:
-        if not is_wan_vae(vae) or is_wan22_vae(vae):
+        if not is_wan_vae(vae):
             raise wrong_vae(vae)
-        self.vae = vae
+        self.vae, self.spatial_scale = vae, spatial_scale(vae)
         self.reset()
 
     def reset(self) -> None:
@@ -124,17 +123,18 @@ class ComfyStreamEncoder:
         return self.stream.nbytes + sum(e.numel() * e.element_size() for e in self.cache if isinstance(e, Tensor))
 
     def encode(self, pixels_B3THW: Tensor) -> Tensor:
-        """Pixels [B, 3, T, H, W] in [-1, 1] -> normalised latents [B, 16, F, H/8, W/8]; see `FrameEncoder`."""
-        from comfy.latent_formats import Wan21
+        """Pixels [B, 3, T, H, W] in [-1, 1] -> normalised latents [B, C, F, H/s, W/s]; see `FrameEncoder`."""
+        return latent_format(self.vae).process_in(self.encode_samples(pixels_B3THW))
 
+    def encode_samples(self, pixels_B3THW: Tensor) -> Tensor:
+        """The same as a LATENT holds them."""
         batch, _, _, height, width = pixels_B3THW.shape
+        size = (height // self.spatial_scale, width // self.spatial_scale)
         frames = [self._encode_frame(group) for group in self.stream.groups(pixels_B3THW)]
-        if not frames:
-            return torch.empty(batch, 16, 0, height // self.spatial_scale, width // self.spatial_scale)
-        return Wan21().process_in(torch.cat(frames, dim=2))
+        return torch.cat(frames or [torch.empty(batch, self.vae.latent_channels, 0, *size)], dim=2)
 
     def _encode_frame(self, pixels: Tensor) -> Tensor:
-        """The pixels of one latent frame -> that frame [B, 16, 1, h, w], as a LATENT holds it."""
+        """The pixels of one latent frame -> that frame [B, C, 1, h, w], as a LATENT holds it."""
         import comfy.model_management as management
 
         vae, model = self.vae, self.vae.first_stage_model
@@ -145,10 +145,37 @@ class ComfyStreamEncoder:
         cache = [e.to(vae.device, non_blocking=True) if isinstance(e, Tensor) else e for e in cache]  # of a fork
         self.cache, before = cache, list(cache)
         with torch.inference_mode():
-            x = pixels.to(vae.device, vae.vae_dtype)
+            x = patchified(vae, pixels.to(vae.device, vae.vae_dtype))
             moments = model.conv1(model.encoder(x, feat_cache=cache, feat_idx=[0], **at_once(model.encoder)))
             keep_two_frames(cache, before)
             return moments.chunk(2, dim=1)[0].to(vae.output_device).float()
+
+
+class LoadedEncoder:
+    """An encoder beside which the MODEL stays loaded. frames: latent frames in its largest forward."""
+
+    temporal_scale = ComfyStreamEncoder.temporal_scale
+
+    def __init__(self, stream: ComfyStreamEncoder, model: ModelPatcher, frames: int) -> None:
+        self.stream, self.model, self.frames = stream, model, frames
+        self.spatial_scale = stream.spatial_scale
+
+    def reset(self) -> None:
+        self.stream.reset()
+
+    def encode(self, pixels_B3THW: Tensor) -> Tensor:
+        """As of the stream, on the MODEL's device."""
+        latents = self.stream.encode(pixels_B3THW)
+        if latents.shape[2]:
+            load_again(self.model, latents, self.frames)
+        return latents.to(self.model.load_device)
+
+    def fork(self) -> LoadedEncoder:
+        return LoadedEncoder(self.stream.fork(), self.model, self.frames)
+
+    @property
+    def nbytes(self) -> int:
+        return self.stream.nbytes
 
 
 def load_again(model: ModelPatcher, latents: Tensor, frames: int) -> None:
@@ -169,6 +196,26 @@ def is_wan22_vae(vae: VAE) -> bool:
     return type(vae.first_stage_model).__module__ == "comfy.ldm.wan.vae2_2"
 
 
+def spatial_scale(vae: VAE) -> int:
+    """Rows, and columns, of pixels in a latent's."""
+    return 16 if is_wan22_vae(vae) else 8
+
+
+def latent_format(vae: VAE) -> LatentFormat:
+    from comfy.latent_formats import Wan21, Wan22
+
+    return Wan22() if is_wan22_vae(vae) else Wan21()
+
+
+def patchified(vae: VAE, pixels: Tensor) -> Tensor:
+    """Pixels [B, 3, T, H, W] as the VAE's encoder takes them: Wan 2.2's as patches [B, 12, T, H / 2, W / 2]."""
+    if not is_wan22_vae(vae):
+        return pixels
+    from comfy.ldm.wan.vae2_2 import patchify
+
+    return patchify(pixels, patch_size=2)
+
+
 def unpatchify(patches: Tensor) -> Tensor:
     """The output of Wan 2.2's decoder [B, 12, T, H, W] as pixels [B, 3, T, 2H, 2W]."""
     from comfy.ldm.wan.vae2_2 import unpatchify as of_core
@@ -181,6 +228,15 @@ def wrong_vae(vae: VAE) -> InputError:
     return InputError(
         "vae", f"found {found}, expected Wan 2.1's VAE (wan_2.1_vae.safetensors) or Wan 2.2's in models/vae"
     )
+
+
+def check_vae(vae: VAE, channels: int) -> None:
+    """Raises InputError for a VAE that is not Wan's, or not for the latents of a MODEL, which have so many channels."""
+    if not is_wan_vae(vae):
+        raise wrong_vae(vae)
+    if vae.latent_channels != channels:
+        found, expected = (VAES.get(n, f"one of {n} latent channels") for n in (vae.latent_channels, channels))
+        raise InputError("vae", f"found {found}, expected the MODEL's, {expected}")
 
 
 def check_video_latents(vae: VAE, samples: Tensor) -> None:

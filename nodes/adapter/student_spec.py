@@ -12,7 +12,8 @@ from weakref import WeakKeyDictionary
 
 from ...salt.errors import InputError
 from ...salt.spec import StudentSpec
-from .comfy_model import wan_model
+from .clip_size import USUAL_FPS
+from .comfy_model import latent_channels, wan_model
 from .core_versions import file_of
 from .model_sampling import patched_shift
 
@@ -64,8 +65,18 @@ def spec_of(model: ModelPatcher) -> StudentSpec | None:
     """
     spec = known_spec(model)
     if spec is None and type(wan_model(model)).__name__ == "CausalWanModel":
-        spec = StudentSpec()
+        spec = unknown_spec(model)
     return spec if spec is None else with_patched_shift(model, spec)
+
+
+def unknown_spec(model: ModelPatcher) -> StudentSpec:
+    """What is taken of a MODEL without settings: the frames per second are those of the released ones of its kind."""
+    return StudentSpec(fps=USUAL_FPS[latent_channels(model)])
+
+
+def fps_of(model: ModelPatcher) -> int:
+    """Frames per second of a MODEL's clips."""
+    return (known_spec(model) or unknown_spec(model)).fps
 
 
 def with_patched_shift(model: ModelPatcher, spec: StudentSpec) -> StudentSpec:
@@ -92,7 +103,7 @@ def autoregressive_spec(model: ModelPatcher, frames_per_block: int) -> StudentSp
             "has no student's settings (a plain Wan 2.1?); load it with Load Salt Student, or, if the file is an "
             "autoregressive student all the same (GGUF, another loader), set frames_per_block",
         )
-    spec = spec or with_patched_shift(model, StudentSpec())
+    spec = spec or with_patched_shift(model, unknown_spec(model))
     if not frames_per_block or frames_per_block == spec.frames_per_block:
         return spec
     log.info(

@@ -11,9 +11,11 @@ from ...salt.live.controls import Pacing
 from ...salt.live.settings import LiveSettings
 from ...salt.memory import MemoryPolicy
 from ...salt.schedule import Stepping
+from ...salt.video_in.strength import DEFAULT_STRENGTH
 from ..adapter.comfy_model import pixels_per_latent
+from ..adapter.connections import answer, check_start
 from ..adapter.core_versions import ADVANCED, schema, video_of
-from ..adapter.input_errors import accepted, widget_names
+from ..adapter.input_errors import UNCONNECTED, accepted, widget_names
 from ..adapter.live_inputs import last_frame, live_start
 from ..adapter.live_runner import LivePlan, run_live
 from ..adapter.model_size import chosen_size, size_notes
@@ -22,14 +24,24 @@ from ..adapter.rollout_inputs import CUSTOM_STEPS, STEPPING, STUDENT_STEPS, sche
 from ..adapter.student_spec import autoregressive_spec
 from ..io_types import ClipMemory, Latent, Memory, Prompts
 from ..memory_ui import memory_ui
-from ..widgets import policy_socket, sampling_widgets, seconds_widget, size_widgets, start_sockets
+from ..widgets import policy_socket, sampling_widgets, seconds_widget, size_widgets, start_sockets, video_inputs
 from .nodes_rollout_to_video import MAX_SECONDS, prefix_widget
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import CLIP, VAE
 
+    from ..adapter.source_clip import SourceVideo
+
 PACES = ["realtime", "free"]
+LIVE_VIDEO = (
+    "A video (or frames, at the MODEL's rate), over and over: every block starts from its noised latents. Without one, "
+    "the page's camera can be switched on."
+)
+LIVE_STRENGTH = (
+    "How far a video, or the camera's pictures, may be changed: 0 only encodes them, 1 leaves nothing of them. The "
+    "page has it as a slider."
+)
 
 
 class SaltLive(io.ComfyNode):
@@ -50,16 +62,17 @@ class SaltLive(io.ComfyNode):
             ],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="An autoregressive student of Wan 2.1, from any loader."),
+                io.Model.Input("model", tooltip="An autoregressive student of Wan 2.1 or 2.2 TI2V, from any loader."),
                 io.Clip.Input("clip", tooltip="The text encoder of what is typed while it plays."),
-                io.Vae.Input("vae", tooltip="Wan 2.1's VAE, or Salt Tiny's."),
+                io.Vae.Input("vae", tooltip="The MODEL's: Wan 2.1's VAE, Wan 2.2's for TI2V, or Salt Tiny's."),
                 policy_socket(),
                 io.String.Input("prompt", multiline=True, tooltip="The prompt that it begins with."),
                 io.String.Input(
                     "negative_prompt", multiline=True, default="", tooltip="Only for guidance other than 1.", **ADVANCED
                 ),
                 seconds_widget(
-                    "Length at 16 frames a second, after which it stops by itself; 0: until Stop.",
+                    "Length at the MODEL's rate (16 frames a second; Wan 2.2 TI2V: 24), after which it stops by "
+                    "itself; 0: until Stop.",
                     default=0.0,
                     min=0.0,
                     max=MAX_SECONDS,
@@ -84,6 +97,7 @@ class SaltLive(io.ComfyNode):
                     tooltip="sde adds fresh noise between steps, ode takes Euler steps; student's: as in training.",
                     **ADVANCED,
                 ),
+                *video_inputs(LIVE_VIDEO, LIVE_STRENGTH),
             ],
             outputs=[
                 io.Video.Output(tooltip="The recording."),
@@ -98,9 +112,17 @@ class SaltLive(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+    def validate_inputs(
+        cls,
+        filename_prefix: str | None = None,
+        memory: object = UNCONNECTED,
+        start_image: object = UNCONNECTED,
+        latents: object = UNCONNECTED,
+    ) -> bool | str:
         """Before anything runs. A linked prefix is not known yet."""
-        return filename_prefix is None or accepted(check_video_prefix, filename_prefix)
+        if filename_prefix is not None and (problem := accepted(check_video_prefix, filename_prefix)) is not True:
+            return problem
+        return answer(check_start, memory=memory, start_image=start_image, latents=latents)
 
     @classmethod
     @widget_names(negative="negative_prompt")
@@ -127,6 +149,8 @@ class SaltLive(io.ComfyNode):
         start_image: Tensor | None = None,
         latents: Latent | None = None,
         stepping: Stepping | Literal["student's"] = "student's",
+        video: SourceVideo | None = None,
+        strength: float = DEFAULT_STRENGTH,
     ) -> io.NodeOutput:
         spec = autoregressive_spec(model, frames_per_block)
         size = chosen_size(model, width, height)
@@ -135,16 +159,19 @@ class SaltLive(io.ComfyNode):
         fixed = nfe in (STUDENT_STEPS, CUSTOM_STEPS)
         settings = LiveSettings(
             prompt, negative_prompt, seed, None if fixed else int(nfe), cfg, str(chosen), pace,
-            frames=last_frame(seconds, spec, clip_start), stepping=None if stepping == "student's" else stepping,
+            frames=last_frame(seconds, spec, clip_start), strength=strength,
+            stepping=None if stepping == "student's" else stepping,
         )  # fmt: skip
         schedule = schedule_of(nfe if fixed else STUDENT_STEPS, steps, shift, spec)
         height, width = (pixels_per_latent(model) * side for side in clip_start.size)
         path = new_video_path(filename_prefix, width, height)
-        done = run_live(model, clip, vae, LivePlan(settings, spec, schedule, chosen, clip_start, path))
+        done = run_live(model, clip, vae, LivePlan(settings, spec, schedule, chosen, clip_start, path, video))
         report = "; ".join([done.report, *size_notes(model, clip_start.size)])
         ui = {"text": [report], **video_ui(done.recording), **memory_ui(done.memory)}
         video = video_of(done.recording)
-        return io.NodeOutput(video, {"samples": done.latents}, done.memory, done.prompts, report, ui=ui)
+        return io.NodeOutput(
+            video, {"samples": done.latents, "salt_fps": spec.fps}, done.memory, done.prompts, report, ui=ui
+        )
 
 
 NODES = [SaltLive]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..memory import MemoryPolicy
 from ..schedule import step_list
-from ..spec import SHOT_PREFIX, WAN22_CHANNELS, StudentSpec
+from ..spec import SHOT_PREFIX, WAN22_CHANNELS, WAN22_FPS, StudentSpec
 from .tensor_files import CheckpointError
 
 NVFP4 = ".quantized_weight_values"
@@ -17,7 +17,7 @@ LONGLIVE2 = StudentSpec(
     policy=MemoryPolicy("shots", window=32, sink=8, shot_offset=8),
     rule="longlive2",
     stepping="unipc",
-    fps=24,
+    fps=WAN22_FPS,
     shot_prefix=SHOT_PREFIX,
     gives_first_frame=True,
 )

@@ -34,7 +34,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_model_arguments(command)
     clip = command.add_argument_group("the clip")
     clip.add_argument(
-        "--seconds", type=float, help="length at 16 frames a second, a start counts; rounded up to whole blocks (5)"
+        "--seconds",
+        type=float,
+        help="length at the model's rate (16 frames a second, LongLive 2.0: 24), a start counts; rounded up to whole "
+        "blocks (5)",
     )
     clip.add_argument("--frames", type=int, help="length in frames, an exact number of blocks")
     clip.add_argument("--width", type=int)

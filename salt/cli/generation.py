@@ -89,7 +89,7 @@ def generate_one(
             return clip.stats
         past = [inputs["history_latents"]] if "history_latents" in inputs else []
         latents = [*past, *clip.latents]
-        parts = clip_part(prompt, options.seed, inputs, extend)
+        parts = clip_part(prompt, options.seed, pipe.spec.fps, inputs, extend)
         save_clip_memory(pipe, save_memory, memory, negative, latents, parts)
     return clip.stats
 

@@ -91,7 +91,8 @@ def run(arguments: argparse.Namespace) -> None:
         **({} if arguments.strength is None else {"strength": arguments.strength}),
         stepping=arguments.stepping,
     )  # fmt: skip
-    pictures = CameraPictures() if arguments.video is None else FilePictures(arguments.video)
+    if arguments.video is not None:
+        FilePictures(arguments.video)  # what is wrong with it is said before the weights are read
     record: Path | None = arguments.record
     if record is not None:
         check_free(_replay_file(record), "replay")
@@ -99,6 +100,8 @@ def run(arguments: argparse.Namespace) -> None:
     options = pipeline_options(arguments, named_loras=True)
     pipe = load_pipeline(options, run_device(options))
     host, start = host_and_start(pipe, arguments.size, arguments.extend, arguments.image, arguments.memory)
+    video: Path | None = arguments.video
+    pictures = CameraPictures() if video is None else FilePictures(video, pipe.spec.fps)
     session = LiveSession(host, settings, record=record, feed=host.new_feed(pictures), start=start)
 
     def on_start(address: str) -> None:

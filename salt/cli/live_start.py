@@ -62,7 +62,7 @@ def start_of_image(host: PipelineHost, path: Path, policy: str | None) -> LiveSt
     from ..pipeline.start_image import held_pixels, start_pixels
 
     kept = host.info.policy if policy is None else MemoryPolicy.parse(policy)
-    pixels = start_pixels(path, (host.info.height, host.info.width), 1)
+    pixels = start_pixels(path, (host.info.height, host.info.width), 1, fps=host.pipe.spec.fps)
     pixels = held_pixels(pixels, kept, host.info.temporal_scale)
     with torch.no_grad():
         return LiveStart(encode_video(host.pipe.components_in_use().vae, pixels).to(host.info.device))

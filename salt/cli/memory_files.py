@@ -93,10 +93,10 @@ def save_clip_memory(
         log.info("%s: written without latents, as those before this part are not known", path)
 
 
-def clip_part(prompt: str, seed: int, inputs: dict[str, Any], extend: Path | None) -> list[dict[str, Any]]:
-    """Prompts and settings of a clip, those of the memory that it extends first."""
+def clip_part(prompt: str, seed: int, fps: int, inputs: dict[str, Any], extend: Path | None) -> list[dict[str, Any]]:
+    """Prompts and settings of a clip, those of the memory that it extends first. fps: the model's."""
     settings = {key: value for key, value in inputs.items() if not isinstance(value, (torch.Tensor, KVMemory))}
-    plain = json.loads(json.dumps({"prompt": prompt, "seed": seed, **settings}, default=str))
+    plain = json.loads(json.dumps({"prompt": prompt, "seed": seed, "fps": fps, **settings}, default=str))
     return [*(read_clip_parts(extend) if extend is not None else []), plain]
 
 

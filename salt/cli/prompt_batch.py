@@ -55,7 +55,7 @@ class BatchClip:
         if found.key != self.key:
             return "was made from other files or settings"
         try:
-            frames = video_info(self.video).frames
+            frames = video_info(self.video).own_frames
         except OSError:
             return "the video is missing"
         except ValueError:

@@ -264,8 +264,9 @@ def read_video(
     *,
     start: float = 0.0,
     longest: int | None = None,
+    fps: int = FPS,
 ) -> Tensor:
-    """Read a video file as pixels [1, 3, T, H, W] in [-1, 1], float32, at 16 frames per second.
+    """Read a video file as pixels [1, 3, T, H, W] in [-1, 1], float32, at `fps` frames per second.
 
     A file of another rate is resampled by time. size: (H, W) in pixels, see `fit`; frames are resized as they are read.
     frames: read only so many, from `start` seconds on. longest: refuse a video of more frames; without it and `frames`,
@@ -273,30 +274,30 @@ def read_video(
     fewer than `frames` or is too long; its length is looked at before it is read.
     """
     pieces = []
-    with video_frames(path, start) as (info, pictures):
+    with video_frames(path, start, fps) as (info, pictures):
         height, width = size or (info.height, info.width)
         limit = longest or MAX_VIDEO_BYTES // (12 * height * width)
         if frames is None and info.frames > limit:
-            raise ValueError(_too_long(path, info.frames, limit))
+            raise ValueError(_too_long(path, info.frames, limit, fps))
         for picture in pictures:
             pixels = uint8_pixels(picture[None])
             pieces.append(fit(pixels, size) if size is not None else pixels)
             if len(pieces) == frames:
                 break
             if frames is None and len(pieces) > limit:  # the file does not say its length, or says it wrong
-                raise ValueError(_too_long(path, max(len(pieces), info.frames), limit))
+                raise ValueError(_too_long(path, max(len(pieces), info.frames), limit, fps))
     if len(pieces) < (frames or 1):
         at = f" from {start:g} s on" if start else ""
-        raise ValueError(f"{path}: has {len(pieces)} frames at {FPS} a second{at}, expected at least {frames or 1}")
-    if 0 < info.fps < FPS - 0.5:
-        log.warning("%s: found %g frames a second; frames are repeated to make %d", path, info.fps, FPS)
+        raise ValueError(f"{path}: has {len(pieces)} frames at {fps} a second{at}, expected at least {frames or 1}")
+    if 0 < info.fps < fps - 0.5:
+        log.warning("%s: found %g frames a second; frames are repeated to make %d", path, info.fps, fps)
     return torch.cat(pieces, dim=2)
 
 
-def _too_long(path: str | Path, found: int, limit: int) -> str:
+def _too_long(path: str | Path, found: int, limit: int, fps: int) -> str:
     return (
-        f"{path}: found {found / FPS:.4g} s of video ({found} frames at {FPS} a second), expected at most "
-        f"{limit / FPS:.4g} s ({limit} frames); cut it, or read a part of it"
+        f"{path}: found {found / fps:.4g} s of video ({found} frames at {fps} a second), expected at most "
+        f"{limit / fps:.4g} s ({limit} frames); cut it, or read a part of it"
     )
 
 

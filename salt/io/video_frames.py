@@ -24,40 +24,52 @@ UNREADABLE = (OSError, RuntimeError, KeyError, IndexError, TypeError, ValueError
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video file says of itself. fps, seconds: 0 where it does not say. width, height: as it is shown."""
+    """What a video file says of itself. fps, seconds: 0 where it does not say. width, height: as it is shown. rate: the
+    models', at which its frames are read."""
 
     width: int
     height: int
     fps: float
     seconds: float
+    rate: int = FPS
 
     @property
     def frames(self) -> int:
         """About how many frames it has at the models' rate; 0 where it does not say."""
-        return int(self.seconds * FPS + 0.25)  # ffmpeg rounds the seconds to hundredths
+        return self._frames_at(self.rate)
+
+    @property
+    def own_frames(self) -> int:
+        """The same at its own rate, as it was written."""
+        return self._frames_at(self.fps)
+
+    def _frames_at(self, fps: float) -> int:
+        return int(self.seconds * fps + 0.25)  # ffmpeg rounds the seconds to hundredths
 
 
-def video_info(path: str | Path) -> VideoInfo:
-    """Reads no frame. Raises OSError if there is no such file, ValueError if it is not a video."""
-    with video_frames(path) as (info, _):
+def video_info(path: str | Path, fps: int = FPS) -> VideoInfo:
+    """Reads no frame. fps: the models'. Raises OSError if there is no such file, ValueError if it is not a video."""
+    with video_frames(path, fps=fps) as (info, _):
         return info
 
 
 @contextmanager
-def video_frames(path: str | Path, start: float = 0.0) -> Iterator[tuple[VideoInfo, Iterator[np.ndarray]]]:
-    """A video's description and its frames, uint8 [H, W, 3], 16 a second, from `start` seconds on.
+def video_frames(
+    path: str | Path, start: float = 0.0, fps: int = FPS
+) -> Iterator[tuple[VideoInfo, Iterator[np.ndarray]]]:
+    """A video's description and its frames, uint8 [H, W, 3], `fps` a second, from `start` seconds on.
 
     Frames are decoded as they are taken, and the file is closed with the block. A file of another rate is resampled by
     the times of its frames. Raises OSError if there is no such file, ValueError if it is not a video.
     """
     path = require_file(path, "a video")
     seek = ["-ss", f"{start:.6f}"] if start else []
-    reader = imageio_ffmpeg.read_frames(path, input_params=seek, output_params=["-vf", f"fps={FPS}"])
+    reader = imageio_ffmpeg.read_frames(path, input_params=seek, output_params=["-vf", f"fps={fps}"])
     try:
         try:
             meta = next(reader)
             width, height = meta["size"]
-            info = VideoInfo(width, height, float(meta["fps"] or 0), float(meta["duration"] or 0))
+            info = VideoInfo(width, height, float(meta["fps"] or 0), float(meta["duration"] or 0), fps)
         except UNREADABLE as error:
             raise ValueError(f"{path}: cannot be read as a video") from error
         if width * height > MAX_IMAGE_PIXELS:

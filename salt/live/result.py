@@ -33,7 +33,8 @@ class LiveResult(Generic[Condition]):
     the session made (and of the latents that it began with).
     memory, negative_memory: at its end, ready to be extended; negative_memory is None without guidance.
     prompts: the schedule as applied. With the first block's seed, steps, guidance and policy, an offline rollout of it
-    makes the same latents, unless `also_changed` names others of them that were changed on the way.
+    makes the same latents, unless `also_changed` names others of them that were changed on the way, or `pictures` of a
+    camera or a file that blocks were made from.
     changes: everything that was changed, and where. recording: its file.
     """
 
@@ -87,6 +88,7 @@ def result_of(engine: LiveEngine[Condition], recording: Path | None) -> LiveResu
     prompts = applied_changes(changes, engine.planner.conditionings, engine.info.shot_prefix)
     names = ("seed", "nfe", "guidance", "policy", "loras")
     also = tuple(n for n in names if len({getattr(c.choice, n) for c in changes}) > 1)
+    also += ("pictures",) if engine.feed is not None and engine.feed.used else ()
     guided = branch.tip.choice.guidance != 1.0
     return LiveResult(
         torch.cat([b.latents for b in blocks], dim=2),

@@ -7,6 +7,7 @@ pictures themselves are not kept, so a session that has used some has no replay.
 from __future__ import annotations
 
 import io
+import itertools
 import threading
 import time
 from collections import deque
@@ -27,6 +28,7 @@ from ..io.video import fit
 from ..io.video_frames import video_frames
 from ..model_input import Condition
 from ..models.pixel_stream import FrameEncoder
+from ..spec import FPS
 from ..video_in.motion import MotionNoise, motion_between
 from ..video_in.strength import Strength
 
@@ -118,26 +120,15 @@ def decoded_jpeg(jpeg: bytes) -> np.ndarray | None:
         return None
 
 
-class FilePictures:
-    """A video file at the models' rate, over and over. Raises OSError and ValueError, naming it, for other files."""
+class RepeatedPictures:
+    """Pictures uint8 [H, W, 3] at the models' rate, over and over. read: begins them anew; there is at least one."""
 
     kind: Literal["camera", "file"] = "file"
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._frames = self._opened()
-        self._ahead = next(self._frames)  # what is wrong with the file is said at once
+    def __init__(self, read: Callable[[], Iterator[np.ndarray]]) -> None:
+        self._frames = itertools.chain.from_iterable(read() for _ in itertools.count())
+        self._ahead = next(self._frames)  # what is wrong with a file is said at once
         self._begun = False
-
-    def _opened(self) -> Iterator[np.ndarray]:
-        while True:
-            found = 0
-            with video_frames(self.path) as (_, pictures):
-                for picture in pictures:
-                    found += 1
-                    yield picture
-            if not found:
-                raise ValueError(f"{self.path}: has no frames, expected a video")
 
     def take(self, count: int, first: int) -> Pictures:
         begins, self._begun = not self._begun, True
@@ -146,6 +137,23 @@ class FilePictures:
             frames.append(self._ahead)
             self._ahead = next(self._frames)
         return Pictures(frames, begins)
+
+
+class FilePictures(RepeatedPictures):
+    """A video file at the models' rate `fps`. Raises OSError and ValueError, naming it, for other files."""
+
+    def __init__(self, path: Path, fps: int = FPS) -> None:
+        super().__init__(lambda: _file_pictures(path, fps))
+
+
+def _file_pictures(path: Path, fps: int) -> Iterator[np.ndarray]:
+    found = 0
+    with video_frames(path, fps=fps) as (_, pictures):
+        for picture in pictures:
+            found += 1
+            yield picture
+    if not found:
+        raise ValueError(f"{path}: has no frames, expected a video")
 
 
 class VideoFeed:

@@ -98,14 +98,14 @@ def prepare(components: PipelineComponents, inputs: PipelineInputs) -> PreparedR
     latent_size = (size[0] // components.spatial_scale, size[1] // components.spatial_scale)
     if inputs.history_latents is not None:
         check_size(components, "history_latents", inputs.history_latents, (batch, config.out_channels, 0, *latent_size))
-    source = None if inputs.video is None else open_video(inputs.video)
+    source = None if inputs.video is None else open_video(inputs.video, spec.fps)
     if source is not None:
         inputs = _as_long_as(source, inputs, components)
     check_clip_fits(components, inputs, size)
     pixels = None
     if inputs.image is not None:
         longest = wanted_frames(inputs, spec.fps) + components.temporal_scale * max(spec.frames_per_block, 1)
-        pixels = start_pixels(inputs.image, size, batch, inputs.num_videos_per_prompt, longest)
+        pixels = start_pixels(inputs.image, size, batch, inputs.num_videos_per_prompt, longest, spec.fps)
         pixels = held_pixels(pixels, inputs.policy(spec), components.temporal_scale)
     initial = _initial_latents(components, inputs, pixels, (batch, config.out_channels, *latent_size))
     past = 0 if inputs.memory is None else inputs.memory.next_frame

@@ -30,40 +30,41 @@ LAYOUTS = (
 @dataclass(frozen=True)
 class OpenVideo:
     """frames: pixel frames at the models' rate. rows: clips in it. pixels: [rows, 3, 1, H, W] in [-1, 1], frame by
-    frame, scaled and cut to a size (H, W); each call begins anew."""
+    frame, scaled and cut to a size (H, W); each call begins anew. fps: the models'."""
 
     frames: int
     rows: int
     pixels: Callable[[tuple[int, int]], Iterator[Tensor]]
+    fps: int = FPS
 
     @property
     def seconds(self) -> float:
-        return self.frames / FPS
+        return self.frames / self.fps
 
 
-def open_video(video: SourceVideo) -> OpenVideo:
+def open_video(video: SourceVideo, fps: int = FPS) -> OpenVideo:
     """Reads no frame of a file but to count those of one that does not say its length.
 
-    Files are resampled to 16 frames a second by time; frames that are passed in are taken to be at that rate. They are
-    scaled to cover the clip's size and cut to it in the middle. Errors: OSError and ValueError naming the file;
+    Files are resampled to `fps` frames a second by time; frames that are passed in are taken to be at that rate. They
+    are scaled to cover the clip's size and cut to it in the middle. Errors: OSError and ValueError naming the file;
     InputError for anything else that cannot be a video.
     """
     if isinstance(video, (str, Path)):
         path = Path(video)
         if path.suffix.lower() in IMAGE_SUFFIXES:
             raise InputError("video", f"found the picture {path}, expected a video; a picture starts a clip as `image`")
-        frames = video_info(path).frames or sum(1 for _ in _file_frames(path, None))
-        return OpenVideo(frames, 1, partial(_file_frames, path))
+        frames = video_info(path, fps).frames or sum(1 for _ in _file_frames(path, fps, None))
+        return OpenVideo(frames, 1, partial(_file_frames, path, fps), fps)
     pixels = _pixels_of(video)
 
     def fitted(size: tuple[int, int]) -> Iterator[Tensor]:
         return (fit(_in_range(frame), size) for frame in pixels.split(1, dim=2))
 
-    return OpenVideo(pixels.shape[2], pixels.shape[0], fitted)
+    return OpenVideo(pixels.shape[2], pixels.shape[0], fitted, fps)
 
 
-def _file_frames(path: Path, size: tuple[int, int] | None) -> Iterator[Tensor]:
-    with video_frames(path) as (_, pictures):
+def _file_frames(path: Path, fps: int, size: tuple[int, int] | None) -> Iterator[Tensor]:
+    with video_frames(path, fps=fps) as (_, pictures):
         for picture in pictures:
             pixels = uint8_pixels(picture[None])
             yield pixels if size is None else fit(pixels, size)
@@ -132,11 +133,13 @@ def clip_frames(video: OpenVideo, wanted: int | None, field: str, block: int, fi
     least = 0 if first else 1
     fills = math.floor(((video.frames - 1) // temporal_scale + 1 - first) / block)
     if fills < least:
-        raise InputError("video", f"found {video.frames} frames at {FPS} a second, expected at least {pixels(least)}")
+        raise InputError(
+            "video", f"found {video.frames} frames at {video.fps} a second, expected at least {pixels(least)}"
+        )
     if wanted is None:
         return pixels(fills)
     if wanted > video.frames:
-        asked = f"{wanted} frames" if field == "num_frames" else f"{wanted / FPS:.4g} s"
+        asked = f"{wanted} frames" if field == "num_frames" else f"{wanted / video.fps:.4g} s"
         raise InputError(field, f"found {asked}, expected at most the video's {video.frames} ({video.seconds:.4g} s)")
     asked_blocks = math.ceil((((wanted - 1) / temporal_scale) + 1 - first) / block)
     return pixels(min(max(asked_blocks, least), fills))

@@ -29,17 +29,22 @@ StartImage = str | Path | Image.Image | Tensor
 
 
 def start_pixels(
-    image: StartImage, size: tuple[int, int], batch: int, per_prompt: int = 1, longest: int | None = None
+    image: StartImage,
+    size: tuple[int, int],
+    batch: int,
+    per_prompt: int = 1,
+    longest: int | None = None,
+    fps: int = FPS,
 ) -> Tensor:
     """Pixels [batch, 3, T, H, W] in [-1, 1] of a start, scaled and cut to `size` (H, W).
 
     image: an image or video file, a PIL image, or a tensor [3, H, W], [B, 3, H, W] or [B, 3, T, H, W] in [-1, 1].
     per_prompt: clips of every prompt; B is 1, `batch`, or the number of prompts. longest: frames of the clip; a video
-    that does not fit in it is not read.
+    that does not fit in it is not read. fps: the models', at which a video is read.
     Errors: FileNotFoundError; ValueError for a file that is neither; InputError for what cannot be a start.
     """
     if isinstance(image, (str, Path)):
-        pixels = _file_pixels(Path(image), size, longest)
+        pixels = _file_pixels(Path(image), size, longest, fps)
     elif isinstance(image, Image.Image):
         try:
             pixels = fit(image_pixels(image), size)
@@ -57,16 +62,16 @@ def held_pixels(pixels_B3THW: Tensor, policy: MemoryPolicy, temporal_scale: int)
     return pixels_B3THW.expand(-1, -1, 1 + temporal_scale * ((policy.window or 1) - 1), -1, -1)
 
 
-def _file_pixels(path: Path, size: tuple[int, int], longest: int | None) -> Tensor:
+def _file_pixels(path: Path, size: tuple[int, int], longest: int | None, fps: int) -> Tensor:
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         return read_image(path, size)
-    found = video_info(path).frames
+    found = video_info(path, fps).frames
     if longest is not None and found > longest:
         raise InputError(
             "image",
-            f"found a start of {found / FPS:.4g} s in {path}, expected less than the clip's {longest / FPS:g} s",
+            f"found a start of {found / fps:.4g} s in {path}, expected less than the clip's {longest / fps:g} s",
         )
-    pixels = read_video(path, size, longest=longest)
+    pixels = read_video(path, size, longest=longest, fps=fps)
     return pixels[:, :, : (pixels.shape[2] - 1) // 4 * 4 + 1]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from salt.io.video import read_video
+from tests.helpers.comfyui_page import ComfyPage, chromium
 from tests.helpers.comfyui_server import NEWER_PAGE
 from tests.helpers.watched_player import BLOCK, UNTIL, WATCH, WATCHED, direction
 
@@ -60,6 +61,12 @@ MOVE = """() => {
   ds.offset = [ds.offset[0] + (250 - left) / ds.scale, ds.offset[1] + (120 - top) / ds.scale];
   app.canvas.setDirty(true, true);
 }"""
+
+
+GREEN = """() => { const c = document.querySelector('canvas.picture');
+  const { data } = c.getContext('2d').getImageData(0, 0, c.width, c.height);
+  let n = 0; for (let i = 0; i < data.length; i += 4) n += data[i + 1] > data[i] + 30 && data[i + 1] > 90;
+  return n > data.length / 16 }"""
 
 
 def report(comfy, kind: str) -> str:
@@ -132,6 +139,34 @@ def test_a_clip_is_steered_on_its_node(comfy, page_server, vue):
     print(path, rest, applied)
     clip_BCTHW = read_video(Path(path))
     assert clip_BCTHW.shape[1:] == (3, int(rest.split()[0]), 64, 64) and clip_BCTHW.shape[2] > back + WATCHED
+
+
+def test_the_full_page_sends_its_camera(page_server):
+    """Chromium's fake camera shows green with a turning disc; at strength 0 the session shows what the camera sees."""
+    flags = "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"
+    with chromium(*flags) as browser:
+        comfy = ComfyPage(browser, page_server.url)
+        comfy.setting("Comfy.VueNodes.Enabled", False)
+        comfy.page.evaluate(GRAPH, LIVE)
+        comfy.set_widget("SaltLive", "seed", 7)
+        comfy.look_at("SaltLive")
+        comfy.listen()
+        comfy.press_run()
+        link = comfy.page.locator(".salt-live-node").get_by_role("link", name="Full page")
+        link.wait_for(timeout=60_000)
+        page = browser.new_page(permissions=["camera"])
+        page.goto(link.evaluate("a => a.href"))
+        page.get_by_role("button", name="Ask to steer").click()
+        comfy.page.locator(".salt-live-node").get_by_role("button", name="Hand over").click()
+        page.get_by_role("button", name="Camera").click()
+        page.get_by_label("Strength").fill("0")
+        page.get_by_label("Strength").dispatch_event("change")
+        page.wait_for_function(GREEN, polling=200, timeout=60_000)
+        page.get_by_role("button", name="Stop and keep").click()
+        comfy.wait_for("execution_success")
+        assert report(comfy, "SaltLive").endswith("prompts do not hold what else was changed: pictures")
+        comfy.close()
+        assert comfy.errors == []
 
 
 @FRONT_ENDS

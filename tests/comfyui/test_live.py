@@ -30,6 +30,14 @@ def test_a_session_goes_on_from_a_memory_and_begins_with_a_picture_as_salt_rollo
     assert "latents: found a batch of 2, expected 1" in refused["batch"]
 
 
+def test_blocks_begin_with_a_video_or_a_camera(inside):
+    found = inside(CASES, "pictures")
+    assert found["video"] <= 1e-3 and found["changed"] > 0.01, "strength 1, after another memory"
+    assert found["camera"] <= 0.05, "what JPEG leaves of it"
+    assert found["report"] == found["said"] == "prompts do not hold what else was changed: pictures"
+    assert "strength" in found["bad"] and "1.5" in found["bad"]
+
+
 @pytest.mark.slow
 def test_a_session_ends_by_its_length_and_by_cancel(inside):
     found = inside(CASES, "other_ends")

@@ -74,7 +74,7 @@ def test_inspection_shows_what_lies_where(inside):
 def test_predicted_room_is_the_room_that_is_taken(inside):
     found = inside(CASES, "policies")
     assert "window: found 1" in found.pop("small")
-    assert len(found) == 8
+    assert len(found) == 9
     for text, prediction, sizes in found.values():
         assert text.endswith("int8") and text in prediction and "GB of VRAM" in prediction
         assert f"{sizes[1][0] / 1e9:.3g} GB" in prediction

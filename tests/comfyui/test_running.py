@@ -19,7 +19,8 @@ def test_cancel_and_stop_leave_a_file_that_plays(inside):
     assert found["frames"] and found["memory"] == [6, 6] and found["idle"] == [{}, False]
     assert found["files"] == ["video/clip_00001_.mp4", "video/clip_00002_.mp4"], "a refused run leaves no file"
     refused = found["refused"]
-    assert "vae needs Wan 2.1's VAE connected" in refused["vae"] and "width: found 72" in refused["size"]
+    assert "vae needs Wan 2.1's VAE (or Wan 2.2's for TI2V) connected" in refused["vae"]
+    assert "width: found 72" in refused["size"]
     assert "latents: found a batch of 2, expected 1" in refused["batch"]
     good = [prefix for prefix, answer in found["prefixes"].items() if answer is True]
     assert good == ["video/clip"]

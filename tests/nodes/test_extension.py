@@ -111,31 +111,66 @@ def test_patches_are_told_from_their_marks_and_named_by_node():
     assert alone == "APG" and shown == "APG (Projected Guidance)" and words == ["conds_out", "helper"]
 
 
-PROMPTS = """
+SOCKETS = """
 import asyncio
 import inspect
+import folder_paths
 import pack.nodes as extension
 
-def answer(node, connected):
+folder_paths.get_output_directory = lambda: "/output"
+nodes = {node.__name__: node for node in asyncio.run(extension.SaltExtension().get_node_list())}
+
+def answer(name, sockets, **widgets):
     # As core asks: with what is connected or set and the function names; it reports under those.
-    there = {"model": None, "filename_prefix": None, "seconds": 5.0, **dict.fromkeys(connected)}
+    node = nodes[name]
     has = {slot.id for slot in node.define_schema().inputs}
+    assert has >= {*sockets, *widgets}, (name, sockets)
+    there = {"model": None, "filename_prefix": None, "cfg": 1.0, **dict.fromkeys(sockets), **widgets}
     named = inspect.getfullargspec(node.validate_inputs).args
-    given = {name: value for name, value in there.items() if name in named and name in has}
-    return [bool(given), node.validate_inputs(**given)]
+    given = {key: value for key, value in there.items() if key in named and key in has}
+    assert given, "or core would report nothing"
+    return node.validate_inputs(**given)
 
-result = {}
-for node in asyncio.run(extension.SaltExtension().get_node_list()):
-    if {"positive", "prompts"} <= {slot.id for slot in node.define_schema().inputs}:
-        result[node.__name__] = [answer(node, sockets) for sockets in ((), ("positive",), ("prompts",))]
+result = [answer(name, sockets.split(), **widgets) for name, sockets, widgets in %r]
 """
+PROMPT_NEEDED = "connect CLIP Text Encode to positive, or Salt Prompt Schedule to prompts"
+# Node, its sockets that are connected, its widgets; what is said, True for nothing.
+CONNECTIONS = [
+    ("SaltRollout", "", {}, PROMPT_NEEDED),
+    ("SaltExtendVideo", "", {}, PROMPT_NEEDED),
+    ("SaltRolloutToVideo", "vae", {}, PROMPT_NEEDED),
+    ("SaltRollout", "positive", {}, True),
+    ("SaltRollout", "prompts", {"cfg": None}, True),
+    ("SaltRollout", "positive prompts", {}, "positive and prompts cannot both be connected"),
+    ("SaltRollout", "positive", {"cfg": 3.0}, "cfg=3.0 needs a negative conditioning connected to negative"),
+    ("SaltRollout", "positive negative", {"cfg": 3.0}, True),
+    ("SaltRollout", "positive", {"cfg": 31.0}, "cfg: found 31, expected 0 to 30"),
+    ("SaltRollout", "positive", {"cfg": float("nan")}, "cfg: found nan, expected 0 to 30"),
+    ("SaltRollout", "positive start_image", {}, "start_image needs Wan 2.1's VAE connected to vae, or Wan 2.2's"),
+    ("SaltRollout", "positive start_image vae", {}, True),
+    ("SaltRollout", "positive video", {}, "video needs Wan 2.1's VAE connected to vae"),
+    ("SaltRollout", "positive video vae start_image", {}, "video and start_image cannot both be connected"),
+    ("SaltRollout", "positive video vae latents", {}, "video and latents cannot both be connected"),
+    ("SaltRollout", "positive video vae memory", {}, "video and memory cannot both be connected"),
+    ("SaltRollout", "positive memory latents", {}, True),
+    ("SaltExtendVideo", "positive", {}, True),
+    ("SaltExtendVideo", "positive", {"cfg": 2.0}, "cfg=2.0 needs a negative conditioning connected to negative"),
+    ("SaltRolloutToVideo", "positive", {}, "vae needs Wan 2.1's VAE (or Wan 2.2's for TI2V) connected"),
+    ("SaltRolloutToVideo", "positive vae", {}, True),
+    ("SaltRolloutToVideo", "positive vae", {"filename_prefix": "../x"}, "expected a name below the output folder"),
+    ("SaltRolloutToVideo", "positive vae video memory", {}, "video and memory cannot both be connected"),
+    ("SaltLive", "model clip vae", {}, True),
+    ("SaltLive", "video memory", {}, True),
+    ("SaltLive", "start_image latents", {}, "start_image and latents cannot both be connected"),
+    ("SaltLive", "start_image memory", {}, "start_image and memory cannot both be connected"),
+]  # fmt: skip
 
 
-def test_a_missing_prompt_is_found_before_anything_runs():
-    found = in_pack(PROMPTS)
-    assert set(found) == {"SaltRollout", "SaltExtendVideo", "SaltRolloutToVideo"}
-    said = "connect CLIP Text Encode to positive, or Salt Prompt Schedule to prompts"
-    assert all(answers == [[True, said], [True, True], [True, True]] for answers in found.values()), found
+def test_sockets_that_are_needed_or_exclude_each_other_are_found_before_anything_runs():
+    rows = [row[:3] for row in CONNECTIONS]
+    given = SOCKETS.replace("%r", repr(rows).replace("nan", "float('nan')"))
+    for (*row, expected), found in zip(CONNECTIONS, in_pack(given), strict=True):
+        assert found is True if expected is True else expected in str(found), (row, found)
 
 
 ROUTES = """

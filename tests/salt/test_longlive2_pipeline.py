@@ -9,9 +9,10 @@ from PIL import Image
 
 from salt import cli
 from salt.checkpoints.longlive2 import LONGLIVE2
+from salt.cli.prompt_batch import BatchClip, ClipRecord
 from salt.errors import InputError
 from salt.io.video_frames import video_info
-from salt.memory.serialization import load_memory
+from salt.memory.serialization import load_memory, read_clip_parts
 from salt.models.streaming_vae import encode_video
 from salt.pipeline.pipeline import SaltPipeline
 from tests.helpers import golden_longlive2 as longlive2
@@ -81,6 +82,10 @@ def test_command_line(pipe, tmp_path: Path, capsys):
     assert cli.main([str(a) for a in arguments]) in (0, None)
     info = video_info(tmp_path / "clip.mp4")
     assert info.fps == 24 and (info.width, info.height) == (64, 64)
+    ClipRecord("a red circle", 0, 61, "key").write(tmp_path / "clip.json")
+    finished = BatchClip("a red circle", 0, "key", tmp_path / "clip.json")
+    assert finished.fault() == "", "a batch knows a clip of this rate again"
+    assert [part["fps"] for part in read_clip_parts(tmp_path / "clip.safetensors")] == [24]
     memory = load_memory(tmp_path / "clip.safetensors")
     assert [(shot.start, shot.pinned) for shot in memory.shots] == [(8, 8)]
     assert cli.main(["inspect", str(tmp_path / "clip.safetensors")]) in (0, None)

@@ -6,7 +6,9 @@ import pytest
 from salt.errors import InputError
 from salt.io import video_frames
 from salt.io.video import VideoWriter, read_video
+from salt.live.video_feed import FilePictures
 from salt.pipeline import start_image
+from salt.pipeline.source_video import open_video
 from salt.pipeline.start_image import start_pixels
 
 
@@ -28,6 +30,20 @@ def test_a_motion_keeps_its_speed_at_any_rate(tmp_path, fps, caplog):
     expected = np.arange(len(white)) / 33
     assert np.abs(white.numpy() - expected).max() < 0.08  # a frame of 8 a second is a sixteenth of the way
     assert ("found 8 frames a second; frames are repeated to make 16" in caplog.text) == (fps == 8)
+
+
+def test_the_rate_is_the_models(tmp_path):
+    path = film(tmp_path / "film.mp4", 16)
+    pixels, info = read_video(path, fps=24), video_frames.video_info(path, 24)
+    white = (pixels[0, 0] > 0).float().mean((1, 2))
+    assert abs(len(white) - 50) <= 1 and abs(info.frames - 49) <= 1 and info.own_frames == 33
+    assert np.abs(white.numpy() - np.arange(len(white)) / 49).max() < 0.08
+    with pytest.raises(ValueError, match="has 50 frames at 24 a second, expected at least 60"):
+        read_video(path, frames=60, fps=24)
+    source = open_video(path, 24)
+    assert source.frames == info.frames and source.seconds == info.frames / 24
+    pictures = FilePictures(path, 24).take(12, 90).frames
+    assert pictures[info.own_frames].mean() > 128 and pictures[60].mean() < 60, "begun again"
 
 
 def test_a_part_is_read_from_its_time_on(tmp_path):

@@ -6,7 +6,6 @@ const MAGIC = 0x31434c53; // "SLC1", little endian
 const HEADER_BYTES = 12;
 const LARGEST = 60_000; // bytes of a picture; the server takes 64 KiB
 const BEHIND = 128_000; // bytes that the connection has not sent: the next pictures are left out
-const MOST_PER_SECOND = 16;
 
 /** One picture as a binary message: its time by this page's clock in ms, and its JPEG. */
 export function pictureMessage(jpeg, time) {
@@ -66,10 +65,10 @@ export class Camera {
   }
 
   async start() {
-    const { width, height } = this.live.welcome;
+    const { width, height, fps } = this.live.welcome; // more than are played would be left out
     try {
       this.stream = await navigator.mediaDevices.getUserMedia({
-        video: { width: { ideal: width }, height: { ideal: height }, frameRate: { ideal: MOST_PER_SECOND } },
+        video: { width: { ideal: width }, height: { ideal: height }, frameRate: { ideal: fps } },
       });
     } catch (error) {
       this.problem = error.message; // not allowed, no camera, or a page that is not served safely
@@ -78,7 +77,7 @@ export class Camera {
     Object.assign(this.canvas, { width, height });
     this.video.srcObject = this.stream;
     await this.video.play();
-    this.timer = setInterval(() => this.picture(), 1000 / MOST_PER_SECOND);
+    this.timer = setInterval(() => this.picture(), 1000 / fps);
   }
 
   stop() {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io as streams
 import threading
 
 import torch
+from PIL import Image
 
 from .running import counted, files, output_folder
-from .session import PACK, run_case
+from .session import PACK, error, run_case
 from .tiny_model import PROMPT, part, refusal, rollout, text
 
 LIVE, TINY = part("nodes.live.nodes_live"), part("nodes.nodes_tiny")
@@ -18,7 +20,7 @@ WIDGETS = dict(seed=3, nfe="2", steps="", shift=0.0, cfg=1.0, frames_per_block=0
 
 @torch.inference_mode()
 def live(controls=(), negative="", **changes):
-    """One session; controls: by the number of blocks that it has made, sent before the next."""
+    """One session; controls: by the number of blocks that it has made, sent before the next, or called with it."""
     model, clip, vae = TINY.SaltLoadTiny.execute().args
     session_class, controls = RUNNER.LiveSession, dict(controls)
 
@@ -26,7 +28,7 @@ def live(controls=(), negative="", **changes):
         def _gate(self):
             made = self.engine.made
             for control in controls.pop(made, ()):
-                self.send(control)
+                control(self) if callable(control) else self.send(control)
             return super()._gate()
 
     RUNNER.LiveSession = Steered
@@ -100,6 +102,31 @@ def continued():
     return found
 
 
+def pictures():
+    """Blocks from a video, over and over, whose strength is changed, and from a viewer's camera."""
+    output_folder()
+    c, vae = CONTROLS, TINY.SaltLoadTiny.execute().args[2]
+    images = torch.rand(10, 64, 64, 3, generator=torch.Generator().manual_seed(4))
+    controls = {1: [c.Strength(0.0)], 2: [c.Strength(1.0)], 3: [c.Stop()]}
+    _, (_, latents, *_, report) = live(controls, video=images, strength=0.0)
+    _, (_, plain, *_) = live({3: [c.Stop()]})
+    made, others = latents["samples"], plain["samples"]
+    whole = vae.encode((images.repeat(3, 1, 1, 1)[:21] * 255).round() / 255)
+    file = streams.BytesIO()
+    Image.new("RGB", (64, 64), (40, 90, 200)).save(file, "JPEG")
+    grey = torch.tensor([40, 90, 200]).div(255).expand(9, 64, 64, 3)
+    controls = {0: [lambda session: session.picture(file.getvalue(), "one", 0.0)], 1: [c.Stop()]}
+    _, (_, seen, *_, said) = live(controls, strength=0.0)
+    return {
+        "video": error(made[:, :, :6], whole),
+        "changed": error(made[:, :, 6:9], others[:, :, 6:9]),
+        "report": report.rpartition("; ")[2],
+        "camera": error(seen["samples"], vae.encode(grey)),
+        "said": said.rpartition("; ")[2],
+        "bad": refusal(live, video=images, strength=1.5),
+    }
+
+
 def other_ends():
     """A length, guidance, changed settings, Cancel (playing and paused), refusals."""
     import comfy.model_management as management
@@ -133,4 +160,4 @@ def other_ends():
 
 
 if __name__ == "__main__":
-    run_case(steered, continued, other_ends)
+    run_case(steered, continued, pictures, other_ends)

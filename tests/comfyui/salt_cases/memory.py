@@ -182,7 +182,8 @@ def policies():
     """Every kind as the widgets make it; the predicted bytes beside the allocated ones."""
     model, found = tiny(), {}
     for kind in ADAPTER_POLICY.POLICY_KINDS:
-        widgets = dict(kind=kind, window=6, sink=3, blend=0.8, precision="int8", residence="device")
+        window = 9 if kind == "shots" else 6  # which also holds as much of a shot as of the sink
+        widgets = dict(kind=kind, window=window, sink=3, blend=0.8, precision="int8", residence="device")
         policy, prediction = POLICY.SaltMemoryPolicy.execute(
             **widgets, model=model, width=64, height=64, seconds=2.0
         ).args

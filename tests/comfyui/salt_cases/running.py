@@ -142,7 +142,7 @@ def ended_early():
         "idle": [RUNNING.running_nodes(), RUNNING.stop_node("7")],
         "refused": refused,
         "prefixes": {
-            prefix: VIDEO.SaltRolloutToVideo.validate_inputs(filename_prefix=prefix)
+            prefix: VIDEO.SaltRolloutToVideo.validate_inputs(prefix, 1.0, vae=None, positive=None)
             for prefix in ("video/clip", "../clip", "/etc/clip", "", "a/.hidden", "video/", "x" * 300)
         },
         "files": files(folder),

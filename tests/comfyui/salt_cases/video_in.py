@@ -1,4 +1,4 @@
-"""Salt Rollout with a video, on salt-tiny and its VAE."""
+"""Salt Rollout and Salt Rollout to Video with a video, on salt-tiny and its VAE."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import torch
 
+from .running import Writes, decoded, output_folder, to_video
 from .session import error, run_case
 from .tiny_model import part, refusal, rollout, tiny
 
@@ -51,6 +52,38 @@ def videos():
     }
 
 
+@torch.inference_mode()
+def to_file():
+    """Salt Rollout to Video beside Salt Decode of Salt Rollout; what is encoded before the first block is written."""
+    folder, streaming = output_folder(), part("nodes.adapter.streaming_vae")
+    vae, model, images = TINY_MODEL.load_vae(), tiny(), frames(45)
+    encode, encoded, at_first = streaming.LoadedEncoder.encode, [], []
+
+    def counted(self, pixels):
+        encoded.append(pixels.shape[2])
+        return encode(self, pixels)
+
+    streaming.LoadedEncoder.encode = counted
+    found = {}
+    for strength in (0.0, 0.5):
+        kept = rollout(model, video=images, strength=strength, vae=vae, seconds=3.0)[0]
+        with Writes(lambda count: count == 1 and at_first.append(len(encoded))) as written:
+            _, memory, report = to_video(model, vae, video=images, strength=strength, seconds=3.0)
+        found[str(strength)] = (written.frames.int() - decoded(kept, vae).int()).abs().max().item()
+    path = folder / "in.mp4"
+    with part("salt.io.video").VideoWriter(path, fps=8) as video:
+        video.write((images[:12] * 255).round().to(torch.uint8).numpy())
+    video, seen = part("nodes.adapter.core_versions").video_of(path), part("salt.io.video").read_video(path)
+    file = rollout(model, video=video, strength=0.0, vae=vae)[0]["samples"]
+    expected = vae.encode((seen[0].movedim(0, -1)[:21] + 1) / 2)
+    return found | {
+        "at first": at_first[0],
+        "frames": [memory.memory.next_frame, len(written.frames)],
+        "report": report.rpartition("; ")[2],
+        "file": [file.shape[2], error(file, expected)],
+    }
+
+
 def refusals():
     vae, model = TINY_MODEL.load_vae(), tiny()
     _, memory, _ = rollout(model, seconds=0.5)
@@ -64,4 +97,4 @@ def refusals():
 
 
 if __name__ == "__main__":
-    run_case(strengths, videos, refusals)
+    run_case(strengths, videos, to_file, refusals)

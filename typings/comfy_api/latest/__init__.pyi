@@ -1,4 +1,5 @@
 from fractions import Fraction
+from io import BytesIO
 
 from torch import Tensor
 
@@ -11,6 +12,7 @@ class ComfyExtension:
 class InputImpl:
     class VideoFromFile:
         def __init__(self, file: str) -> None: ...
+        def get_stream_source(self) -> str | BytesIO: ...
         def get_components(self) -> Types.VideoComponents: ...
 
     class VideoFromComponents:
