@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import VAE
 
-# For up to four latent frames ComfyUI's estimate is a still's, which has no cache: 2200 values a pixel. A frame of a
-# stream was measured at 5600 (0.27) to 6500 (0.8), cache included; a clip's estimate, 7000, covers it.
-ESTIMATED_FRAMES = 5
+# For up to four latent frames ComfyUI's estimate is a still's, which has no cache: 2200 values a pixel; a clip's is
+# 7000. A frame of a stream was measured at 5600 (0.27) to 7700 (0.8), cache included.
+ESTIMATED_FRAMES, VALUES_PER_PIXEL = 5, 8000
 # ComfyUI's causal cache: for every module of decoder or encoder None, "Rep", or the latest frames [B, C, T, H, W].
 FrameCache = list[Tensor | str | None]
 VAES = {16: "Wan 2.1's VAE (wan_2.1_vae.safetensors)", 48: "Wan 2.2's VAE (wan2.2_vae.safetensors)"}  # by channels
@@ -77,7 +77,10 @@ class ComfyStreamDecoder:
         vae, model = self.vae, self.vae.first_stage_model
         management.throw_exception_if_processing_interrupted()
         batch, channels, _, height, width = latents.shape
-        needed = vae.memory_used_decode((1, channels, ESTIMATED_FRAMES, height, width), vae.vae_dtype)
+        needed = max(
+            vae.memory_used_decode((1, channels, ESTIMATED_FRAMES, height, width), vae.vae_dtype),
+            VALUES_PER_PIXEL * self.spatial_scale**2 * height * width * vae.vae_dtype.itemsize,
+        )
         management.load_models_gpu([vae.patcher], memory_required=batch * needed, force_full_load=vae.disable_offload)
         is_first = self.cache is None
         cache: FrameCache = self.cache or [None for _ in model.decoder.modules()]
