@@ -13,7 +13,8 @@ from ...salt.memory.policy import Precision, Residence
 from ...salt.planning import MemoryPlan, PlannedModel, PlanSettings, memory_plan
 from ...salt.planning.choices import NOT_MEASURED, measured_cost
 from ...salt.planning.report import gb, phase_table
-from .comfy_model import compute_dtype, wan_model
+from .clip_size import latent_size
+from .comfy_model import compute_dtype, pixels_per_latent, wan_model
 from .student_spec import spec_of, unknown_spec
 
 if TYPE_CHECKING:
@@ -52,9 +53,10 @@ def plan_of_model(
 ) -> MemoryPlan:
     """The plan of a clip with this MODEL. ComfyUI has moved the text encoder away by then.
 
-    Raises InputError for a MODEL that is no Wan 2.1, nor Wan 2.2 TI2V.
+    Raises InputError for a MODEL that is no Wan 2.1, nor Wan 2.2 TI2V, and for pixels that fill no whole tokens.
     """
     wan = wan_model(model)
+    latent_size(width, height, pixels_per_latent(model))
     spec = spec_of(model) or unknown_spec(model)
     planned = PlannedModel(
         type(model.model).__name__,

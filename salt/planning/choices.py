@@ -69,6 +69,8 @@ def _candidates(model: PlannedModel, settings: PlanSettings) -> Iterator[tuple[i
     residences: list[Residence] = ["device", "cpu"] if policy.residence == "device" else ["cpu"]
     windows = [policy] if policy.window is not None or not model.spec.frames_per_block else [policy, WINDOW]
     decoders = ["whole", "tiles", "taehv"] if settings.decoder == "whole" else [settings.decoder]
+    if model.has_wan22_latents:  # which TAEHV does not decode
+        decoders = [decoder for decoder in decoders if decoder != "taehv"] or ["whole"]
     presets: list[Preference] = (
         ["exact", "lowest memory", "layer by layer"] if settings.weights == "bf16" else ["exact"]
     )

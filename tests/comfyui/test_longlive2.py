@@ -29,7 +29,7 @@ def test_a_student_at_24_frames_a_second(inside):
     assert found["source"][:2] == [12, 12] and "found 6 frames, expected at least 29" in found["source"][2]
     assert found["preview"] == 6.0 and found["plan"] == 16
     assert "prompts at 9 s have no effect: the clip's last block begins at 1.333 s" in found["late"]
-    assert "width: found 48, expected a multiple of 32" in found["plan of 48"]
+    assert "width: found 48 pixels, expected a multiple of 32" in found["plan of 48"]
 
 
 def test_salt_rollout_takes_sizes_and_settings_from_the_model(inside):

@@ -93,6 +93,16 @@ def test_the_cheapest_settings_fit_and_larger_cards_need_no_costlier_ones(name, 
         assert larger is not None and len(larger.costs) <= len(found.costs) + 1
 
 
+def test_no_card_is_offered_a_decoder_of_other_latents():
+    models = {n: replace(planned_model("1.3B"), in_channels=n, out_channels=n) for n in (16, 48)}
+    offered = {
+        n: [found.options for vram in range(5, 13) if (found := cheapest(model, EXACT, vram * GB)) is not None]
+        for n, model in models.items()
+    }
+    assert any("taew2_1" in options for options in offered[16])
+    assert offered[48] and not any("taew2_1" in options for options in offered[48])
+
+
 def test_a_card_that_holds_everything_changes_nothing():
     found = cheapest(planned_model("1.3B"), EXACT, 80 * GB)
     assert found is not None
