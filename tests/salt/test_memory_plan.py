@@ -14,7 +14,7 @@ from salt.memory import MemoryPolicy, estimate_bytes
 from salt.models.text_encoder import UMT5TextEncoder
 from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.planning import PlanSettings, cheapest, memory_plan, planned_model, preset_settings
-from salt.planning.choices import MEASURED
+from salt.planning.choices import MEASURED, _candidates
 from salt.planning.models import model_of_config
 from salt.planning.peaks import RESERVE
 from salt.planning.report import plan_line, plan_report
@@ -93,14 +93,10 @@ def test_the_cheapest_settings_fit_and_larger_cards_need_no_costlier_ones(name, 
         assert larger is not None and len(larger.costs) <= len(found.costs) + 1
 
 
-def test_no_card_is_offered_a_decoder_of_other_latents():
-    models = {n: replace(planned_model("1.3B"), in_channels=n, out_channels=n) for n in (16, 48)}
-    offered = {
-        n: [found.options for vram in range(5, 13) if (found := cheapest(model, EXACT, vram * GB)) is not None]
-        for n, model in models.items()
-    }
-    assert any("taew2_1" in options for options in offered[16])
-    assert offered[48] and not any("taew2_1" in options for options in offered[48])
+def test_taehv_is_offered_for_the_latents_that_it_decodes_alone():
+    for channels, offered in ((16, {"whole", "tiles", "taehv"}), (48, {"whole", "tiles"})):
+        model = replace(planned_model("1.3B"), in_channels=channels, out_channels=channels)
+        assert {settings.decoder for _, settings, _ in _candidates(model, EXACT)} == offered
 
 
 def test_a_card_that_holds_everything_changes_nothing():
