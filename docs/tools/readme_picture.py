@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .comfy_page import IMAGES, ROOT, comfy_page, require_host
+from .comfy_page import IMAGES, comfy_page, require_host
 
 PROMPTS = (
     "a fast yellow square moving left",
@@ -85,8 +85,10 @@ def screenshot(comfy: Any) -> Image.Image:
 
 def record_run(comfy: Any) -> list[Image.Image]:
     """Screenshots of the graph at the animation's pace: before, during and after a run of the tiny workflow."""
+    from tests.helpers.comfyui_server import template
+
     comfy.page.set_viewport_size(VIEWPORT)
-    comfy.drop(ROOT / "workflows" / "tiny_text_to_video.json")
+    comfy.drop(template("tiny_text_to_video"))
     comfy.page.evaluate(ARRANGE, [PLACES, SCALE, LEFT, TOP])
     comfy.page.wait_for_timeout(1500)
     before = screenshot(comfy)

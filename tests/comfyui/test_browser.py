@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.comfyui_page import ComfyPage
-from tests.helpers.comfyui_server import NEWER_PAGE
+from tests.helpers.comfyui_server import NEWER_PAGE, template
 
 ROOT = Path(__file__).parents[2]
-WORKFLOWS = ROOT / "workflows"
 SCHEDULE, ROLLOUT = "SaltPromptSchedule", "SaltRollout"
 DESIGNS = {"canvas": False, "vue": True}  # ComfyUI's two ways to draw a node
 SEEDS = {"canvas": 4, "vue": 11}  # one clip of the same server must not be the other's
@@ -78,35 +77,10 @@ def test_every_theme_can_be_read(comfy):
     assert min(found["dark"] + found["light"]) >= 4.5, "WCAG AA"
 
 
-def workflow_names() -> list[str]:
-    return sorted(path.stem for path in WORKFLOWS.glob("*.json"))
-
-
-@pytest.mark.parametrize("design", DESIGNS)
-def test_every_workflow_opens_without_a_missing_node_and_lies_in_its_frames(comfy, design):
-    comfy.setting("Comfy.VueNodes.Enabled", DESIGNS[design])
-    names = workflow_names()
-    assert names
-    for name in names:
-        graph = json.loads((WORKFLOWS / f"{name}.json").read_text())
-        found = comfy.page.evaluate(
-            """async graph => { await app.loadGraphData(graph);
-            const missing = app.graph._nodes.filter(n => !LiteGraph.registered_node_types[n.type]);
-            const { output } = await app.graphToPrompt();
-            return [missing.map(n => n.type), Object.keys(output)] }""",
-            graph,
-        )
-        assert found[0] == [], f"{name}: nodes that ComfyUI does not know"
-        twin = json.loads((WORKFLOWS / "api" / f"{name}.json").read_text())
-        assert set(found[1]) == set(twin), f"{name}: the page's prompt has the nodes of the API file"
-        comfy.page.wait_for_timeout(500)  # nodes of the new design grow when they are first drawn
-        assert comfy.misplaced() == [], name
-
-
 @pytest.mark.parametrize("design", DESIGNS)
 def test_drag_in_run_watch_cancel_and_run_again(comfy, page_server, design):
     comfy.setting("Comfy.VueNodes.Enabled", DESIGNS[design])
-    comfy.drop(WORKFLOWS / "tiny_text_to_video.json")
+    comfy.drop(template("tiny_text_to_video"))
     comfy.set_widget(ROLLOUT, "seed", SEEDS[design])
     comfy.look_at(ROLLOUT, "SaltDecode")
     comfy.picture(f"{design}_1_dropped")
@@ -157,7 +131,7 @@ def test_drag_in_run_watch_cancel_and_run_again(comfy, page_server, design):
 
 
 def test_the_memory_bar_shows_what_a_window_forgets(comfy):
-    comfy.drop(WORKFLOWS / "tiny_text_to_video.json")
+    comfy.drop(template("tiny_text_to_video"))
     comfy.page.evaluate(
         """kind => { const policy = LiteGraph.createNode('SaltMemoryPolicy'); app.graph.add(policy);
         const rollout = app.graph._nodes.find(n => n.type === kind);
@@ -186,7 +160,7 @@ def test_a_prompt_moved_by_mouse_changes_the_clip(comfy):
 
     A run goes on from where it begins to differ from the one before: of 7 blocks, 5 are made anew.
     """
-    comfy.drop(WORKFLOWS / "tiny_interactive_prompts.json")
+    comfy.drop(template("tiny_interactive_prompts"))
     comfy.look_at(SCHEDULE, ROLLOUT)
     comfy.listen()
 
@@ -211,7 +185,7 @@ def test_a_prompt_moved_by_mouse_changes_the_clip(comfy):
 @pytest.mark.parametrize("design", DESIGNS)
 def test_a_schedule_goes_into_a_subgraph(comfy, design):
     comfy.setting("Comfy.VueNodes.Enabled", DESIGNS[design])
-    comfy.drop(WORKFLOWS / "tiny_interactive_prompts.json")
+    comfy.drop(template("tiny_interactive_prompts"))
     comfy.page.evaluate(
         """async kinds => { app.canvas.selectItems(app.graph._nodes.filter(n => kinds.includes(n.type)));
         await app.extensionManager.command.execute('Comfy.Graph.ConvertToSubgraph') }""",
@@ -223,7 +197,7 @@ def test_a_schedule_goes_into_a_subgraph(comfy, design):
 
 def test_every_edit_of_the_timeline_can_be_undone_by_itself(comfy):
     """Buttons, choices and keys change the text after the frontend has looked for them; it is made to look again."""
-    comfy.drop(WORKFLOWS / "tiny_interactive_prompts.json")
+    comfy.drop(template("tiny_interactive_prompts"))
     comfy.look_at(SCHEDULE)
     text = lambda: comfy.widget(SCHEDULE, "timeline")  # noqa: E731
 
@@ -249,7 +223,7 @@ def test_every_edit_of_the_timeline_can_be_undone_by_itself(comfy):
 
 
 def test_what_a_node_has_shown_is_there_again_after_undo(comfy):
-    comfy.drop(WORKFLOWS / "tiny_interactive_prompts.json")
+    comfy.drop(template("tiny_interactive_prompts"))
     comfy.set_widget(ROLLOUT, "seconds", 1.5)
     comfy.listen()
     comfy.press_run()
@@ -276,7 +250,7 @@ def bars_in_subgraph(comfy: ComfyPage) -> list[int]:
 @pytest.mark.parametrize("ends", ["shown", "behind another tab"])
 def test_the_memory_bar_in_a_subgraph_survives_a_switch_of_tabs(comfy, design, ends):
     comfy.setting("Comfy.VueNodes.Enabled", DESIGNS[design])
-    comfy.drop(WORKFLOWS / "tiny_text_to_video.json")
+    comfy.drop(template("tiny_text_to_video"))
     comfy.set_widget(ROLLOUT, "seconds", 1.5)
     comfy.set_widget(ROLLOUT, "seed", 300 + 10 * SEEDS[design] + len(ends))
     comfy.page.evaluate(

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from salt.comfy_client.workflow import to_prompt
-from tests.helpers.comfyui_server import NEWER_PAGE
+from tests.helpers.comfyui_server import NEWER_PAGE, template
 
 ROOT = Path(__file__).parents[2]
-WORKFLOWS = ROOT / "workflows"
 ROLLOUT = "SaltRollout"
 
 
@@ -37,8 +36,8 @@ def with_other_modes(graph: dict[str, Any], whole_subgraphs: bool) -> Iterator[d
 
 @pytest.mark.parametrize("name", ["sub", "bypassed", "older", "branch_memory"])
 def test_run_workflow_makes_the_prompt_that_the_page_makes(comfy, page_server, name):
-    folder = WORKFLOWS if name == "branch_memory" else ROOT / "tests" / "data" / "workflows"
-    graph, info = json.loads((folder / f"{name}.json").read_text()), page_server.node_info()
+    file = template(name) if name == "branch_memory" else ROOT / "tests" / "data" / "workflows" / f"{name}.json"
+    graph, info = json.loads(file.read_text()), page_server.node_info()
     whole_subgraphs = page_server.version >= NEWER_PAGE
     checked = 0
     for variant in with_other_modes(graph, whole_subgraphs):
@@ -74,7 +73,7 @@ MAKE_NESTED = """async graph => { await app.loadGraphData(graph);
 
 
 def test_run_workflow_takes_nested_subgraphs_reroutes_and_primitives_as_the_page_does(comfy, page_server):
-    flat = json.loads((WORKFLOWS / "tiny_text_to_video.json").read_text())
+    flat = json.loads(template("tiny_text_to_video").read_text())
     graph, info = comfy.page.evaluate(MAKE_NESTED, flat), page_server.node_info()
     assert len(graph["definitions"]["subgraphs"]) == 3
     ours = to_prompt(graph, info)
@@ -85,7 +84,7 @@ def test_run_workflow_takes_nested_subgraphs_reroutes_and_primitives_as_the_page
 
 
 def test_the_prefix_of_save_memory_is_expanded_when_a_prompt_is_queued(comfy):
-    comfy.drop(WORKFLOWS / "save_memory.json")
+    comfy.drop(template("save_memory"))
     comfy.set_widget("SaltSaveMemory", "filename_prefix", "salt_memories/%date:yyyy%_%Salt Rollout.seed%_%width%")
     queued = comfy.page.evaluate(
         """async () => { const { output, workflow } = await app.graphToPrompt();

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from urllib.parse import quote
 
 import pytest
 
@@ -12,7 +13,7 @@ from salt import cli
 from salt.comfy_client.client import ServerError, results
 from salt.comfy_client.workflow import to_prompt
 from salt.io.video import read_video
-from tests.helpers.comfyui_server import ROOT, LocalServer, make_base_folder, small, twin
+from tests.helpers.comfyui_server import ROOT, LocalServer, make_base_folder, small, template, twin
 from train.shapes.bench import score_clip
 from workflows.maker.building_blocks import TINY_PROMPT
 from workflows.maker.node_definitions import load_definitions, reduce_definition
@@ -27,7 +28,8 @@ NEWEST = (0, 27, 0)  # whose definitions of nodes are saved
 SAVERS = ("SaveVideo", "SaveAnimatedWEBP", "SaltLive", "SaltRolloutToVideo")
 SECONDS = 1.0  # for the pack's import, beyond core's
 # extend_from_memory goes on from what save_memory keeps.
-IN_ORDER = sorted(WORKFLOWS, key=lambda name: (name == "extend_from_memory", name))
+# upscale_interpolate needs core's own models.
+IN_ORDER = sorted(WORKFLOWS.keys() - {"upscale_interpolate"}, key=lambda name: (name == "extend_from_memory", name))
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +77,10 @@ def test_the_browser_is_served_the_extension_and_the_templates(server):
     scripts = json.loads(server.request("/extensions"))
     assert [path for path in scripts if "ComfyUI-Salt" in path and path.endswith(".js")]
     offered = server.get_json("/workflow_templates")
-    assert set(offered["ComfyUI-Salt"]) == set(WORKFLOWS)
-    picture = server.request("/api/workflow_templates/ComfyUI-Salt/tiny_text_to_video.jpg")
-    assert picture[:2] == b"\xff\xd8", "a JPEG"
+    assert set(offered["ComfyUI-Salt"]) == {made.title for made in WORKFLOWS.values()}
+    title = quote(WORKFLOWS["tiny_text_to_video"].title)
+    picture = server.request(f"/api/workflow_templates/ComfyUI-Salt/{title}.jpg")
+    assert picture[8:12] == b"WEBP", "a moving picture"
 
 
 def test_the_routes_of_running_nodes_and_live_sessions_are_there(server):
@@ -85,9 +88,16 @@ def test_the_routes_of_running_nodes_and_live_sessions_are_there(server):
     assert server.request("/salt/live/static/player.js").startswith(b"/**")
 
 
+def need_nodes(server, name):
+    """Skip where this version of core lacks a node of the workflow."""
+    if missing := {node["class_type"] for node in twin(name).values()} - server.node_info().keys():
+        pytest.skip(f"ComfyUI {server.version} has no {', '.join(sorted(missing))}")
+
+
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_a_twin_is_its_workflow_by_what_this_server_says(server, name):
-    workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    need_nodes(server, name)
+    workflow = json.loads(template(name).read_text(encoding="utf-8"))
     assert plain(to_prompt(workflow, server.node_info())) == plain(twin(name))
 
 
@@ -111,12 +121,13 @@ def test_the_saved_node_definitions_are_those_of_the_server(newest):
 
 @pytest.mark.parametrize("name", IN_ORDER)
 def test_a_workflow_is_taken_as_it_is_and_runs_to_its_end_when_small(server, name):
+    need_nodes(server, name)
     number = server.queue(twin(name))  # the server's own validation, at full size
     server.cancel(number)
     made = list(results(server.run(small(twin(name)))))
     savers = [n for n in twin(name).values() if n["class_type"] in SAVERS]
     saved = [r for r in made if r.filename.endswith((".mp4", ".webp"))]
-    assert len(saved) == len(savers)
+    assert len(saved) == len(savers) if name != "batch_prompts_seeds" else len(saved) >= 4, "several clips a prompt"
     for result in saved:
         assert (server.base / "output" / result.subfolder / result.filename).stat().st_size > 500
 
@@ -135,7 +146,7 @@ def test_the_tiny_workflow_shows_what_its_prompt_says(server, tmp_path, capsys):
 
 def test_run_workflow_converts_a_browsers_file(server, tmp_path):
     sizes = ["SaltRollout.seconds=1", "SaltRollout.nfe=2"]
-    browsers = ROOT / "workflows" / "tiny_text_to_video.json"
+    browsers = template("tiny_text_to_video")
     command = ["run-workflow", str(browsers), "--server", server.url, "--out", str(tmp_path)]
     assert cli.main([*command, *(a for s in sizes for a in ("--set", s))]) == 0
     assert [read_video(path).shape[2] for path in tmp_path.glob("*.mp4")] == [21]

@@ -16,6 +16,7 @@ import psutil
 
 from salt.comfy_client.client import ComfyServer, ServerError
 from salt.comfy_client.workflow import Prompt
+from workflows.maker.templates import WORKFLOWS
 
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests" / "comfyui"
@@ -121,6 +122,11 @@ class LocalServer(ComfyServer):
 def twin(name: str) -> Prompt:
     """The API-format file of a workflow."""
     return json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())
+
+
+def template(name: str) -> Path:
+    """A workflow's file for the browser, by the name of its API-format file."""
+    return ROOT / "workflows" / f"{WORKFLOWS[name].title}.json"
 
 
 def small(prompt: Prompt, seconds: float = 1.5) -> Prompt:

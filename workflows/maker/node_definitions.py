@@ -10,8 +10,8 @@ from salt.comfy_client.workflow import inputs_of, widgets_of
 
 DEFINITIONS_FILE = Path(__file__).with_name("nodes.json")
 # Widgets whose choices are the files on the server's machine.
-FILE_WIDGETS = {"student", "clip_name", "vae_name", "image", "file", "latent"}
-SAVED_OPTIONS = ("control_after_generate", "forceInput", "image_upload", "multiline")
+FILE_WIDGETS = {"student", "clip_name", "vae_name", "lora_name", "model_name", "image", "file", "latent"}
+SAVED_OPTIONS = ("advanced", "control_after_generate", "forceInput", "image_upload", "multiline")
 
 
 def load_definitions() -> dict[str, Any]:

@@ -1,52 +1,57 @@
-"""Thumbnails of workflows for ComfyUI's template browser: frames of a real run, or a card with text.
+"""Thumbnails of workflows for ComfyUI's template browser: what a real run made, in motion, or a card with text.
 
-Cards are for workflows whose weights have to be downloaded.
+Cards are for workflows whose weights have to be downloaded. ComfyUI asks for a `.jpg` of the workflow's name; a moving
+picture is an animated WebP under that name, which browsers show by what is in the file.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageSequence
+from PIL import Image, ImageDraw, ImageFont
 
 WIDTH, HEIGHT = 480, 320  # pixels
-SHEET_COLUMNS = 6  # frames in a row of a sheet
+MARGIN = 10  # pixels around the clips, and between them
 BACKGROUND, TITLE_COLOR, TEXT_COLOR = (23, 32, 43), (244, 247, 250), (109, 134, 160)
 JPEG_QUALITY = 88
+FRAMES, FRAME_MS, WEBP_QUALITY = 40, 125, 60  # of a moving picture: every second frame of a clip
 
 
 def frames_of(path: Path) -> list[Image.Image]:
-    """All frames of a video or animated WebP, in RGB."""
-    if path.suffix == ".webp":
+    """All frames of a video, or a picture, in RGB."""
+    if path.suffix == ".png":
         with Image.open(path) as picture:
-            return [frame.convert("RGB") for frame in ImageSequence.Iterator(picture)]
+            return [picture.convert("RGB")]
     from salt.io.video import read_video
 
     pixels = read_video(path)[0].add(1).mul(127.5).round().clamp(0, 255).byte()
     return [Image.fromarray(frame.numpy()) for frame in pixels.permute(1, 2, 3, 0)]
 
 
-def frame_sheet(files: list[Path], target: Path) -> None:
-    """Write a sheet of frames: six columns for a square clip, one for a wide clip, one row per clip for several."""
+def moving_picture(files: list[Path], target: Path) -> None:
+    """Write an animation of what a run saved, side by side; pictures appear one after another."""
     clips = [frames_of(path) for path in files]
+    clips = [clip[:1] * (2 * FRAMES) if len(clip) == 1 else clip for clip in clips]
+    stills = all(len(set(map(id, clip))) == 1 for clip in clips)
     width, height = clips[0][0].size
-    columns = 4 if len(clips) > 1 else SHEET_COLUMNS if width == height else 1
-    lines = max(1, round(HEIGHT / len(clips) / (WIDTH / columns * height / width)))  # per clip, to fill the sheet
-    cells = [frame for clip in clips for frame in evenly_spaced(clip, columns * lines)]
-    rows = len(cells) // columns
-    scale = min((WIDTH - 4) / (columns * width), (HEIGHT - 4) / (rows * height))
+    columns = min(len(clips), 3)
+    rows = -(-len(clips) // columns)
+    scale = min((WIDTH - MARGIN) / (columns * (width + MARGIN)), (HEIGHT - MARGIN) / (rows * (height + MARGIN)))
     wide, high = round(width * scale), round(height * scale)
-    sheet = Image.new("RGB", (WIDTH, HEIGHT), BACKGROUND)
-    left, top = (WIDTH - columns * wide) // 2, (HEIGHT - rows * high) // 2
-    for i, frame in enumerate(cells):
-        place = (left + i % columns * wide + 1, top + i // columns * high + 1)
-        sheet.paste(frame.resize((wide - 2, high - 2), Image.Resampling.LANCZOS), place)
-    sheet.save(target, quality=JPEG_QUALITY)
-
-
-def evenly_spaced(clip: list[Image.Image], count: int) -> list[Image.Image]:
-    """`count` evenly spaced frames of a clip, from its first to its last."""
-    return [clip[round(i * (len(clip) - 1) / max(count - 1, 1))] for i in range(count)]
+    left, top = (WIDTH - columns * (wide + MARGIN)) // 2, (HEIGHT - rows * (high + MARGIN)) // 2
+    sheets = []
+    for step in range(min(FRAMES, max(len(clip) for clip in clips) // 2)):
+        sheet = Image.new("RGB", (WIDTH, HEIGHT), BACKGROUND)
+        for i, clip in enumerate(clips):
+            if stills and step < 4 * i:
+                continue
+            frame = clip[min(2 * step, len(clip) - 1)].resize((wide, high), Image.Resampling.LANCZOS)
+            sheet.paste(frame, (left + i % columns * (wide + MARGIN), top + i // columns * (high + MARGIN)))
+        sheets.append(sheet)
+    sheets[0].save(
+        target, "WEBP", save_all=True, append_images=sheets[1:], duration=FRAME_MS, loop=0, quality=WEBP_QUALITY,
+        method=6,
+    )  # fmt: skip
 
 
 def card(title: str, lines: list[str], target: Path) -> None:
@@ -61,4 +66,4 @@ def card(title: str, lines: list[str], target: Path) -> None:
         draw.rounded_rectangle(
             (x, 248, x + 52, 288), 8, fill=TEXT_COLOR if block < 6 else None, outline=TEXT_COLOR, width=2
         )
-    sheet.save(target, quality=JPEG_QUALITY)
+    sheet.save(target, "JPEG", quality=JPEG_QUALITY)

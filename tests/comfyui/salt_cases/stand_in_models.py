@@ -66,6 +66,17 @@ def students(pack) -> None:
         save(weights, "diffusion_models", name)
 
 
+def lora() -> None:
+    """Of the first block's queries, in core's names."""
+    name = "diffusion_model.blocks.0.self_attn.q"
+    down, up = torch.randn(4, 256) * 0.1, torch.randn(256, 4) * 0.1
+    save(
+        {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up},
+        "loras",
+        "your_lora_for_wan2.1_1.3b.safetensors",
+    )
+
+
 def text_encoder() -> None:
     from comfy.ops import disable_weight_init
     from comfy.text_encoders import t5
@@ -118,6 +129,7 @@ if __name__ == "__main__":
     import shrunk_encoders  # noqa: F401 - shrinks the encoders here as the pack does in the server
 
     students(startup.import_pack(FOLDER))
+    lora()
     text_encoder()
     clip_vision()
     vae()

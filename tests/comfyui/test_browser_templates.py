@@ -1,0 +1,119 @@
+"""Templates and blueprints as a person meets them in ComfyUI's page: found, opened, readable, and run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from salt.io.video import read_video
+from tests.helpers.comfyui_server import NEWER_PAGE, template, twin
+from tests.helpers.template_view import CONTRAST, WIRES, open_template
+from workflows.maker.blueprints import BLUEPRINTS
+from workflows.maker.templates import WORKFLOWS
+
+DESIGNS = {"canvas": False, "vue": True}  # ComfyUI's two ways to draw a node
+LEAST_ZOOM = 0.6  # of a template that opens in a window of 1600 x 900; below, nodes are drawn without their text
+LEAST_CONTRAST = 4.5  # of text, WCAG AA
+
+
+def use_design(comfy, page_server, design: str) -> None:
+    if page_server.version < NEWER_PAGE:
+        pytest.skip("templates are laid out for the newest page")
+    comfy.page.set_viewport_size({"width": 1600, "height": 900})
+    comfy.setting("Comfy.VueNodes.Enabled", DESIGNS[design])
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_every_template_opens_readable(comfy, page_server, design):
+    use_design(comfy, page_server, design)
+    for name in WORKFLOWS:
+        zoom = open_template(comfy.page, json.loads(template(name).read_text()), name)
+        comfy.picture(f"template_{name}_{design}")
+        missing = "app.graph._nodes.map(n => n.type).filter(type => !LiteGraph.registered_node_types[type])"
+        assert comfy.page.evaluate(missing) == [], name
+        assert comfy.misplaced() == [], name
+        assert zoom >= LEAST_ZOOM, f"{name} opens at {zoom:.3f}"
+        paths, crossed = comfy.page.evaluate(WIRES)
+        assert paths and crossed == [], f"{name}: a wire runs behind {crossed}"
+        contrast, text = comfy.page.evaluate(CONTRAST)
+        assert contrast >= LEAST_CONTRAST and len(text) > 100, f"{name}: {contrast:.1f}, {text}"
+        queued = comfy.page.evaluate("async () => Object.keys((await app.graphToPrompt()).output)")
+        assert set(queued) == set(twin(name)), f"{name}: the page's prompt has the nodes of the API file"
+
+
+def test_a_search_for_salt_shows_every_template_those_that_need_nothing_first(comfy, page_server):
+    use_design(comfy, page_server, "canvas")
+    comfy.page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    search = comfy.page.get_by_role("dialog").get_by_role("textbox").first
+    search.fill("salt")
+    cards = comfy.page.locator("[data-testid^='template-workflow-']")
+    comfy.page.wait_for_timeout(1500)
+    shown = [card.get_attribute("data-testid").removeprefix("template-workflow-") for card in cards.all()]
+    ours = [title for title in shown if title.startswith("Salt")]
+    comfy.picture("template_search")
+    assert set(ours) == {template.title for template in WORKFLOWS.values()}
+    assert shown[: len(ours)] == ours, "before core's own"
+    free = [title.startswith("Salt (needs nothing)") for title in ours]
+    assert free == sorted(free, reverse=True) and ours[0] == WORKFLOWS["tiny_text_to_video"].title
+
+
+class Actions:
+    """What a newcomer does by mouse and keyboard, counted."""
+
+    def __init__(self, comfy) -> None:
+        self.page, self.count = comfy.page, 0
+
+    def double_click_the_canvas(self) -> None:
+        self.count += 1
+        self.page.mouse.dblclick(800, 450)
+        self.page.wait_for_timeout(800)
+
+    def type(self, words: str) -> None:
+        self.count += 1
+        self.page.keyboard.type(words)
+        self.page.wait_for_timeout(1200)
+
+    def press_enter(self) -> None:
+        self.count += 1
+        self.page.keyboard.press("Enter")
+        self.page.wait_for_timeout(800)
+
+    def press_run(self) -> None:
+        self.count += 1
+        self.page.get_by_role("button", name="Run", exact=True).first.click()
+
+
+def place_blueprint(comfy, words: str) -> Actions:
+    """An empty canvas, and the first thing that the node search finds for these words on it."""
+    comfy.open()
+    comfy.page.evaluate("app.graph.clear()")
+    newcomer = Actions(comfy)
+    newcomer.double_click_the_canvas()
+    newcomer.type(words)
+    newcomer.press_enter()
+    return newcomer
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_from_nothing_to_a_clip_in_four_actions(comfy, page_server, design):
+    use_design(comfy, page_server, design)
+    newcomer = place_blueprint(comfy, "salt text to video")
+    comfy.listen()
+    assert comfy.page.evaluate("app.graph._nodes.map(n => n.title)") == ["Salt text to video (needs nothing)"]
+    newcomer.press_run()
+    comfy.wait_for("execution_success")
+    comfy.picture(f"newcomer_{design}")
+    assert newcomer.count <= 4
+    saved = [video for event in comfy.heard("executed") for video in event["detail"]["output"].get("images", [])]
+    (name,) = [video["filename"] for video in saved if video["filename"].endswith(".mp4")]
+    assert read_video(next((page_server.base / "output").rglob(name))).shape[2] == 81
+
+
+def test_every_blueprint_is_found_and_is_one_node(comfy, page_server):
+    use_design(comfy, page_server, "canvas")
+    for name in BLUEPRINTS:
+        place_blueprint(comfy, name)
+        assert comfy.page.evaluate("app.graph._nodes.map(n => n.title)") == [name]
+        inside = comfy.page.evaluate("app.graph._nodes[0].subgraph.nodes.map(n => n.type)")
+        assert inside and all(comfy.page.evaluate("t => !!LiteGraph.registered_node_types[t]", kind) for kind in inside)
