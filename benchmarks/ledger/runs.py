@@ -87,9 +87,11 @@ def run_costs(case: RunCase) -> RunCosts:
 
     Decoding is run at one depth: what is live beside it grows with depth as it does beside denoising.
     """
-    low, high = run_at(case, SHALLOW), run_at(replace(case, decoder="none"), DEEP)
+    reencodes = case.policy is not None and MemoryPolicy.parse(case.policy).reencodes
+    undecoded = case if reencodes else replace(case, decoder="none")
+    low, high = run_at(case, SHALLOW), run_at(undecoded, DEEP)
     layers = SIZES[case.size]["num_layers"]
-    bare = low if case.decoder == "none" else run_at(replace(case, decoder="none"), SHALLOW)
+    bare = low if undecoded == case else run_at(undecoded, SHALLOW)
     layers -= SHALLOW
 
     def deeper(name: str) -> float:

@@ -42,16 +42,27 @@ FORWARDS = (
     ForwardCase(KEPT, size="14B", kernels=True),
     ForwardCase(f"{KEPT},int4", size="14B", kernels=True),
 )
+CHANGED = {"prompt_schedule": ((2.5, "another", "recache"),)}  # before the last block
 RUNS = {
     "exact": RunCase(),
     "exact, VAE in float32": RunCase(vae_dtype=torch.float32),
     "exact, TAEHV": RunCase(decoder="taehv"),
     "exact, guidance": RunCase(options={"guidance_scale": 3.0, "negative_prompt": "another"}),
     "exact, UMT5 on the device": RunCase(text=True),
+    "exact, start image": RunCase(image=True),
+    "exact, no decoding": RunCase(decoder="none"),
+    "exact, prompt change with recache, no decoding": RunCase(decoder="none", options=CHANGED),
+    "exact, blended memory, no decoding": RunCase(decoder="none", policy="blended:3,window:12"),
+    "exact, rebuilt memory, frames encoded again": RunCase(policy="rebuild:12"),
+    "exact, AnyFlow, no decoding": RunCase(decoder="none", policy="far:2"),
+    "exact, LongLive 2 (5B, 1280x704, UniPC)": RunCase(size="5B", policy=None),
+    "context pass fused, no decoding": RunCase(decoder="none", options={"fuse": True}),
     "low memory": RunCase("low memory"),
     "low memory, prompt encoded": RunCase("low memory", text=True, decoder="none"),
     "14B, exact": RunCase(size="14B"),
     "14B, low memory, no decoding": RunCase("low memory", size="14B", decoder="none"),
+    "14B, lowest memory, no decoding": RunCase("lowest memory", size="14B", decoder="none"),
+    "14B, layer by layer, no decoding": RunCase("layer by layer", size="14B", decoder="none"),
 }
 
 
@@ -106,8 +117,9 @@ def decode_rows() -> list[str]:
 def run_rows(cases: dict[str, RunCase]) -> list[str]:
     """Markdown table of runs: a block's costs, and peaks by phase."""
     rows = [
-        "| run, 4 NFE | launches per block | waits in it | peak denoising, GB | decoding | prompt | highest |",
-        "|---|---|---|---|---|---|---|",
+        "| run, 4 NFE | launches per block + decoding | GB per block + decoding | waits in it | peak denoising, GB "
+        "| decoding | prompt | highest | whole run: launches | GB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, case in cases.items():
         found = run_costs(case)
@@ -116,8 +128,9 @@ def run_rows(cases: dict[str, RunCase]) -> list[str]:
         waits = sum(n for phase, places in found.waits.items() if phase in ("denoise", DECODE) for n in places.values())
         highest = max(value for phase, value in found.peaks.items() if phase != DECODE or case.decoder != "none")
         rows.append(
-            f"| {name} | {found.block.launches:,.0f} + {found.decode.launches:,.0f} | {waits} | {' | '.join(shown)} | "
-            f"{highest / 1e9:.1f} |"
+            f"| {name} | {found.block.launches:,.0f} + {found.decode.launches:,.0f} | "
+            f"{found.block.bytes / 1e9:,.0f} + {found.decode.bytes / 1e9:,.0f} | {waits} | {' | '.join(shown)} | "
+            f"{highest / 1e9:.1f} | {found.total.launches:,.0f} | {found.total.bytes / 1e9:,.0f} |"
         )
         print(rows[-1], flush=True)
     return rows

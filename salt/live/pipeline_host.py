@@ -19,7 +19,7 @@ from ..memory.far import memory_class
 from ..models.causal_model import CausalModel
 from ..models.fingerprint import fingerprint
 from ..models.streaming_encode import WanStreamEncoder
-from ..models.streaming_vae import FrameDecoder, encode_video
+from ..models.streaming_vae import FrameDecoder, encode_pixels
 from ..models.word_embedder import WordEmbedder
 from ..noise import NoiseSource, SeededNoise
 from ..pipeline import SaltPipeline
@@ -168,4 +168,4 @@ class PipelineHost:
         return self.pipe.new_decoder()
 
     def encode_image(self, pixels_B31HW: Tensor) -> Tensor:
-        return encode_video(self.pipe.vae, pixels_B31HW)
+        return encode_pixels(self.pipe.vae, pixels_B31HW)
