@@ -25,8 +25,10 @@ from train.distributed.launch import Mode, check_mode, process_device, process_s
 from train.dry_run import dry_run_recipe
 from train.export import export, last_values, push
 from train.memory_estimate.report import available_memory, check_memory
+from train.methods.adversarial import AdversarialTrainer
 from train.methods.base import Trainer
 from train.methods.consistency import ConsistencyTrainer
+from train.methods.late_windows import LateWindowTrainer
 from train.methods.long_tuning import LongTuningTrainer
 from train.methods.ode_regression import ODERegressionTrainer
 from train.methods.sc_dmd import SCDMDTrainer
@@ -34,7 +36,7 @@ from train.methods.teacher_forcing import TeacherForcingTrainer
 from train.sample_grid import SampleGrid
 
 # What a resumed run may not change, and what it may all the same: settings that trade memory for time.
-FIXED_KEYS = ("stage", "models", "rollout", "run.seed", "optimisation.optimizer")
+FIXED_KEYS = ("stage", "models", "rollout", "loss.adversarial", "run.seed", "optimisation.optimizer")
 FREE_KEYS = ("models.offload", "models.checkpointing", "models.keep")
 
 
@@ -47,8 +49,11 @@ def trainer_of(recipe: Recipe, mode: Mode) -> Trainer:
             return ConsistencyTrainer(recipe, mode)
         case "tf":
             return TeacherForcingTrainer(recipe, mode)
-        case "distill":
-            return LongTuningTrainer(recipe, mode) if recipe.streams else SCDMDTrainer(recipe, mode)
+    if recipe.streams:
+        return LongTuningTrainer(recipe, mode)
+    if recipe.windows:
+        return LateWindowTrainer(recipe, mode)
+    return AdversarialTrainer(recipe, mode) if recipe.loss.adversarial else SCDMDTrainer(recipe, mode)
 
 
 def save_recipe(recipe: Recipe, done: int = 0) -> None:
@@ -145,7 +150,7 @@ def dry_run(recipe: Recipe, mode: Mode) -> list[str]:
         folder = Path(folders[0])
         # Every process writes the same models, each file atomically, so that none waits for another.
         small = dry_run_recipe(recipe, folder, process_count())
-        if small.stage != "distill":
+        if small.reads_clips:
             generate_clips(small, process_device())
             state.wait_for_everyone()  # each has generated its share
         distill(replace(small, optimisation=replace(small.optimisation, updates=1)), mode)

@@ -49,7 +49,10 @@ def dry_run_recipe(recipe: Recipe, folder: Path, processes: int = 1) -> Recipe:
         models=models,
         data=replace(recipe.data, prompts="shapes", embeddings="", images="", clips="", history="", negative=""),
         rollout=replace(r, frames=frames, height=LATENT_SIZE, width=LATENT_SIZE),
-        loss=replace(recipe.loss, align_start=0, align_block=TRANSFORMER_BLOCKS - 1),
+        loss=replace(
+            recipe.loss, align_start=0, adversarial_start=0, align_block=TRANSFORMER_BLOCKS - 1,
+            reward="pixels:motion" if recipe.loss.reward else "",
+        ),
         start=replace(recipe.start, teacher_steps=max(r.share), clips=2),
         optimisation=replace(
             opt, micro_batch=micro, batch=2 * micro * processes, updates=DRY_RUN_UPDATES, ema_start=1
@@ -59,9 +62,11 @@ def dry_run_recipe(recipe: Recipe, folder: Path, processes: int = 1) -> Recipe:
             tracker="tensorboard" if recipe.run.tracker == "tensorboard" else "none",  # no network
         ),
     )  # fmt: skip
+    if recipe.reads_clips:
+        small = replace(small, data=replace(small.data, clips=str(folder / "clips")))
     if recipe.stage != "distill":
         history = _random_clips(small, folder / "history") if recipe.has_history else ""
-        return replace(small, data=replace(small.data, clips=str(folder / "clips"), history=history))
+        return replace(small, data=replace(small.data, history=history))
     if recipe.data.images:
         small = replace(small, data=_random_start_images(small, folder))
     return with_every_loss(small)

@@ -11,16 +11,13 @@ from salt.conditioning import Conditioning
 from salt.models.word_embedder import WordEmbedder
 from salt.rope import rotary_table
 from tests.helpers import tiny_recipes
+from train.adversarial.pairs import WEIGHT_TEMPERATURE, adversarial_term, clip_gradient
 from train.evaluation.sampling import student_clips
 from train.experiments.tiny.adversarial import (
-    ADVERSARIAL_RATIO,
-    GRADIENT_SCALE,
     REPLAY_SIZE,
-    WEIGHT_TEMPERATURE,
     AdversarialStage,
     AdversarialTrainer,
     add_pair_noise,
-    clip_gradient,
     train_adversarial,
 )
 from train.experiments.tiny.build import SPEC
@@ -30,10 +27,10 @@ from train.experiments.tiny.latent_dataset import Latents
 from train.experiments.tiny.rollout_modes import (
     FIRST_BLOCKS_PER_BATCH,
     rollout_first_block,
-    rollout_late_window,
     whole_clip_recipe,
 )
 from train.losses import discriminator_loss, generator_adversarial_loss, gradient_penalty
+from train.rollout.late_window import rollout_window
 from train.rollout.random_draws import UpdateDraws
 from train.shapes.world import SCENES
 
@@ -109,10 +106,9 @@ def test_gradients_are_mixed_in_their_ratio_and_dmd_acts_on_scored_frames_only()
         return (fake * by_frame[:, None, None]).sum()
 
     scored_F = torch.tensor([0.0, 1, 1])
-    expected = GRADIENT_SCALE * torch.tensor([ADVERSARIAL_RATIO * 0.5, 0, 0.4])
-    torch.testing.assert_close(
-        clip_gradient(fake, of(adversarial), of(scores), scored_F)[:, 0, :, 0, 0], expected.expand(2, 3)
-    )
+    expected = torch.tensor([6.0 * 0.5, 0, 0.4])
+    found = clip_gradient(fake, of(adversarial), of(scores), 6.0, scored_F)
+    torch.testing.assert_close(found[:, 0, :, 0, 0], expected.expand(2, 3))
 
 
 def test_gradient_penalty_is_the_squared_slope():
@@ -137,7 +133,7 @@ def test_every_weight_of_the_discriminator_learns_but_the_unused_output_head():
     clips, text = torch.randn(2, 16, FRAMES, 8, 8), WordEmbedder().encode([scene.caption for scene in SCENES[:2]])
     sigma = torch.tensor([0.1, 0.4])
     assert discriminator(clips, sigma, text).shape == (2, FRAMES) and not discriminator(clips, sigma, text).any()
-    torch.nn.init.normal_(discriminator.head[2].weight)
+    torch.nn.init.normal_(discriminator.head.head[2].weight)
     discriminator(clips, sigma, text).sum().backward()
     still = {name for name, p in discriminator.named_parameters() if p.grad is None or not p.grad.any()}
     assert still == {"body.scale_shift_table", "body.proj_out.weight", "body.proj_out.bias"} | {
@@ -170,14 +166,10 @@ def test_the_adversarial_gradient_makes_clips_more_real(models, trainer):
     mode = trainer.modes[WHOLE]
     pairs = mode.replay[-1]
     pairs.fake.requires_grad_(True)
-    clips, fake, sigma = add_pair_noise(pairs, torch.Generator().manual_seed(0))
-    text = trainer.text_SLD[pairs.scenes]
-    logits = trainer.discriminator(fake, sigma, text)
-    loss = generator_adversarial_loss(
-        trainer.discriminator(clips, sigma, text), logits, mode.weight_F, WEIGHT_TEMPERATURE
-    )
-    (gradient,) = torch.autograd.grad(loss, fake)
-    moved = trainer.discriminator(fake - 0.5 * gradient / gradient.abs().amax(), sigma, text)
+    noisy = add_pair_noise(pairs, trainer.text_SLD[pairs.scenes], torch.Generator().manual_seed(0))
+    logits = trainer.discriminator(noisy.fake, noisy.sigma, noisy.text)
+    (gradient,) = torch.autograd.grad(adversarial_term(trainer.discriminator, noisy, mode.weight_F), noisy.fake)
+    moved = trainer.discriminator(noisy.fake - 0.5 * gradient / gradient.abs().amax(), noisy.sigma, noisy.text)
     assert moved.mean() > logits.mean()
 
 
@@ -208,7 +200,7 @@ def test_late_windows_end_a_long_clip_whose_past_took_all_its_steps(trainer, mon
 
     def window(exit_index):
         choices = UpdateDraws(recipe.schedule(4), exit_index, None, 1.0)
-        return rollout_late_window(student, text, recipe, choices, [5, 6], gradient=True)
+        return rollout_window(student, text, recipe, choices, [5, 6], start=frames - FRAMES, masked=0, gradient=True)
 
     last = window(3)
     assert last.x0.shape[2] == FRAMES and last.x0.requires_grad

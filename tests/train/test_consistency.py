@@ -1,42 +1,22 @@
 """The stage `cd`: its loss beside a plain rendition of it, block by block, and resuming to the bit."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from salt.checkpoints import load_student
 from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
 from salt.model_input import ModelInput
 from salt.models.causal_model import CausalModel
-from tests.helpers import tiny_recipes
+from tests.helpers.stage_recipes import cd_recipe
 from train.config.recipe import RecipeError
 from train.config.validation import check_settings
 from train.distributed.checkpointing import CheckpointFolder
 from train.memory_estimate.estimate import estimate
 from train.methods import consistency
 from train.methods.consistency import ConsistencyTrainer, neighbours
-
-
-def cd_recipe(folder: Path, **optimisation):
-    """Two real clips of two blocks."""
-    clips = folder / "clips"
-    clips.mkdir(exist_ok=True)
-    for i in range(2):
-        latents = torch.randn(16, 6, 4, 4, generator=torch.Generator().manual_seed(i))
-        save_file({"latents": latents}, clips / f"{i:06d}.safetensors", {"prompt": "a red circle"})
-    recipe = tiny_recipes.recipe(
-        folder,
-        rollout=dict(share={4: 1.0}),
-        loss=dict(semigroup=0.0, align="none"),
-        data=dict(clips=str(clips)),
-        optimisation=dict(batch=2, ema=0.5, ema_start=0, updates=4) | optimisation,
-    )
-    start = replace(recipe.start, teacher="causal", teacher_steps=8, guidance=2.0)
-    return replace(recipe, stage="cd", start=start)
 
 
 def block_by_block(model, x_BCFHW, sigma: float, clean, text):

@@ -79,7 +79,8 @@ class Data:
 
     prompts: a text file, one prompt per line, or `shapes`. embeddings: folder of prompt embeddings.
     images: folder with one start image per prompt line, for I2V (file names are line numbers, from 0).
-    clips: folder of clips for the stages `ode`, `cd` and `tf`, each with its prompt (`train.data.clip_dataset`).
+    clips: folder of clips for the stages `ode`, `cd` and `tf` and for `loss.adversarial`, each with its prompt
+    (`train.data.clip_dataset`).
     history: folder of clean clips, such as a recipe of the stage `tf` trains on: the past of the blocks of a causal
     teacher's trajectories.
     negative: the teacher's negative prompt.
@@ -103,6 +104,8 @@ class Rollouts:
     long_tuning: how a clip longer than the window is trained on. `chunks`, the release's: updates of critic and student
     continue the clip, each by a chunk of `window` frames with an exit of its own; up to `overlap` of them are the chunk
     before's, without loss. `end`: every update rolls the whole clip out, with loss on its last `window` frames.
+    `window`: so, on `window` frames at a random place, without the first block of them where they begin within the
+    clip, behind a past that took all its steps.
     memory: the memory policy, as `salt.memory.MemoryPolicy.parse` reads it.
     share: probability of each step count. shift: of the student's and the score's schedules.
     """
@@ -112,7 +115,7 @@ class Rollouts:
     height: Count = 60
     width: Count = 104
     window: CountOrNone = 0
-    long_tuning: Literal["chunks", "end"] = "chunks"
+    long_tuning: Literal["chunks", "end", "window"] = "chunks"
     overlap: CountOrNone = 3  # LongLive, configs/longlive_train_long.yaml: chunks of 21 with at least 18 new frames
     frames_per_block: Count = 3
     independent_first_frame: bool = False
@@ -131,12 +134,19 @@ class Losses:
     re-noising step of the `sampler`.
     align: feature alignment, `paper` 2 -> 4 and 4 -> 8 steps, `release` 2 -> 4 where the exit is not the first step;
     from generator update `align_start` on, on the teacher's transformer block `align_block` (0-based).
+    adversarial: a discriminator compares the student's clips with those of `data.clips`, for whose captions the student
+    generates; its gradient in a clip has this many times the norm of DMD's, from update `adversarial_start` on.
+    reward: weighs the clips of the DMD loss by exp(reward_beta reward) (Re-DMD), `module:function` of `train/rewards`.
     noise_aligned: the reference re-noises with the student's noise at shared steps and takes Euler steps between them.
     """
 
     guidance: Guidance = 3.0
     guidance_max: Guidance = 0.0
     score: Literal["bidirectional", "causal"] = "bidirectional"
+    adversarial: Weight = 0.0
+    adversarial_start: CountOrNone = 100
+    reward: str = ""
+    reward_beta: Weight = 2.0  # Reward Forcing, configs/reward_forcing.yaml
     semigroup: Weight = 0.0
     semigroup_time_weight: bool = True
     semigroup_stop_gradient: bool = True
@@ -193,6 +203,7 @@ class Optimisation:
     critic_per_generator: Count = 5
     lr: LearningRate = 2e-6
     critic_lr: LearningRate = 4e-7
+    discriminator_lr: LearningRate = 2e-6
     warmup: CountOrNone = 0
     schedule: Literal["constant", "cosine"] = "constant"
     final_lr: Share = 0.0
@@ -265,6 +276,17 @@ class Recipe:
     def has_history(self) -> bool:
         """Whether the trajectories of the stage `ode` lie behind clean clips, which are stored beside them."""
         return self.stage == "ode" and self.start.teacher == "causal" and self.start.history == "real"
+
+    @property
+    def reads_clips(self) -> bool:
+        """Whether the run reads clips, whose captions are its prompts."""
+        return self.stage != "distill" or self.loss.adversarial > 0
+
+    @property
+    def windows(self) -> bool:
+        """Whether clips are random windows of longer ones."""
+        r = self.rollout
+        return self.stage == "distill" and 0 < r.window < r.frames and r.long_tuning == "window"
 
     def schedule(self, nfe: int) -> Schedule:
         return Schedule.of(nfe, self.rollout.shift)

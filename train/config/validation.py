@@ -43,9 +43,10 @@ def _missing_models(recipe: Recipe) -> list[RecipeError]:
             errors.append(RecipeError(f"models.{name}", problem))
     if models.text != "words" and not recipe.data.embeddings:
         errors += _missing_folder("text", models.text, ("text_encoder", "tokenizer"), "expected text_encoder/ in it")
-    if recipe.run.sample_every or recipe.streams:
-        needs = "run.sample_every needs it" if recipe.run.sample_every else "rollout.long_tuning=chunks needs it"
-        errors += _missing_folder("vae", models.vae, ("config.json",), needs)
+    if recipe.run.sample_every or recipe.streams or recipe.loss.reward:
+        reasons = {"run.sample_every": recipe.run.sample_every, "rollout.long_tuning=chunks": recipe.streams}
+        needs = next((name for name, holds in reasons.items() if holds), "loss.reward")
+        errors += _missing_folder("vae", models.vae, ("config.json",), f"{needs} needs it")
     return errors
 
 
@@ -63,9 +64,10 @@ def _missing_folder(name: str, path: str, contents: tuple[str, ...], reason: str
 
 def _missing_data(recipe: Recipe) -> list[RecipeError]:
     data, errors = recipe.data, []
-    if recipe.stage != "distill" and not data.clips:
-        errors.append(RecipeError("data.clips", f"found none, the stage {recipe.stage} needs a folder of clips"))
-    elif recipe.stage == "distill" and data.prompts != "shapes":
+    if recipe.reads_clips and not data.clips:
+        reader = "loss.adversarial" if recipe.stage == "distill" else f"the stage {recipe.stage}"
+        errors.append(RecipeError("data.clips", f"found none, {reader} needs a folder of clips"))
+    elif not recipe.reads_clips and data.prompts != "shapes":
         try:
             check_prompt_file(Path(data.prompts))
         except RecipeError as error:
@@ -86,7 +88,9 @@ def _precompute_option(recipe: Recipe) -> str:
     """What `precompute` needs beside the recipe."""
     if recipe.data.images:
         return " --images FOLDER"
-    return " --videos FOLDER" if recipe.stage in ("cd", "tf") and recipe.data.prompts != "shapes" else ""
+    return (
+        " --videos FOLDER" if recipe.reads_clips and recipe.stage != "ode" and recipe.data.prompts != "shapes" else ""
+    )
 
 
 def check_prompt_file(path: Path) -> None:
@@ -102,6 +106,8 @@ def check_settings(recipe: Recipe, processes: int = 1) -> None:
     check_ranges(recipe)
     _check_rollout(recipe)
     _check_losses(recipe)
+    _check_adversarial(recipe)
+    _check_reward(recipe)
     if recipe.stage != "distill":
         _check_initial_stages(recipe)
     _check_adapters(recipe)
@@ -146,14 +152,18 @@ def _check_rollout(recipe: Recipe) -> None:
 def _check_long_tuning(recipe: Recipe) -> None:
     """Raise RecipeError for what clips longer than the window do not have."""
     r = recipe.rollout
-    if r.long_tuning == "end" and r.window in (0, r.frames):
+    if r.long_tuning != "chunks" and r.window in (0, r.frames):
         problem = f"has no effect on clips of {r.frames} frames with loss on all, expected a shorter rollout.window"
         raise RecipeError("rollout.long_tuning", problem, r.long_tuning)
-    if recipe.streams and recipe.loss.align != "none":
-        problem = "is not supported by chunks (their references would need a memory of their own): expected none"
-        raise RecipeError("loss.align", f"{problem}, or rollout.long_tuning=end", recipe.loss.align)
-    if recipe.streams and recipe.data.images:
-        raise RecipeError("data.images", "is not supported by chunks of longer clips: expected rollout.window=0")
+    if recipe.windows and r.window <= r.frames_per_block:
+        problem = f"found {r.window}, expected more than a block, {r.frames_per_block}: the first one carries no loss"
+        raise RecipeError("rollout.window", problem)
+    if (recipe.streams or recipe.windows) and recipe.loss.align != "none":
+        problem = f"is not supported by rollout.long_tuning={r.long_tuning} (references would need a past of their own)"
+        raise RecipeError("loss.align", f"{problem}: expected none, or long_tuning=end", recipe.loss.align)
+    if (recipe.streams or recipe.windows) and recipe.data.images:
+        problem = f"is not supported by rollout.long_tuning={r.long_tuning}: expected rollout.window=0"
+        raise RecipeError("data.images", problem)
 
 
 def _check_losses(recipe: Recipe) -> None:
@@ -180,6 +190,32 @@ def _check_adapters(recipe: Recipe) -> None:
             raise RecipeError(f"models.{name}", "has no effect without models.lora_rank", value)
     if models.lora_critic and recipe.stage != "distill":
         raise RecipeError("models.lora_critic", f"has no effect in the stage {recipe.stage}, which has no critic", True)
+
+
+def _check_adversarial(recipe: Recipe) -> None:
+    ratio = recipe.loss.adversarial
+    if not ratio:
+        return
+    if recipe.stage != "distill":
+        raise RecipeError("loss.adversarial", f"has no effect in the stage {recipe.stage}", ratio)
+    if recipe.data.images:
+        raise RecipeError("loss.adversarial", "is not supported by image-to-video students", ratio)
+    r = recipe.rollout
+    if r.window not in (0, r.frames):
+        problem = "is not supported by windows of longer clips (real clips begin with a picture): use rollout.window=0"
+        raise RecipeError("loss.adversarial", problem, ratio)
+
+
+def _check_reward(recipe: Recipe) -> None:
+    name = recipe.loss.reward
+    if not name:
+        return
+    if recipe.stage != "distill":
+        raise RecipeError("loss.reward", f"has no effect in the stage {recipe.stage}, which has no DMD loss", name)
+
+    from train.rewards import find_reward  # which imports its modules
+
+    find_reward(name)
 
 
 def _check_initial_stages(recipe: Recipe) -> None:

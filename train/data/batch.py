@@ -11,11 +11,15 @@ from train.rollout.random_draws import seed_for
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch. samples: its clips' indices in the global batch. negative: the teacher's negative prompt."""
+    """A micro-batch. samples: its clips' indices in the global batch. negative: the teacher's negative prompt.
+
+    prompts: the clips' own, in words.
+    """
 
     samples: range
     conditioning: Conditioning
     negative: Conditioning
+    prompts: tuple[str, ...] = ()
 
     def seeds(self, recipe: Recipe, update: int, role: str) -> list[int]:
         """A seed of the rollout's noise for every clip."""

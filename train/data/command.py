@@ -45,7 +45,9 @@ def add_precompute(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--out", default="data/embeddings", help="folder of a prompt file's embeddings")
     command.add_argument("--images", type=Path, help="folder of pictures named by prompt line, for an I2V recipe")
     command.add_argument(
-        "--videos", type=Path, help="folder of videos, NAME.mp4 and its caption in NAME.txt, for the stages cd and tf"
+        "--videos",
+        type=Path,
+        help="folder of videos, NAME.mp4 and its caption in NAME.txt, for stages cd and tf and loss.adversarial",
     )
     command.add_argument("--device", default=DEVICE, help=DEVICE_HELP)
     command.set_defaults(run=precompute)

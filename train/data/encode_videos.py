@@ -1,4 +1,4 @@
-"""Encodes videos into `data.clips` for the stages `cd` and `tf`: captioned files, or scenes of the Shapes world."""
+"""Encodes videos into `data.clips`, real clips: captioned files, or scenes of the Shapes world."""
 
 from __future__ import annotations
 

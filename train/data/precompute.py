@@ -114,7 +114,7 @@ def precompute_recipe(recipe: Recipe, pictures: Path | None, videos: Path | None
         if pictures is None:
             raise InputError("images", f"found none, expected a folder of pictures for {data.images}")
         done.append(f"{data.images}: {precompute_start_images(recipe, pictures, device)} start images")
-    if recipe.stage != "distill":
+    if recipe.reads_clips:
         check_settings(recipe)
         if recipe.stage == "ode":
             announce("data.clips", data.clips, clip_paths(recipe, clip_count(recipe)), *trajectory_cost(recipe))

@@ -15,7 +15,7 @@ from train.data.prompts import embeddings_cache, umt5
 def check_prompts(recipe: Recipe) -> None:
     """Raise RecipeError where a prompt of the run cannot be encoded. The recipe's files are there."""
     data = recipe.data
-    if recipe.stage != "distill":
+    if recipe.reads_clips:
         dataset = ClipDataset(recipe)
         field, where, prompts = "data.clips", data.clips, dict(enumerate(dataset.prompts, 1))
     elif data.prompts == "shapes":

@@ -88,7 +88,7 @@ class Prompts:
     def batch(self, update: int, samples: range, role: str) -> Batch:
         prompts = [self.prompt(update, i, role) for i in samples]
         lines = [self.line(update, i, role) for i in samples] if self.start_images else []
-        return Batch(samples, *self.conditioning(prompts, lines))
+        return Batch(samples, *self.conditioning(prompts, lines), tuple(prompts))
 
     def conditioning(self, prompts: list[str], lines: list[int] | None = None) -> tuple[Conditioning, Conditioning]:
         """Conditionings of the prompts and of the negative prompt, with the start images of the list's `lines`."""

@@ -24,8 +24,13 @@ def dmd_gradient(x0: Tensor, real_x0: Tensor, fake_x0: Tensor) -> Tensor:
     return ((fake_x0 - real_x0) / scale).detach().nan_to_num()
 
 
-def dmd_loss(x0: Tensor, gradient: Tensor) -> Tensor:
-    """0.5 mse(x0, stopgrad(x0 - gradient)) in float64: its derivative with respect to x0 is gradient / numel."""
+def dmd_loss(x0: Tensor, gradient: Tensor, weight_B: Tensor | None = None) -> Tensor:
+    """0.5 mse(x0, stopgrad(x0 - gradient)) in float64: its derivative with respect to x0 is gradient / numel.
+
+    weight_B: of every clip's part of the mean (Re-DMD, arXiv 2512.04678), 1 by default.
+    """
     x0_64 = x0.double()
     target = (x0_64 - gradient.double()).detach()
-    return 0.5 * mse_loss(x0_64, target)
+    if weight_B is None:
+        return 0.5 * mse_loss(x0_64, target)
+    return 0.5 * (weight_B * (x0_64 - target).square().flatten(1).mean(dim=1)).mean()

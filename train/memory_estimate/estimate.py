@@ -12,8 +12,10 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from salt.planning.peaks import VAE_CACHE, VAE_FRAME, VAE_PARAMETERS
 from train.config.model_configs import backbones, config_of
 from train.config.recipe import Recipe
+from train.data.encode_videos import PIXELS_PER_LATENT
 from train.distributed.launch import Mode
 from train.lora_adapters import adapter_of
 from train.memory_estimate.allocations import MemoryUse
@@ -71,7 +73,8 @@ class Estimate:
 def configurations(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Configurations of the models that the recipe's stage uses, by name."""
     if recipe.stage == "distill":
-        return backbones(recipe)
+        found = backbones(recipe)
+        return found | ({"discriminator": found["critic"]} if recipe.loss.adversarial else {})
     if recipe.stage == "cd":
         return {name: config for name, config in backbones(recipe).items() if name != "critic"}
     return {"student": config_of(recipe.models.student, "models.student")}
@@ -102,6 +105,8 @@ def add_up(
     teacher = 0
     if "teacher" in found:
         teacher = found["teacher"].kept if opt.precision == "bf16" else FP32 * found["teacher"].total
+    if recipe.loss.reward:
+        always["autoencoder"] = FP32 * VAE_PARAMETERS
     aligns = recipe.stage == "distill" and recipe.loss.align != "none"
     if teacher and not (settings.offload and not aligns):
         # Offloaded, the alignment's backward still needs it, and it stays for the next update's first call.
@@ -157,12 +162,27 @@ def phase_bytes(
         "scores": rolled | {"working memory": a.scores.peak},
         "backward": rolled | ours | {"working memory": a.exits.backward},
     }
+    if recipe.loss.adversarial:
+        # Of a micro-batch: real and generated clips, and both again for the gradient penalty, in one forward.
+        both = backward_bytes(a.critic.repeated(4))
+        moments["discriminator's backward"] = {"gradients": gradients["discriminator"]} | both
+        moments["adversarial gradient"] = rolled | backward_bytes(a.critic)
+    if recipe.loss.reward:
+        moments["reward"] = rolled | decoding_bytes(recipe)
     if recipe.loss.align != "none":
         moments["alignment's reference"] = rolled | working | {"KV memory": held + kv}
         features = backward_bytes(a.alignment)
         features["teacher's activations"] = features.pop("activations until backward")
         moments["alignment"] = rolled | ours | features
     return moments
+
+
+def decoding_bytes(recipe: Recipe) -> dict[str, int]:
+    """What Wan's autoencoder adds while it decodes a clip for its reward, in float32."""
+    r = recipe.rollout
+    pixels = FP32 * r.height * r.width * PIXELS_PER_LATENT**2
+    video = 3 * (4 * (r.window or r.frames) - 3) * pixels
+    return {"decoder": pixels * (VAE_CACHE + VAE_FRAME), "decoded clip": video}
 
 
 def backward_bytes(use: MemoryUse) -> dict[str, int]:

@@ -26,6 +26,7 @@ from train.distributed.launch import Mode
 from train.distributed.offloading import OffloadedModel
 from train.methods.base import Trainer, largest
 from train.methods.learning_rate import rate_factor
+from train.methods.reward_weight import RewardWeight
 from train.methods.sc_dmd_losses import alignment_term, critic_term, dmd_term, semigroup_term
 from train.methods.teacher import placed_teacher
 from train.models import build_critic
@@ -39,12 +40,13 @@ Role = Literal["generator", "critic"]
 class SCDMDTrainer(Trainer):
     """Distils a student from a teacher (the real score), with a critic (the fake score), from prompts alone."""
 
-    def __init__(self, recipe: Recipe, mode: Mode = "single") -> None:
-        super().__init__(recipe, mode)
+    def __init__(self, recipe: Recipe, mode: Mode = "single", prompts: list[str] | None = None) -> None:
+        super().__init__(recipe, mode, prompts)
         self.critic = self.learner(build_critic(recipe, self.device), mode, recipe.optimisation.critic_lr)
         self.learners["critic"] = self.critic
         self.critic_score = OffloadedModel(self.critic.model, self.device)
         self.teacher = placed_teacher(recipe, self.device, mode)
+        self.reward_weight = RewardWeight(recipe, self.device) if recipe.loss.reward else None
 
     def update(self, update: int) -> dict[str, float]:
         """`critic_per_generator` critic updates, then one generator update; mean losses over the global batch.
@@ -101,13 +103,24 @@ class SCDMDTrainer(Trainer):
         # Self-Forcing rollout: every block exits at the drawn step, with gradient through that step alone.
         result = self.rollout(student, batch, draws, update, "generator")
         # Scores of the noised clip: the guided teacher's and the critic's (section 3.1).
-        dmd = dmd_term(self.critic_score, self.teacher, result.x0, batch, recipe, draws, update, result.learned)
-        parts: LoggedValues = {"dmd": dmd.detach()}
+        dmd, parts = self.distribution_loss(result, batch, draws, update)
         # Semigroup defect at the exit step (section 3.2), on 8-step rollouts only.
         semigroup, semigroup_parts = semigroup_term(result, recipe, draws)
         # Feature distance to a reference on the next denser list (section 3.3), on rollouts of few steps only.
         alignment, alignment_parts = alignment_term(student, self.teacher, result, batch, recipe, draws, update)
         return dmd + semigroup + alignment, parts | semigroup_parts | alignment_parts
+
+    def distribution_loss(
+        self, result: RolloutResult, batch: Batch, draws: UpdateDraws, update: int
+    ) -> tuple[Tensor, LoggedValues]:
+        """L_DMD of the rollout's clip, weighted by its reward where the recipe has one (Re-DMD)."""
+        weight_B, parts = None, {}
+        if self.reward_weight is not None:
+            weight_B, rewards = self.reward_weight(result.x0, batch)
+            parts = {"reward": rewards.mean(), "reward_weight": weight_B.mean()}
+        clip = (result.x0, batch, self.recipe, draws, update, result.learned, weight_B)
+        dmd = dmd_term(self.critic_score, self.teacher, *clip)
+        return dmd, parts | {"dmd": dmd.detach()}
 
     @torch.no_grad()
     def student_clip(

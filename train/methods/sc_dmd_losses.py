@@ -42,11 +42,12 @@ from train.rollout.reference_rollout import rollout_reference
 
 def dmd_term(
     critic: ClipModel, teacher: ClipModel, x0: Tensor, batch: Batch, recipe: Recipe, draws: UpdateDraws, update: int,
-    learned: int = 0,
+    learned: int = 0, weight_B: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """L_DMD of a clip x0 with gradient (Self Forcing: `compute_distribution_matching_loss`, `_compute_kl_grad`).
 
-    learned: frames at its end that carry the loss (0: all); the scores see the whole clip.
+    learned: frames at its end that carry the loss (0: all); the scores see the whole clip. weight_B: of every clip,
+    1 by default.
     """
     sigma = to_device(score_sigmas(recipe, update, batch.samples, "generator"), x0.device)
     noise = to_device(clip_noises(tuple(x0.shape[1:]), recipe, update, batch.samples, "generator"), x0.device)
@@ -58,7 +59,7 @@ def dmd_term(
         if draws.guidance:
             real = guided_x0(real, score_x0(teacher, x_t, sigma, batch.negative, recipe, clean), draws.guidance)
         gradient = dmd_gradient(clean, real, fake)
-    return dmd_loss(x0[:, :, -learned:], gradient[:, :, -learned:]).to(x0.dtype)
+    return dmd_loss(x0[:, :, -learned:], gradient[:, :, -learned:], weight_B).to(x0.dtype)
 
 
 def score_x0(

@@ -34,20 +34,20 @@ REAL_CLIPS = 400
 # Of both starts: 4 blocks, AdamW, the 4-step list, a whole batch per forward.
 COMMON = (
     f"models.student={TEACHER}", f"models.teacher={TEACHER}", "rollout.frames=12", "rollout.share={4: 1.0}",
-    "optimisation.batch=16", "optimisation.micro_batch=16", "run.save_every=20",
+    "optimisation.batch=8", "optimisation.micro_batch=8", "optimisation.lr=5e-4", "run.save_every=20",
     "run.sample_every=0", "run.tracker=none",
 )  # fmt: skip
 STARTS = {
     "ode": (
-        "start.teacher_steps=24", "start.clips=224", "optimisation.updates=160",
+        "start.teacher_steps=24", "start.clips=112", "optimisation.updates=100",
         "start.history=rollout", "data.history=", "start.step_for=block",
     ),
-    "cd": (f"start.clips={REAL_CLIPS}", "optimisation.updates=150"),
+    "cd": (f"start.clips={REAL_CLIPS}", "optimisation.updates=120"),
 }  # fmt: skip
 # Distillation of either: half of the rollouts at 2 steps, since few evaluations are what a start is compared by.
 DMD = (
     f"models.teacher={TEACHER}", "rollout.frames=12", "rollout.share={4: 0.5, 2: 0.5}", "optimisation.batch=8",
-    "optimisation.micro_batch=8", "optimisation.critic_per_generator=3", "optimisation.updates=40",
+    "optimisation.micro_batch=8", "optimisation.critic_per_generator=3", "optimisation.updates=30",
     "run.save_every=10", "run.sample_every=0", "run.tracker=none",
 )  # fmt: skip
 
@@ -66,26 +66,31 @@ def distillation_recipe(name: str, student: Path, out: Path, seed: int) -> Recip
 
 
 def run_seed(out: Path, seed: int, names: Sequence[str]) -> None:
-    """Train and score what has no record yet."""
-    shared = start_recipe("cd", out, 0)
-    encode_videos(shared, None, torch.device("cpu"))
+    """Train and score what has no record yet: first the starts, then their distillation."""
+    encode_videos(start_recipe("cd", out, 0), None, torch.device("cpu"))
     for name in names:
         recipe = start_recipe(name, out, seed)
         if name == "ode":
             timed(out, name, seed, "trajectories", partial(generate_clips, recipe, torch.device("cpu")))
-        timed(out, name, seed, "start", partial(distill, recipe, "single"))
-        student = Path(recipe.run.out) / "export" / f"{recipe.name}.safetensors"
-        tuned = distillation_recipe(name, student, out, seed)
-        timed(out, name, seed, "distilled", partial(distill, tuned, "single"))
-        final = Path(tuned.run.out) / "export" / f"{tuned.name}.safetensors"
-        for stage, path in (("start", student), ("distilled", final)):
-            timed(out, name, seed, f"scores_{stage}", partial(scores, path, Path(tuned.models.vae)))
+        train_and_score(recipe, out, name, seed, "start")
+    for name in names:
+        tuned = distillation_recipe(name, exported(start_recipe(name, out, seed)), out, seed)
+        train_and_score(tuned, out, name, seed, "distilled")
+
+
+def train_and_score(recipe: Recipe, out: Path, name: str, seed: int, stage: str) -> None:
+    timed(out, name, seed, stage, partial(distill, recipe, "single"))
+    timed(out, name, seed, f"scores_{stage}", partial(scores, exported(recipe), Path(recipe.models.vae)))
+
+
+def exported(recipe: Recipe) -> Path:
+    return Path(recipe.run.out) / "export" / f"{recipe.name}.safetensors"
 
 
 def timed(out: Path, name: str, seed: int, stage: str, work: Callable[[], object]) -> None:
     """Run a stage that is not finished, and record its processor time and what it returns (if it is a table)."""
     path = out / name / f"seed-{seed}" / "record.json"
-    record = json.loads(path.read_text()) if path.exists() else {"start": name, "seed": seed}
+    record = json.loads(path.read_text()) if path.exists() else {"arm": name, "seed": seed}
     entry = record.setdefault(stage, {"finished": False, "processor_s": 0})
     if entry["finished"]:
         return
@@ -119,7 +124,7 @@ def table(out: Path) -> str:
     found = records(out)
     for stage, words in (("start", "start alone"), ("distilled", "after DMD")):
         done = [r for r in found if r.get(f"scores_{stage}", {}).get("finished")]
-        passed = {(r["start"], r["seed"]): [_passed(r, stage, n) for n in EVALUATIONS] for r in done}
+        passed = {(r["arm"], r["seed"]): [_passed(r, stage, n) for n in EVALUATIONS] for r in done}
         for name in STARTS:
             own = {seed: values for (start, seed), values in passed.items() if start == name}
             rows += [_row(f"`{name}`, {words}", str(seed), values) for seed, values in own.items()]

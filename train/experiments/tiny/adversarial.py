@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from salt.checkpoints import load_student, save_wan
 from salt.conditioning import Conditioning
 from salt.models.transformer_salt import SaltTransformer3DModel
-from salt.schedule import add_noise
+from train.adversarial.pairs import MAX_SIGMA, NoisyPairs, adversarial_term, clip_gradient, discriminator_terms
 from train.config.recipe import Recipe
 from train.data.batch import Batch
 from train.distributed.ema import update_average
@@ -29,7 +29,6 @@ from train.experiments.tiny.discriminator import Discriminator
 from train.experiments.tiny.latent_dataset import Latents
 from train.experiments.tiny.rollout_modes import ClipPairs, RolloutMode, rollout_modes, whole_clip_recipe
 from train.experiments.tiny.run_state import Run, placed, seeded
-from train.losses import discriminator_loss, generator_adversarial_loss, gradient_penalty
 from train.methods.sc_dmd_losses import alignment_term, critic_term, dmd_term, semigroup_term
 from train.monitoring.logged_values import LoggedValues
 from train.rollout.gradient_rollout import RolloutResult
@@ -37,10 +36,6 @@ from train.rollout.random_draws import UpdateDraws, draw_update
 
 ADVERSARIAL_RATIO = 6.0  # norm of the adversarial gradient in a clip, over DMD's
 GRADIENT_SCALE = 0.25  # of both gradients
-WEIGHT_TEMPERATURE = 4.0  # of logits: clips count more, the more clearly they are detected
-PENALTY_WEIGHT = 0.01
-PENALTY_SPREAD = 0.05  # of the noise that the gradient penalty adds
-MAX_SIGMA = 0.6  # of the discriminator's input: outlines are still visible
 DISCRIMINATOR_LR = 2e-4
 CLIP_NORM, DISCRIMINATOR_CLIP_NORM = 10.0, 1.0
 REPLAY_SIZE = 60  # pairs per mode that the discriminator sees again
@@ -61,26 +56,12 @@ class AdversarialStage:
     compiled: bool = True
 
 
-def add_pair_noise(pairs: ClipPairs, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Noisy real and fake clips, with independent noise at one sigma [B] per pair, and that sigma."""
+def add_pair_noise(pairs: ClipPairs, text: Tensor, generator: torch.Generator) -> NoisyPairs:
+    """The pairs, noised at one sigma [B] per pair. text [B, L, D]: of their scenes."""
     device = pairs.real.device
     sigma = (MAX_SIGMA * torch.rand(len(pairs.real), generator=generator)).to(device)
-    real, fake = (
-        add_noise(clips, torch.randn(clips.shape, generator=generator).to(device), sigma)
-        for clips in (pairs.real, pairs.fake)
-    )
-    return real, fake, sigma
-
-
-def clip_gradient(fake: Tensor, adversarial: Tensor, dmd: Tensor, scored_F: Tensor) -> Tensor:
-    """Gradient of both losses in the clips `fake` [B, C, F, H, W], in the ratio ADVERSARIAL_RATIO, by GRADIENT_SCALE.
-
-    scored_F [F]: frames that take DMD's gradient.
-    """
-    (from_adversarial,) = torch.autograd.grad(adversarial, fake)
-    (from_dmd,) = torch.autograd.grad(dmd, fake)
-    scale = ADVERSARIAL_RATIO * from_dmd.norm() / from_adversarial.norm().clamp_min(1e-12)
-    return GRADIENT_SCALE * (scale * from_adversarial + from_dmd * scored_F[:, None, None])
+    real, fake = (torch.randn(pairs.real.shape, generator=generator).to(device) for _ in range(2))
+    return NoisyPairs.of(pairs.real, pairs.fake, sigma, text, (real, fake))
 
 
 class AdversarialTrainer:
@@ -161,9 +142,9 @@ class AdversarialTrainer:
             return values
         return values | self._step_student(result, fresh, batch, mode, draws, step, generator)
 
-    def _logits(self, clips: Tensor, sigma: Tensor, scenes: Tensor) -> Tensor:
+    def _logits(self, clips: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
         with self._autocast():
-            return self.discriminator(clips, sigma, self.text_SLD[scenes])
+            return self.discriminator(clips, sigma, text)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device, torch.bfloat16, enabled=self.wrapped.bf16)
@@ -178,18 +159,10 @@ class AdversarialTrainer:
 
     def _step_discriminator(self, pairs: ClipPairs, weight_F: Tensor, generator: torch.Generator) -> float:
         """pairs: fresh ones, then as many replayed ones; the gradient penalty uses the fresh half."""
-        real, fake, sigma = add_pair_noise(pairs, generator)
-        half = slice(len(real) // 2)
-        perturbed = torch.cat([real[half], fake[half]])
-        perturbed = perturbed + PENALTY_SPREAD * torch.randn(perturbed.shape, generator=generator).to(perturbed.device)
-        clips = torch.cat([real, fake, perturbed])
-        sigmas, scenes = (torch.cat([v, v, v[half], v[half]]) for v in (sigma, pairs.scenes))
-        real_BF, fake_BF, perturbed_BF = self._logits(clips, sigmas, scenes).split(len(real))
-        loss = discriminator_loss(real_BF, fake_BF, weight_F)
-        logits_BF = torch.cat([real_BF[half], fake_BF[half]])
-        penalty = gradient_penalty(logits_BF, perturbed_BF, PENALTY_SPREAD, weight_F)
-        # Twice: the mean is over real and fake clips, each of which has a penalty of its own (R1 and R2).
-        self._apply("judge", loss + 2 * PENALTY_WEIGHT * penalty, DISCRIMINATOR_CLIP_NORM)
+        noisy = add_pair_noise(pairs, self.text_SLD[pairs.scenes], generator)
+        spread = torch.randn(noisy.real.shape, generator=generator).to(noisy.real.device)
+        loss, penalty = discriminator_terms(self._logits, noisy, weight_F, spread)
+        self._apply("judge", loss + penalty, DISCRIMINATOR_CLIP_NORM)
         return loss.item()
 
     def _step_critic(self, pairs: ClipPairs, batch: Batch, recipe: Recipe, update: int) -> float:
@@ -210,7 +183,8 @@ class AdversarialTrainer:
         generator: torch.Generator,
     ) -> dict[str, float]:
         fake = fresh.fake.detach().requires_grad_(True)
-        adversarial = self._adversarial_loss(replace(fresh, fake=fake), mode.weight_F, generator)
+        noisy = add_pair_noise(replace(fresh, fake=fake), self.text_SLD[fresh.scenes], generator)
+        adversarial = adversarial_term(self._logits, noisy, mode.weight_F)
 
         def losses(student: SaltTransformer3DModel) -> tuple[Tensor, Tensor, LoggedValues]:
             dmd = dmd_term(self.critic_model, self.teacher, fake, batch, mode.recipe, draws, step)
@@ -219,18 +193,11 @@ class AdversarialTrainer:
             return dmd, semigroup + alignment, parts | more
 
         dmd, consistency, parts = self.wrapped(losses)
-        loss = (result.x0.float() * clip_gradient(fake, adversarial, dmd, mode.scored_F)).sum() + consistency
+        gradient = clip_gradient(fake, adversarial, dmd, ADVERSARIAL_RATIO, mode.scored_F)
+        loss = (result.x0.float() * GRADIENT_SCALE * gradient).sum() + consistency
         norm = self._apply("student", loss, CLIP_NORM)
         logged = {name: float(value) for name, value in parts.items()}
         return logged | {"dmd": dmd.item(), "adversarial": adversarial.item(), "norm": norm}
-
-    def _adversarial_loss(self, pairs: ClipPairs, weight_F: Tensor, generator: torch.Generator) -> Tensor:
-        """The student's adversarial loss, with gradient in the fake clips; `clip_gradient` leaves the weights out."""
-        real, fake, sigma = add_pair_noise(pairs, generator)
-        with torch.no_grad():
-            real_BF = self._logits(real, sigma, pairs.scenes)
-        fake_BF = self._logits(fake, sigma, pairs.scenes)
-        return generator_adversarial_loss(real_BF, fake_BF, weight_F, WEIGHT_TEMPERATURE)
 
 
 def train_adversarial(

@@ -18,17 +18,16 @@ from torch import Tensor
 
 from salt.conditioning import Conditioning
 from salt.model_input import ModelInput
-from salt.models.causal_model import CausalModel
 from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.noise import SeededNoise
-from salt.rollout import rollout
 from salt.sampling import sample_bidirectional
 from train.config.loader import load_recipe
 from train.config.recipe import Recipe, Rollouts
 from train.rollout.block_causal import ClipModel
-from train.rollout.gradient_rollout import ExitRecord, ExitRecorder, RolloutResult, rollout_with_grad
+from train.rollout.gradient_rollout import ExitRecord, RolloutResult, rollout_with_grad
+from train.rollout.late_window import rollout_window
 from train.rollout.random_draws import UpdateDraws
-from train.rollout.recipe_rollout import autocast_cache, clip_noise, continue_rollout, new_memory, rollout_settings
+from train.rollout.recipe_rollout import rollout_settings
 
 FIRST_BLOCKS_PER_BATCH = 32  # costs about as much as 8 clips of 12 latent frames
 LONG_CLIP_WINDOWS = 3  # length of a long clip, in windows
@@ -118,10 +117,11 @@ def rollout_modes(
     late = _dmd_recipe(whole, long_rollouts, 2000)
 
     first_blocks = partial(rollout_first_block, model=first_block_model)
+    late_windows = partial(rollout_window, start=late.rollout.frames - frames, masked=0)
     return (
         RolloutMode(whole, rollout_with_grad, weight_F / weight_F.sum(), even_F),
         RolloutMode(first, first_blocks, block_F / block, block_F),
-        RolloutMode(late, rollout_late_window, even_F / frames, late_scored_F, late=True),
+        RolloutMode(late, late_windows, even_F / frames, late_scored_F, late=True),
     )
 
 
@@ -143,26 +143,3 @@ def rollout_first_block(
     with torch.set_grad_enabled(gradient):
         x0 = sample_bidirectional(flow, conditioning, noise, r.frames, rollout_settings(recipe, draws.schedule))
     return RolloutResult(x0, ExitRecord(), noise, flow)
-
-
-def rollout_late_window(
-    student: SaltTransformer3DModel, conditioning: Conditioning, recipe: Recipe, draws: UpdateDraws, seeds: list[int],
-    *, gradient: bool,
-) -> RolloutResult:  # fmt: skip
-    """The last `window` frames of a clip, leaving at the drawn exit step, after a past that took all its steps.
-
-    `rollout_with_grad` lets the past exit early, too, but in sampling no past is that poor.
-    """
-    r = recipe.rollout
-    noise = clip_noise(student, recipe, seeds, conditioning.text.device)
-    first = r.frames - r.window
-    model = CausalModel(student)
-    recorder = ExitRecorder(model, draws, recipe, first if gradient else None, noise)
-    with torch.no_grad(), autocast_cache(True):
-        memory = new_memory(student, conditioning, recipe)
-        past = replace(rollout_settings(recipe, draws.schedule), fuse=True)
-        for _ in rollout(model, conditioning, memory, noise, first, past):
-            pass
-        settings = rollout_settings(recipe, draws.schedule_to_exit)
-        continue_rollout(recorder, conditioning, memory, noise, r.window, settings, on_step=recorder.on_step)
-    return RolloutResult(recorder.exits.x0(draws.exit_sigma), recorder.exits, noise, model)
