@@ -125,3 +125,31 @@ def test_the_estimate_counts_the_teacher(tmp_path):
     found = estimate(cd_recipe(tmp_path))
     assert found.always["teacher"] > 0 and not any("critic" in name for name in found.always)
     assert found.moments["targets"]["working memory"] > 0
+
+
+def test_the_student_learns_the_ends_of_the_teacher_s_ode(tmp_path):
+    """From noise, one evaluation lands nearer to where the teacher's 8 steps lead than before."""
+    recipe = cd_recipe(tmp_path, updates=60, lr=3e-3)
+    recipe = replace(recipe, start=replace(recipe.start, guidance=0.0), run=replace(recipe.run, save_every=0))
+    trainer = ConsistencyTrainer(recipe)
+    batch, schedule = trainer.prompts.batch(0, range(2), "start"), recipe.schedule(8)
+    clean, _ = trainer.read_clips(batch, 0)
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(9))
+
+    def distance():
+        with torch.no_grad():
+            x, levels = noise, [*schedule.sigmas, 0.0]
+            for sigma, following in zip(levels, levels[1:], strict=False):
+                flow = block_by_block(teacher, x, sigma, clean, batch.conditioning)
+                x = x - (sigma - following) * flow
+            return (
+                (noise - block_by_block(trainer.student.model.model, noise, 1.0, clean, batch.conditioning) - x)
+                .square()
+                .mean()
+                .item()
+            )
+
+    teacher = load_student(recipe.models.teacher, dtype=torch.float32)
+    before = distance()
+    trainer.run()
+    assert distance() < 0.7 * before
