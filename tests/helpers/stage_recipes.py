@@ -29,7 +29,7 @@ def cd_recipe(folder: Path, **optimisation) -> Recipe:
         data=dict(clips=str(clips)),
         optimisation=dict(batch=2, ema=0.5, ema_start=0, updates=4) | optimisation,
     )
-    start = replace(recipe.start, teacher="causal", teacher_steps=8, guidance=2.0)
+    start = replace(recipe.start, teacher="causal", step_for="clip", teacher_steps=8, guidance=2.0)
     return replace(recipe, stage="cd", start=start)
 
 

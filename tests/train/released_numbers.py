@@ -134,12 +134,18 @@ RELEASED: dict[str, dict[str, object]] = {
     },
     "causal_forcing_cd": {  # Causal Forcing, configs/causal_cd_chunkwise.yaml
         "start.teacher": "causal",  # generator_ckpt ar_diffusion.pt
+        "start.step_for": "clip",  # model/naive_consistency.py: one timestep_idx
         "start.teacher_steps": 48,  # discrete_cd_N
         "start.guidance": 2.0,  # guidance_scale 3.0, of uncond + g (cond - uncond)
         "optimisation.lr": 2e-6,  # lr
         "optimisation.betas": (0.0, 0.999),  # beta1, beta2
         "optimisation.ema": 0.99,  # ema_weight
         "optimisation.batch": 64,  # README.md: 64 GPUs with a clip each
+    },
+    "self_forcing_reward": {  # Reward Forcing (JaydenLyh/Reward-Forcing), configs/reward_forcing.yaml
+        "loss.reward_beta": 2.0,  # beta
+        "rollout.memory": "sink:3,window:9",  # sink_size, local_attn_size
+        "optimisation.updates": 120,  # full_training_steps 601
     },
     "causal_forcing_tf": START
     | {

@@ -168,7 +168,7 @@ class InitialStages:
     `causal`, a teacher-forced model that generates block by block behind clean blocks (Causal Forcing).
     history: the past of a causal teacher's blocks, `real` clean clips (the release's), or its own `rollout`.
     step_for: whether the step of a trajectory that is learned is drawn for every `block` (Self Forcing's release), or
-    one for the whole `clip` (Causal Forcing's).
+    one for the whole `clip` (Causal Forcing's, in `cd` too).
     teacher_steps: Euler steps of a trajectory; `cd` takes one of them at a time. guidance: on it, cond + g (cond -
     uncond). clips: how many trajectories `precompute` generates. history_noise: largest noise level mixed into the
     clean past of a teacher-forced clip. prompt_dropout: share of clips trained under the negative prompt, for guidance.

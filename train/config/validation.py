@@ -158,12 +158,14 @@ def _check_long_tuning(recipe: Recipe) -> None:
     if recipe.windows and r.window <= r.frames_per_block:
         problem = f"found {r.window}, expected more than a block, {r.frames_per_block}: the first one carries no loss"
         raise RecipeError("rollout.window", problem)
-    if (recipe.streams or recipe.windows) and recipe.loss.align != "none":
-        problem = f"is not supported by rollout.long_tuning={r.long_tuning} (references would need a past of their own)"
-        raise RecipeError("loss.align", f"{problem}: expected none, or long_tuning=end", recipe.loss.align)
-    if (recipe.streams or recipe.windows) and recipe.data.images:
-        problem = f"is not supported by rollout.long_tuning={r.long_tuning}: expected rollout.window=0"
-        raise RecipeError("data.images", problem)
+    if not (recipe.streams or recipe.windows):
+        return
+    part = "chunks" if recipe.streams else "windows"
+    if recipe.loss.align != "none":
+        problem = f"is not supported by {part} (their references would need a memory of their own): expected none"
+        raise RecipeError("loss.align", f"{problem}, or rollout.long_tuning=end", recipe.loss.align)
+    if recipe.data.images:
+        raise RecipeError("data.images", f"is not supported by {part} of longer clips: expected rollout.window=0")
 
 
 def _check_losses(recipe: Recipe) -> None:

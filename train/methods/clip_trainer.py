@@ -18,7 +18,7 @@ from train.data.clip_dataset import Clip, ClipDataset
 from train.distributed.launch import Mode
 from train.methods.base import Trainer
 from train.monitoring.logged_values import LoggedValues
-from train.rollout.random_draws import uniform_for
+from train.rollout.random_draws import seed_for, uniform_for
 
 
 class ClipTrainer(Trainer):
@@ -59,6 +59,16 @@ def drop_prompts(batch: Batch, recipe: Recipe, update: int) -> Conditioning:
     dropped = torch.tensor([uniform_for(seed, "dropout", update, i) < share for i in batch.samples])
     text = batch.conditioning.text
     return Conditioning(torch.where(to_device(dropped, text.device)[:, None, None], batch.negative.text, text))
+
+
+def draw_steps(recipe: Recipe, update: int, samples: range, blocks: list[int], count: int) -> Tensor:
+    """A step of `count` by number, [B, F]: drawn for every block, or for the clip (`start.step_for`)."""
+    seed, whole = recipe.run.seed, recipe.start.step_for == "clip"
+    numbers = [
+        [float(seed_for(seed, "step", update, i, 0 if whole else b) % count) for b in range(len(blocks))]
+        for i in samples
+    ]
+    return expand_blocks(numbers, blocks).long()
 
 
 def expand_blocks(values: list[list[float]], blocks: list[int]) -> Tensor:

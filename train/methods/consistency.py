@@ -20,10 +20,10 @@ from train.config.recipe import Recipe
 from train.data.batch import Batch
 from train.distributed.launch import Mode
 from train.losses import consistency_loss
-from train.methods.clip_trainer import ClipTrainer, drop_prompts, expand_blocks
+from train.methods.clip_trainer import ClipTrainer, draw_steps, drop_prompts
 from train.methods.teacher import placed_teacher
 from train.rollout.block_causal import ClipModel, causal_flow, clip_blocks
-from train.rollout.random_draws import generator_for, seed_for
+from train.rollout.random_draws import generator_for
 
 
 @dataclass(frozen=True)
@@ -79,15 +79,14 @@ def neighbours(
     recipe: Recipe,
     update: int,
 ) -> Points:
-    """Noised clips at a step drawn for each, of the `start.teacher_steps` steps, and where one step of the ODE leads.
+    """Noised clips at steps drawn for them, of the `start.teacher_steps` steps, and where one step of the ODE leads.
 
     The last step leads to 0, where a clip is its own end.
     """
     seed, guidance = recipe.run.seed, recipe.start.guidance
     blocks = clip_blocks(recipe.rollout, latents.shape[2])
     levels = torch.tensor([*recipe.schedule(recipe.start.teacher_steps).sigmas, 0.0])
-    drawn = [float(seed_for(seed, "step", update, i) % (len(levels) - 1)) for i in samples]
-    index_BF = expand_blocks([[step] * len(blocks) for step in drawn], blocks).long()
+    index_BF = draw_steps(recipe, update, samples, blocks, len(levels) - 1)
     sigma_BF, following_BF = (to_device(levels[index], latents.device) for index in (index_BF, index_BF + 1))
     rows = [torch.randn(latents.shape[1:], generator=generator_for(seed, "n", update, i)) for i in samples]
     x = add_noise(latents, to_device(torch.stack(rows), latents.device), sigma_BF)

@@ -15,9 +15,8 @@ from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.schedule import flow_to_x0
 from train.config.recipe import Recipe
 from train.data.batch import Batch
-from train.methods.clip_trainer import ClipTrainer, drop_prompts, expand_blocks
+from train.methods.clip_trainer import ClipTrainer, draw_steps, drop_prompts
 from train.rollout.block_causal import ClipModel, causal_flow, clip_blocks
-from train.rollout.random_draws import seed_for
 
 
 class ODERegressionTrainer(ClipTrainer):
@@ -53,14 +52,7 @@ def trajectory_loss(
     """
     blocks = clip_blocks(recipe.rollout, latents.shape[2])
     schedule = recipe.schedule(trajectory.shape[1])
-    seed = recipe.run.seed
-    whole = recipe.start.step_for == "clip"
-    draws = [[0 if whole else b for b in range(len(blocks))]] * len(samples)
-    steps = [
-        [seed_for(seed, "step", update, i, b) % schedule.nfe for b in row]
-        for i, row in zip(samples, draws, strict=True)
-    ]
-    index_BF = to_device(expand_blocks([[float(s) for s in row] for row in steps], blocks).long(), latents.device)
+    index_BF = to_device(draw_steps(recipe, update, samples, blocks, schedule.nfe), latents.device)
     sigma_BF = to_device(torch.tensor(schedule.sigmas), latents.device)[index_BF]
     at = index_BF[:, None, None, :, None, None].expand(-1, 1, *latents.shape[1:])
     x_t = trajectory.gather(1, at)[:, 0]
