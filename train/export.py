@@ -28,8 +28,9 @@ STAGES = {
 # Settings that results were recorded without: they count where they are not as they were then.
 NEWER = {
     "data": ("history",),
+    "loss": ("adversarial", "adversarial_start", "reward", "reward_beta"),
     "models": ("lora_alpha", "lora_critic"),
-    "optimisation": ("schedule", "final_lr"),
+    "optimisation": ("schedule", "final_lr", "discriminator_lr"),
     "rollout": ("long_tuning", "overlap"),
     "start": ("history", "step_for"),
 }
