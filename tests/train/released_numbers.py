@@ -157,9 +157,12 @@ RELEASED: dict[str, dict[str, object]] = {
 
 # Numbers of ours, where no release states one or has no such run. In the recipes of the Shapes world all are.
 OURS: dict[str, set[str]] = {
-    "*": {"optimisation.micro_batch", "loss.align_start", "loss.noise_aligned", "optimisation.updates"},
+    "*": {"optimisation.micro_batch", "loss.align_start", "loss.noise_aligned", "optimisation.updates"}
+    | {"loss.adversarial", "loss.adversarial_start", "loss.reward", "loss.reward_beta"},
     "causal_forcing_frame_salt": {"loss.align"},
     "causal_forcing_cd": {"optimisation.ema_start"},
+    "longlive_windows": {"rollout.frames", "rollout.window", "rollout.long_tuning", "rollout.memory"},
+    "relative_windows": {"rollout.frames", "rollout.window", "rollout.long_tuning", "rollout.memory"},
     "relative": {"rollout.memory"},
     "relative_sc": {"rollout.memory"},
     "relative_salt": {"rollout.memory", "loss.align"},

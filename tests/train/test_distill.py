@@ -34,10 +34,12 @@ def run_dry(name):
     line, *missing = dry_run(load_recipe(name, ["optimisation.critic_per_generator=1"]), "single")
     recipe = load_recipe(name)
     assert line.startswith(f"dry run of {name} ({recipe.stage}, single): 2 updates")
-    losses = {"ode": ["ode"], "tf": ["tf"]}.get(recipe.stage, ["critic", "dmd"])
+    losses = [recipe.stage] if recipe.stage != "distill" else ["critic", "dmd"]
     if recipe.stage == "distill":
         losses += ["semigroup"] if recipe.loss.semigroup else []
         losses += ["align"] if recipe.loss.align != "none" else []
+        losses += ["adversarial", "discriminator"] if recipe.loss.adversarial else []
+        losses += ["reward", "reward_weight"] if recipe.loss.reward else []
     for loss in [*losses, "defect, euler", "defect, sampler"] if recipe.run.sample_every else losses:
         assert f" {loss} " in line, (loss, line)
     return missing

@@ -114,7 +114,8 @@ class SCDMDTrainer(Trainer):
         self, result: RolloutResult, batch: Batch, draws: UpdateDraws, update: int
     ) -> tuple[Tensor, LoggedValues]:
         """L_DMD of the rollout's clip, weighted by its reward where the recipe has one (Re-DMD)."""
-        weight_B, parts = None, {}
+        weight_B: Tensor | None = None
+        parts: LoggedValues = {}
         if self.reward_weight is not None:
             weight_B, rewards = self.reward_weight(result.x0, batch)
             parts = {"reward": rewards.mean(), "reward_weight": weight_B.mean()}
