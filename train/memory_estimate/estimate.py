@@ -12,7 +12,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from salt.planning.peaks import VAE_CACHE, VAE_FRAME, VAE_PARAMETERS
+from salt.planning.peaks import WAN_VAE
 from train.config.model_configs import backbones, config_of
 from train.config.recipe import Recipe
 from train.data.encode_videos import PIXELS_PER_LATENT
@@ -106,7 +106,7 @@ def add_up(
     if "teacher" in found:
         teacher = found["teacher"].kept if opt.precision == "bf16" else FP32 * found["teacher"].total
     if recipe.loss.reward:
-        always["autoencoder"] = FP32 * VAE_PARAMETERS
+        always["autoencoder"] = FP32 * WAN_VAE.parameters
     aligns = recipe.stage == "distill" and recipe.loss.align != "none"
     if teacher and not (settings.offload and not aligns):
         # Offloaded, the alignment's backward still needs it, and it stays for the next update's first call.
@@ -182,7 +182,7 @@ def decoding_bytes(recipe: Recipe) -> dict[str, int]:
     r = recipe.rollout
     pixels = FP32 * r.height * r.width * PIXELS_PER_LATENT**2
     video = 3 * (4 * (r.window or r.frames) - 3) * pixels
-    return {"decoder": pixels * (VAE_CACHE + VAE_FRAME), "decoded clip": video}
+    return {"decoder": pixels * (WAN_VAE.cache + WAN_VAE.frame), "decoded clip": video}
 
 
 def backward_bytes(use: MemoryUse) -> dict[str, int]:
