@@ -42,7 +42,7 @@ STARTS = {
         "start.teacher_steps=24", "start.clips=112", "optimisation.updates=100",
         "start.history=rollout", "data.history=", "start.step_for=block",
     ),
-    "cd": (f"start.clips={REAL_CLIPS}", "optimisation.updates=120"),
+    "cd": (f"start.clips={REAL_CLIPS}", "optimisation.updates=90"),
 }  # fmt: skip
 # Distillation of either: half of the rollouts at 2 steps, since few evaluations are what a start is compared by.
 DMD = (
