@@ -6,8 +6,8 @@ import { make } from "./timeline.js";
 const SIZE = [520, 620]; // of the view, in the canvas's pixels
 const NAME = "salt_live";
 
-/** Show or hide the view of a node; whether a view was added. entry: what the server says of it, undefined when it does
- * not run. `address(path)`: a URL of ComfyUI's server. */
+/** Show or hide the view of a node. entry: what the server says of it, undefined when it does not run. `address(path)`:
+ * a URL of ComfyUI's server. */
 export function showLiveView(node, entry, { address, token, language }) {
   const widget = node.widgets?.find((w) => w.name === NAME);
   if (widget && widget.saltSession !== entry?.session) {
@@ -16,9 +16,7 @@ export function showLiveView(node, entry, { address, token, language }) {
     node.removeWidget ? node.removeWidget(widget) : node.widgets.splice(node.widgets.indexOf(widget), 1);
     node.setDirtyCanvas?.(true, true);
   }
-  if (!entry?.session || widget?.saltSession === entry.session) return false;
-  addView(node, entry.session, { address, token, language });
-  return true;
+  if (entry?.session && widget?.saltSession !== entry.session) addView(node, entry.session, { address, token, language });
 }
 
 async function addView(node, session, { address, token, language }) {

@@ -109,17 +109,9 @@ function showRunning(nodes) {
     const key = keys.find((k) => nodes[k]);
     const live = key && nodes[key].session ? nodes[key] : undefined;
     showStopButton(node, live ? undefined : nodes[key], { word, stop: () => stopAndKeep(key) });
-    const settings = { address: (path) => api.fileURL(path), token: liveToken, language: language() };
-    if (showLiveView(node, live, settings)) openSubgraphOf(node);
+    showLiveView(node, live, { address: (path) => api.fileURL(path), token: liveToken, language: language() });
     if (key) sayWhereNotDrawn(node, live ? "salt_live" : "salt_stop", word);
   }
-}
-
-/** Show the inside of the subgraph that a node is in, where its parent is what the canvas shows. */
-function openSubgraphOf(node) {
-  const shown = app.canvas?.graph;
-  const parent = (shown?.nodes ?? []).find((n) => n.subgraph && n.subgraph === node.graph);
-  if (parent) app.canvas.openSubgraph?.(parent.subgraph, parent);
 }
 
 /** Ask the server to end a node's rollout; what went wrong, or "". */

@@ -37,10 +37,9 @@ def _clip(g: Subgraph, loaders: Loaders, made: Node) -> None:
     g.group("Decode", 3)
     decoded = g.add("SaltDecode", latents=made["LATENT"], vae=loaders.vae)
     g.group("Video", 4)
-    saved = g.add("SaveVideo", video=decoded["VIDEO"], filename_prefix="video/salt")
+    g.add("SaveVideo", video=decoded["VIDEO"], filename_prefix="video/salt")
     g.promote(made, "seed")
     g.preview(made)
-    g.preview(saved)
     g.output("VIDEO", decoded["VIDEO"])
     g.output("LATENT", made["LATENT"])
     g.output("memory", made["memory"])
@@ -82,7 +81,7 @@ def extend(g: Subgraph) -> None:
 
 
 def live(g: Subgraph) -> None:
-    """Plays a clip of salt-tiny while it is made, to be steered on the node; a recording is kept."""
+    """A clip of salt-tiny that is steered while it plays: press Run, then Enter Subgraph. A recording is kept."""
     loaders = tiny_student(g)
     given = g.input("prompt", "STRING", TINY_PROMPT, multiline=True)
     seconds = g.input("seconds", "FLOAT", 60.0)
