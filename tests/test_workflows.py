@@ -1,6 +1,7 @@
 """The shared workflow files: they are as the maker writes them, and have what ComfyUI's browser needs."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -200,3 +201,10 @@ def test_blueprints_are_what_the_maker_writes_and_one_node_each():
         prompt = to_prompt(made, load_definitions())
         texts = [n["inputs"].get("text", n["inputs"].get("prompt")) for n in prompt.values()]
         assert shown["prompt"] in texts
+
+
+def test_a_video_of_every_clip_has_the_frames_of_one():
+    nodes = json.loads((ROOT / "api" / "batch_prompts_seeds.json").read_text()).values()
+    (seconds,) = {node["inputs"]["seconds"] for node in nodes if node["class_type"] == "SaltRollout"}
+    latent = 3 * math.ceil(((seconds * 16 - 1) / 4 + 1) / 3)  # whole blocks of three
+    assert {n["inputs"]["batch_size"] for n in nodes if n["class_type"] == "RebatchImages"} == {1 + 4 * (latent - 1)}

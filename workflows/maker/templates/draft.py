@@ -17,7 +17,7 @@ from ..graph import Graph
 from ..parts import Wire
 from ..subgraphs import Subgraph
 
-CLIP_FRAMES = 45  # of a clip of three seconds
+CLIP_FRAMES = 57  # of a clip of three seconds, in whole blocks
 
 
 def side_by_side(g: Graph) -> Subgraph:
@@ -111,7 +111,7 @@ def batch_prompts_seeds(g: Graph) -> None:
 # Several prompts, several seeds
 
 Two prompts with three seeds each in one run: six videos. **batch_size** is how many clips a prompt gets, from **seed**
-upwards, each as if made by itself. In **A video of every clip**, **batch_size** is the frames of one clip: 45 for 3
+upwards, each as if made by itself. In **A video of every clip**, **batch_size** is the frames of one clip: 57 for 3
 seconds, 81 for 5.
 
 {TINY_PROMPT_NOTE}
