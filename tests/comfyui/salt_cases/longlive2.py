@@ -75,7 +75,8 @@ def _golden(loaded, row) -> float:
 def loaded_model():
     """The same by Load Salt Student's function."""
     model()  # the file
-    return part("nodes.adapter.loading").load_model(FOLDER / "longlive2.safetensors", dtype="fp32")
+    with startup.golden_shape():
+        return part("nodes.adapter.loading").load_model(FOLDER / "longlive2.safetensors", dtype="fp32")
 
 
 def play(loaded, seconds=2.5, size=(64, 64), **options):

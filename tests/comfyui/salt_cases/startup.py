@@ -6,6 +6,8 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -62,21 +64,27 @@ def save_golden(path: Path, **extra) -> Path:
     return path
 
 
-def load(path: Path, plain: bool = False, **options):
-    """A MODEL by core's own loader. plain: a file whose shapes say everything.
-
-    ComfyUI before 0.27 ignores the metadata of a Wan file, so the golden model's is put into what it detects.
-    """
+@contextmanager
+def golden_shape() -> Iterator[None]:
+    """While open, core's loader takes a model for the golden one: ComfyUI before 0.27 ignores the metadata of a Wan
+    file, so what it says is put into what core detects."""
     import comfy.model_detection as detection
-    import comfy.sd
 
     detect = detection.detect_unet_config
 
     def with_heads(*args, **kwargs):
         return {**detect(*args, **kwargs), "num_heads": HEADS, "text_dim": TEXT_DIM}
 
-    detection.detect_unet_config = detect if plain else with_heads
+    detection.detect_unet_config = with_heads
     try:
-        return comfy.sd.load_diffusion_model(str(path), model_options=options)
+        yield
     finally:
         detection.detect_unet_config = detect
+
+
+def load(path: Path, plain: bool = False, **options):
+    """A MODEL by core's own loader. plain: a file whose shapes say everything."""
+    import comfy.sd
+
+    with nullcontext() if plain else golden_shape():
+        return comfy.sd.load_diffusion_model(str(path), model_options=options)
