@@ -26,7 +26,7 @@ SHORT = {
     "prompt change with recache": RunCase(
         **WINDOWED, options={**ONE, "prompt_schedule": ((1.2, "another", "recache"),)}
     ),
-    "blended": ((969, 33.50), (3, 0.00)),
+    "blended": RunCase(**{**WINDOWED, "policy": "blended:3,window:6"}, options=ONE),
     "fused": RunCase(**WINDOWED, options={**ONE, "fuse": True}),
     "overwrite": RunCase(**{**WINDOWED, "policy": "overwrite:1,window:6"}, options=ONE),
     "rebuild, frames encoded again": RunCase(policy="rebuild:3", blocks=3, options=ONE),
