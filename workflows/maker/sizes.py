@@ -55,7 +55,7 @@ WIDTHS = {
 }  # fmt: skip
 DEFAULT_WIDTH = 270
 HEIGHTS = {"SaltPromptSchedule": 380}  # with the timeline that the pack's own page adds
-ROOMS = {"SaltRollout": 290, "SaltExtendVideo": 290, "SaltRolloutToVideo": 400, "SaltLive": 0}
+ROOMS = {"SaltRollout": 290, "SaltExtendVideo": 290, "SaltRolloutToVideo": 400, "SaltLive": 0, "LoadImage": 26}
 
 
 def node_width(kind: str) -> int:

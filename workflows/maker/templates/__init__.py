@@ -1,7 +1,7 @@
 """The shared workflows by the name of their API file, with the titles that the template browser shows and searches.
 
 ComfyUI takes a template's file name as its title and its description. Those that need nothing begin so that they are
-sorted first, by letters as by the number of words, which a search for "salt" ranks by.
+sorted first by letters.
 """
 
 from __future__ import annotations
