@@ -16,6 +16,7 @@ from salt.spec import StudentSpec
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 
 PHASES = {"text": "text", "denoise": "denoising", "decode": "decoding"}
+NO_DECODING = {"decoder": "none", "text": "none"}
 CASES = {
     "no decoding": (RunCase(decoder="none"), {"decoder": "none", "text": "none"}),
     "low memory, no decoding": (
@@ -28,9 +29,9 @@ CASES = {
         RunCase(decoder="none", options={"guidance_scale": 3.0, "negative_prompt": "another"}),
         {"decoder": "none", "text": "none", "guided": True},
     ),
-    "14B, lowest memory": (RunCase("lowest memory", size="14B", policy=None), {"text": "none"}),
-    "14B, layer by layer": (RunCase("layer by layer", size="14B", policy=None), {"text": "none"}),
-    "14B, low memory": (RunCase("low memory", size="14B", policy=None), {"text": "none"}),
+    "14B, lowest memory": (RunCase("lowest memory", size="14B", policy=None, decoder="none"), NO_DECODING),
+    "14B, layer by layer": (RunCase("layer by layer", size="14B", policy=None, decoder="none"), NO_DECODING),
+    "14B, low memory": (RunCase("low memory", size="14B", policy=None, decoder="none"), NO_DECODING),
     "LongLive 2": (RunCase(size="5B", policy=None), {"text": "none", "height": 704, "width": 1280}),
     "rebuilt memory, frames encoded again": (RunCase(policy="rebuild:12"), {"text": "none"}),
     "AnyFlow": (RunCase(policy="far:2"), {"text": "none"}),
