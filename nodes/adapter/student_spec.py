@@ -44,13 +44,13 @@ def known_spec(model: ModelPatcher) -> StudentSpec | None:
     if spec is not None:
         return spec
     if model.model not in _of_files:
-        from ...salt.checkpoints.longlive2 import longlive2_spec
         from ...salt.checkpoints.reader import read_spec
+        from ...salt.checkpoints.wan22 import wan22_spec
 
         path = file_of(model)
         spec = None if path is None else read_spec(path)
         if path is not None and spec is None:
-            spec = longlive2_spec(path, {"out_channels": wan_model(model).out_dim})
+            spec = wan22_spec(path, {"out_channels": wan_model(model).out_dim})
         _of_files[model.model] = spec
         if _of_files[model.model] is None:
             log.info("Salt: %s", UNKNOWN)
@@ -100,8 +100,9 @@ def autoregressive_spec(model: ModelPatcher, frames_per_block: int) -> StudentSp
     if spec is None and not frames_per_block:
         raise InputError(
             "model",
-            "has no student's settings (a plain Wan 2.1?); load it with Load Salt Student, or, if the file is an "
-            "autoregressive student all the same (GGUF, another loader), set frames_per_block",
+            "has no student's settings (a plain Wan? A LongLive 2.0 has longlive in its file's name); load it with "
+            "Load Salt Student, or, if the file is an autoregressive student all the same (GGUF, another loader), set "
+            "frames_per_block",
         )
     spec = spec or with_patched_shift(model, unknown_spec(model))
     if not frames_per_block or frames_per_block == spec.frames_per_block:

@@ -12,9 +12,23 @@ from pathlib import Path
 from ..memory import MemoryPolicy
 from ..schedule import step_list
 from ..spec import StudentSpec
+from .longlive2 import LONGLIVE2, TWO_STEPS
+from .wan22 import WAN22
 
 STREAMDIFFUSION2 = StudentSpec(1, (700, 500), 8.0, MemoryPolicy("overwrite", 6, 3), rule="streamdiffusion2")
 KREA = StudentSpec(steps=step_list(5, "krea"), policy=MemoryPolicy("rebuild", window=3), rule="krea")
+
+# The settings of students by name, for files that do not tell: `--student NAME`.
+STUDENTS = {
+    "self-forcing": StudentSpec(),
+    "longlive": StudentSpec(policy=MemoryPolicy("sink", window=12, sink=3)),
+    "longlive2": LONGLIVE2,
+    "longlive2-s2": TWO_STEPS,
+    "krea": KREA,
+    "sdv2": STREAMDIFFUSION2,
+    "sdv2-14b": replace(STREAMDIFFUSION2, steps=(700,)),
+    "wan22": WAN22,
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +67,7 @@ FAMILIES = (
         "jerryfeng/StreamDiffusionV2",
         "Apache-2.0",
         ("wan_causal_dmd_v2v_14b/*", "wan_causal_dmd_v2v_14b", "wan_causal_dmd_v2v_14b.*"),
-        replace(STREAMDIFFUSION2, steps=(700,)),
+        STUDENTS["sdv2-14b"],
     ),
     Family(
         "StreamDiffusionV2 1.3B, video to video",

@@ -18,6 +18,7 @@ from .lora_merge import LoraSource, lora_files, merge_loras
 from .other_files import describe_other
 from .reader import Weights, read_checkpoint
 from .tensor_files import find_files, open_tensors, shorten
+from .wan22 import EITHER, is_wan22
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +65,9 @@ def describe(path: str | Path) -> dict[str, Any]:
 
     Keys: path, format, variant, weights (chosen by "auto"), available, heads, head_dim, dim, layers, ffn, text_dim,
     in_channels, parameters, dtype, bytes (on disk, of all files), ignored (names of what is no weight of the model),
-    spec (dict or None); of a released family also model and licence. Of a LoRA: path, format, layers (adapted ones),
-    rank, alpha, scale, whole differences, bytes. Of a text encoder or an autoencoder: path, format, bytes.
+    student (where it may be one of several), spec (dict or None); of a released family also model and licence. Of a
+    LoRA: path, format, layers (adapted ones), rank, alpha, scale, whole differences, bytes. Of a text encoder or an
+    autoencoder: path, format, bytes.
     Raises `CheckpointError` as `read_checkpoint` does.
     """
     path = Path(path)
@@ -98,6 +100,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         "dtype": str(found.dtype).removeprefix("torch."),
         "bytes": size,
         "ignored": shorten(_by_first_part(found.ignored)) or None,
+        "student": EITHER if found.spec is None and is_wan22(config) else None,
         "spec": found.spec and found.spec.to_dict(),
     }
 

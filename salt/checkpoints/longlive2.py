@@ -24,13 +24,8 @@ LONGLIVE2 = StudentSpec(
 TWO_STEPS = replace(LONGLIVE2, steps=step_list(2))
 
 
-def longlive2_spec(path: Path, config: Mapping[str, object]) -> StudentSpec | None:
-    """The settings of a transformer of Wan 2.2 TI2V's shape; None for other shapes.
-
-    The released files say nothing of their steps: those in a folder whose name ends in `S2` take two.
-    """
-    if config["out_channels"] != WAN22_CHANNELS:
-        return None
+def longlive2_spec(path: Path) -> StudentSpec:
+    """The settings of a file. They say nothing of their steps: those in a folder whose name ends in `S2` take two."""
     names = (path.stem, path.absolute().parent.name)
     return TWO_STEPS if any(name.upper().endswith("-S2") for name in names) else LONGLIVE2
 

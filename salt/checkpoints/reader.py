@@ -15,8 +15,9 @@ from ..memory import MemoryPolicy
 from ..spec import StudentSpec
 from .families import family_of
 from .fused import is_fused, split_fused
-from .longlive2 import longlive2_spec, refuse_nvfp4
+from .longlive2 import refuse_nvfp4
 from .tensor_files import CheckpointError, find_files, metadata_json, open_tensors, read_metadata, shorten
+from .wan22 import wan22_spec
 from .wan_config import check_shapes, infer_config, variant_of
 from .wan_keys import A_LORA, check_is_wan, match_names
 
@@ -172,7 +173,7 @@ def read_checkpoint(path: str | Path, weights: Weights = "auto") -> Checkpoint:
         spec=_spec(metadata_json(metadata, "salt", where), where)
         or recipe
         or _family_spec(path)
-        or longlive2_spec(path, config),
+        or wan22_spec(path, config),
         metadata=metadata,
         ignored=(*ignored, *names.beside),
     )

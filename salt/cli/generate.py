@@ -93,6 +93,12 @@ def add_model_arguments(command: argparse.ArgumentParser, named_loras: bool = Fa
         help="folder with vae/, text_encoder/, tokenizer/, or salt-tiny (default: the pulled)",
     )
     model.add_argument("--weights", default="auto", choices=("auto", "ema", "regular"))
+    model.add_argument(
+        "--student",
+        metavar="NAME",
+        help="whose settings a checkpoint has, where its file does not tell: self-forcing, longlive, longlive2, "
+        "longlive2-s2, krea, sdv2, sdv2-14b, wan22 (plain TI2V 5B)",
+    )
     add_lora_argument(model, named_loras)
     model.add_argument(
         "--decoder", type=file_name, default="wan", help="wan, or the path of taew2_1 (TAEHV): cheaper, a little softer"
@@ -127,7 +133,7 @@ def pipeline_options(arguments: argparse.Namespace, named_loras: bool = False) -
     merged, named = split_loras(arguments) if named_loras else (loras_of(arguments), ())
     return PipelineOptions(
         model=arguments.model, parts=arguments.parts, weights=arguments.weights, lora=merged,
-        named_loras=named,
+        named_loras=named, student=arguments.student,
         decoder=arguments.decoder, tiles=arguments.tiles, device=arguments.device, dtype=arguments.dtype,
         vae_dtype=arguments.vae_dtype,
         text_precision=arguments.text_precision, text_cache=arguments.text_cache, prefer=arguments.prefer,
@@ -165,6 +171,7 @@ OPTIONS = {
             *("host", "port", "token", "size", "lead", "pace", "record", "parallel"),
             *(
                 "model",
+                "student",
                 "vram",
                 "weights",
                 "prefer",

@@ -166,7 +166,7 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
         Errors: `CheckpointError`, FileNotFoundError.
         """
         others = load_components(parts, torch_dtype, vae_dtype)
-        transformer, spec = load_transformer(checkpoint, weights, torch_dtype, lora)
+        transformer, spec = load_transformer(checkpoint, weights, torch_dtype, lora, student)
         umt5 = None
         if prompt_encoder is None and others.text_folder is not None:
             umt5 = UMT5TextEncoder.from_pretrained(others.text_folder)
@@ -177,7 +177,7 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
             tokenizer=umt5.tokenizer if umt5 else None,
             image_encoder=others.image_encoder,
             image_processor=others.image_processor,
-            student=student or spec,
+            student=spec,
             words=others.words,
             default_size=others.default_size,
         )

@@ -9,6 +9,8 @@ import torch
 
 from ..checkpoints import load_student, read_checkpoint
 from ..checkpoints.lora_merge import LoraSource, merge_loras
+from ..checkpoints.wan22 import EITHER, is_wan22
+from ..errors import InputError
 from ..models.transformer_salt import SaltTransformer3DModel
 from ..spec import StudentSpec
 from .anyflow import anyflow_spec, load_anyflow, transformer_folder
@@ -25,14 +27,21 @@ def load_transformer(
     weights: Literal["auto", "ema", "regular", "critic"],
     dtype: torch.dtype | None,
     lora: LoraSource | None,
+    student: StudentSpec | None = None,
 ) -> tuple[SaltTransformer3DModel, StudentSpec]:
     """A student in any file that `salt.checkpoints` reads, or AnyFlow-FAR's transformer folder, and its settings.
 
-    Raises `CheckpointError`, `ModelFolderError` and FileNotFoundError.
+    student: the settings, where they are not the file's own. Raises InputError where those are needed,
+    `CheckpointError`, `ModelFolderError` and FileNotFoundError.
     """
     if (folder := transformer_folder(path)) is not None:
+        if student is not None:
+            raise InputError("student", f"has no effect with {path}, AnyFlow-FAR's, whose settings are its own")
         anyflow = load_anyflow(folder, dtype)
         merge_loras(anyflow, lora if lora is not None else ())
         return anyflow.eval(), anyflow_spec(anyflow)
-    spec = read_checkpoint(path, weights).spec or StudentSpec()
-    return load_student(path, weights=weights, dtype=dtype, lora=lora), spec
+    found = read_checkpoint(path, weights)
+    spec = student or found.spec
+    if spec is None and is_wan22(found.config):
+        raise InputError("student", f"is needed: {path} has {EITHER}")
+    return load_student(path, weights=weights, dtype=dtype, lora=lora), spec or StudentSpec()

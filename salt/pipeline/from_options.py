@@ -16,9 +16,11 @@ from ..acceleration.attention_backend import AttentionSetting
 from ..acceleration.free_memory import total_bytes
 from ..acceleration.kernels.choice import KernelSetting
 from ..acceleration.presets import Preference, preset_of
+from ..checkpoints.families import STUDENTS
 from ..checkpoints.lora import read_lora
 from ..checkpoints.lora_merge import LoraSource, lora_files, merge_loras
 from ..errors import InputError
+from ..io.fields import shown
 from ..io.hub import models_folder
 from ..io.hub_parts import WAN
 from ..models.text_encoder import (
@@ -31,7 +33,7 @@ from ..models.text_encoder import (
 )
 from ..models.word_embedder import WordEmbedder
 from ..planning.report import plan_line
-from ..spec import TINY_FOLDER
+from ..spec import TINY_FOLDER, StudentSpec
 from .checkpoint import check_checkpoint
 from .components import INDEX, TINY_NAME, read_index, tiny_folder
 from .named_loras import NamedLora, load_named
@@ -50,6 +52,7 @@ class PipelineOptions:
     taew2_1. tiles: decode with Wan's VAE in tiles. dtype, vae_dtype: of the transformer and of Wan's VAE (default of
     both: bfloat16 on CUDA, else float32).
     lora: merged into the weights; named_loras: kept apart, their strengths may be changed.
+    student: name of a checkpoint's settings (`salt.checkpoints.families.STUDENTS`), where its file does not tell.
     text_cache: folder for prompt embeddings. prefer, attention, kernels: see `SaltPipeline.set_acceleration`,
     `set_attention`, `set_kernels`.
     """
@@ -57,6 +60,7 @@ class PipelineOptions:
     model: str = TINY_NAME
     parts: Path | None = None
     weights: Literal["auto", "ema", "regular"] = "auto"
+    student: str | None = None
     lora: LoraSource | None = None
     named_loras: tuple[NamedLora, ...] = ()
     decoder: str = "wan"
@@ -87,7 +91,7 @@ def load_pipeline(options: PipelineOptions, device: torch.device) -> SaltPipelin
         library.disable_progress_bar()
     if options.tiles and options.decoder != "wan":
         raise InputError("tiles", "is not supported by the tiny decoder, which needs none")
-    parts = parts_folder(options)
+    student, parts = _student_spec(options), parts_folder(options)
     dtype, vae_dtype = (chosen_dtype(name, device) for name in (options.dtype, options.vae_dtype))
     for file in lora_files(options.lora):
         read_lora(file.path)  # fails before gigabytes of weights are read
@@ -102,6 +106,7 @@ def load_pipeline(options: PipelineOptions, device: torch.device) -> SaltPipelin
             parts=parts,
             weights=options.weights,
             lora=options.lora,
+            student=student,
             prompt_encoder=load_text_encoder(options, parts, device),
             torch_dtype=dtype,
             vae_dtype=vae_dtype,
@@ -121,6 +126,16 @@ def load_pipeline(options: PipelineOptions, device: torch.device) -> SaltPipelin
     if device.type == "cuda":
         log.info(plan_line(pipe.plan(), total_bytes(device)))
     return pipe
+
+
+def _student_spec(options: PipelineOptions) -> StudentSpec | None:
+    if options.student is None:
+        return None
+    if options.student not in STUDENTS:
+        raise InputError("student", f"found {shown(options.student)}, expected one of {', '.join(STUDENTS)}")
+    if options.is_folder and options.parts is None:
+        raise InputError("student", f"has no effect with {options.model}, whose settings are its own")
+    return STUDENTS[options.student]
 
 
 def chosen_dtype(name: str | None, device: torch.device) -> torch.dtype:

@@ -5,12 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from salt.checkpoints import describe, load_student, read_checkpoint
-from salt.checkpoints.longlive2 import LONGLIVE2
+from salt.checkpoints.families import STUDENTS
+from salt.checkpoints.longlive2 import LONGLIVE2, TWO_STEPS
 from salt.checkpoints.tensor_files import CheckpointError
+from salt.checkpoints.wan22 import WAN22
 from salt.checkpoints.wan_keys import to_wan
 from salt.cli.inspect import describe_file
+from salt.errors import InputError
+from salt.pipeline.checkpoint import load_transformer
+from salt.pipeline.from_options import PipelineOptions, load_pipeline
 from salt.spec import StudentSpec
 from tests.helpers import golden_longlive2 as longlive2
 
@@ -81,3 +87,37 @@ def test_settings_are_stored_and_read() -> None:
     assert StudentSpec.from_dict(LONGLIVE2.to_dict()) == LONGLIVE2
     with pytest.raises(ValueError, match="rule"):
         StudentSpec.from_dict({**LONGLIVE2.to_dict(), "rule": "wan3"})
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("wan2.2_ti2v_5B_fp16.safetensors", WAN22),
+        ("Wan2.2-TI2V-5B/diffusion_pytorch_model.safetensors", WAN22),
+        ("LongLive2_bf16.safetensors", LONGLIVE2),
+        ("LongLive-2.0-5B-S2/wan2.2_ti2v_5b.safetensors", TWO_STEPS),
+        ("renamed.safetensors", None),
+        ("renamed.pt", LONGLIVE2),
+    ],
+)
+def test_names_tell_the_plain_model_from_longlive(name, expected, tensors, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    wan = layout("bare", tensors)
+    torch.save(wan, file) if file.suffix == ".pt" else save_file(wan, file)
+    assert read_checkpoint(file).spec == expected
+    assert ("and the plain" in describe_file(file).get("student", "")) == (expected is None)
+
+
+def test_what_may_be_either_has_to_be_named(tensors, tmp_path: Path) -> None:
+    save_file(layout("bare", tensors), tmp_path / "renamed.safetensors")
+    with pytest.raises(InputError) as error:
+        load_transformer(tmp_path / "renamed.safetensors", "auto", None, None)
+    assert error.value.field == "student" and "say longlive2, longlive2-s2 or wan22" in str(error.value)
+    for name in ("longlive2", "wan22"):
+        spec = STUDENTS[name]
+        assert load_transformer(tmp_path / "renamed.safetensors", "auto", None, None, spec)[1] == spec
+    with pytest.raises(InputError, match="student: found 'wan3', expected one of self-forcing, longlive, longlive2"):
+        load_pipeline(PipelineOptions(model=str(tmp_path / "renamed.safetensors"), student="wan3"), torch.device("cpu"))
+    with pytest.raises(InputError, match="student has no effect with salt-tiny"):
+        load_pipeline(PipelineOptions(student="krea"), torch.device("cpu"))
