@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io
 
 from ..salt.memory import PRECISIONS, RESIDENCES
-from ..salt.memory.policy import Precision, Residence
+from ..salt.memory.policy import MAX_SHOT_OFFSET, Precision, Residence
 from .adapter.core_versions import ADVANCED, schema
-from .adapter.memory_policy import POLICY_KINDS, policy_of, predicted_bytes
+from .adapter.memory_policy import POLICY_KINDS, SHOT_OFFSET, policy_of, predicted_bytes
 from .adapter.model_size import chosen_size
 from .io_types import Policy
 from .widgets import seconds_widget, size_widgets
@@ -84,6 +84,20 @@ class SaltMemoryPolicy(io.ComfyNode):
                     "For the prediction: pixels; 0: the MODEL's own.", "For the prediction: pixels; 0: the MODEL's own."
                 ),
                 seconds_widget("For the prediction: length (full)."),
+                io.Int.Input(
+                    "shot_offset",
+                    default=SHOT_OFFSET,
+                    min=0,
+                    max=MAX_SHOT_OFFSET,
+                    tooltip="shots: temporal positions that every new shot moves on by (LongLive 2.0: 8).",
+                    **ADVANCED,
+                ),
+                io.Boolean.Input(
+                    "clean_shots",
+                    default=False,
+                    tooltip="shots: the first block of a shot is written with nothing but the sink in the memory.",
+                    **ADVANCED,
+                ),
             ],
             outputs=[
                 Policy.Output(display_name="policy", tooltip="For Salt Rollout and Salt Sampler."),
@@ -104,8 +118,10 @@ class SaltMemoryPolicy(io.ComfyNode):
         height: int,
         seconds: float,
         model: ModelPatcher | None = None,
+        shot_offset: int = SHOT_OFFSET,
+        clean_shots: bool = False,
     ) -> io.NodeOutput:
-        policy = policy_of(kind, window, sink, blend, precision, residence)
+        policy = policy_of(kind, window, sink, blend, precision, residence, shot_offset, clean_shots)
         prediction = str(policy)
         if model is not None:
             width, height = chosen_size(model, width, height)

@@ -32,8 +32,15 @@ SHOT_OFFSET = 8  # LongLive 2.0's
 
 @widget_names()
 def policy_of(
-    kind: str, window: int, sink: int, blend: float, precision: Precision, residence: Residence
-) -> MemoryPolicy:  # fmt: skip
+    kind: str,
+    window: int,
+    sink: int,
+    blend: float,
+    precision: Precision,
+    residence: Residence,
+    shot_offset: int = SHOT_OFFSET,
+    clean_shots: bool = False,
+) -> MemoryPolicy:
     """The policy that the widgets describe; those that a kind does not have are ignored.
 
     Raises ValueError naming the widget.
@@ -42,8 +49,8 @@ def policy_of(
     if name == "full":
         return MemoryPolicy(precision=precision, residence=residence)
     sink = sink if name in KINDS_WITH_SINK else int(kind == KEPT)
-    offset = SHOT_OFFSET if name == "shots" else 0
-    return MemoryPolicy(name, window, sink, blend, precision, residence, offset)
+    shots = (shot_offset, clean_shots) if name == "shots" else (0, False)
+    return MemoryPolicy(name, window, sink, blend, precision, residence, *shots)
 
 
 def predicted_bytes(model: ModelPatcher, policy: MemoryPolicy, width: int, height: int, seconds: float) -> int:
