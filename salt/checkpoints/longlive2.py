@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..memory import MemoryPolicy
 from ..schedule import step_list
-from ..spec import SHOT_PREFIX, WAN22_CHANNELS, WAN22_FPS, StudentSpec
+from ..spec import SHOT_PREFIX, WAN22_FPS, StudentSpec
 from .tensor_files import CheckpointError
 
 NVFP4 = ".quantized_weight_values"

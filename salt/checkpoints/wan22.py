@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..schedule import step_list
-from ..spec import StudentSpec
+from ..spec import WAN22_CHANNELS, StudentSpec
 from .longlive2 import longlive2_spec
-from .wan_config import WAN22_CHANNELS
 
 # The plain model: all frames at once, in many steps.
 WAN22 = StudentSpec(frames_per_block=0, steps=step_list(50), stepping="ode", fps=24)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     clip.add_argument("--height", type=int)
     clip.add_argument("--image", type=file_path, help="picture (or mp4) that the clip starts from")
     clip.add_argument("--video", type=file_path, help="video (mp4, ...) that is changed; the clip is as long")
+    add_encoder_argument(clip)
     clip.add_argument(
         "--strength", type=float, help="how far --video may be changed: 0 (not at all) to 1 (nothing of it is left)"
     )
@@ -79,6 +81,15 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     steps.add_argument(
         "--save-memory", type=file_path, metavar="MEMORY", help="NAME.safetensors, to extend the clip later"
+    )
+
+
+def add_encoder_argument(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--encoder",
+        type=file_name,
+        default="wan",
+        help="of --video: wan, or the path of taew2_1 (TAEHV): cheaper, less faithful",
     )
 
 
@@ -179,6 +190,7 @@ OPTIONS = {
                 "parts",
                 "tiles",
                 "decoder",
+                "encoder",
                 "device",
                 "dtype",
                 "lora",
@@ -253,7 +265,10 @@ def run(arguments: argparse.Namespace) -> None:
     check_processes(arguments)
     from .generation import GenerationOptions, generate_many, generate_one, generate_together
 
-    options = GenerationOptions(pipeline_options(arguments), arguments.seed, inputs_of(arguments))
+    if arguments.encoder != "wan" and arguments.video is None:
+        raise ValueError("--encoder has no effect without --video; a start image is encoded by Wan's VAE")
+    pipeline = replace(pipeline_options(arguments), encoder=arguments.encoder)
+    options = GenerationOptions(pipeline, arguments.seed, inputs_of(arguments))
     if arguments.prompts:
         generate_many(arguments.prompts, arguments.out, options)
         return

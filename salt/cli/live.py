@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..io.atomic import check_free
 from ..io.printable import printable
-from .generate import add_model_arguments, pipeline_options
+from .generate import add_encoder_argument, add_model_arguments, pipeline_options
 from .live_start import add_start_arguments, host_and_start
 from .paths import file_path
 
@@ -40,6 +41,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     clip.add_argument(
         "--video", type=file_path, metavar="FILE", help="a video that blocks start from, over and over (page: a camera)"
     )
+    add_encoder_argument(clip)
     clip.add_argument("--strength", type=float, help="how far --video or the camera may be changed, 0 to 1 (0.5)")
     clip.add_argument(
         "--pace",
@@ -97,7 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
     if record is not None:
         check_free(_replay_file(record), "replay")
     use_one_arena()
-    options = pipeline_options(arguments, named_loras=True)
+    options = replace(pipeline_options(arguments, named_loras=True), encoder=arguments.encoder)
     pipe = load_pipeline(options, run_device(options))
     host, start = host_and_start(pipe, arguments.size, arguments.extend, arguments.image, arguments.memory)
     video: Path | None = arguments.video

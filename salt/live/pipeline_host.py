@@ -18,7 +18,6 @@ from ..memory import KVMemory, MemoryPolicy, estimate_bytes
 from ..memory.far import memory_class
 from ..models.causal_model import CausalModel
 from ..models.fingerprint import fingerprint
-from ..models.streaming_encode import WanStreamEncoder
 from ..models.streaming_vae import FrameDecoder, encode_pixels
 from ..models.word_embedder import WordEmbedder
 from ..noise import NoiseSource, SeededNoise
@@ -161,8 +160,8 @@ class PipelineHost:
         return SeededNoise(seed, 1, self.info.channels, *self.latent_size, device=self.info.device)
 
     def new_feed(self, source: PictureSource) -> VideoFeed:
-        """Pictures of a camera or a file, encoded by the pipeline's VAE, for a `LiveSession`."""
-        return VideoFeed(WanStreamEncoder(self.pipe.vae), (self.info.height, self.info.width), source)
+        """Pictures of a camera or a file, encoded by the pipeline's encoder, for a `LiveSession`."""
+        return VideoFeed(self.pipe.new_encoder(), (self.info.height, self.info.width), source)
 
     def new_decoder(self) -> FrameDecoder:
         return self.pipe.new_decoder()

@@ -17,11 +17,12 @@ from ..acceleration.attention_backend import AttentionChoice, AttentionSetting, 
 from ..acceleration.cuda_graphs import CUDAGraphTransformer
 from ..acceleration.finite_check import check_weights
 from ..acceleration.kernels.choice import KernelChoice, KernelSetting, set_kernels
-from ..acceleration.presets import PREFERENCES, Preference, compile_blocks, fp8_linears, preset_of, store_weights
+from ..acceleration.presets import PREFERENCES, Preference, preset_of
 from ..errors import InputError
 from ..io.model_folders import ModelFolderError, check_model_folder
 from ..memory import BufferPool, MemoryPolicy
-from ..models.streaming_vae import FrameDecoder, Tiling, WanStreamDecoder
+from ..models.pixel_stream import FrameEncoder
+from ..models.streaming_vae import FrameDecoder, Tiling
 from ..models.text_encoder import TextEncoder, UMT5TextEncoder
 from ..models.tokenizer import load_tokenizer
 from ..models.transformer_salt import SaltTransformer3DModel
@@ -30,7 +31,7 @@ from ..planning.peaks import MemoryPlan
 from ..planning.settings import Decoder
 from ..schedule import step_list
 from ..spec import StudentSpec
-from .anyflow import ANYFLOW, anyflow_spec, check_preset, is_flow_map, scheduler_shift
+from .anyflow import ANYFLOW, anyflow_spec, is_flow_map, scheduler_shift
 from .checkpoint import load_transformer
 from .components import (
     TINY_NAME,
@@ -42,9 +43,11 @@ from .components import (
     read_index,
     tiny_folder,
 )
+from .frame_coders import FrameCoders
 from .inputs import PipelineInputs
 from .lora import AdapterState, SaltLoraMixin, adapter_state
 from .memory_plan import plan_of
+from .preset_changes import change_transformer, check_change
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -108,9 +111,7 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
         self._kernels: KernelSetting = "auto"
         self._graphed: CUDAGraphTransformer | None = None
         self._graphed_adapters: AdapterState = ()
-        self._decoder: Callable[[], FrameDecoder] | None = None
-        self._tiling: Tiling | None = None
-        self._tiny_decoder = False
+        self._coders = FrameCoders()
         self._checked_weights: list[tuple[int, int]] = []
 
     @classmethod
@@ -230,23 +231,8 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
         another name, or a device or installation that cannot.
         """
         preset, device = preset_of(preference), device or self.run_device
-        check_preset(preset, self.transformer)
-        fixed = self.acceleration.compiled or self.acceleration.weights != "bf16"
-        if fixed and preset != self.acceleration:
-            kind = (
-                "a compiled pipeline" if self.acceleration.compiled else "a pipeline whose weights are stored otherwise"
-            )
-            raise InputError("prefer", f"found {preference!r} on {kind}, expected a new pipeline")
-        if (preset.fp8 or preset.weights != "bf16") and adapter_state(self.transformer):
-            raise InputError(
-                "prefer", f"found {preference!r} with LoRA adapters, expected them merged (lora=) or fused"
-            )
-        if preset.fp8:
-            fp8_linears(self.transformer)
-        if preset.compiled and not self.acceleration.compiled:
-            compile_blocks(self.transformer)
-        if preset.weights != self.acceleration.weights:
-            store_weights(self.transformer, preset.weights, device)
+        check_change(preference, preset, self.acceleration, self.transformer)
+        change_transformer(preset, self.acceleration, self.transformer, device)
         if preset.offload_text_encoder and self.text_encoder is not None and self.tokenizer is not None:
             # It stays on the CPU, and its blocks are moved to the device for every prompt.
             self._prompt_encoder = UMT5TextEncoder(self.text_encoder.cpu(), self.tokenizer, device=device)
@@ -303,24 +289,23 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
         `wan`: the pipeline's VAE (the default). A path: the tiny decoder `taew2_1` (TAEHV), some hundred times cheaper,
         a little softer. A function: it is called for every clip, and returns a decoder.
         """
-        self._tiny_decoder = decoder != "wan" and isinstance(decoder, (str, Path))
-        if decoder == "wan":
-            self._decoder = None
-        elif isinstance(decoder, (str, Path)):
-            from ..models.taehv import TinyStreamDecoder, load_taehv
+        self._coders.set_decoder(decoder)
 
-            model = load_taehv(decoder)
-            self._decoder = lambda: TinyStreamDecoder(model.to(self.run_device))
-        else:
-            self._decoder = decoder
+    def set_encoder(self, encoder: str | Path = "wan") -> None:
+        """What turns a source video (`video=`, a camera) into latents.
+
+        `wan`: the pipeline's VAE (the default). A path: TAEHV's encoder, in the file of the tiny decoder `taew2_1`:
+        cheaper, less faithful. A start image is always encoded by the VAE. Raises InputError for another latent space.
+        """
+        self._coders.set_encoder(encoder, self.vae)
 
     def enable_vae_tiling(self, tiling: Tiling = Tiling()) -> None:  # noqa: B008 - frozen
         """Decode with Wan's VAE in tiles, for frames that are too large for the device."""
-        self._tiling = tiling
+        self._coders.tiling = tiling
 
     def disable_vae_tiling(self) -> None:
         """Decode whole frames again (in tiles still with the presets that save memory)."""
-        self._tiling = None
+        self._coders.tiling = None
 
     def check_weights(self, name: str = "transformer") -> None:
         """Raise NotFiniteError where weights of the transformer are NaN or infinite; looks once at the same weights.
@@ -336,16 +321,21 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
 
     def new_decoder(self) -> FrameDecoder:
         """A decoder at the beginning of a clip."""
-        if self._decoder is not None:
-            return self._decoder()
-        return WanStreamDecoder(self.vae, self._tiling or (Tiling(caches="cpu") if self.acceleration.tiles else None))
+        return self._coders.decoder(self.vae, self.run_device, self.acceleration.tiles)
+
+    def new_encoder(self) -> FrameEncoder:
+        """An encoder at the beginning of a source video."""
+        return self._coders.encoder(self.vae, self.run_device)
+
+    @property
+    def encoder_kind(self) -> Literal["wan", "taehv"]:
+        """What encodes a source video."""
+        return "wan" if self._coders.tiny_encoder is None else "taehv"
 
     @property
     def decoder_kind(self) -> Decoder:
         """What decodes, as a memory plan calls it."""
-        if self._decoder is not None:
-            return "taehv" if self._tiny_decoder else "none"
-        return "tiles" if self._tiling or self.acceleration.tiles else "whole"
+        return self._coders.decoder_kind(self.acceleration.tiles)
 
     def plan(
         self,
@@ -392,6 +382,7 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
             buffer_pool=self.buffer_pool,
             attention=attention,
             kernels=kernels,
+            new_encoder=self.new_encoder,
             device=self.run_device,
             # Weights that accelerate moves between uses are not where a CUDA graph would read them.
             graphed=None if offloaded else self._graphed,

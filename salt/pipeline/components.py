@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,7 @@ from ..io.fields import Between, FieldError, read_fields, read_object, shown
 from ..io.model_folders import ModelFolderError, check_config, check_model_folder
 from ..memory import BufferPool
 from ..models.anyflow import AnyFlowTransformer3DModel
+from ..models.pixel_stream import FrameEncoder
 from ..models.text_encoder import TextEncoder
 from ..models.transformer_salt import SaltTransformer3DModel
 from ..spec import TINY_FOLDER, StudentSpec
@@ -38,9 +40,9 @@ PROJECT_KEYS = ("words", "default_size", "student")
 class PipelineComponents:
     """What a run reads of a pipeline: models, settings and the device, as they are when the run begins.
 
-    text_encoder: None where a pipeline can take prompt embeddings only. default_size: pixels (H, W). graphed: the
-    transformer with CUDA graphs, where it may be used. scales: pixels per latent pixel, and pixel frames per latent
-    frame.
+    text_encoder: None where a pipeline can take prompt embeddings only. new_encoder: of a source video. default_size:
+    pixels (H, W). graphed: the transformer with CUDA graphs, where it may be used. scales: pixels per latent pixel, and
+    pixel frames per latent frame.
     """
 
     transformer: SaltTransformer3DModel
@@ -56,6 +58,7 @@ class PipelineComponents:
     buffer_pool: BufferPool
     attention: AttentionChoice
     kernels: KernelChoice
+    new_encoder: Callable[[], FrameEncoder]
     device: torch.device
     graphed: CUDAGraphTransformer | None = None
 

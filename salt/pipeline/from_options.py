@@ -49,8 +49,8 @@ class PipelineOptions:
 
     model: a pipeline folder, a checkpoint, or `salt-tiny`. parts: folder with the checkpoint's vae/, text_encoder/ and
     tokenizer/, or `salt-tiny` for its own (default: the folder that `salt pull` fills). decoder: `wan`, or the path of
-    taew2_1. tiles: decode with Wan's VAE in tiles. dtype, vae_dtype: of the transformer and of Wan's VAE (default of
-    both: bfloat16 on CUDA, else float32).
+    taew2_1; encoder: likewise, of a source video. tiles: decode with Wan's VAE in tiles. dtype, vae_dtype: of the
+    transformer and of Wan's VAE (default of both: bfloat16 on CUDA, else float32).
     lora: merged into the weights; named_loras: kept apart, their strengths may be changed.
     student: name of a checkpoint's settings (`salt.checkpoints.families.STUDENTS`), where its file does not tell.
     text_cache: folder for prompt embeddings. prefer, attention, kernels: see `SaltPipeline.set_acceleration`,
@@ -64,6 +64,7 @@ class PipelineOptions:
     lora: LoraSource | None = None
     named_loras: tuple[NamedLora, ...] = ()
     decoder: str = "wan"
+    encoder: str = "wan"
     tiles: bool = False
     device: str | None = None
     dtype: str | None = None
@@ -116,6 +117,7 @@ def load_pipeline(options: PipelineOptions, device: torch.device) -> SaltPipelin
     if options.tiles:
         pipe.enable_vae_tiling()
     pipe.set_decoder(options.decoder)
+    pipe.set_encoder(options.encoder)
     if preset_of(options.prefer).weights != "bf16":  # the device may not hold them as they are loaded
         pipe.check_weights(options.model)
         pipe.set_acceleration(options.prefer, device)

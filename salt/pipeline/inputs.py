@@ -31,7 +31,10 @@ EXCLUSIVE = (
     ("initial_latents", "memory"),
     ("video", "image"),
     ("video", "initial_latents"),
-    ("video", "memory"),
+)
+VIDEO_AND_MEMORY = (
+    "cannot be combined with `memory`: a video is encoded from its own first frame on, which stands for one picture, "
+    "and a block that goes on from a memory for four a latent frame; a live session goes on from one with a video"
 )
 
 PromptAt = tuple[float, str] | tuple[float, str, Switch] | tuple[float, str, Switch, bool]
@@ -101,6 +104,8 @@ class PipelineInputs:
         for name, other in EXCLUSIVE:
             if getattr(self, name) is not None and getattr(self, other) is not None:
                 raise InputError(name, f"cannot be combined with `{other}`")
+        if self.video is not None and self.memory is not None:
+            raise InputError("video", VIDEO_AND_MEMORY)
         if self.video is None and self.strength is not None:
             raise InputError("strength", "has no effect without `video`")
         for name, unit in (("height", " pixels"), ("width", " pixels"), ("num_videos_per_prompt", "")):

@@ -32,4 +32,6 @@ def model_key(options: PipelineOptions) -> str:
         [path_digest(file) for file in files], config, [path_digest(parts / part) for part in PARTS], loras,
         options.decoder if options.decoder == "wan" else path_digest(options.decoder),
         (options.weights, options.tiles, options.dtype, options.text_precision, options.prefer),
+        *([] if options.encoder == "wan" else [path_digest(options.encoder)]),
+        *([] if options.student is None else [options.student]),
     )  # fmt: skip

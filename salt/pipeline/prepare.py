@@ -14,7 +14,6 @@ from ..errors import InputError
 from ..memory import KVMemory
 from ..memory.far import memory_class
 from ..models.fingerprint import fingerprint
-from ..models.streaming_encode import WanStreamEncoder
 from ..models.streaming_vae import encode_video
 from ..noise import GivenNoise, NoiseSource, SeededNoise
 from ..video_in.motion import DEFAULT_NOISE_SCALE, MotionNoise, PixelMotion
@@ -184,7 +183,7 @@ def _source(
     default = DEFAULT_NOISE_SCALE if by_motion else DEFAULT_STRENGTH
     strength = default if inputs.strength is None else inputs.strength
     pixels = PixelMotion(source.pixels(size), components.temporal_scale)
-    latents = VideoLatents(WanStreamEncoder(components.vae), pixels, widen)
+    latents = VideoLatents(components.new_encoder(), pixels, widen)
     return MotionNoise(latents, pixels, strength) if by_motion else Strength(latents, strength)
 
 

@@ -27,7 +27,7 @@ class GenerationStats:
     """Measurements of one clip. seconds: wall time; first: until its first frames were decoded.
 
     width, height: pixels; nfe: denoising steps per block; attention: the kernel that computed it; kernels: whether
-    fused kernels were used.
+    fused kernels were used; encoder: of the source video, where it is not Wan's.
     """
 
     frames: int
@@ -38,6 +38,7 @@ class GenerationStats:
     nfe: int = 0
     attention: str = ""
     kernels: bool = False
+    encoder: str = ""
 
     @property
     def rate(self) -> float:
@@ -49,7 +50,8 @@ class GenerationStats:
         clip = f"{self.frames} frames in {self.seconds:.1f} s"
         attention = f", attention {self.attention}" if self.attention else ""
         kernels = ", fused kernels" if self.kernels else ""
-        return f"{clip} ({self.width}x{self.height}, NFE {self.nfe}), {rate}, {first}{attention}{kernels}"
+        source = f", video encoded by {self.encoder}" if self.encoder else ""
+        return f"{clip} ({self.width}x{self.height}, NFE {self.nfe}), {rate}, {first}{attention}{kernels}{source}"
 
 
 class ProgressDisplay:
@@ -148,4 +150,6 @@ def write_clip(
                 while most is not None and sum(x.shape[2] for x in latents[1:]) >= most:
                     latents.pop(0)
     stats = replace(display.stats, attention=pipe.attention.name, kernels=pipe.kernels.used)
+    if "video" in inputs and pipe.encoder_kind == "taehv":
+        stats = replace(stats, encoder="TAEHV")
     return WrittenClip(stats, latents, memory)
