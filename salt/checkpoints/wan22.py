@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..schedule import step_list
-from ..spec import WAN22_CHANNELS, StudentSpec
+from ..spec import WAN22_CHANNELS, WAN22_FPS, StudentSpec
 from .longlive2 import longlive2_spec
 
 # The plain model: all frames at once, in many steps.
-WAN22 = StudentSpec(frames_per_block=0, steps=step_list(50), stepping="ode", fps=24)
+WAN22 = StudentSpec(frames_per_block=0, steps=step_list(50), stepping="ode", fps=WAN22_FPS)
 EITHER = (
     "Wan 2.2 5B's shapes, which LongLive 2.0 and the plain TI2V 5B share, and nothing that tells which: say longlive2, "
     "longlive2-s2 or wan22"
