@@ -14,13 +14,13 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.ceilings import forward_flops
 from benchmarks.generation import RandomWan, random_wan
 from salt.acceleration.presets import Preference
 from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
 from salt.model_input import ModelInput
 from salt.models.causal_model import CausalModel
+from salt.planning.arithmetic import forward_flops
 from salt.selftest.timing import timed
 from train.config.model_configs import WAN_1_3B
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan
 
-from benchmarks.ceilings import forward_flops
 from benchmarks.measure import PeakMemory
 from benchmarks.plain import plain_memory, plain_rollout
 from benchmarks.random_umt5 import UMT5, Tokens, random_umt5
@@ -22,6 +21,7 @@ from salt.models.taehv import TinyDecoder, TinyStreamDecoder
 from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.noise import SeededNoise
 from salt.pipeline import SaltPipeline
+from salt.planning.arithmetic import forward_flops
 from salt.rollout import RolloutSettings
 from salt.schedule import Schedule
 from salt.selftest.timing import timed

@@ -12,6 +12,7 @@ from train.distill_command import add_distill
 from train.evaluation.command import add_evaluate
 from train.experiments.ablation.command import add_reproduce
 from train.experiments.tiny.command import add_tiny
+from train.gradients.command import add_gradients
 from train.memory_estimate.command import add_estimate
 
 PACKAGES = {"yaml": "pyyaml", "matplotlib": "matplotlib", "tensorboard": "tensorboard"}  # of requirements-train.txt
@@ -22,7 +23,16 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="python -m train", description=__doc__)
     root.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_recipes, add_distill, add_precompute, add_estimate, add_evaluate, add_tiny, add_reproduce):
+    for add in (
+        add_recipes,
+        add_distill,
+        add_precompute,
+        add_estimate,
+        add_evaluate,
+        add_gradients,
+        add_tiny,
+        add_reproduce,
+    ):
         add(commands)
     return root
 

@@ -30,7 +30,7 @@ NEWER = {
     "data": ("history",),
     "loss": ("adversarial", "adversarial_start", "reward", "reward_beta"),
     "models": ("lora_alpha", "lora_critic"),
-    "optimisation": ("schedule", "final_lr", "discriminator_lr"),
+    "optimisation": ("schedule", "final_lr", "discriminator_lr", "shard"),
     "rollout": ("long_tuning", "overlap"),
     "start": ("history", "step_for"),
 }

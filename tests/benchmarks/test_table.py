@@ -6,9 +6,9 @@ import torch
 
 from benchmarks import training
 from benchmarks.__main__ import as_table, measure
-from benchmarks.ceilings import forward_flops
 from benchmarks.cells import CPU, GPU, Bench, Cell, training_speed
 from salt.models.transformer_salt import SaltTransformer3DModel
+from salt.planning.arithmetic import forward_flops
 
 
 class Stub(Bench):

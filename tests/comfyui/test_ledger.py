@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.ceilings import forward_flops
 from benchmarks.ledger.cases import BLOCK, LATENT, SIZES, TEXT_TOKENS
+from salt.planning.arithmetic import forward_flops
 
 READERS = {"_scaled_dot_product_flash_attention", "index_copy_"}
 # Launches and GB of a forward, with ComfyUI 0.27 and torch 2.11.

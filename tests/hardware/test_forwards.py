@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.ceilings import forward_flops
 from benchmarks.ledger.cases import BLOCK, FULL_CLIP, LATENT, SIZES, TEXT_TOKENS, ForwardCase, forward_costs
 from salt.memory import PRECISIONS, MemoryPolicy
+from salt.planning.arithmetic import forward_flops
 from tests.helpers.ledger_budgets import check_budget
 
 # Launches and GB of a forward (`check_budget`).

@@ -23,6 +23,7 @@ COMMON: dict[str, object] = {
     "optimisation.schedule": "constant",  # no release has a schedule
     "optimisation.warmup": 0,
     "optimisation.precision": "bf16",  # mixed_precision: true
+    "optimisation.shard": 0,  # sharding_strategy: hybrid_full would be a node's GPUs, with the same result
     "rollout.frames": 21,  # image_or_video_shape[1]
     "rollout.height": 60,  # image_or_video_shape[3]
     "rollout.width": 104,  # image_or_video_shape[4]

@@ -226,6 +226,17 @@ def test_settings_that_fsdp_does_not_support_are_errors(monkeypatch):
         check_mode(recipe, "fsdp")
 
 
+def test_shards_need_sharded_models_and_divide_the_processes(monkeypatch):
+    recipe = load_recipe("tiny", ["optimisation.shard=4"])
+    with pytest.raises(RecipeError, match="optimisation.shard=4 has no effect without --mode fsdp"):
+        check_mode(recipe, "ddp")
+    monkeypatch.setattr("train.distributed.launch.process_count", lambda: 6)
+    with pytest.raises(RecipeError, match="optimisation.shard: found 4, expected a divisor of the 6 processes"):
+        check_mode(recipe, "fsdp")
+    monkeypatch.setattr("train.distributed.launch.process_count", lambda: 8)
+    check_mode(recipe, "fsdp")
+
+
 def test_backbones_that_do_not_fit_together_are_errors(tmp_path):
     good = tiny_recipes.recipe(tmp_path)
     wrong = {

@@ -262,6 +262,7 @@ from tests.helpers import tiny_recipes
 from train.methods.sc_dmd import SCDMDTrainer
 folder, mode, updates, out = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
 settings = dict(updates=updates, micro_batch=1, precision=sys.argv[5] if len(sys.argv) > 5 else "no")
+settings |= dict(shard=int(sys.argv[6])) if len(sys.argv) > 6 else {{}}
 recipe = tiny_recipes.recipe(folder, optimisation=settings, run=dict(out=out, save_every=1))
 SCDMDTrainer(recipe, mode).run()
 """
@@ -274,8 +275,10 @@ def worker(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode, precision", [("ddp", "no"), ("fsdp", "no"), ("fsdp", "bf16")])
-def test_two_processes_give_the_losses_of_one(tmp_path, mode, precision):
+@pytest.mark.parametrize(
+    "mode, precision, processes", [("ddp", "no", 2), ("fsdp", "no", 2), ("fsdp", "bf16", 2), ("fsdp", "no", 4)]
+)
+def test_several_processes_give_the_losses_of_one(tmp_path, mode, precision, processes):
     """In bfloat16, FSDP rounds norms and modulations as well, so only the first update is compared."""
     tiny_recipes.recipe(tmp_path)
     script = worker(tmp_path)
@@ -284,12 +287,13 @@ def test_two_processes_give_the_losses_of_one(tmp_path, mode, precision):
 
     def train(mode, *launcher):
         out = tmp_path / mode
-        command = [sys.executable, *launcher, script, str(tmp_path), mode, updates, str(out), precision]
+        copies = ["2"] if launcher and processes == 4 else []  # two copies of two shards each
+        command = [sys.executable, *launcher, script, str(tmp_path), mode, updates, str(out), precision, *copies]
         subprocess.run(command, check=True, env=environment)
         return curve(out)
 
     one = train("single")
-    two = train(mode, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    two = train(mode, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes))
     assert [r[:2] for r in one] == [r[:2] for r in two] and {r[0] for r in one} == set(range(1, int(updates) + 1))
     for (update, name, a), (_, _, b) in zip(one, two, strict=True):
         assert float(b) == pytest.approx(float(a), **close), (update, name)

@@ -194,6 +194,8 @@ class Optimisation:
     in distillation each follows `critic_per_generator` critic updates. ema_start: the update that the average begins
     with. Both count student updates; the release counts trainer steps, `critic_per_generator` to one of them.
     schedule: of both learning rates after `warmup` updates, `constant`, or a `cosine` that ends at `final_lr` of them.
+    shard: with `--mode fsdp`, how many processes share one copy of the weights (0: all of them); the copies, of which
+    each is usually a node's, add up their gradients (HSDP).
     compile: transformer blocks go through `torch.compile`, which takes minutes at the start of a run.
     """
 
@@ -214,6 +216,7 @@ class Optimisation:
     ema_start: CountOrNone = 40  # released: 200 of a counter that counts critic updates too
     optimizer: Literal["adamw", "fused", "8bit"] = "adamw"
     precision: Literal["no", "bf16"] = "bf16"
+    shard: CountOrNone = 0
     compile: bool = False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from pathlib import Path
 
@@ -62,6 +63,12 @@ class Prompts:
         self.start_images = StartImages(recipe, device, self.lines) if channels else None
         self.negative = self.encoder.encode([recipe.data.negative])
         self._orders: dict[tuple[str, int], list[int]] = {}
+
+    def under(self, recipe: Recipe) -> Prompts:
+        """The same prompts in the order of another recipe's seed."""
+        other = copy(self)
+        other.recipe, other._orders = recipe, {}
+        return other
 
     def prompt(self, update: int, sample: int, role: str) -> str:
         if not self.lines:

@@ -47,8 +47,14 @@ def resolve_mode(requested: Literal["auto", "single", "ddp", "fsdp"]) -> Mode:
 
 def check_mode(recipe: Recipe, mode: Mode) -> None:
     """Raise InputError for what cannot work on sharded models."""
+    shard = recipe.optimisation.shard
     if mode != "fsdp":
+        if shard:
+            raise RecipeError("optimisation.shard", "has no effect without --mode fsdp", shard)
         return
+    if shard and process_count() % shard:
+        problem = f"found {shard}, expected a divisor of the {process_count()} processes"
+        raise RecipeError("optimisation.shard", problem)
     if torch.__version__ < "2.8":  # compared as versions are
         # Weights of one block may be of two dtypes, which FSDP2 accepts only since then: a teacher's norms are float32.
         raise InputError("mode", f"found fsdp with torch {torch.__version__}, expected torch 2.8 or newer, or ddp")

@@ -51,16 +51,18 @@ class DistributedModel:
     """A transformer of the run. `model(function, ...)` is function(transformer, ...) as one forward, in autocast.
 
     bf16: bfloat16 autocast, and FSDP gathers weights in bfloat16 and reduces gradients in float32.
-    compiled: transformer blocks are compiled in place.
+    compiled: transformer blocks are compiled in place. shard: processes that share one copy (FSDP), 0 for all.
     """
 
-    def __init__(self, model: SaltTransformer3DModel, mode: Mode, bf16: bool = False, compiled: bool = False) -> None:
+    def __init__(
+        self, model: SaltTransformer3DModel, mode: Mode, bf16: bool = False, compiled: bool = False, shard: int = 0
+    ) -> None:
         self.mode, self.bf16 = mode, bf16
         if compiled:
             compile_blocks(model, dynamic=False)
         root = Root(model)
         if mode == "fsdp":
-            _shard(model, root, bf16)
+            _shard(model, root, bf16, shard)
         trains = any(p.requires_grad for p in model.parameters())
         device = next(model.parameters()).device
         self.root: nn.Module = root
@@ -113,8 +115,12 @@ class DistributedModel:
         set_optimizer_state_dict(self.model, optimizer, state, options=StateDictOptions(full_state_dict=True))
 
 
-def _shard(model: SaltTransformer3DModel, root: Root, bf16: bool) -> None:
-    mesh = init_device_mesh(next(model.parameters()).device.type, (dist.get_world_size(),))
+def _shard(model: SaltTransformer3DModel, root: Root, bf16: bool, shard: int) -> None:
+    processes, device = dist.get_world_size(), next(model.parameters()).device.type
+    if shard in (0, processes):
+        mesh = init_device_mesh(device, (processes,))
+    else:  # copies along the first dimension, the shards of each along the second
+        mesh = init_device_mesh(device, (processes // shard, shard), mesh_dim_names=("copy", "shard"))
     dtypes = (torch.bfloat16, torch.float32) if bf16 else ()
     # Inputs keep their dtype: autocast casts what a matrix multiplies, and rotary tables stay float32.
     policy = MixedPrecisionPolicy(*dtypes, cast_forward_inputs=False)

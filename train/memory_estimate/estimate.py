@@ -93,7 +93,7 @@ def add_up(
     opt, settings = recipe.optimisation, recipe.models
     found = {name: model_weights(c, adapter_of(recipe, name)) for name, c in configs.items()}
     learners = {name: w for name, w in found.items() if name != "teacher"}
-    shards = processes if mode == "fsdp" else 1
+    shards = (opt.shard or processes) if mode == "fsdp" else 1
     accumulates = opt.batch // processes > opt.micro_batch
     always: dict[str, int] = {}
     gradients: dict[str, int] = {}

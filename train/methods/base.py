@@ -34,6 +34,7 @@ from train.models import build_student, export_student, make_optimizer
 from train.monitoring.divergence_guard import Diverged, DivergenceGuard
 from train.monitoring.logged_values import LoggedValues
 from train.monitoring.metrics_logger import MetricsLogger
+from train.monitoring.throughput import Throughput, TransformerConfig, device_peak
 
 
 @dataclass
@@ -91,7 +92,8 @@ class Trainer(ABC):
         return self.recipe.optimisation.precision == "bf16"
 
     def learner(self, model: SaltTransformer3DModel, mode: Mode, lr: float) -> Learner:
-        wrapped = DistributedModel(model, mode, self.bf16, compiled=self.recipe.optimisation.compile)
+        opt = self.recipe.optimisation
+        wrapped = DistributedModel(model, mode, self.bf16, compiled=opt.compile, shard=opt.shard)
         return Learner(wrapped, make_optimizer(wrapped.parameters(), self.recipe, lr), lr)
 
     def run(self, on_update: Callable[[int], dict[str, float]] | None = None) -> int:
@@ -102,7 +104,9 @@ class Trainer(ABC):
         """
         done = saved = self.resume()
         run, opt = self.recipe.run, self.recipe.optimisation
-        with MetricsLogger(self.recipe, self.accelerator, done) as logger, StopRequest() as stop:
+        peak = device_peak(self.device, opt.precision)
+        throughput = Throughput(self.recipe, self.configurations(), self.accelerator.num_processes, peak)
+        with MetricsLogger(self.recipe, self.accelerator, done, throughput) as logger, StopRequest() as stop:
             while done < opt.updates:
                 began = time.perf_counter()
                 values = self.update(done)
@@ -125,6 +129,10 @@ class Trainer(ABC):
                 if on_update is not None and (more := on_update(done)):
                     logger.add(done, more)
         return done
+
+    def configurations(self) -> dict[str, TransformerConfig]:
+        """The configurations of the run's models by name."""
+        return {name: learner.model.model.config for name, learner in self.learners.items()}
 
     @property
     def accumulation_steps(self) -> int:

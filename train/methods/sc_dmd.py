@@ -31,6 +31,7 @@ from train.methods.sc_dmd_losses import alignment_term, critic_term, dmd_term, s
 from train.methods.teacher import placed_teacher
 from train.models import build_critic
 from train.monitoring.logged_values import LoggedValues
+from train.monitoring.throughput import TransformerConfig
 from train.rollout.gradient_rollout import RolloutResult, rollout_with_grad
 from train.rollout.random_draws import UpdateDraws, draw_update
 
@@ -47,6 +48,9 @@ class SCDMDTrainer(Trainer):
         self.critic_score = OffloadedModel(self.critic.model, self.device)
         self.teacher = placed_teacher(recipe, self.device, mode)
         self.reward_weight = RewardWeight(recipe, self.device) if recipe.loss.reward else None
+
+    def configurations(self) -> dict[str, TransformerConfig]:
+        return super().configurations() | {"teacher": self.teacher.wrapped.model.config}
 
     def update(self, update: int) -> dict[str, float]:
         """`critic_per_generator` critic updates, then one generator update; mean losses over the global batch.

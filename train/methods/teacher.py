@@ -19,5 +19,5 @@ def placed_teacher(recipe: Recipe, device: torch.device, mode: Mode) -> Offloade
     if not offload:
         nn.Module.to(teacher, device)
     bf16 = opt.precision == "bf16"
-    wrapped = DistributedModel(teacher, "single" if offload else mode, bf16, compiled=opt.compile)
+    wrapped = DistributedModel(teacher, "single" if offload else mode, bf16, compiled=opt.compile, shard=opt.shard)
     return OffloadedModel(wrapped, device, offload)

@@ -17,10 +17,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from salt.io.printable import printable
 from train.config.recipe import Recipe
 from train.monitoring.plots import plot_curve
+from train.monitoring.throughput import Throughput
 
 LINE_SECONDS = 10.0  # at least, between two lines
 PLOT_SECONDS = 60.0  # at least, between two drawings of the plot
-MEASURED = ("seconds", "memory_gib", "seconds_left")  # what the logger adds to a method's values
+MEASURED = (
+    "seconds",
+    "tokens_per_second",
+    "peak_share",
+    "memory_gib",
+    "seconds_left",
+)  # what the logger adds to a method's values
 
 
 class MetricsLogger:
@@ -28,11 +35,11 @@ class MetricsLogger:
 
     There is a line for the first update, the last, and those between that come at least LINE_SECONDS after the line
     before. A terminal has a progress bar below them.
-    done: finished updates of a resumed run; later rows of losses.csv are dropped.
+    done: finished updates of a resumed run; later rows of losses.csv are dropped. throughput: of the run's models.
     """
 
-    def __init__(self, recipe: Recipe, accelerator: Accelerator, done: int) -> None:
-        self.recipe, self.accelerator = recipe, accelerator
+    def __init__(self, recipe: Recipe, accelerator: Accelerator, done: int, throughput: Throughput) -> None:
+        self.recipe, self.accelerator, self.throughput = recipe, accelerator, throughput
         self.folder = Path(recipe.run.out)
         self.csv = self.folder / "losses.csv"
         if accelerator.is_main_process:
@@ -68,7 +75,8 @@ class MetricsLogger:
         now, updates = time.monotonic(), self.recipe.optimisation.updates
         # With the time that samples and checkpoints take.
         left = (now - self.began) / (update - self.first) * (updates - update)
-        shown = values | {"seconds": seconds, "memory_gib": memory_gib(self.accelerator.device)}
+        measured = {"seconds": seconds} | self.throughput.values(update - 1, seconds)
+        shown = values | measured | {"memory_gib": memory_gib(self.accelerator.device)}
         text = " ".join(f"{k} {v:.3g}" for k, v in shown.items())
         self.progress.update(self.task, completed=update)
         due = update in (self.first + 1, updates) or now - self.printed >= LINE_SECONDS

@@ -1,4 +1,4 @@
-"""The arithmetic of a forward, to which the figures of the speed table are compared."""
+"""The arithmetic of a forward, to which measured times are compared."""
 
 from __future__ import annotations
 

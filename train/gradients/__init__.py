@@ -1,0 +1,1 @@
+"""Gradient norms of the losses by exit step, beside DMD's."""
