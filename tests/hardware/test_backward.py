@@ -5,7 +5,6 @@ Float32 without autocast, whose casts would be further operations on the device.
 """
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -76,8 +75,9 @@ def check_backward(loss: torch.Tensor, learner: SaltTransformer3DModel) -> None:
 def test_backward_of_the_generators_loss_reads_nothing(terms, saved):
     kept = {} if saved is None else {"saved": saved}
     student, teacher, critic = model(**kept), model(**kept).requires_grad_(False), model().requires_grad_(False)
-    trainer = SimpleNamespace(recipe=RECIPE, teacher=teacher, critic_score=critic)
-    loss, parts = SCDMDTrainer.generator_terms(trainer, student, batch(), DRAWS[terms], 0)
+    trainer = SCDMDTrainer.__new__(SCDMDTrainer)  # its losses, without optimizers and processes
+    trainer.recipe, trainer.teacher, trainer.critic_score, trainer.reward_weight = RECIPE, teacher, critic, None
+    loss, parts = trainer.generator_terms(student, batch(), DRAWS[terms], 0)
     assert terms.replace("alignment", "align") in parts
     check_backward(loss, student)
 

@@ -18,6 +18,7 @@ from salt.conditioning import Conditioning
 from tests.helpers.ledger_budgets import check_budget
 from train.config.recipe import InitialStages, Losses, Recipe, Rollouts
 from train.data.batch import Batch
+from train.data.clip_dataset import Clip
 from train.losses.semigroup import grid_triples
 from train.methods.clip_trainer import ClipTrainer
 from train.methods.ode_regression import ODERegressionTrainer
@@ -40,7 +41,9 @@ def trainer_of(recipe):
     config = SIZES["1.3B"]
     models = {name: student(config, 2, torch.float32) for name in ("student", "teacher", "critic")}
     models["student"].requires_grad_(True)
-    trainer = SimpleNamespace(recipe=recipe, teacher=models["teacher"], critic_score=models["critic"])
+    trainer = SCDMDTrainer.__new__(SCDMDTrainer)
+    trainer.recipe, trainer.teacher, trainer.critic_score = recipe, models["teacher"], models["critic"]
+    trainer.reward_weight = None
     return trainer, models
 
 
@@ -58,7 +61,7 @@ def test_generator_loss_does_not_wait(device, terms):
     trainer, models = trainer_of(recipe)
     draws, batch = UpdateDraws(schedule, exit_index, triple, 3.0), Batch(range(1), text(), text())
     with Ledger() as ledger:
-        loss, parts = SCDMDTrainer.generator_terms(trainer, models["student"], batch, draws, 0)
+        loss, parts = trainer.generator_terms(models["student"], batch, draws, 0)
         assert loss.requires_grad and terms.replace("alignment", "align") in parts
         assert not ledger.phase.waits
         check_budget(ledger.phase.costs.launches, ledger.phase.costs.bytes, BUDGETS[terms])
@@ -83,7 +86,7 @@ def test_loss_on_clips_does_not_wait(device, stage):
     lines = SimpleNamespace(line=lambda update, sample, role: sample)
     trainer = SimpleNamespace(recipe=recipe, device=device, prompts=lines, student=SimpleNamespace())
     trainer.student.model = SimpleNamespace(model=models["student"])
-    trainer.clips = lambda line, channels: (clip, clip.repeat(4, 1, 1, 1, 1) if stage == "ode" else None)
+    trainer.clips = lambda line, channels: Clip(clip, clip.repeat(4, 1, 1, 1, 1) if stage == "ode" else None)
     trainer.read_clips = partial(ClipTrainer.read_clips, trainer)
     loss_of = {"ode": ODERegressionTrainer, "tf": TeacherForcingTrainer}[stage].loss
     batch = Batch(range(1), text(), text())

@@ -33,7 +33,8 @@ MARKS = (300, 1002, 2001)  # latent frames
 def tensor_bytes() -> int:
     """Bytes of all tensors of this process, each storage once."""
     gc.collect()
-    tensors = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor) and not x.is_sparse]
+    # Of these types alone: tensors without storage, of other tests, are neither.
+    tensors = [x for x in gc.get_objects() if type(x) in (torch.Tensor, torch.nn.Parameter) and not x.is_sparse]
     return sum({s.data_ptr(): s.nbytes() for s in (x.untyped_storage() for x in tensors)}.values())
 
 

@@ -17,7 +17,9 @@ from train.methods.sc_dmd_losses import alignment_term, dmd_term, semigroup_term
 
 def small(folder, **sections):
     rollout = dict(frames=3, share={8: 0.5, 2: 0.5})
-    return tiny_recipes.recipe(folder, rollout=rollout, loss=dict(semigroup=0.2, align="release"), **sections)
+    return tiny_recipes.recipe(
+        folder, rollout=rollout, loss=dict(semigroup=0.2, align="release", align_margin=0.0), **sections
+    )
 
 
 def test_norms_are_those_of_each_loss_alone(tmp_path):
