@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from .io_types import ClipMemory
 
 
-def memory_ui(clip: ClipMemory) -> dict[str, list[dict[str, Any]]]:
-    """{"salt_memory": [...]}: policy as text, latent frames held, sizes in latent frames, bytes of all branches."""
+@dataclass(frozen=True)
+class MemoryBar:
+    """policy as text, latent frames held, sizes in latent frames, bytes of all branches."""
+
+    policy: str
+    held: list[int]
+    sink: int
+    window: int | None
+    next_frame: int
+    bytes: int
+    layers: int
+
+
+def memory_ui(clip: ClipMemory) -> dict[str, list[dict[str, object]]]:
+    """{"salt_memory": [a MemoryBar]}."""
     memory = clip.memory
-    bar = {
-        "policy": str(memory.policy),
-        "held": list(memory.held),
-        "sink": memory.policy.sink,
-        "window": memory.policy.window,
-        "next_frame": memory.next_frame,
-        "bytes": sum(branch.nbytes for branch in clip.branches),
-        "layers": memory.geometry.layers,
-    }
-    return {"salt_memory": [bar]}
+    policy, size = memory.policy, sum(branch.nbytes for branch in clip.branches)
+    held, layers = list(memory.held), memory.geometry.layers
+    bar = MemoryBar(str(policy), held, policy.sink, policy.window, memory.next_frame, size, layers)
+    return {"salt_memory": [asdict(bar)]}

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io
 
 from .adapter.core_versions import ADVANCED, schema
-from .adapter.loading import DTYPES, FRAMES_PER_BLOCK, load_model, student_files, student_path
+from .adapter.input_errors import accepted
+from .adapter.loading import DTYPES, FRAMES_PER_BLOCK, check_student, load_model, student_files, student_path
 
 if TYPE_CHECKING:
     from ..salt.checkpoints.reader import Weights
@@ -20,6 +21,7 @@ class SaltLoadStudent(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        files, students = student_files()
         return schema(
             node_id="SaltLoadStudent",
             display_name="Load Salt Student",
@@ -44,8 +46,11 @@ class SaltLoadStudent(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "student",
-                    options=student_files(),
-                    tooltip="File in models/diffusion_models, or diffusers/NAME for a folder in models/diffusers.",
+                    options=files,
+                    default=files[0] if students else "",
+                    tooltip="File in models/diffusion_models, or diffusers/NAME for a folder in models/diffusers. "
+                    "Known students come first; all files lists the others.",
+                    extra_dict={"salt_students": students},  # how many could be one, for the front end
                 ),
                 io.Combo.Input(
                     "weights",
@@ -72,6 +77,11 @@ class SaltLoadStudent(io.ComfyNode):
             ],
             outputs=[io.Model.Output(tooltip="A native Wan 2.1 MODEL.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, student: str | None) -> bool | str:
+        """Before anything runs. A linked name is not known yet."""
+        return student is None or accepted(check_student, student)
 
     @classmethod
     def execute(cls, student: str, weights: Weights, weight_dtype: str, trained_as: str) -> io.NodeOutput:

@@ -95,13 +95,7 @@ class SaltLoadMemory(io.ComfyNode):
     def validate_inputs(cls, file: str | None) -> bool | str:
         """The list in the page may be old, so the folder itself is looked at. A linked name is not known yet, nor is
         what earlier prompts of the queue will have saved by then."""
-        if file is None or file == NEWEST:
-            return True
-        try:
-            memory_path(file)
-        except (FileNotFoundError, InputError) as error:
-            return str(error)
-        return True
+        return file is None or file == NEWEST or accepted(memory_path, file)
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None, **_: object) -> str | float:

@@ -23,10 +23,10 @@ UNCONNECTED = object()  # default of a socket in `validate_inputs`, which core l
 
 
 def accepted(check: Callable[[str], object], value: str) -> bool | str:
-    """The answer of a node's `validate_inputs`: True, or what `check` says of the value by an InputError."""
+    """The answer of a node's `validate_inputs`: True, or what `check` says of the value or the file."""
     try:
         check(value)
-    except InputError as error:
+    except (InputError, FileNotFoundError) as error:
         return str(error)
     return True
 

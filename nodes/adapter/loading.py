@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...salt.errors import InputError
 from .core_versions import model_from_state
 from .model_size import OPTION as SIZE
 from .model_size import size_in_folder
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
     from ...salt.checkpoints import Checkpoint
+    from ...salt.checkpoints.candidates import Likeness
     from ...salt.checkpoints.reader import Weights
     from ...salt.spec import StudentSpec
 
@@ -24,15 +26,53 @@ FRAMES_PER_BLOCK = {"auto": None, "blocks of 3": 3, "frame by frame": 1, "bidire
 DTYPES = {"default": None, "fp8_e4m3fn": "float8_e4m3fn", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
-def student_files() -> list[str]:
-    """Names of files in models/diffusion_models and of diffusers folders in models/diffusers."""
+# What a file could be, by its path, time and size: headers are read once.
+_likeness: dict[tuple[str, int, int], Likeness] = {}
+
+
+def student_files() -> tuple[list[str], int]:
+    """Names of files in models/diffusion_models and of diffusers folders in models/diffusers: first those with a known
+    student's settings, then other Wan transformers, then the rest; and how many come before the rest."""
     import folder_paths
 
     names = list(folder_paths.get_filename_list("diffusion_models"))
     for root in folder_paths.get_folder_paths("diffusers"):
         if Path(root).is_dir():
             names += sorted(f"diffusers/{p.name}" for p in Path(root).iterdir() if p.is_dir())
-    return names
+    kinds = {name: likeness_of(name) for name in names}
+    order = [name for kind in ("student", "wan", "other") for name in names if kinds[name] == kind]
+    return order, sum(kind != "other" for kind in kinds.values())
+
+
+def likeness_of(name: str) -> Likeness:
+    """Of a name of `student_files`."""
+    from ...salt.checkpoints.candidates import likeness
+
+    try:
+        path = student_path(name)
+        facts = path.stat()
+    except OSError:
+        return "other"  # it has gone meanwhile, or is a link to a disk that is not mounted
+    key = (str(path), facts.st_mtime_ns, facts.st_size)
+    if key not in _likeness:
+        _likeness[key] = likeness(path)
+    return _likeness[key]
+
+
+def check_student(name: str) -> str:
+    """The name, where it is one of `student_files`. Raises InputError for none, FileNotFoundError for another."""
+    if not name:
+        raise InputError("student", "found no file chosen; `salt pull` lists the released students")
+    if name not in student_files()[0]:
+        raise missing_student(name)
+    return name
+
+
+def missing_student(name: str) -> FileNotFoundError:
+    import folder_paths
+
+    folders = ", ".join(folder_paths.get_folder_paths("diffusion_models"))
+    return FileNotFoundError(f"{name}: found no such file, expected it in one of: {folders}")
 
 
 def student_path(name: str) -> Path:
@@ -46,8 +86,7 @@ def student_path(name: str) -> Path:
                 return folder
     if found := folder_paths.get_full_path("diffusion_models", name):
         return Path(found)
-    folders = ", ".join(folder_paths.get_folder_paths("diffusion_models"))
-    raise FileNotFoundError(f"{name}: found no such file, expected it in one of: {folders}")
+    raise missing_student(name)
 
 
 def load_model(

@@ -13,9 +13,10 @@ from ...salt.errors import InputError
 from ...salt.io.fields import Between, FieldError, read_fields
 from ...salt.io.partial_files import remove_leftovers_below
 from ...salt.memory import KVMemory, MemoryFileError, load_memory
-from ...salt.memory.serialization import NEGATIVE_SUFFIX, load_negative, read_clip_parts, save_clip
+from ...salt.memory.serialization import NEGATIVE_SUFFIX, load_negative, negative_path, read_clip_parts, save_clip
 from ...salt.spec import FPS
 from ..io_types import ClipMemory
+from ..memory_ui import MemoryBar
 from .comfy_model import memory_geometry, pixels_per_token
 from .file_prefix import FOLDER, checked_prefix, is_below
 from .fingerprint import fingerprint
@@ -77,6 +78,18 @@ def memory_path(name: str) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"{name}: found no such file, expected a memory of Salt Save Memory in {path.parent}")
     return path
+
+
+def memory_bar(name: str) -> MemoryBar:
+    """What the front end draws of a file, from its header. Raises as `memory_path` does, and MemoryFileError."""
+    from ...salt.memory import MemoryPolicy, read_memory_info
+
+    path = memory_path(name)
+    info, negative = read_memory_info(path), negative_path(path)
+    policy = read_fields(MemoryPolicy, info["policy"])
+    size = sum(p.stat().st_size for p in (path, negative) if p.is_file())
+    held, at, layers = list(info["held"]), info["next_frame"], info["geometry"]["layers"]
+    return MemoryBar(str(policy), held, policy.sink, policy.window, at, size, layers)
 
 
 def check_save_prefix(filename_prefix: str) -> str:

@@ -1,11 +1,14 @@
-"""The pack's routes on ComfyUI's server: which rollouts run, and the request to end one after its block.
+"""The pack's routes on ComfyUI's server: which rollouts run, how one is ended, and what files hold.
 
 ComfyUI has them below /api, too.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from .live_routes import Mounted, mount
@@ -26,6 +29,8 @@ def add_routes(server: Any) -> None:
 
     server.routes.get("/salt/running")(running)
     server.routes.post("/salt/stop")(answer_stop)
+    server.routes.get("/salt/student")(answer_student)
+    server.routes.get("/salt/memory")(answer_memory)
 
 
 def answer_running(request: web.Request, mounted: Mounted) -> web.Response:
@@ -52,3 +57,36 @@ async def answer_stop(request: web.Request) -> web.Response:
     if not stop_node(node):
         return web.json_response({"error": "node: found no rollout that runs in this node"}, status=404)
     return web.json_response({"stopping": node})
+
+
+async def answer_student(request: web.Request) -> web.Response:
+    """GET ?file=NAME: what `salt inspect` says of a file that Load Salt Student lists, {"lines": {what: value}}."""
+
+    def described(name: str) -> dict[str, dict[str, object]]:
+        from ...salt.cli.inspect import describe_file
+        from .loading import check_student, student_path
+
+        return {"lines": {**describe_file(student_path(check_student(name)))}}
+
+    return await answer_file(request, described)
+
+
+async def answer_memory(request: web.Request) -> web.Response:
+    """GET ?file=NAME: the memory bar of a file that Salt Load Memory lists, {"memory": MemoryBar}."""
+
+    def described(name: str) -> dict[str, dict[str, object]]:
+        from .memory_files import memory_bar
+
+        return {"memory": asdict(memory_bar(name))}
+
+    return await answer_file(request, described)
+
+
+async def answer_file(request: web.Request, describe: Callable[[str], dict[str, dict[str, object]]]) -> web.Response:
+    """What `describe` says of the file that a request names; 400 and the reason where it cannot be read."""
+    from aiohttp import web
+
+    try:
+        return web.json_response(await asyncio.to_thread(describe, request.query.get("file", "")))
+    except (ValueError, OSError) as error:
+        return web.json_response({"error": str(error)[:400]}, status=400)

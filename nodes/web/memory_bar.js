@@ -36,6 +36,15 @@ export function segments({ held, sink, next_frame: next }) {
   return found;
 }
 
+/** What the colours of these memories' bars stand for. */
+export function legend(memories, word) {
+  const shown = new Set(memories.flatMap((memory) => segments(memory).map((s) => s.kind)));
+  const names = { sink: word("sink"), window: word("window"), gone: word("forgotten"), next: word("next") };
+  const entries = Object.entries(names).filter(([kind]) => shown.has(kind));
+  const entry = ([kind, name]) => make("span", "", {}, [make("span", `salt-segment salt-${kind}`), name]);
+  return make("div", "salt-legend", { "aria-hidden": "true" }, entries.map(entry));
+}
+
 /** The bar of one memory, `{policy, held, sink, window, next_frame, bytes, layers}` as nodes/memory_ui.py sends it. */
 export function memoryBar(memory, word) {
   const names = { sink: "sink: kept for ever", window: "window: kept for now", gone: "forgotten", next: "next" };

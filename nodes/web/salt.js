@@ -4,9 +4,10 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { applyTextReplacements } from "../../scripts/utils.js";
 import { sayWhereNotDrawn } from "./drawn.js";
+import { addInspection, foldFiles, showChosenMemory } from "./file_choices.js";
 import { showLiveView } from "./live_view.js";
-import { memoryBar } from "./memory_bar.js";
-import { chain, prepareShownWidgets, showWidgets } from "./shown_widgets.js";
+import { legend, memoryBar } from "./memory_bar.js";
+import { chain, prepareShownWidgets, restyleSteps, showWidgets } from "./shown_widgets.js";
 import { colorSockets } from "./socket_colors.js";
 import { showStopButton } from "./stop_button.js";
 import { make, timelineView } from "./timeline.js";
@@ -32,9 +33,12 @@ function clipSeconds(node) {
   return Math.max(0, ...goals.map((n) => Number(n.widgets?.find((w) => w.name === "seconds")?.value) || 0));
 }
 
+const shownNodes = () => app.canvas.graph?._nodes ?? [];
+
 function addTimeline(node) {
   const text = node.widgets?.find((w) => w.name === "timeline");
   if (!text || !node.addDOMWidget) return;
+  const locked = () => Boolean(node.inputs?.find((i) => i.widget?.name === "timeline")?.link);
   const view = timelineView({
     read: () => String(text.value ?? ""),
     write: (value) => {
@@ -42,7 +46,16 @@ function addTimeline(node) {
       node.graph?.change?.();
     },
     clip: () => clipSeconds(node),
-    locked: () => Boolean(node.inputs?.find((i) => i.widget?.name === "timeline")?.link),
+    locked,
+    showText: (wanted) => {
+      const shown = wanted || locked();
+      if (text.hidden === !shown) return shown;
+      text.hidden = !shown; // on the canvas; Nodes 2.0 goes by salt.css
+      const height = node.computeSize()[1];
+      node.setSize([node.size[0], shown ? Math.max(node.size[1], height) : height]);
+      node.setDirtyCanvas?.(true, true);
+      return shown;
+    },
     word,
   });
   // The frontend looks for changes before a click, a key or a choice has taken effect here.
@@ -62,7 +75,7 @@ function addTimeline(node) {
   chain(text, "callback", view.refresh);
   chain(node, "onConnectionsChange", view.refresh);
   chain(node, "onConfigure", view.refresh);
-  if (node.size[1] < 380) node.setSize([Math.max(node.size[0], 420), 380]);
+  node.setSize([Math.max(node.size[0], 420), node.computeSize()[1]]);
 }
 
 /** The memory bar, and the text that the node reports, below its widgets from its first run on. */
@@ -72,7 +85,7 @@ function showKept(node, { salt_memory: memories = [], text = [] }) {
   node.saltKept = { bars: memories.length, lines: report ? report.split("\n").length + 1 : 0 };
   let kept = node.widgets?.find((w) => w.name === "salt_kept");
   if (!kept) {
-    const height = () => 22 * node.saltKept.bars + (node.saltKept.lines ? 6 + 14 * Math.min(node.saltKept.lines, 8) : 0);
+    const height = () => (node.saltKept.bars && 22 * node.saltKept.bars + 14) + (node.saltKept.lines ? 6 + 14 * Math.min(node.saltKept.lines, 8) : 0);
     kept = node.addDOMWidget("salt_kept", "salt_kept", make("div", "salt-kept"), {
       serialize: false,
       getMinHeight: height,
@@ -81,6 +94,7 @@ function showKept(node, { salt_memory: memories = [], text = [] }) {
     kept.serialize = false;
   }
   kept.element.replaceChildren(...memories.map((memory) => memoryBar(memory, word)));
+  if (memories.length) kept.element.append(legend(memories, word));
   if (report) kept.element.append(make("pre", "salt-report", {}, [report]));
   grow(node);
   sayWhereNotDrawn(node, "salt_kept", word);
@@ -171,6 +185,7 @@ app.registerExtension({
   },
   setup() {
     colorSockets(app.canvas);
+    app.canvas.canvas.addEventListener("litegraph:set-graph", () => restyleSteps(shownNodes()));
   },
   /** Undo and a switch of tabs create nodes anew; the frontend keeps their outputs, and puts them back later. */
   afterConfigureGraph() {
@@ -178,10 +193,19 @@ app.registerExtension({
     askWhatRuns();
   },
   onNodeOutputsUpdated: showOutputs,
+  /** After R, or a download: the lists are the server's again. */
+  refreshComboInNodes() {
+    for (const [node] of nodesWithKeys(app.rootGraph ?? app.graph)) foldFiles(node, word);
+  },
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("Salt")) return;
-    showWidgets(node, { word, nodes: () => app.canvas.graph?._nodes ?? [] });
+    showWidgets(node, { word, nodes: shownNodes });
     if (node.comfyClass === "SaltPromptSchedule") addTimeline(node);
+    if (node.comfyClass === "SaltLoadStudent") {
+      foldFiles(node, word);
+      addInspection(node, { api, word });
+    }
+    if (node.comfyClass === "SaltLoadMemory") showChosenMemory(node, { api, show: (output) => showKept(node, output) });
     expandPrefix(node);
     animatePreviews(node);
     chain(node, "onExecuted", (output) => showKept(node, output ?? {}));

@@ -26,7 +26,7 @@ export function showWidgets(node, { word, nodes }) {
   const isListed = () => nfe?.value === CUSTOM || node.inputs?.some((i) => i.widget?.name === "nfe" && i.link != null);
   if (nfe && steps) {
     drawInstead(steps, (shown) => (isListed() ? shown : auto));
-    const restyle = () => styleSteps(nodes());
+    const restyle = () => restyleSteps(nodes());
     chain(nfe, "callback", restyle);
     chain(node, "onConfigure", restyle);
     node.saltStepsAreAuto = () => !isListed();
@@ -48,7 +48,8 @@ function findGetter(object, name) {
   }
 }
 
-function styleSteps(nodes) {
+/** Anew for the nodes of the graph that is shown. */
+export function restyleSteps(nodes) {
   const places = nodes.filter((node) => node.saltStepsAreAuto?.()).map((node) => `[data-node-id="${CSS.escape(node.id)}"]`);
   if (!places.length) sheet.textContent = "";
   else {

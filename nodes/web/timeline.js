@@ -13,15 +13,17 @@ const TICKS = [0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800];
 
 /**
  * read(): the text. write(text): the user changed it. clip(): the clip's seconds, 0 where they are not known.
- * locked(): whether the text comes from a link. word(english): the text in the user's language.
+ * locked(): whether the text comes from a link. showText(wanted): show the text as it is stored as well, or not; returns
+ * whether it is shown. word(english): the text in the user's language.
  * Returns {element, refresh}; call refresh when the result of any of these has changed.
  */
-export function timelineView({ read, write, clip, locked, word }) {
+export function timelineView({ read, write, clip, locked, showText, word }) {
   const parts = build(word);
   const { element, track, ruler, fields, said } = parts;
   let changes = [];
   let selected = 0;
   let drag = null;
+  let wantsText = false;
 
   function refresh() {
     const found = timeline.parse(read());
@@ -29,6 +31,15 @@ export function timelineView({ read, write, clip, locked, word }) {
     element.classList.toggle("salt-unread", Boolean(found.error));
     said.textContent = locked() ? word("the text comes from a link") : found.error ? errorText(found.error, word) : "";
     if (!found.error) changes = found.changes;
+    wantsText ||= Boolean(found.error); // only there it can be mended
+    const shown = showText(wantsText);
+    element.classList.toggle("salt-with-text", shown);
+    fields.raw.setAttribute("aria-pressed", String(shown));
+    const late = changes.filter((c) => clip() && c.seconds >= clip());
+    said.classList.toggle("salt-note", !found.error);
+    if (late.length && !said.textContent) {
+      said.textContent = `${word("after the end of the clip, and not used")}: ${late.map((c) => `${c.seconds} s`).join(", ")}`;
+    }
     selected = Math.min(selected, changes.length - 1);
     const usable = !found.error && !locked();
     draw(parts, { changes, selected, usable, end: drag?.end ?? timeline.extent(changes, clip()), clip: clip(), word });
@@ -113,10 +124,15 @@ export function timelineView({ read, write, clip, locked, word }) {
     fields.text.value = changes[selected].text;
   });
   fields.add.addEventListener("click", () => {
-    const next = timeline.split(changes, selected, end());
+    const into = timeline.roomiest(changes, selected, clip());
+    const next = timeline.split(changes, into, end(), clip());
     if (next === changes) return;
-    change(next, selected + 1);
+    change(next, into + 1);
     fields.text.select();
+  });
+  fields.raw.addEventListener("click", () => {
+    wantsText = !wantsText;
+    refresh();
   });
   fields.remove.addEventListener("click", () => drop(selected));
 
@@ -126,6 +142,13 @@ export function timelineView({ read, write, clip, locked, word }) {
     if (!event.ctrlKey && !event.metaKey) event.stopPropagation();
   });
   element.addEventListener("pointerenter", () => drag ?? refresh());
+  // The canvas scales what lies on it; an edge is as wide on the screen at every zoom.
+  for (const kind of ["pointerenter", "pointermove"]) {
+    element.addEventListener(kind, () => {
+      const zoom = element.getBoundingClientRect().width / element.offsetWidth;
+      element.style.setProperty("--salt-zoom", String(zoom || 1));
+    });
+  }
   refresh();
   return { element, refresh };
 }
@@ -142,29 +165,32 @@ export function make(tag, name, attributes = {}, children = []) {
 function build(word) {
   const named = (text) => ({ "aria-label": word(text), title: word(text) });
   const track = make("div", "salt-track", { role: "group", "aria-label": word("prompts along seconds") });
+  const beyond = make("div", "salt-beyond", { "aria-hidden": "true" }); // the seconds after the clip's end
   const ruler = make("div", "salt-ruler", { "aria-hidden": "true" });
   const fields = {
     seconds: make("input", "salt-seconds", { type: "number", min: 0, step: timeline.STEP, ...named("second at which it begins") }),
     mode: make("select", "salt-mode", named("what the memory does there")),
     add: make("button", "salt-add", { type: "button", ...named("add a prompt") }, ["+"]),
     remove: make("button", "salt-remove", { type: "button", ...named("remove this prompt") }, ["−"]),
+    raw: make("button", "salt-raw", { type: "button", ...named("show the text of all prompts") }, ["≡"]),
     text: make("textarea", "salt-text", { rows: 2, spellcheck: "false", ...named("the selected prompt") }),
   };
   for (const mode of timeline.MODES) {
     fields.mode.append(make("option", "", { value: mode }, [[MARKS[mode], word(mode)].filter(Boolean).join(" ")]));
   }
-  const row = make("div", "salt-row", {}, [fields.seconds, fields.mode, fields.add, fields.remove]);
+  const row = make("div", "salt-row", {}, [fields.seconds, fields.mode, fields.add, fields.remove, fields.raw]);
   const said = make("div", "salt-said", { role: "status" });
   const element = make("div", "salt-timeline", { role: "group", "aria-label": word("prompt timeline") });
+  track.append(beyond);
   element.append(track, ruler, row, fields.text, said);
-  return { element, track, ruler, fields, said };
+  return { element, track, beyond, ruler, fields, said };
 }
 
-function draw({ track, ruler, fields }, { changes, selected, usable, end, clip, word }) {
+function draw({ track, beyond, ruler, fields }, { changes, selected, usable, end, clip, word }) {
   const share = (seconds) => `${(100 * seconds) / end}%`;
   const wanted = changes.length;
   while (track.querySelectorAll(".salt-block").length > wanted) {
-    track.querySelector(".salt-block:last-of-type").remove();
+    [...track.querySelectorAll(".salt-block")].at(-1).remove();
     [...track.querySelectorAll(".salt-edge")].at(-1).remove();
   }
   while (track.querySelectorAll(".salt-block").length < wanted) {
@@ -178,6 +204,7 @@ function draw({ track, ruler, fields }, { changes, selected, usable, end, clip, 
     const said = `${seconds} s${mode === "keep" ? "" : ` (${word(mode)})`}: ${text}`;
     block.dataset.index = edge.dataset.index = index;
     block.dataset.mode = edge.dataset.mode = mode;
+    block.classList.toggle("salt-late", Boolean(clip) && seconds >= clip);
     block.style.left = edge.style.left = share(seconds);
     block.style.width = share(until - seconds);
     block.textContent = [MARKS[mode], text].filter(Boolean).join(" ");
@@ -191,7 +218,9 @@ function draw({ track, ruler, fields }, { changes, selected, usable, end, clip, 
   const step = TICKS.find((tick) => end / tick <= 9) ?? end;
   const ticks = Array.from({ length: Math.floor(end / step) + 1 }, (_, i) => timeline.rounded(i * step));
   ruler.replaceChildren(...ticks.map((t) => make("span", "", { style: `left: ${share(t)}` }, [`${t}`])));
-  if (clip && clip < end) {
+  beyond.hidden = !(clip && clip < end);
+  if (!beyond.hidden) {
+    beyond.style.left = share(clip);
     const mark = make("span", "salt-end", { style: `left: ${share(clip)}`, title: word("the clip ends here") });
     ruler.append(mark);
   }
@@ -206,7 +235,7 @@ function fill(fields, changes, selected, usable) {
     fields.text.value = text;
   }
   fields.mode.value = mode;
-  for (const field of Object.values(fields)) field.disabled = !usable;
+  for (const field of Object.values(fields)) field.disabled = !usable && field !== fields.raw;
   if (!selected) fields.seconds.disabled = fields.mode.disabled = true;
   if (changes.length < 2) fields.remove.disabled = true;
 }

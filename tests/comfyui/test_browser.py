@@ -44,9 +44,66 @@ def test_the_mouse_moves_a_prompt_and_the_text_follows(comfy, page_server, desig
     assert saved == [comfy.widget(SCHEDULE, "timeline")], "the picture itself is not saved"
 
 
+@pytest.mark.parametrize("design", DESIGNS)
+def test_the_prompts_stand_once_until_their_text_is_asked_for(comfy, page_server, design):
+    if DESIGNS[design] and page_server.version < NEWER_PAGE:
+        pytest.skip("Nodes 2.0 of this page has other classes, and shows the text as well")
+    comfy.setting("Comfy.VueNodes.Enabled", DESIGNS[design])
+    comfy.lone(SCHEDULE)
+    stored, small = comfy.page.locator("textarea:not(.salt-text)"), "[...app.graph._nodes[0].size]"
+    comfy.page.locator(".salt-block").first.wait_for()
+    before = comfy.page.evaluate(small)
+    assert not stored.first.is_visible()
+    comfy.page.locator(".salt-raw").click()
+    stored.first.wait_for()
+    comfy.picture(f"timeline_text_{design}")
+    comfy.page.locator(".salt-raw").click()
+    stored.first.wait_for(state="hidden")
+    comfy.page.wait_for_timeout(300)
+    assert comfy.page.evaluate(small) == before
+    comfy.set_widget(SCHEDULE, "timeline", "0: a\n2 fade: b")
+    comfy.page.locator(".salt-timeline").hover()
+    stored.first.wait_for()  # what the editor cannot read is mended there
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_prompts_after_the_clip_are_drawn_as_such_and_plus_adds_before_its_end(comfy, page_server, design):
+    if DESIGNS[design] and page_server.version < (0, 8, 0):
+        pytest.skip("Nodes 2.0 of 0.3.64's page, an experiment there, draws no timeline")
+    comfy.setting("Comfy.VueNodes.Enabled", DESIGNS[design])
+    comfy.lone(SCHEDULE)
+    comfy.page.evaluate(
+        """kind => { const rollout = LiteGraph.createNode(kind), from = app.graph._nodes[0];
+        rollout.pos = [1000, 200]; app.graph.add(rollout);
+        from.connect(0, rollout, rollout.inputs.findIndex(i => i.name === 'prompts')) }""",
+        ROLLOUT,
+    )
+    comfy.set_widget(SCHEDULE, "timeline", "0: a\n2: b\n7 shot: c")
+    comfy.look_at(SCHEDULE)
+    comfy.page.locator(".salt-timeline").hover()
+    late = comfy.page.evaluate("[...document.querySelectorAll('.salt-block')].map(e => e.matches('.salt-late'))")
+    assert late == [False, False, True]
+    said = comfy.page.locator(".salt-timeline [role=status]")
+    assert said.inner_text() == "after the end of the clip, and not used: 7 s"
+    beyond, track = (comfy.page.locator(f".salt-{part}").bounding_box() for part in ("beyond", "track"))
+    assert beyond["x"] > track["x"] + track["width"] / 4 and beyond["width"] > 10
+    for scale in (0.6, 1.5):
+        comfy.page.evaluate("z => { app.canvas.ds.scale = z; app.canvas.setDirty(true, true) }", scale)
+        comfy.page.evaluate("() => { app.canvas.ds.offset = [-350, -100]; app.canvas.setDirty(true, true) }")
+        comfy.page.wait_for_timeout(400)
+        comfy.page.locator(".salt-track").hover()
+        assert comfy.page.locator(".salt-edge >> nth=1").bounding_box()["width"] == pytest.approx(10, abs=0.1)
+    comfy.picture(f"timeline_late_{design}")
+    comfy.page.locator(".salt-block").nth(2).focus()  # the late one is chosen
+    comfy.page.locator(".salt-add").click()
+    starts = seconds_of(comfy.widget(SCHEDULE, "timeline"))
+    assert len(starts) == 4 and 0 < (set(starts) - {0, 2, 7}).pop() <= 4.25, "the last block of 5 s begins at 4.5 s"
+
+
 def test_typing_in_the_text_redraws_and_keys_in_the_picture_do_not_reach_the_canvas(comfy):
     comfy.lone(SCHEDULE)
     text = comfy.page.locator("textarea:not(.salt-text)").first
+    comfy.page.locator(".salt-raw").click()
     text.fill("0: a cat\n3 cut: a dog\n6: a bird\n9: a fish")
     assert comfy.page.locator(".salt-block").count() == 4
     comfy.page.locator(".salt-block").nth(3).focus()
@@ -145,10 +202,12 @@ def test_the_memory_bar_shows_what_a_window_forgets(comfy):
     comfy.wait_for("execution_success")
     comfy.page.locator(".salt-memory").wait_for(timeout=10_000)
     kinds = comfy.page.evaluate(
-        "[...document.querySelectorAll('.salt-segment')].map(e => e.className.split('-').at(-1))"
+        "[...document.querySelectorAll('.salt-slots .salt-segment')].map(e => e.className.split('-').at(-1))"
     )
     assert kinds == ["sink", "gone", "window", "next"]
-    titles = comfy.page.evaluate("[...document.querySelectorAll('.salt-segment')].map(e => e.title)")
+    legend = comfy.page.locator(".salt-legend").inner_text().split("\n")
+    assert legend == ["sink", "window", "forgotten", "next"]
+    titles = comfy.page.evaluate("[...document.querySelectorAll('.salt-slots .salt-segment')].map(e => e.title)")
     assert "(latent frames 0–2)" in titles[0] and "(latent frames 15–20)" in titles[2]
     assert comfy.page.locator(".salt-bytes").inner_text().startswith("9 / 21 · ")
     comfy.look_at("SaltMemoryPolicy", ROLLOUT)

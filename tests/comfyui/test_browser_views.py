@@ -61,6 +61,9 @@ def test_the_page_reads_a_timeline_as_the_engine_does(page, text):
         ("moveBlock(c, 3, 6)", [0, 2, 4, 6]),
         ("split(c, 1, 10)", [0, 2, 3, 4, 8]),
         ("split(c, 3, 10)", [0, 2, 4, 8, 9]),
+        ("split(c, 2, 8, 6)", [0, 2, 4, 5, 8]),
+        ("split(c, t.roomiest(c, 3, 6), 10, 6)", [0, 1, 2, 4, 8]),
+        ("split(c, t.roomiest(c, 0, 0.5), 10, 0.5)", [0, 1, 2, 4, 8]),
         ("remove(c, 0)", [0, 4, 8]),
         ("remove(c, 2)", [0, 2, 8]),
         ("setText(c, 1, '  ')", [0, 2, 4, 8]),
@@ -82,7 +85,7 @@ SHOW = """async ([text, clip]) => {
   window.text = text; window.locked = false;
   document.body.style.width = '500px';
   window.view = timelineView({ read: () => window.text, write: (t) => { window.text = t }, clip: () => clip,
-    locked: () => window.locked, word: (w) => w });
+    locked: () => window.locked, showText: (wanted) => wanted, word: (w) => w });
   document.body.replaceChildren(view.element);
 }"""
 

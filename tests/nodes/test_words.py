@@ -85,7 +85,7 @@ def leaves(tree: Any) -> list[str]:
 def test_chinese_knows_every_word_of_the_front_end():
     scripts = "".join(path.read_text() for path in (ROOT / "nodes" / "web").glob("*.js"))
     direct = set(re.findall(r'\b(?:word|named)\(\s*"([^"]+)",?\s*\)', scripts))
-    listed = {"keep", "recache", "cut", "shot", "recache-sink", "forgotten", "next"}
+    listed = {"keep", "recache", "cut", "shot", "recache-sink"}
     listed |= {"sink: kept for ever", "window: kept for now"}
     assert all(f'"{word}"' in scripts for word in listed), "the list above is that of the scripts"
     assert set(locale("zh", "main")["salt"]) == direct | listed

@@ -65,7 +65,8 @@ class String:
 class Combo:
     class Input(Input):
         def __init__(
-            self, id: str, *, options: Sequence[str], default: str = ..., tooltip: str = ..., advanced: bool = ...
+            self, id: str, *, options: Sequence[str], default: str = ..., tooltip: str = ..., advanced: bool = ...,
+            extra_dict: object = ...,
         ) -> None: ...  # fmt: skip
 
 def Custom(io_type: str) -> ComfyType: ...

@@ -1,0 +1,107 @@
+"""Files to choose from, in ComfyUI's own page: students first, what a file holds, memories before a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from salt.checkpoints import load_student, save_student
+from salt.memory import MemoryPolicy, save_memory
+from salt.spec import TINY_FOLDER, StudentSpec
+from tests.helpers.comfyui_page import ComfyPage
+from tests.helpers.comfyui_server import LocalServer, make_bare_folder
+from tests.helpers.small_memory import written
+
+ALL = "all files…"
+VALUES = "[...app.graph._nodes[0].widgets[0].options.values]"
+
+
+def put_files(base: Path) -> None:
+    models = base / "models" / "diffusion_models"
+    models.mkdir(parents=True, exist_ok=True)
+    save_file({"transformer_blocks.0.attn.q.weight": torch.zeros(2)}, models / "aaa_flux.safetensors")
+    save_file({"blocks.0.self_attn.q.weight": torch.zeros(2)}, models / "bbb_wan.safetensors")
+    save_student(load_student(TINY_FOLDER), models / "mine.safetensors", spec=StudentSpec())
+
+
+@pytest.fixture(scope="module")
+def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+    base = make_bare_folder(tmp_path_factory.mktemp("comfyui"))
+    put_files(base)
+    serving = LocalServer(base)
+    yield serving
+    serving.stop()
+
+
+def choose(comfy: ComfyPage, value: str) -> None:
+    comfy.page.evaluate("v => { const w = app.graph._nodes[0].widgets[0]; w.value = v; w.callback?.(v) }", value)
+
+
+def test_students_come_first_and_the_rest_behind_all_files(comfy, page_server):
+    comfy.lone("SaltLoadStudent")
+    assert comfy.widget("SaltLoadStudent", "student") == "mine.safetensors", "not what is first by name"
+    assert comfy.page.evaluate(VALUES) == ["mine.safetensors", "bbb_wan.safetensors", ALL]
+    choose(comfy, ALL)
+    assert comfy.widget("SaltLoadStudent", "student") == "mine.safetensors"
+    assert comfy.page.evaluate(VALUES) == ["mine.safetensors", "bbb_wan.safetensors", "aaa_flux.safetensors"]
+    choose(comfy, "aaa_flux.safetensors")
+    graph = comfy.page.evaluate("app.graph.serialize()")
+    comfy.page.evaluate("g => app.loadGraphData(g)", graph)
+    comfy.page.wait_for_timeout(500)
+    assert comfy.widget("SaltLoadStudent", "student") == "aaa_flux.safetensors", "a saved graph keeps its file"
+    assert comfy.page.evaluate(VALUES) == ["aaa_flux.safetensors", "mine.safetensors", "bbb_wan.safetensors", ALL]
+    comfy.page.evaluate("app.refreshComboInNodes()")
+    comfy.page.wait_for_timeout(1500)
+    assert ALL in comfy.page.evaluate(VALUES) and len(comfy.page.evaluate(VALUES)) == 4
+
+
+def test_all_files_can_be_chosen_in_nodes_2(comfy, page_server):
+    if page_server.version < (0, 27, 0):
+        pytest.skip("Nodes 2.0 of this page has other elements")
+    comfy.setting("Comfy.VueNodes.Enabled", True)
+    comfy.lone("SaltLoadStudent")
+    box = comfy.page.get_by_role("combobox", name="student")
+    box.click()
+    comfy.page.get_by_role("option", name=ALL).click()
+    comfy.page.wait_for_timeout(500)
+    assert comfy.widget("SaltLoadStudent", "student") == "mine.safetensors"
+    box.click()
+    comfy.page.get_by_role("option", name="aaa_flux").click()
+    assert comfy.widget("SaltLoadStudent", "student") == "aaa_flux.safetensors"
+
+
+def test_a_file_is_inspected_from_the_menu(comfy):
+    comfy.lone("SaltLoadStudent")
+    comfy.page.evaluate(
+        """() => { const node = app.graph._nodes[0], options = [];
+        node.getExtraMenuOptions(app.canvas, options);
+        options.find(o => o?.content === 'Salt: inspect this file').callback() }"""
+    )
+    dialog = comfy.page.locator(".salt-dialog")
+    dialog.get_by_text("4 steps, blocks of 3").wait_for()
+    comfy.picture("inspected")
+    dialog.get_by_role("button", name="close").click()
+    dialog.wait_for(state="detached")
+    error = comfy.page.evaluate("app.api.fetchApi('/salt/student?file=../../secret').then(a => a.json())")
+    assert "found no such file" in error["error"]
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_a_memory_is_shown_before_any_run(comfy, page_server, vue):
+    if vue and page_server.version < (0, 27, 0):
+        pytest.skip("Nodes 2.0 of this page draws no widget that a node gets later")
+    folder = page_server.base / "output" / "salt_memories"
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad():
+        memory = written(MemoryPolicy("sink", 9, 3), 4)
+    save_memory(memory, folder / "clip_00001_.safetensors")
+    comfy.setting("Comfy.VueNodes.Enabled", vue)
+    comfy.lone("SaltLoadMemory")
+    comfy.page.locator(".salt-memory").wait_for(timeout=10_000)
+    comfy.picture(f"load_memory_{'vue' if vue else 'canvas'}")
+    assert str(MemoryPolicy("sink", 9, 3)) in comfy.page.locator(".salt-memory").get_attribute("title")
+    assert comfy.page.locator(".salt-bytes").inner_text().startswith("9 / 12 · ")
