@@ -33,8 +33,7 @@ def image_to_video_start(g: Graph) -> None:
         f"""
 # A picture that goes on
 
-The picture becomes the first latent frame, and is read into the memory like any other; the prompt says what happens
-next. This needs no I2V model. Any picture: it is cut to the size of the clip.
+Any picture becomes the first latent frame; the prompt says what happens next. No I2V model is needed.
 
 {files_note(SALT_CF, UMT5, WAN_VAE)}
 
@@ -44,7 +43,7 @@ next. This needs no I2V model. Any picture: it is cut to the size of the clip.
     )
     loaders = released_student(g, SALT_CF["name"], [SALT_CF])
     g.group("Start", 1)
-    image = g.add("LoadImage", image="example.png", title="Start image", size=(300, 326))["IMAGE"]
+    image = g.add("LoadImage", image="example.png", title="Start image", size=(300, 338))["IMAGE"]
     g.group("Prompt", 1)
     positive = prompt(g, loaders, PICTURE_PROMPT)
     g.group("Rollout", 2)
