@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ..schedule import ModelCall, flow_to_x0
 
+BELOW_NOISE = 1 - 1e-6  # the highest noise level: the logarithm of 1 - sigma is taken, as in diffusers' own schedules
+
 
 class UniPC:
     """Steps of one block. Each corrects the one before with the model's new flow, so a new block needs a new object."""
@@ -43,7 +45,7 @@ def step_weights(sigmas: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
 
     scheduler = UniPCMultistepScheduler(prediction_type="sample", use_flow_sigmas=True)
     scheduler.set_timesteps(len(sigmas))
-    scheduler.sigmas = torch.tensor([*sigmas, 0.0], dtype=torch.float64)
+    scheduler.sigmas = torch.tensor([*sigmas, 0.0], dtype=torch.float64).clamp(max=BELOW_NOISE)
     scheduler.set_begin_index(0)
     first, *predictions = torch.eye(len(sigmas) + 1, dtype=torch.float64)[:, None]  # what sums consist of
     weights, x = [], first
