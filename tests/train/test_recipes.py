@@ -234,6 +234,7 @@ def test_shards_need_sharded_models_and_divide_the_processes(monkeypatch):
     with pytest.raises(RecipeError, match="optimisation.shard: found 4, expected a divisor of the 6 processes"):
         check_mode(recipe, "fsdp")
     monkeypatch.setattr("train.distributed.launch.process_count", lambda: 8)
+    monkeypatch.setattr("torch.__version__", TorchVersion("2.8.0+cpu"))
     check_mode(recipe, "fsdp")
 
 
