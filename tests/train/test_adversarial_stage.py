@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from tests.helpers import tiny_recipes
+from tests.helpers.resumed_run import check_resume
 from tests.helpers.stage_recipes import CAPTIONS, adversarial_recipe
 from train.adversarial.discriminator import HEAD, add_head, logits, read_blocks
 from train.config.loader import load_recipe
 from train.config.recipe import RecipeError
 from train.config.validation import check_settings, missing_files
-from train.distributed.checkpointing import CheckpointFolder
 from train.experiments.tiny.discriminator import Discriminator
 from train.memory_estimate.estimate import estimate
 from train.methods.adversarial import AdversarialTrainer
@@ -83,17 +83,8 @@ def test_the_clip_s_gradient_is_dmd_s_and_the_adversarial_one_in_the_recipe_s_ra
 
 
 def test_a_resumed_run_continues_to_the_bit(tmp_path):
-    recipe = adversarial_recipe(tmp_path)
-
-    def run(out, *updates):
-        for count in updates:
-            opt, to = replace(recipe.optimisation, updates=count), replace(recipe.run, out=str(tmp_path / out))
-            AdversarialTrainer(replace(recipe, optimisation=opt, run=to)).run()
-        return CheckpointFolder(tmp_path / out / "checkpoints", 2).latest()
-
-    whole, parts = run("whole", 2), run("parts", 1, 2)
-    for part in ("student", "critic", "discriminator", "ema"):
-        assert all(torch.equal(parts[part][k], value) for k, value in whole[part].items()), part
+    parts = ("student", "critic", "discriminator", "ema")
+    whole = check_resume(AdversarialTrainer, adversarial_recipe(tmp_path), tmp_path, parts)
     assert any(name.startswith(HEAD) for name in whole["discriminator"])
 
 

@@ -10,10 +10,10 @@ from salt.conditioning import Conditioning
 from salt.memory import MemoryPolicy
 from salt.model_input import ModelInput
 from salt.models.causal_model import CausalModel
+from tests.helpers.resumed_run import check_resume
 from tests.helpers.stage_recipes import cd_recipe
 from train.config.recipe import RecipeError
 from train.config.validation import check_settings
-from train.distributed.checkpointing import CheckpointFolder
 from train.memory_estimate.estimate import estimate
 from train.methods import consistency
 from train.methods.consistency import ConsistencyTrainer, neighbours
@@ -97,19 +97,7 @@ def test_neighbours_are_drawn_over_all_steps_for_whole_clips(tmp_path):
 
 
 def test_a_resumed_run_continues_to_the_bit(tmp_path):
-    recipe = cd_recipe(tmp_path)
-
-    def run(out, *updates):
-        for count in updates:
-            opt = replace(recipe.optimisation, updates=count)
-            ConsistencyTrainer(
-                replace(recipe, optimisation=opt, run=replace(recipe.run, out=str(tmp_path / out)))
-            ).run()
-        return CheckpointFolder(tmp_path / out / "checkpoints", 2).latest()
-
-    whole, parts = run("whole", 4), run("parts", 1, 4)
-    for part in ("student", "ema"):
-        assert all(torch.equal(parts[part][k], value) for k, value in whole[part].items()), part
+    check_resume(ConsistencyTrainer, cd_recipe(tmp_path), tmp_path, ("student", "ema"), updates=4)
 
 
 def test_settings_that_the_stage_cannot_have_are_errors(tmp_path):

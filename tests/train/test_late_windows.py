@@ -8,10 +8,10 @@ import torch
 from salt.checkpoints import load_student
 from salt.conditioning import Conditioning
 from salt.models.transformer_salt import SaltTransformer3DModel
+from tests.helpers.resumed_run import check_resume
 from tests.helpers.stage_recipes import windows_recipe
 from train.config.recipe import RecipeError
 from train.config.validation import check_settings
-from train.distributed.checkpointing import CheckpointFolder
 from train.methods.late_windows import LateWindowTrainer
 from train.rollout.late_window import draw_start, rollout_window, window_starts
 from train.rollout.random_draws import UpdateDraws
@@ -71,15 +71,8 @@ def test_loss_is_that_of_the_frames_behind_the_first_block(tmp_path, monkeypatch
 def test_a_resumed_run_continues_to_the_bit(tmp_path):
     recipe = windows_recipe(tmp_path, rollout=dict(share={8: 1.0}))
 
-    def run(out, *updates):
-        for count in updates:
-            opt = replace(recipe.optimisation, updates=count, critic_per_generator=1, batch=2)
-            LateWindowTrainer(replace(recipe, optimisation=opt, run=replace(recipe.run, out=str(tmp_path / out)))).run()
-        return CheckpointFolder(tmp_path / out / "checkpoints", 2).latest()
-
-    whole, parts = run("whole", 2), run("parts", 1, 2)
-    for part in ("student", "critic", "ema"):
-        assert all(torch.equal(parts[part][k], value) for k, value in whole[part].items()), part
+    short = replace(recipe, optimisation=replace(recipe.optimisation, critic_per_generator=1, batch=2))
+    check_resume(LateWindowTrainer, short, tmp_path, ("student", "critic", "ema"))
 
 
 @pytest.mark.parametrize(

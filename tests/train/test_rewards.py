@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tests.helpers import tiny_recipes
+from tests.helpers.resumed_run import check_resume
 from tests.helpers.stage_recipes import reward_recipe
 from train import losses
 from train.config.recipe import RecipeError
 from train.config.validation import check_settings, missing_files
-from train.distributed.checkpointing import CheckpointFolder
 from train.memory_estimate.estimate import estimate
 from train.methods.sc_dmd import SCDMDTrainer
 from train.rewards import find_reward, reward_names
@@ -86,15 +86,8 @@ def test_clips_are_weighted_by_the_exponential_of_their_reward(tmp_path, monkeyp
 def test_a_resumed_run_continues_to_the_bit(tmp_path):
     recipe = reward_recipe(tmp_path)
 
-    def run(out, *updates):
-        for count in updates:
-            opt = replace(recipe.optimisation, updates=count, critic_per_generator=1, batch=2)
-            SCDMDTrainer(replace(recipe, optimisation=opt, run=replace(recipe.run, out=str(tmp_path / out)))).run()
-        return CheckpointFolder(tmp_path / out / "checkpoints", 2).latest()
-
-    whole, parts = run("whole", 2), run("parts", 1, 2)
-    for part in ("student", "critic", "ema"):
-        assert all(torch.equal(parts[part][k], value) for k, value in whole[part].items()), part
+    short = replace(recipe, optimisation=replace(recipe.optimisation, critic_per_generator=1, batch=2))
+    check_resume(SCDMDTrainer, short, tmp_path, ("student", "critic", "ema"))
 
 
 def test_the_estimate_counts_the_decoder(tmp_path):
