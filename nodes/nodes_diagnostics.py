@@ -60,7 +60,7 @@ class SaltSemigroupDefect(io.ComfyNode):
         )
 
     @classmethod
-    @widget_names()
+    @widget_names(student="model")
     def execute(
         cls,
         model: ModelPatcher,

@@ -19,6 +19,7 @@ from .adapter.input_errors import widget_names
 from .adapter.live_host import word_table
 from .adapter.rollout_inputs import schedule_of
 from .adapter.sampler import SamplerInputs, new_sampler
+from .adapter.step_rule import check_sigmas_tell_steps
 from .adapter.student_spec import spec_of, with_patched_shift
 from .io_types import Conditioning, Prompts, TimedConditioning
 from .widgets import frames_per_block_widget, policy_socket, step_widgets, stepping_widget
@@ -54,6 +55,8 @@ class SaltSigmas(io.ComfyNode):
     @classmethod
     def execute(cls, nfe: str, steps: str, shift: float, model: ModelPatcher | None = None) -> io.NodeOutput:
         spec = None if model is None else spec_of(model) or with_patched_shift(model, StudentSpec())
+        if spec is not None:
+            check_sigmas_tell_steps(spec)
         sigmas = schedule_of(nfe, steps, shift, spec).sigmas
         return io.NodeOutput(torch.tensor([*sigmas, 0.0], dtype=torch.float32))
 

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .memory import KVMemory
+from .memory import KVMemory, MemoryPolicy
 from .model_input import Condition, FlowModel, ModelInput
 from .noise import NoiseSource
 from .rollout import RolloutSettings, rollout
@@ -69,6 +69,14 @@ def steps_for(triples: Sequence[Triple]) -> tuple[float, ...]:
             return STEP_LISTS[count]
     stray = next(t_s for t_s, _, _ in triples if t_s not in STEP_LISTS[8])
     raise InputError("triples", f"found t_s {stray:g}, expected one of {', '.join(f'{s:g}' for s in STEP_LISTS[8])}")
+
+
+def check_student(schedule: Schedule, policy: MemoryPolicy | None) -> None:
+    """Raise InputError for a student on whose steps this defect is not defined. policy: of its memory, None without."""
+    flow_map = policy is not None and policy.kind == "far"
+    if schedule.rule != "wan" or flow_map:
+        found = "a flow map (AnyFlow-FAR)" if flow_map else f"a student with the steps of {schedule.rule}"
+        raise InputError("student", f"found {found}, expected one with Wan 2.1's steps: the defect is defined on them")
 
 
 def check_triple(triple: Triple, steps: Sequence[float]) -> None:
@@ -123,6 +131,7 @@ class DefectMeter(Generic[Condition]):
     ) -> None:  # fmt: skip
         for triple in triples:
             check_triple(triple, schedule.steps)
+        self.schedule = schedule
         self.model, self.noise, self.shift, self.dtype = model, noise, schedule.shift, dtype
         self.ratios: dict[tuple[Triple, Operator], list[Tensor]] = {(t, o): [] for t in triples for o in operators}
 
@@ -132,6 +141,7 @@ class DefectMeter(Generic[Condition]):
 
         Cost: one ordinary rollout and, for each block and triple, one more model call per operator.
         """
+        check_student(self.schedule, None if memory is None else memory.policy)
         if memory is None:
             sample_bidirectional(self, conditioning, self.noise, frames, settings)
         else:

@@ -25,6 +25,7 @@ from .rollout_plan import RolloutPlan
 from .rollout_runner import in_model_space, new_clip_memory, run_blocks
 from .sampler import SamplerInputs
 from .start_picture import start_picture
+from .step_rule import check_sigmas_tell_steps, student_stepping
 from .student_spec import autoregressive_spec
 
 
@@ -107,12 +108,18 @@ def sample_clip(
     """Latents [B, C, F, H, W] of a whole clip, in the model's space. Raises InputError for unsupported inputs."""
     from comfy.model_management import current_loaded_models, free_memory
 
-    check_inputs(inputs)
     patcher = inputs.patcher
     spec = autoregressive_spec(patcher, frames_per_block)
+    check_sigmas_tell_steps(spec)
+    check_inputs(inputs)
     schedule = Schedule(tuple(NUM_TRAIN_TIMESTEPS * float(x) for x in inputs.sigmas[:-1]), shift=1.0)
     settings = RolloutSettings(
-        schedule, stepping, spec.frames_per_block, spec.independent_first_frame, guidance=inputs.cfg, fuse=True
+        schedule,
+        student_stepping(stepping, spec),
+        spec.frames_per_block,
+        spec.independent_first_frame,
+        guidance=inputs.cfg,
+        fuse=True,
     )
     batch, channels, frames, height, width = inputs.noise.shape
     picture = start_picture(patcher, inputs.model.model_options, batch, (height, width))

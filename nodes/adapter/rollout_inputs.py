@@ -27,6 +27,7 @@ from .patch_names import patch_name
 from .rollout_plan import RolloutPlan
 from .source_clip import source_clip
 from .start_picture import NODE, encode_start_image, has_start_picture, start_picture
+from .step_rule import student_stepping
 from .streaming_vae import check_vae, is_wan_vae
 from .student_spec import UNKNOWN, autoregressive_spec, known_spec
 
@@ -126,7 +127,7 @@ def plan_rollout(inputs: RolloutInputs, clip: ClipStart, policy: MemoryPolicy | 
             raise InputError("prompts", "with a recache after a memory need the clip so far connected to latents")
     settings = RolloutSettings(
         schedule_of(inputs.nfe, inputs.steps, inputs.shift, spec),
-        spec.stepping if inputs.stepping == "sde" else inputs.stepping,  # sde: as in training
+        student_stepping(inputs.stepping, spec),
         spec.frames_per_block,
         spec.independent_first_frame,
         inputs.cfg,

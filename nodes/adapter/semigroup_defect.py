@@ -13,7 +13,15 @@ from ...salt.model_input import FlowModel, ModelInput
 from ...salt.noise import SeededNoise
 from ...salt.rollout import RolloutSettings
 from ...salt.schedule import NUM_TRAIN_TIMESTEPS, Schedule
-from ...salt.semigroup_defect import OPERATORS, Defects, Operator, Triple, semigroup_defect, steps_for
+from ...salt.semigroup_defect import (
+    OPERATORS,
+    Defects,
+    Operator,
+    Triple,
+    check_student,
+    semigroup_defect,
+    steps_for,
+)
 from ...salt.spec import StudentSpec
 from ..io_types import Conditioning
 from .comfy_model import Conds, compute_dtype, flow_to, latent_channels, memory_geometry, new_memory
@@ -66,8 +74,10 @@ def measure_defects(
     seed: int,
 ) -> Defects:
     """Defects of a clip of `frames` latent frames and latent (height, width), by triple and operator."""
-    schedule = Schedule(steps_for(triples), spec.shift)
-    settings = RolloutSettings(schedule, "sde", spec.frames_per_block or 1, spec.independent_first_frame)
+    schedule = Schedule(steps_for(triples), spec.shift, spec.rule)
+    settings = RolloutSettings(schedule, spec.stepping, spec.frames_per_block or 1, spec.independent_first_frame)
+
+    check_student(schedule, policy if spec.frames_per_block else None)
 
     def run(inputs: SamplerInputs) -> SamplerOutput[Defects]:
         noise = scaled_noise(SeededNoise(seed, 1, latent_channels(model), *size, device=inputs.noise.device), model)

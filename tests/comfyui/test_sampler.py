@@ -40,6 +40,16 @@ def test_a_latent_has_the_meaning_that_the_sigmas_give_it(inside):
     assert {key: text for key, text in messages.items() if text not in found[key]} == {}, found
 
 
+def test_steps_of_a_student_s_own_are_taken_or_refused(inside):
+    found = inside(CASES, "rules")
+    assert max(found["unipc"], found["ode"]) <= 1e-4
+    for name, said in (("longlive2", "LongLive 2.0"), ("krea", "Krea realtime"), ("sdv2", "StreamDiffusionV2")):
+        sampler, sigmas, defect = found[name]
+        for message in (sampler, sigmas):
+            assert f"model is a student with the steps of {said}" in message and "use Salt Rollout" in message
+        assert "model: found a student with the steps of" in defect and len(defect) < 400
+
+
 def test_core_s_loader_keeps_what_the_file_says(inside):
     found = inside(CASES, "files")
     assert found["error"] <= 1e-6 and found["policy"] == "sink:3,window:6"

@@ -1,11 +1,13 @@
 """The evaluate command, from arguments to tables and JSON, with an untrained pipeline of the Shapes world."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from salt.checkpoints import save_wan
+from salt.checkpoints.families import STREAMDIFFUSION2
 from salt.models.word_embedder import WordEmbedder
 from salt.pipeline import SaltPipeline
 from salt.spec import StudentSpec
@@ -99,9 +101,13 @@ def test_a_student_of_another_world_needs_prompts(pipeline_folder, tmp_path, cap
     assert "--prompts: found none, expected a file of them" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("per_block", [0, 1, 3])
-def test_shapebench_samples_any_checkpoint_by_its_spec(tmp_path, monkeypatch, per_block):
-    spec, sampled = StudentSpec(per_block, (1000, 500), shift=3.0), []
+UNIPC = StudentSpec(3, (1000, 500), 3.0, rule="longlive2", stepping="unipc")
+SPECS = [StudentSpec(n, (1000, 500), shift=3.0) for n in (0, 1, 3)] + [UNIPC, replace(STREAMDIFFUSION2, shift=3.0)]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=["whole", "1", "3", "unipc", "sdv2"])
+def test_shapebench_samples_any_checkpoint_by_its_spec(tmp_path, monkeypatch, spec):
+    sampled = []
     new_vae().save_pretrained(tmp_path / "vae")
     save_wan(new_transformer(0), tmp_path / "mine.safetensors", spec=spec, dtype=torch.float32)
 

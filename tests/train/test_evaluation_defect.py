@@ -4,12 +4,16 @@ import pytest
 import torch
 
 from salt.checkpoints import load_student, save_diffusers
+from salt.checkpoints.families import KREA
+from salt.checkpoints.longlive2 import LONGLIVE2
 from salt.conditioning import Conditioning
+from salt.errors import InputError
 from salt.memory import MemoryPolicy
 from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.noise import SeededNoise
 from salt.schedule import Schedule, add_noise, warp
 from salt.semigroup_defect import TRIPLES, defect_table, steps_for
+from salt.spec import StudentSpec
 from tests.helpers import tiny_recipes
 from train.evaluation.semigroup_defect import DefectSettings, measure_defect
 from train.rollout.random_draws import seed_for
@@ -159,3 +163,10 @@ def test_the_table_has_a_line_per_operator():
     table = defect_table({"mine": {((750, 500, 0), "euler"): 0.25, ((750, 500, 0), "sampler"): 0.5}})
     assert table.splitlines()[0] == "| | operator | 750,500,0 | mean |"
     assert table.splitlines()[2:] == ["| mine | euler | 0.25000 | 0.25000 |", "| mine | sampler | 0.50000 | 0.50000 |"]
+
+
+@pytest.mark.parametrize("spec", [LONGLIVE2, KREA, StudentSpec(policy=MemoryPolicy("far", window=2))])
+def test_steps_on_which_the_defect_is_not_defined_are_refused(spec):
+    settings = DefectSettings.of(spec, 6, 4, 4)
+    with pytest.raises(InputError, match="student: found .* expected one with Wan 2.1's steps"):
+        measure_defect(tiny_recipes.model(0), TEXT, settings)

@@ -113,7 +113,7 @@ def open_pipeline(args: argparse.Namespace) -> SaltPipeline:
 
 def check_frames(frames: int, spec: StudentSpec) -> None:
     """Raise ValueError unless `--frames` is a whole number of the student's blocks."""
-    block, first = max(spec.frames_per_block, 1), int(spec.independent_first_frame)
+    block, first = max(spec.frames_per_block, 1), spec.first_block
     below = (frames - first) // block * block + first
     if frames != below:
         near = " or ".join(str(n) for n in (below, below + block) if n > first)

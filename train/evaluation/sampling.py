@@ -77,7 +77,7 @@ def student_clips(
     spec: StudentSpec = DEFAULT_SPEC,
 ) -> Tensor:
     """Latents [B, 16, frames, 8, 8] of a student, rolled out as its spec says; clip i has seed `seed` + i."""
-    settings = RolloutSettings(schedule=Schedule.of(steps, spec.shift))
+    settings = RolloutSettings(schedule=Schedule.of(steps, spec.shift, spec.rule), stepping=spec.stepping)
     if spec.frames_per_block:
         return _in_blocks(student, text, frames, seed, spec, settings)
     noise = SeededNoise(seed, text.shape[0], CHANNELS, SIDE, SIDE, device=text.device)

@@ -18,8 +18,17 @@ from salt.models.causal_model import BidirectionalModel, CausalModel
 from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.noise import SeededNoise
 from salt.rollout import RolloutSettings
-from salt.schedule import STEP_LISTS, Schedule
-from salt.semigroup_defect import OPERATORS, TRIPLES, DefectMeter, Defects, Operator, Triple, mean_defects
+from salt.schedule import STEP_LISTS, Schedule, Stepping, StepRule
+from salt.semigroup_defect import (
+    OPERATORS,
+    TRIPLES,
+    DefectMeter,
+    Defects,
+    Operator,
+    Triple,
+    check_student,
+    mean_defects,
+)
 from salt.spec import StudentSpec
 from train.rollout.random_draws import seed_for
 
@@ -28,7 +37,7 @@ from train.rollout.random_draws import seed_for
 class DefectSettings:
     """The clip on which a student is measured. frames, height, width: of the latents.
 
-    frames_per_block 0: a bidirectional student. steps: the step list of the rollout; it has every t_s.
+    frames_per_block 0: a bidirectional student. steps, rule, stepping: of the rollout; every t_s is among the steps.
     """
 
     frames: int = 21
@@ -39,6 +48,8 @@ class DefectSettings:
     shift: float = 5.0
     independent_first_frame: bool = False
     steps: tuple[float, ...] = STEP_LISTS[4]
+    rule: StepRule = "wan"
+    stepping: Stepping = "sde"
 
     @classmethod
     def of(
@@ -52,8 +63,10 @@ class DefectSettings:
     ) -> DefectSettings:
         """Settings with the blocks, shift and (unless `policy` is set) memory of a student's spec."""
         policy = spec.policy if policy is None else policy
-        first = spec.independent_first_frame
-        return cls(frames, height, width, spec.frames_per_block, policy, spec.shift, first, steps)
+        return cls(
+            frames, height, width, spec.frames_per_block, policy, spec.shift, spec.independent_first_frame, steps,
+            spec.rule, spec.stepping,
+        )  # fmt: skip
 
 
 @torch.no_grad()
@@ -81,8 +94,9 @@ def measure_defect(
     bidirectional = settings.frames_per_block == 0
     call = BidirectionalModel(student) if bidirectional else CausalModel(student)
     dtype = compute_dtype(student, device)
-    schedule = Schedule(settings.steps, settings.shift)
-    how = RolloutSettings(schedule, "sde", settings.frames_per_block or 1, settings.independent_first_frame)
+    schedule = Schedule(settings.steps, settings.shift, settings.rule)
+    check_student(schedule, None if bidirectional else settings.policy)
+    how = RolloutSettings(schedule, settings.stepping, settings.frames_per_block or 1, settings.independent_first_frame)
     meters = []
     for seed, first in product(seeds, range(0, count, batch)):
         rows = range(count)[first : first + batch]

@@ -58,7 +58,7 @@ def sampled(model, latent=None, sigmas=None, policy=None):
 
 
 @torch.no_grad()
-def by_engine(initial, frames, start=None, sigmas=SIGMAS):
+def by_engine(initial, frames, start=None, sigmas=SIGMAS, stepping="sde"):
     """The clip by the engine's own transformer, from this initial noise."""
     student = PACK.checkpoints.load_student(TINY, dtype=torch.float32)
     source = part("nodes.adapter.custom_sampling").GraphNoise(initial, PACK.noise.SeededNoise(3, 1, 16, 8, 8))
@@ -66,7 +66,7 @@ def by_engine(initial, frames, start=None, sigmas=SIGMAS):
     memory = student.new_memory(PACK.memory.MemoryPolicy(), 1, 8, 8)
     blocks = PACK.rollout.rollout(
         PACK.causal_model.CausalModel(student), PACK.conditioning.Conditioning(text(PROMPT)[0][0]), memory, source,
-        frames, PACK.rollout.RolloutSettings(schedule), initial_latents=start,
+        frames, PACK.rollout.RolloutSettings(schedule, stepping), initial_latents=start,
     )  # fmt: skip
     return torch.cat([*([] if start is None else [start]), *(b.latents for b in blocks)], dim=2)
 
@@ -134,6 +134,31 @@ def latents():
         "narrow start": refusal(rollout, model, latents={"samples": torch.zeros(1, 16, 1, 8, 3)}),
         "policy": refusal(part("nodes.adapter.memory_policy").predicted_bytes, model, None, 64, 100, 1.0),
     }
+
+
+@torch.inference_mode()
+def rules():
+    """Students with steps of their own: what SIGMAS cannot hold is refused, and their way between levels is taken."""
+    from comfy_extras.nodes_custom_sampler import RandomNoise
+
+    families, longlive2 = part("salt.checkpoints.families"), part("salt.checkpoints.longlive2")
+    specs = {"longlive2": longlive2.LONGLIVE2, "krea": families.KREA, "sdv2": families.STREAMDIFFUSION2}
+    defect = part("nodes.nodes_diagnostics").SaltSemigroupDefect
+    measure = dict(positive=text(PROMPT), triples="1000, 875, 750", seconds=1.0, width=64, height=64, seed=0)
+    found = {}
+    for name, spec in specs.items():
+        model = STUDENT_SPEC.with_spec(tiny(), spec)
+        found[name] = [
+            refusal(sampled, model),
+            refusal(NODES.SaltSigmas.execute, nfe="student's", steps="", shift=0.0, model=model),
+            refusal(defect.execute, model, frames_per_block=0, **measure),
+        ]
+    noise = output_of(RandomNoise, noise_seed=3).generate_noise({"samples": torch.zeros(1, 16, 9, 8, 8)})
+    for stepping in ("unipc", "ode"):
+        model = STUDENT_SPEC.with_spec(tiny(), part("salt.spec").StudentSpec(stepping=stepping))
+        clip = model.model.process_latent_in(sampled(model))
+        found[stepping] = error(clip, by_engine(noise, 9, stepping=stepping))
+    return found
 
 
 @torch.inference_mode()
@@ -255,4 +280,4 @@ def devices():
 
 
 if __name__ == "__main__":
-    run_case(starts, latents, files, settings, devices)
+    run_case(starts, latents, rules, files, settings, devices)
