@@ -130,12 +130,15 @@ def _random_start_images(recipe: Recipe, folder: Path) -> Data:
     prompts.write_text("\n".join(PROMPTS) + "\n")
     images.mkdir(exist_ok=True)
     student = backbones(recipe)["student"]
-    channels = student["in_channels"] - student["out_channels"]
+    beside = student["in_channels"] - student["out_channels"]
     for line, prompt in enumerate(PROMPTS):
         generator = torch.Generator().manual_seed(line)
-        tensors = {
-            "image": torch.randn(257, 32, generator=generator),
-            "channels": torch.randn(channels, r.frames, r.height, r.width, generator=generator) / math.sqrt(2),
-        }
+        if beside:
+            tensors = {
+                "image": torch.randn(257, 32, generator=generator),
+                "channels": torch.randn(beside, r.frames, r.height, r.width, generator=generator) / math.sqrt(2),
+            }
+        else:
+            tensors = {"latent": torch.randn(student["out_channels"], 1, r.height, r.width, generator=generator)}
         save_file(tensors, images / f"{line:06d}.safetensors", {"prompt": prompt})
     return replace(recipe.data, prompts=str(prompts), images=str(images))

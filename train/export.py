@@ -61,7 +61,8 @@ def export(trainer: Trainer, done: int) -> Path:
     folder = Path(recipe.run.out) / "export"
     path = trainer.export(folder / f"{recipe.name}.safetensors")
     if trainer.accelerator.is_main_process:
-        write_text(folder / "README.md", model_card(recipe, done, last_values(Path(recipe.run.out) / "losses.csv")))
+        values = last_values(Path(recipe.run.out) / "losses.csv")
+        write_text(folder / "README.md", model_card(recipe, done, values, trainer.prompts.channels))
     return path
 
 
@@ -73,11 +74,15 @@ def last_values(curve: Path) -> dict[str, float]:
         return {row["name"]: float(row["value"]) for row in csv.DictReader(file) if row["name"] not in MEASURED}
 
 
-def model_card(recipe: Recipe, done: int, values: dict[str, float]) -> str:
-    """Markdown with the hub's front matter: what the file is, how it was trained, last losses, how to use it."""
+def model_card(recipe: Recipe, done: int, values: dict[str, float], channels: int = 0) -> str:
+    """Markdown with the hub's front matter: what the file is, how it was trained, last losses, how to use it.
+
+    channels: beside the noise, of an image-to-video student.
+    """
     spec = student_spec(recipe)
-    tags = ["text-to-video", "wan2.1", "comfyui", "salt"] + (["lora-merged"] if recipe.models.lora_rank else [])
-    front = yaml.safe_dump({"library_name": "comfyui-salt", "pipeline_tag": "text-to-video", "tags": tags})
+    task = "image-to-video" if recipe.data.images else "text-to-video"
+    tags = [task, "wan2.1", "comfyui", "salt"] + (["lora-merged"] if recipe.models.lora_rank else [])
+    front = yaml.safe_dump({"library_name": "comfyui-salt", "pipeline_tag": task, "tags": tags})
     blocks = f"blocks of {spec.frames_per_block} latent frames, memory `{spec.policy}`"
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in values.items())
     settings = yaml.safe_dump(json.loads(json.dumps(recipe.to_dict())), sort_keys=False, allow_unicode=True)
@@ -108,7 +113,7 @@ ComfyUI: put `{recipe.name}.safetensors` in `models/diffusion_models` and load i
 Without ComfyUI (`salt generate --help`):
 
 ```
-{usage(recipe)}
+{usage(recipe, channels)}
 ```
 
 ## Last values of the run
@@ -126,15 +131,15 @@ These are losses, not scores of the videos, which `python -m train evaluate` com
 """
 
 
-def usage(recipe: Recipe) -> str:
+def usage(recipe: Recipe, channels: int) -> str:
     """The commands that make a video with the exported student, with the text encoder and VAE that it needs."""
-    model = f"--model {recipe.name}.safetensors"
+    model = f"--model {recipe.name}.safetensors" + (" --image start.png" if recipe.data.images else "")
     if recipe.models.text == "words":
         return f'salt generate "a red circle moving right" {model} --parts {TINY_NAME}'
-    if recipe.data.images:
+    if channels:
         folder = "Wan2.1-I2V-14B-480P-Diffusers"
         download = download_command(folder)
-        return f'{download}\nsalt generate "a prompt" {model} --image start.png --parts {folder}'
+        return f'{download}\nsalt generate "a prompt" {model} --parts {folder}'
     return f'salt pull wan-text-encoder wan-tokenizer wan-vae\nsalt generate "a prompt" {model}'
 
 

@@ -34,6 +34,7 @@ class SampleGrid:
         self.decoder = WanStreamDecoder(vae.requires_grad_(False))
         self.prompts, lines = trainer.prompts.first(recipe.run.sample_prompts)
         self.conditioning, _ = trainer.prompts.conditioning(self.prompts, lines)
+        self.first = trainer.prompts.first_latents(lines)
         self.batch = recipe.optimisation.micro_batch
         self.seeds = [seed_for(recipe.run.seed, "samples", i) for i in range(len(self.prompts))]
 
@@ -76,7 +77,8 @@ class SampleGrid:
             rows = slice(i, i + self.batch)
             noise = clip_noise(student, self.recipe, self.seeds[rows], text.device, text.dtype)
             model, conditioning = flow_model(student, self.recipe), conditioning_rows(self.conditioning, rows)
-            clips.append(run_rollout(model, student, conditioning, self.recipe, settings, noise))
+            first = None if self.first is None else self.first[rows]
+            clips.append(run_rollout(model, student, conditioning, self.recipe, settings, noise, first=first))
         return torch.cat(clips)
 
     def _pixels(self, latents: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from tests.helpers.small_memory import GEOMETRY, write
 from tests.salt.test_run_workflow import INFO, OUTPUTS, PROMPT, browser_graph
 from train.config.loader import RECIPES, load_recipe
 from train.data.clip_dataset import ClipDataset
-from train.data.prompts import StartImages
+from train.data.start_images import StartImages
 from train.distill import save_recipe
 from train.distributed.checkpointing import COMPLETE_FILE, CheckpointFolder
 

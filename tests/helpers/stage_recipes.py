@@ -63,4 +63,22 @@ def reward_recipe(folder: Path, **sections) -> Recipe:
     )
 
 
-RECIPES = {"cd": cd_recipe, "windows": windows_recipe, "adversarial": adversarial_recipe, "reward": reward_recipe}
+def i2v_recipe(folder: Path, **sections) -> Recipe:
+    """Clips that begin with one of three pictures' latents, then two blocks of three."""
+    starts, prompts = folder / "starts", folder / "prompts.txt"
+    starts.mkdir(exist_ok=True)
+    prompts.write_text("\n".join(CAPTIONS) + "\n")
+    for i, caption in enumerate(CAPTIONS):
+        latent = torch.randn(16, 1, 4, 4, generator=torch.Generator().manual_seed(i))
+        save_file({"latent": latent}, starts / f"{i:06d}.safetensors", {"prompt": caption})
+    sections["rollout"] = dict(frames=7, independent_first_frame=True) | sections.get("rollout", {})
+    return tiny_recipes.recipe(folder, data=dict(prompts=str(prompts), images=str(starts)), **sections)
+
+
+RECIPES = {
+    "cd": cd_recipe,
+    "windows": windows_recipe,
+    "adversarial": adversarial_recipe,
+    "reward": reward_recipe,
+    "i2v": i2v_recipe,
+}

@@ -89,6 +89,8 @@ RELEASED: dict[str, dict[str, object]] = {
         "loss.noise_aligned": True,  # the same: drift_mode noise_aligned_b
     },
     "causal_forcing_frame": COMMON | FRAME,
+    # README.md: the frame-wise model; the first latent is given (inference.py --i2v). Self Forcing, model/base.py: i2v
+    "causal_forcing_i2v": COMMON | FRAME,
     "longlive": COMMON | EVICTING,  # Salt, configs/baseline/longlive.yaml
     "longlive_sc": COMMON | EVICTING | SC,  # Salt, configs/mixed_sc_dmd/longlive.yaml
     "longlive_salt": COMMON
@@ -161,6 +163,7 @@ OURS: dict[str, set[str]] = {
     "*": {"optimisation.micro_batch", "loss.align_start", "loss.noise_aligned", "optimisation.updates"}
     | {"loss.adversarial", "loss.adversarial_start", "loss.reward", "loss.reward_beta"},
     "causal_forcing_frame_salt": {"loss.align"},
+    "causal_forcing_i2v_salt": {"loss.align"},
     "causal_forcing_cd": {"optimisation.ema_start"},
     "longlive_windows": {"rollout.frames", "rollout.window", "rollout.long_tuning", "rollout.memory"},
     "relative_windows": {"rollout.frames", "rollout.window", "rollout.long_tuning", "rollout.memory"},

@@ -13,8 +13,8 @@ from train.export import model_card
 from train.models import student_spec
 
 
-def commands(recipe):
-    block = re.search(r"```\n(.*?)\n```", model_card(recipe, 1, {}), re.DOTALL)
+def commands(recipe, channels=0):
+    block = re.search(r"```\n(.*?)\n```", model_card(recipe, 1, {}, channels), re.DOTALL)
     return [shlex.split(line) for line in block[1].splitlines()]
 
 
@@ -33,5 +33,7 @@ def test_the_commands_of_wan_students_fetch_what_generating_needs():
     assert pull[:2] == ["salt", "pull"] and set(pull[2:]) <= set(PARTS)
     assert {PARTS[name].folder for name in pull[2:]} == {"text_encoder", "tokenizer", "vae"}
     assert generate == ["salt", "generate", "a prompt", "--model", "self_forcing_salt.safetensors"]
-    download, generate = commands(load_recipe("i2v"))
+    download, generate = commands(load_recipe("i2v"), 20)
     assert generate[-1] == download[-1] and generate[-4:-2] == ["--image", "start.png"]
+    pull, generate = commands(load_recipe("causal_forcing_i2v"))
+    assert pull[:2] == ["salt", "pull"] and generate[-2:] == ["--image", "start.png"]

@@ -9,12 +9,14 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from salt.checkpoints import save_diffusers
 from tests.helpers import tiny_recipes, tiny_system
 from train.config.loader import load_recipe
 from train.config.recipe import RecipeError
 from train.data import cost, precompute
-from train.data.prompts import StartImages, embeddings_cache
+from train.data.prompts import embeddings_cache
 from train.data.shards import own_shards
+from train.data.start_images import StartImages
 from train.data.trajectories import generate_clips
 
 CPU = torch.device("cpu")
@@ -99,7 +101,9 @@ def test_start_images_belong_to_their_picture_and_prompt(tmp_path, capsys):
         Image.new("RGB", (32, 32), colour).save(pictures / f"{line}.png")
     (tmp_path / "p.txt").write_text("a red circle\na green circle\n")
     data = dict(prompts=str(tmp_path / "p.txt"), images=str(tmp_path / "images"))
-    recipe = tiny_recipes.recipe(tmp_path, models=dict(text=str(parts)), data=data)
+    save_diffusers(tiny_recipes.model(1, in_channels=36, image_dim=48, added_kv_proj_dim=32), tmp_path / "i2v")
+    models = dict(text=str(parts), student=str(tmp_path / "i2v"))
+    recipe = tiny_recipes.recipe(tmp_path, models=models, data=data)
     assert precompute.precompute_start_images(recipe, pictures, "cpu") == 2
     assert precompute.precompute_start_images(recipe, pictures, "cpu") == 0
     Image.new("RGB", (32, 32), "blue").save(pictures / "1.png")

@@ -242,7 +242,16 @@ def test_backbones_that_do_not_fit_together_are_errors(tmp_path):
     good = tiny_recipes.recipe(tmp_path)
     wrong = {
         "loss.align_block: found 2, expected 0 to 1": dict(loss=dict(align_block=2)),
-        "data.images is not supported by text-to-video students": dict(data=dict(images=str(tmp_path))),
+        "rollout.independent_first_frame: found false, expected true with data.images": dict(
+            data=dict(images=str(tmp_path))
+        ),
+        "data.images is not supported by bidirectional text-to-video students": dict(
+            data=dict(images=str(tmp_path)), rollout=dict(kind="bidirectional")
+        ),
+        "data.images is not supported with loss on a window": dict(
+            data=dict(images=str(tmp_path)), rollout=dict(frames=9, window=6, long_tuning="end")
+        ),
+        "data.images has no effect in the stage tf": dict(data=dict(images=str(tmp_path)), stage="tf"),
         r"rollout.height, rollout.width: found 5 and 4, expected multiples of the patch 2x2": dict(
             rollout=dict(height=5)
         ),

@@ -59,6 +59,21 @@ def backbones(recipe: Recipe) -> dict[str, dict[str, Any]]:
     return {"student": student, "critic": critic, "teacher": teacher}
 
 
+def _check_first_latent(recipe: Recipe, channels: int) -> None:
+    """Raise RecipeError where clips of a text-to-video student cannot begin with a picture's latent."""
+    r = recipe.rollout
+    if recipe.stage != "distill":
+        raise RecipeError("data.images", f"has no effect in the stage {recipe.stage}, whose clips begin as they are")
+    if r.kind == "bidirectional":
+        problem = f"is not supported by bidirectional text-to-video students ({channels} input channels)"
+        raise RecipeError("data.images", problem)
+    if r.window not in (0, r.frames):
+        raise RecipeError("data.images", "is not supported with loss on a window: expected rollout.window=0")
+    if not r.independent_first_frame and r.frames_per_block > 1:
+        problem = "found false, expected true with data.images: the picture's latent is a block of its own"
+        raise RecipeError("rollout.independent_first_frame", problem)
+
+
 def check_backbones(recipe: Recipe) -> None:
     """Raise RecipeError where the three models do not fit together, or lack what the recipe needs."""
     found = backbones(recipe)
@@ -77,7 +92,7 @@ def check_backbones(recipe: Recipe) -> None:
     if extra and (not recipe.data.images or recipe.data.prompts == "shapes"):
         raise RecipeError("data.images", "found none, expected precomputed start images (the student is I2V)")
     if not extra and recipe.data.images:
-        raise RecipeError("data.images", f"is not supported by text-to-video students ({out} input channels)")
+        _check_first_latent(recipe, out)
     patch = found["student"].get("patch_size", (1, 2, 2))
     if recipe.rollout.height % patch[1] or recipe.rollout.width % patch[2]:
         raise RecipeError(

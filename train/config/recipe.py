@@ -78,7 +78,9 @@ class Data:
     """Prompts and precomputed data.
 
     prompts: a text file, one prompt per line, or `shapes`. embeddings: folder of prompt embeddings.
-    images: folder with one start image per prompt line, for I2V (file names are line numbers, from 0).
+    images: folder with one start image per prompt line, for I2V (file names are line numbers, from 0). A text-to-video
+    student's clips begin with its latent, clean, which is a block of its own in the memory; the scores see it noised
+    like the rest of the clip (Self Forcing, `i2v: true`).
     clips: folder of clips for the stages `ode`, `cd` and `tf` and for `loss.adversarial`, each with its prompt
     (`train.data.clip_dataset`).
     history: folder of clean clips, such as a recipe of the stage `tf` trains on: the past of the blocks of a causal

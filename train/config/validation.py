@@ -87,7 +87,7 @@ def _missing_data(recipe: Recipe) -> list[RecipeError]:
 def _precompute_option(recipe: Recipe) -> str:
     """What `precompute` needs beside the recipe."""
     if recipe.data.images:
-        return " --images FOLDER"
+        return " --images FOLDER" if recipe.data.prompts != "shapes" else ""
     return (
         " --videos FOLDER" if recipe.reads_clips and recipe.stage != "ode" and recipe.data.prompts != "shapes" else ""
     )

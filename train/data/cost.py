@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from salt.io.launcher import is_main_process, process_count
 from train.config.model_configs import backbones, meta_model
@@ -42,9 +43,15 @@ def embedding_cost() -> tuple[int, float]:
     return 2 * TOKENS * TEXT_DIM, 2 * TEXT_ENCODER_PARAMETERS * TOKENS
 
 
-def start_image_bytes(recipe: Recipe, out_channels: int = 16) -> int:
-    """Bytes of a start image's file: the encoded picture with its mask, and the image encoder's features."""
-    return 2 * (_latent_size(recipe, out_channels + 4) + IMAGE_TOKENS * IMAGE_DIM)
+def start_image_bytes(recipe: Recipe, student: Mapping[str, Any]) -> int:
+    """Bytes of a start image's file for a student of this configuration.
+
+    For image-to-video the encoded picture with its mask, and the image encoder's features; else one latent frame.
+    """
+    beside, channels = student["in_channels"] - student["out_channels"], student["out_channels"]
+    if not beside:
+        return 2 * channels * recipe.rollout.height * recipe.rollout.width
+    return 2 * (_latent_size(recipe, beside) + IMAGE_TOKENS * IMAGE_DIM)
 
 
 def clip_bytes(recipe: Recipe, states: int = 0, channels: int = 16) -> int:

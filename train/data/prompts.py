@@ -1,4 +1,4 @@
-"""Prompts by sample index, their embeddings, and start images for image-to-video."""
+"""Prompts by sample index, with their embeddings and start images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from salt.conditioning import Conditioning
@@ -17,6 +16,7 @@ from salt.models.text_encoder import CachedTextEncoder, TextEncoder, UMT5TextEnc
 from salt.models.word_embedder import WordEmbedder
 from train.config.recipe import Recipe, RecipeError
 from train.data.batch import Batch
+from train.data.start_images import StartImages, start_captions
 from train.rollout.random_draws import generator_for
 from train.shapes.world import random_scenes
 
@@ -58,9 +58,9 @@ class Prompts:
     def __init__(self, recipe: Recipe, device: torch.device, channels: int = 0, lines: list[str] | None = None) -> None:
         self.recipe, self.device = recipe, device
         self.encoder = text_encoder(recipe)
-        shapes = recipe.data.prompts == "shapes"
-        self.lines = lines if lines is not None else [] if shapes else read_prompts(Path(recipe.data.prompts))
-        self.start_images = StartImages(recipe, device, self.lines) if channels else None
+        self.lines = lines if lines is not None else _listed(recipe)
+        self.channels = channels
+        self.start_images = StartImages(recipe, device, self.lines) if channels or recipe.data.images else None
         self.negative = self.encoder.encode([recipe.data.negative])
         self._orders: dict[tuple[str, int], list[int]] = {}
 
@@ -95,56 +95,24 @@ class Prompts:
     def batch(self, update: int, samples: range, role: str) -> Batch:
         prompts = [self.prompt(update, i, role) for i in samples]
         lines = [self.line(update, i, role) for i in samples] if self.start_images else []
-        return Batch(samples, *self.conditioning(prompts, lines), tuple(prompts))
+        return Batch(samples, *self.conditioning(prompts, lines), tuple(prompts), self.first_latents(lines))
 
     def conditioning(self, prompts: list[str], lines: list[int] | None = None) -> tuple[Conditioning, Conditioning]:
         """Conditionings of the prompts and of the negative prompt, with the start images of the list's `lines`."""
         text = self.encoder.encode(prompts).to(self.device)
         negative = self.negative.expand(len(prompts), -1, -1).to(self.device)
         image = channels = None
-        if self.start_images is not None:
+        if self.start_images is not None and self.channels:
             image, channels = self.start_images(lines or [])
         return Conditioning(text.float(), image, channels), Conditioning(negative.float(), image, channels)
 
-
-class StartImages:
-    """Precomputed start images of image-to-video prompts, as `python -m train precompute --images` writes them.
-
-    One `NNNNNN.safetensors` per prompt line, with `image` [N, D] and `channels` [4 + C, F, H, W], and the prompt in its
-    metadata. lines: the prompts.
-    """
-
-    def __init__(self, recipe: Recipe, device: torch.device, lines: list[str]) -> None:
-        if not recipe.data.images or recipe.data.prompts == "shapes":
-            raise RecipeError("data.images", "found none, expected precomputed start images (the student is I2V)")
-        r = recipe.rollout
-        self.folder, self.device, self.lines = Path(recipe.data.images), device, lines
-        self.size = (r.frames, r.height, r.width)
-
-    def __call__(self, lines: list[int]) -> tuple[Tensor, Tensor]:
-        rows = [self._read(line) for line in lines]
-        image, channels = (torch.stack([r[k].float() for r in rows]).to(self.device) for k in ("image", "channels"))
-        return image, channels
-
-    def _read(self, line: int) -> dict[str, Tensor]:
-        path, again = start_image_path(self.folder, line), "run `python -m train precompute` again"
-        if not path.is_file():
-            raise RecipeError("data.images", f"found no {path}, expected the start image of prompt line {line}")
-        try:
-            with safe_open(path, "pt") as file:
-                prompt = (file.metadata() or {}).get("prompt")
-                tensors = {name: file.get_tensor(name) for name in ("image", "channels")}
-        except SafetensorError as error:
-            raise RecipeError("data.images", f"found a damaged file {path} ({error}): {again}") from error
-        if prompt != self.lines[line]:
-            raise RecipeError(
-                "data.images", f"found {path} of the prompt {prompt!r:.60}, expected {self.lines[line]!r:.60}: {again}"
-            )
-        if tensors["channels"].shape[1:] != self.size:
-            found = list(tensors["channels"].shape)
-            raise RecipeError("data.images", f"found {path} of {found}, expected frames and size {self.size}: {again}")
-        return tensors
+    def first_latents(self, lines: list[int]) -> Tensor | None:
+        """The first latent frames [B, C, 1, H, W] of a text-to-video student's clips, where the recipe has pictures."""
+        return self.start_images.latents(lines) if self.start_images is not None and not self.channels else None
 
 
-def start_image_path(folder: Path, line: int) -> Path:
-    return folder / f"{line:06d}.safetensors"
+def _listed(recipe: Recipe) -> list[str]:
+    """The prompts of `data.prompts`; none for the Shapes world, whose captions are drawn, or come with its pictures."""
+    if recipe.data.prompts != "shapes":
+        return read_prompts(Path(recipe.data.prompts))
+    return start_captions(recipe) if recipe.data.images else []

@@ -140,4 +140,5 @@ class SCDMDTrainer(Trainer):
     ) -> RolloutResult:
         """The student's clips in an update of `role`, with gradient in the generator's."""
         seeds, gradient = batch.seeds(self.recipe, update, role), role == "generator"
-        return rollout_with_grad(student, batch.conditioning, self.recipe, draws, seeds, gradient=gradient)
+        text, recipe = batch.conditioning, self.recipe
+        return rollout_with_grad(student, text, recipe, draws, seeds, gradient=gradient, first=batch.first)

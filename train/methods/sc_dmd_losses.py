@@ -121,7 +121,7 @@ def alignment_term(
         # One step from the same noise on either list: the reference is the clip itself, at no distance, no gradient.
         return result.x0.new_zeros(()), {"align": 0.0}
     seeds = batch.seeds(recipe, update, "reference")
-    reference = rollout_reference(student, batch.conditioning, recipe, draws, result, seeds)
+    reference = rollout_reference(student, batch.conditioning, recipe, draws, result, seeds, batch.first)
     sigma = to_device(score_sigmas(recipe, update, batch.samples, "align", ALIGNMENT_STEPS), reference.device)
     noise = to_device(clip_noises(tuple(reference.shape[1:]), recipe, update, batch.samples, "align"), reference.device)
     with torch.no_grad():

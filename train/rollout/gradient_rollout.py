@@ -130,16 +130,21 @@ def rollout_with_grad(
     seeds: list[int],
     *,
     gradient: bool,
+    first: Tensor | None = None,
 ) -> RolloutResult:
-    """One clip per seed, every block leaving at the drawn exit step; a bidirectional student's clip is one block."""
+    """One clip per seed, every block leaving at the drawn exit step; a bidirectional student's clip is one block.
+
+    first: [B, C, 1, H, W], the picture's latent that a clip begins with, which has no gradient.
+    """
     r, text = recipe.rollout, conditioning.text
     noise = clip_noise(student, recipe, seeds, text.device, text.dtype)
     first_frame = r.frames - (r.window or r.frames)
     model = flow_model(student, recipe)
     recorder = ExitRecorder(model, draws, recipe, first_frame if gradient else None, noise)
     settings = rollout_settings(recipe, draws.schedule_to_exit)
-    run_rollout(recorder, student, conditioning, recipe, settings, noise, on_step=recorder.on_step)
-    x0 = recorder.exits.x0(draws.exit_sigma)[:, :, first_frame:]
+    run_rollout(recorder, student, conditioning, recipe, settings, noise, first=first, on_step=recorder.on_step)
+    x0 = recorder.exits.x0(draws.exit_sigma)
+    x0 = x0[:, :, first_frame:] if first is None else torch.cat([first, x0], dim=2)
     return RolloutResult(x0, recorder.exits, noise, model)
 
 

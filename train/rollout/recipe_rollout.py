@@ -82,14 +82,20 @@ def run_rollout(
     noise: NoiseSource,
     *,
     negative: Conditioning | None = None,
+    first: Tensor | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Tensor:
-    """A clip [B, C, F, H, W] of the recipe's length, kind and memory. model: the student, wrapped for the engine."""
+    """A clip [B, C, F, H, W] of the recipe's length, kind and memory. model: the student, wrapped for the engine.
+
+    first: [B, C, 1, H, W], the picture's latent that it begins with, which is a block of its own in the memory.
+    """
     frames = recipe.rollout.frames
     if recipe.rollout.kind == "bidirectional":
         return sample_bidirectional(model, conditioning, noise, frames, settings, negative=negative, on_step=on_step)
     memory = new_memory(student, conditioning, recipe)
-    return continue_rollout(model, conditioning, memory, noise, frames, settings, negative=negative, on_step=on_step)
+    return continue_rollout(
+        model, conditioning, memory, noise, frames, settings, negative=negative, first=first, on_step=on_step
+    )
 
 
 def continue_rollout(
@@ -101,11 +107,19 @@ def continue_rollout(
     settings: RolloutSettings,
     *,
     negative: Conditioning | None = None,
+    first: Tensor | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Tensor:
-    """The last `frames` latent frames [B, C, frames, H, W] of a clip, after those that `memory` holds."""
-    clip = []
-    for block in rollout(model, conditioning, memory, noise, frames, settings, negative=negative, on_step=on_step):
+    """The last `frames` latent frames [B, C, frames, H, W] of a clip, after those that `memory` holds.
+
+    first: [B, C, 1, H, W], the first of them, where it is given.
+    """
+    clip = [] if first is None else [first]
+    new = frames - len(clip)
+    blocks = rollout(
+        model, conditioning, memory, noise, new, settings, negative=negative, initial_latents=first, on_step=on_step
+    )
+    for block in blocks:
         clip.append(block.latents)
         if block.index + 1 == block.count:
             break  # nothing reads the memory that the last block's context pass would write

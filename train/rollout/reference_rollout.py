@@ -69,12 +69,14 @@ def rollout_reference(
     draws: UpdateDraws,
     result: RolloutResult,
     seeds: list[int],
+    first: Tensor | None = None,
 ) -> Tensor:
     """The reference clip [B, C, F, H, W] of a rollout `result`: next denser list, own memory, same initial noise.
 
     It exits at the student's exit timestep. Without `noise_aligned` it re-noises with its own noise (of `seeds`)
     everywhere. It reuses what it has in common with the student's rollout: the prompt's cross-attention keys and
-    values, and the first evaluation, which has the same noise and an empty memory. Its memory is of its own outputs.
+    values, and the first evaluation, which has the same noise and an empty memory, unless a picture's latent `first`
+    is written to it before. Its memory is of its own outputs.
     """
     r, text = recipe.rollout, conditioning.text
     dense = recipe.schedule(2 * draws.schedule.nfe)
@@ -85,6 +87,6 @@ def rollout_reference(
         shared, stepping = shared[:1], "sde"
     noise = AlignedNoise(result.noise, own, shared, dense.steps)
     settings = rollout_settings(recipe, Schedule(steps, r.shift), stepping)
-    model = FirstFlowKnown(result.model, result.exits.first_flow)
-    clip = run_rollout(model, student, conditioning, recipe, settings, noise)
+    model = FirstFlowKnown(result.model, result.exits.first_flow if first is None else None)
+    clip = run_rollout(model, student, conditioning, recipe, settings, noise, first=first)
     return clip[:, :, r.frames - (r.window or r.frames) :]
