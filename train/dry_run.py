@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKLWan
 from safetensors.torch import save_file
 
 from salt.checkpoints import save_diffusers
 from salt.io.atomic import write_tensors
 from salt.models.transformer_salt import SaltTransformer3DModel
-from salt.spec import TINY_FOLDER
+from salt.spec import TINY_FOLDER, WAN22_CHANNELS
 from train.config.model_configs import backbones
 from train.config.recipe import Data, Recipe, Rollouts
 from train.methods.sc_dmd_losses import has_alignment
@@ -33,11 +34,13 @@ PROMPTS = ("a red circle moving right", "a blue square moving up", "a fast purpl
 def dry_run_recipe(recipe: Recipe, folder: Path, processes: int = 1) -> Recipe:
     """A recipe of the same settings for tiny models, whose files are written to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    for seed, (name, config) in enumerate(backbones(recipe).items()):
+    configs = backbones(recipe)
+    for seed, (name, config) in enumerate(configs.items()):
         save_diffusers(_tiny_model(config, seed), folder / name)
     models = replace(
         recipe.models, student=str(folder / "student"), teacher=str(folder / "teacher"), critic=str(folder / "critic"),
-        text="words", vae=str(TINY_FOLDER / "vae"), weights="auto", lora_rank=min(recipe.models.lora_rank, 2),
+        text="words", vae=_vae(configs["student"]["out_channels"], folder), weights="auto",
+        lora_rank=min(recipe.models.lora_rank, 2),
     )  # fmt: skip
     r, opt = recipe.rollout, recipe.optimisation
     if recipe.streams and r.frames > MAX_LATENT_FRAMES:
@@ -70,6 +73,20 @@ def dry_run_recipe(recipe: Recipe, folder: Path, processes: int = 1) -> Recipe:
     if recipe.data.images:
         small = replace(small, data=_random_start_images(small, folder))
     return with_every_loss(small)
+
+
+def _vae(channels: int, folder: Path) -> str:
+    """The folder of an autoencoder with such latents: salt-tiny's, or a random one of Wan 2.2's shape."""
+    if channels != WAN22_CHANNELS:
+        return str(TINY_FOLDER / "vae")
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan(
+        base_dim=4, decoder_base_dim=4, z_dim=channels, num_res_blocks=1, is_residual=True, in_channels=12,
+        out_channels=12, patch_size=2, scale_factor_spatial=16, latents_mean=[0.0] * channels,
+        latents_std=[1.0] * channels,
+    )  # fmt: skip
+    vae.save_pretrained(folder / "vae")
+    return str(folder / "vae")
 
 
 def _short_clip(r: Rollouts) -> int:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from salt.io.atomic import write_text
 from salt.pipeline.components import TINY_NAME
+from salt.spec import WAN22_CHANNELS
 from train.config.downloads import download_command
 from train.config.recipe import Recipe
 from train.methods.base import Trainer
@@ -28,11 +31,11 @@ STAGES = {
 # Settings that results were recorded without: they count where they are not as they were then.
 NEWER = {
     "data": ("history",),
-    "loss": ("adversarial", "adversarial_start", "reward", "reward_beta"),
+    "loss": ("adversarial", "adversarial_start", "reward", "reward_beta", "score_step_for", "scale_for"),
     "models": ("lora_alpha", "lora_critic"),
     "optimisation": ("schedule", "final_lr", "discriminator_lr", "shard"),
-    "rollout": ("long_tuning", "overlap"),
-    "start": ("history", "step_for"),
+    "rollout": ("long_tuning", "overlap", "gives_first_frame", "stepping"),
+    "start": ("history", "step_for", "first_frame"),
 }
 
 
@@ -62,7 +65,7 @@ def export(trainer: Trainer, done: int) -> Path:
     path = trainer.export(folder / f"{recipe.name}.safetensors")
     if trainer.accelerator.is_main_process:
         values = last_values(Path(recipe.run.out) / "losses.csv")
-        write_text(folder / "README.md", model_card(recipe, done, values, trainer.prompts.channels))
+        write_text(folder / "README.md", model_card(recipe, done, values, trainer.student.model.model.config))
     return path
 
 
@@ -74,14 +77,16 @@ def last_values(curve: Path) -> dict[str, float]:
         return {row["name"]: float(row["value"]) for row in csv.DictReader(file) if row["name"] not in MEASURED}
 
 
-def model_card(recipe: Recipe, done: int, values: dict[str, float], channels: int = 0) -> str:
+def model_card(recipe: Recipe, done: int, values: Mapping[str, float], config: Mapping[str, Any]) -> str:
     """Markdown with the hub's front matter: what the file is, how it was trained, last losses, how to use it.
 
-    channels: beside the noise, of an image-to-video student.
+    config: of the student's transformer.
     """
+    wan = "Wan 2.2" if config["out_channels"] == WAN22_CHANNELS else "Wan 2.1"
     spec = student_spec(recipe)
     task = "image-to-video" if recipe.data.images else "text-to-video"
-    tags = [task, "wan2.1", "comfyui", "salt"] + (["lora-merged"] if recipe.models.lora_rank else [])
+    merged = ["lora-merged"] if recipe.models.lora_rank else []
+    tags = [task, wan.replace(" ", "").lower(), "comfyui", "salt", *merged]
     front = yaml.safe_dump({"library_name": "comfyui-salt", "pipeline_tag": task, "tags": tags})
     blocks = f"blocks of {spec.frames_per_block} latent frames, memory `{spec.policy}`"
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in values.items())
@@ -92,7 +97,7 @@ def model_card(recipe: Recipe, done: int, values: dict[str, float], channels: in
 
 # {recipe.name}
 
-A Wan 2.1 student for few-step video, trained with ComfyUI-Salt by {STAGES[recipe.stage]}.
+A {wan} student for few-step video, trained with ComfyUI-Salt by {STAGES[recipe.stage]}.
 
 | | |
 |---|---|
@@ -113,7 +118,7 @@ ComfyUI: put `{recipe.name}.safetensors` in `models/diffusion_models` and load i
 Without ComfyUI (`salt generate --help`):
 
 ```
-{usage(recipe, channels)}
+{usage(recipe, config)}
 ```
 
 ## Last values of the run
@@ -131,16 +136,17 @@ These are losses, not scores of the videos, which `python -m train evaluate` com
 """
 
 
-def usage(recipe: Recipe, channels: int) -> str:
+def usage(recipe: Recipe, config: Mapping[str, Any]) -> str:
     """The commands that make a video with the exported student, with the text encoder and VAE that it needs."""
     model = f"--model {recipe.name}.safetensors" + (" --image start.png" if recipe.data.images else "")
     if recipe.models.text == "words":
         return f'salt generate "a red circle moving right" {model} --parts {TINY_NAME}'
-    if channels:
+    if config["in_channels"] > config["out_channels"]:
         folder = "Wan2.1-I2V-14B-480P-Diffusers"
         download = download_command(folder)
         return f'{download}\nsalt generate "a prompt" {model} --parts {folder}'
-    return f'salt pull wan-text-encoder wan-tokenizer wan-vae\nsalt generate "a prompt" {model}'
+    vae = "wan22-vae" if config["out_channels"] == WAN22_CHANNELS else "wan-vae"
+    return f'salt pull wan-text-encoder wan-tokenizer {vae}\nsalt generate "a prompt" {model}'
 
 
 def push(folder: Path, repository: str, revision_note: str) -> str:

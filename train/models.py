@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from salt.checkpoints import load_student, read_checkpoint, save_wan
 from salt.models.transformer_salt import SaltTransformer3DModel
-from salt.spec import StudentSpec
+from salt.spec import FPS, SHOT_PREFIX, WAN22_CHANNELS, WAN22_FPS, StudentSpec
 from train.config.recipe import Recipe, RecipeError
 from train.distributed.activation_checkpointing import recompute
 from train.lora_adapters import adapter_of, add_lora
@@ -80,11 +81,17 @@ def make_optimizer(parameters: list[nn.Parameter], recipe: Recipe, lr: float) ->
 
 
 def student_spec(recipe: Recipe) -> StudentSpec:
-    """The exported student's spec; its step list is the densest of the recipe with at most 4 steps, else 8."""
+    """The exported student's spec, but for its fps.
+
+    Its step list is the densest of the recipe with at most 4 steps, else 8.
+    """
     r = recipe.rollout
     nfe = max((n for n in r.share if n <= 4), default=8)
     blocks = 0 if r.kind == "bidirectional" else r.frames_per_block
-    return StudentSpec(blocks, recipe.schedule(nfe).steps, r.shift, recipe.policy, r.independent_first_frame)
+    return StudentSpec(
+        blocks, recipe.schedule(nfe).steps, r.shift, recipe.policy, r.independent_first_frame, r.rule, r.stepping,
+        shot_prefix=SHOT_PREFIX if recipe.policy.kind == "shots" else "", gives_first_frame=r.gives_first_frame,
+    )  # fmt: skip
 
 
 def export_student(
@@ -107,5 +114,5 @@ def export_student(
     if settings:
         whole.fuse_lora()
         whole.unload_lora()
-    spec = student_spec(recipe)
+    spec = replace(student_spec(recipe), fps=WAN22_FPS if whole.config.out_channels == WAN22_CHANNELS else FPS)
     return save_wan(whole, path, spec=spec, dtype=dtype, causal_ar=spec.frames_per_block > 0)

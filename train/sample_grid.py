@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from salt.io.video import VideoWriter
 from salt.models.streaming_vae import WanStreamDecoder
 from salt.models.transformer_salt import SaltTransformer3DModel
-from salt.schedule import Schedule
 from salt.semigroup_defect import OPERATORS
 from train.evaluation.semigroup_defect import DefectSettings, conditioning_rows, measure_defect
 from train.methods.base import Trainer
@@ -54,8 +53,13 @@ class SampleGrid:
         return path
 
     def defects(self, trainer: Trainer) -> dict[str, float]:
-        """The averaged student's semigroup defect on the same prompts, by operator: means over the 4-step grid."""
+        """The averaged student's semigroup defect on the same prompts, by operator: means over the 4-step grid.
+
+        None where clips begin with pictures' latents, or steps are not Wan 2.1's, on which the defect is defined.
+        """
         r = self.recipe.rollout
+        if self.first is not None or r.rule != "wan":
+            return {}
         settings = DefectSettings(
             r.frames, r.height, r.width, r.frames_per_block if r.kind == "autoregressive" else 0, self.recipe.policy,
             r.shift, r.independent_first_frame,
@@ -72,7 +76,7 @@ class SampleGrid:
     def clips(self, student: SaltTransformer3DModel, nfe: int) -> Tensor:
         """Clips [B, C, F, H, W] of all prompts, a micro-batch at a time, as noise is each row's own."""
         text, clips = self.conditioning.text, []
-        settings = rollout_settings(self.recipe, Schedule.of(nfe, self.recipe.rollout.shift))
+        settings = rollout_settings(self.recipe, self.recipe.schedule(nfe))
         for i in range(0, len(self.seeds), self.batch):
             rows = slice(i, i + self.batch)
             noise = clip_noise(student, self.recipe, self.seeds[rows], text.device, text.dtype)

@@ -9,12 +9,14 @@ from salt.io.hub_parts import PARTS
 from salt.io.video import read_video
 from salt.spec import TINY_FOLDER
 from train.config.loader import load_recipe
+from train.config.model_configs import WAN_5B, backbones
 from train.export import model_card
 from train.models import student_spec
 
 
-def commands(recipe, channels=0):
-    block = re.search(r"```\n(.*?)\n```", model_card(recipe, 1, {}, channels), re.DOTALL)
+def commands(recipe):
+    config = backbones(recipe)["student"]
+    block = re.search(r"```\n(.*?)\n```", model_card(recipe, 1, {}, config), re.DOTALL)
     return [shlex.split(line) for line in block[1].splitlines()]
 
 
@@ -33,7 +35,9 @@ def test_the_commands_of_wan_students_fetch_what_generating_needs():
     assert pull[:2] == ["salt", "pull"] and set(pull[2:]) <= set(PARTS)
     assert {PARTS[name].folder for name in pull[2:]} == {"text_encoder", "tokenizer", "vae"}
     assert generate == ["salt", "generate", "a prompt", "--model", "self_forcing_salt.safetensors"]
-    download, generate = commands(load_recipe("i2v"), 20)
+    download, generate = commands(load_recipe("i2v"))
     assert generate[-1] == download[-1] and generate[-4:-2] == ["--image", "start.png"]
     pull, generate = commands(load_recipe("causal_forcing_i2v"))
     assert pull[:2] == ["salt", "pull"] and generate[-2:] == ["--image", "start.png"]
+    pull, _ = commands(load_recipe("longlive2"))
+    assert pull[-1] == "wan22-vae" and "wan2.2" in model_card(load_recipe("longlive2"), 1, {}, WAN_5B)

@@ -7,8 +7,8 @@ from pathlib import PurePosixPath
 
 # Wan's repositories on the hub have two layouts. Those whose names end in -Diffusers have transformer/, text_encoder/,
 # tokenizer/ and vae/; the others are one folder with the text encoder and the VAE as .pth files, which are not read.
-WAN_FOLDER = re.compile(r"(Wan2\.1-(?:T2V-1\.3B|T2V-14B|I2V-14B-480P|I2V-14B-720P))(-Diffusers)?$")
-WAN_PTH_FILES = ("models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth")
+WAN_FOLDER = re.compile(r"(Wan2\.1-(?:T2V-1\.3B|T2V-14B|I2V-14B-480P|I2V-14B-720P)|Wan2\.2-TI2V-5B)(-Diffusers)?$")
+WAN_PTH_FILES = ("models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth", "Wan2.2_VAE.pth")
 RUN_EXPORT = re.compile(r"runs/([^/]+)/export/\1\.safetensors$")
 FILES = {  # path in the repository: repository
     "checkpoints/ode_init.pt": "gdhe17/Self-Forcing",

@@ -13,12 +13,18 @@ import torch
 
 from salt.checkpoints import read_checkpoint
 from salt.models.transformer_salt import SaltTransformer3DModel
-from salt.spec import TINY_FOLDER
+from salt.spec import TINY_FOLDER, WAN22_CHANNELS
 from train.config.recipe import Recipe, RecipeError
+from train.config.vae_config import latent_scale
 
-WAN_1_3B: dict[str, Any] = {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960, "in_channels": 16}
-WAN_14B: dict[str, Any] = {"num_attention_heads": 40, "num_layers": 40, "ffn_dim": 13824, "in_channels": 16}
-I2V: dict[str, Any] = {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120}
+WAN21_CHANNELS = 16  # of the latents of Wan 2.1's VAE
+WAN21: dict[str, Any] = {"in_channels": WAN21_CHANNELS, "out_channels": WAN21_CHANNELS}
+WAN_1_3B: dict[str, Any] = {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960, **WAN21}
+WAN_14B: dict[str, Any] = {"num_attention_heads": 40, "num_layers": 40, "ffn_dim": 13824, **WAN21}
+I2V: dict[str, Any] = {"in_channels": 2 * WAN21_CHANNELS + 4, "image_dim": 1280, "added_kv_proj_dim": 5120}
+WAN22: dict[str, Any] = {"in_channels": WAN22_CHANNELS, "out_channels": WAN22_CHANNELS}
+WAN_5B: dict[str, Any] = {"num_attention_heads": 24, "num_layers": 30, "ffn_dim": 14336, **WAN22}
+NAMES_OF_5B = re.compile(r"longlive[-_]?2|(?<![0-9a-z.])5b(?![0-9a-z])")
 # Released 1.3B students whose file names do not contain their size.
 NAMES_OF_1_3B = ("ode_init", "causal_ode", "causal_forcing", "longlive", "salt_cf", "salt_ll", "self_forcing")
 
@@ -26,20 +32,23 @@ NAMES_OF_1_3B = ("ode_init", "causal_ode", "causal_forcing", "longlive", "salt_c
 def config_of(path: str, key: str = "checkpoint") -> dict[str, Any]:
     """Arguments of `SaltTransformer3DModel` for a checkpoint, which may be missing if its name contains its size.
 
-    Names with 1.3B or 14B (and I2V) are Wan 2.1's, names of released students (and of runs that train them) are 1.3B,
-    and `tiny` is salt-tiny's. key: the recipe's, for the error.
+    Names with 1.3B or 14B (and I2V) are Wan 2.1's, those with 5B or of LongLive 2.0 are Wan 2.2's, names of other
+    released students (and of runs that train them) are 1.3B, and `tiny` is salt-tiny's. key: the recipe's, for the
+    error.
     Raises RecipeError for a missing file whose name has no size, CheckpointError for a file that is no Wan transformer.
     """
     if Path(path).exists():
-        return {"out_channels": 16, **read_checkpoint(path).config}
+        return dict(read_checkpoint(path).config)
     name = path.lower()
     if "tiny" in name:
         return config_of(str(TINY_FOLDER / "transformer"))
+    if NAMES_OF_5B.search(name):
+        return dict(WAN_5B)
     if re.search(r"1[._]3b", name) or any(word in name for word in NAMES_OF_1_3B):
-        return {"out_channels": 16, **WAN_1_3B}
+        return dict(WAN_1_3B)
     if "14b" in name:
-        return {"out_channels": 16, **WAN_14B, **(I2V if "i2v" in name else {})}
-    raise RecipeError(key, f"found no such file {path!r}, and its name contains no size (1.3B or 14B)")
+        return {**WAN_14B, **(I2V if "i2v" in name else {})}
+    raise RecipeError(key, f"found no such file {path!r}, and its name contains no size (1.3B, 5B or 14B)")
 
 
 def meta_model(config: dict[str, Any]) -> SaltTransformer3DModel:
@@ -69,8 +78,11 @@ def _check_first_latent(recipe: Recipe, channels: int) -> None:
         raise RecipeError("data.images", problem)
     if r.window not in (0, r.frames):
         raise RecipeError("data.images", "is not supported with loss on a window: expected rollout.window=0")
-    if not r.independent_first_frame and r.frames_per_block > 1:
-        problem = "found false, expected true with data.images: the picture's latent is a block of its own"
+    if not (r.independent_first_frame or r.gives_first_frame) and r.frames_per_block > 1:
+        problem = (
+            "found false, expected true with data.images (the picture's latent is a block of its own), or "
+            "rollout.gives_first_frame=true"
+        )
         raise RecipeError("rollout.independent_first_frame", problem)
 
 
@@ -93,6 +105,10 @@ def check_backbones(recipe: Recipe) -> None:
         raise RecipeError("data.images", "found none, expected precomputed start images (the student is I2V)")
     if not extra and recipe.data.images:
         _check_first_latent(recipe, out)
+    scale = latent_scale(recipe.models.vae)
+    if scale is not None and scale.channels != out:
+        problem = f"found latents of {scale.channels} channels in {recipe.models.vae}, expected the student's {out}"
+        raise RecipeError("models.vae", problem)
     patch = found["student"].get("patch_size", (1, 2, 2))
     if recipe.rollout.height % patch[1] or recipe.rollout.width % patch[2]:
         raise RecipeError(

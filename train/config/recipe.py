@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from salt.errors import InputError
 from salt.io.fields import Between
 from salt.memory import MemoryPolicy
-from salt.schedule import Schedule
+from salt.schedule import Schedule, StepRule
 
 SavedActivations = Literal["input", "attention", "products"]
 # Ranges, which `train.config.loader` checks.
@@ -80,7 +80,7 @@ class Data:
     prompts: a text file, one prompt per line, or `shapes`. embeddings: folder of prompt embeddings.
     images: folder with one start image per prompt line, for I2V (file names are line numbers, from 0). A text-to-video
     student's clips begin with its latent, clean, which is a block of its own in the memory; the scores see it noised
-    like the rest of the clip (Self Forcing, `i2v: true`).
+    like the rest of the clip (Self Forcing, `i2v: true`). `rollout.gives_first_frame` is the other way.
     clips: folder of clips for the stages `ode`, `cd` and `tf` and for `loss.adversarial`, each with its prompt
     (`train.data.clip_dataset`).
     history: folder of clean clips, such as a recipe of the stage `tf` trains on: the past of the blocks of a causal
@@ -109,7 +109,10 @@ class Rollouts:
     `window`: so, on `window` frames at a random place, without the first block of them where they begin within the
     clip, behind a past that took all its steps.
     memory: the memory policy, as `salt.memory.MemoryPolicy.parse` reads it.
-    share: probability of each step count. shift: of the student's and the score's schedules.
+    gives_first_frame: the picture of `data.images` is the first frame of the first block, and stays clean, at timestep
+    0, in rollouts and scores (Wan 2.2 TI2V), in place of a block of its own.
+    share: probability of each step count. shift: of the student's and the score's schedules. stepping: between steps,
+    fresh noise (`sde`), or LongLive 2.0's noise levels and solver (`unipc`).
     """
 
     kind: Literal["autoregressive", "bidirectional"] = "autoregressive"
@@ -121,9 +124,16 @@ class Rollouts:
     overlap: CountOrNone = 3  # LongLive, configs/longlive_train_long.yaml: chunks of 21 with at least 18 new frames
     frames_per_block: Count = 3
     independent_first_frame: bool = False
+    gives_first_frame: bool = False
     memory: str = "full"
     share: Mapping[int, Share] = field(default_factory=lambda: {4: 1.0})
     shift: Annotated[float, Between(0.01, 100)] = 5.0
+    stepping: Literal["sde", "unipc"] = "sde"
+
+    @property
+    def rule(self) -> StepRule:
+        """Which noise levels the steps have."""
+        return "longlive2" if self.stepping == "unipc" else "wan"
 
 
 @dataclass(frozen=True)
@@ -131,7 +141,10 @@ class Losses:
     """Terms of the generator's loss. A weight of 0 switches a term off.
 
     guidance: the teacher's, cond + g (cond - uncond); with guidance_max above it, g is drawn uniformly between the two.
-    score: `bidirectional` real and fake scores, or `causal` ones under the student's block-causal mask (Salt++).
+    score: `bidirectional` real and fake scores, or `causal` ones under the student's block-causal mask: each block sees
+    clean blocks before it (Salt++), or in `causal_noisy` those that are as noisy as itself (LongLive 2.0).
+    score_step_for: whether their noise level is drawn for every `block`, or for the `clip`. scale_for: DMD's gradient
+    is divided by its distance from the teacher's estimate, the mean over a `clip`, or each `block` by its own.
     semigroup: weight of L_SC, computed for 8-step rollouts only. semigroup_operator: the paper's Euler step, or the
     re-noising step of the `sampler`.
     align: feature alignment, `paper` 2 -> 4 and 4 -> 8 steps, `release` 2 -> 4 where the exit is not the first step;
@@ -144,7 +157,9 @@ class Losses:
 
     guidance: Guidance = 3.0
     guidance_max: Guidance = 0.0
-    score: Literal["bidirectional", "causal"] = "bidirectional"
+    score: Literal["bidirectional", "causal", "causal_noisy"] = "bidirectional"
+    score_step_for: Literal["clip", "block"] = "clip"
+    scale_for: Literal["clip", "block"] = "clip"
     adversarial: Weight = 0.0
     adversarial_start: CountOrNone = 100
     reward: str = ""
@@ -175,6 +190,7 @@ class InitialStages:
     uncond). clips: how many trajectories `precompute` generates. history_noise: largest noise level mixed into the
     clean past of a teacher-forced clip. prompt_dropout: share of clips trained under the negative prompt, for guidance.
     timestep_weight: of a teacher-forced block's loss, the release's `bell` over its noise level, or `none`.
+    first_frame: of a teacher-forced clip, `learned` like the others, or `given`, clean and without loss.
     """
 
     teacher: Literal["bidirectional", "causal"] = "bidirectional"
@@ -186,6 +202,7 @@ class InitialStages:
     history_noise: Share = 0.0
     prompt_dropout: Share = 0.0
     timestep_weight: Literal["bell", "none"] = "bell"
+    first_frame: Literal["learned", "given"] = "learned"
 
 
 @dataclass(frozen=True)
@@ -294,7 +311,7 @@ class Recipe:
         return self.stage == "distill" and 0 < r.window < r.frames and r.long_tuning == "window"
 
     def schedule(self, nfe: int) -> Schedule:
-        return Schedule.of(nfe, self.rollout.shift)
+        return Schedule.of(nfe, self.rollout.shift, self.rollout.rule)
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)

@@ -10,6 +10,7 @@ from salt.schedule import STEP_LISTS
 from train.config.downloads import WAN_PTH_FILES, with_download
 from train.config.loader import check_ranges
 from train.config.recipe import Recipe, RecipeError
+from train.config.step_checks import check_first_frame, check_steps
 
 
 def check_recipe(recipe: Recipe, processes: int = 1) -> None:
@@ -105,6 +106,8 @@ def check_settings(recipe: Recipe, processes: int = 1) -> None:
     """Raise RecipeError for settings that cannot work together, wherever the files are."""
     check_ranges(recipe)
     _check_rollout(recipe)
+    check_steps(recipe)
+    check_first_frame(recipe)
     _check_losses(recipe)
     _check_adversarial(recipe)
     _check_reward(recipe)
@@ -181,7 +184,7 @@ def _check_losses(recipe: Recipe) -> None:
             raise RecipeError("loss.align", "needs 2 in rollout.share (the clips that it aligns)", loss.align)
     if loss.guidance_max and loss.guidance_max < loss.guidance:
         raise RecipeError("loss.guidance_max", f"found {loss.guidance_max}, expected guidance {loss.guidance} or more")
-    if loss.score == "causal" and r.kind == "bidirectional":
+    if loss.score != "bidirectional" and r.kind == "bidirectional":
         raise RecipeError("loss.score", "is not supported by bidirectional students", loss.score)
 
 

@@ -54,7 +54,7 @@ def start_image_bytes(recipe: Recipe, student: Mapping[str, Any]) -> int:
     return 2 * (_latent_size(recipe, beside) + IMAGE_TOKENS * IMAGE_DIM)
 
 
-def clip_bytes(recipe: Recipe, states: int = 0, channels: int = 16) -> int:
+def clip_bytes(recipe: Recipe, channels: int, states: int = 0) -> int:
     """Bytes of a clip's file with a trajectory of so many states."""
     width = 2 if recipe.optimisation.precision == "bf16" else 4
     return width * (1 + states) * _latent_size(recipe, channels)
@@ -66,7 +66,7 @@ def trajectory_cost(recipe: Recipe) -> tuple[int, float]:
     guided = 2 if recipe.start.guidance else 1
     forwards = recipe.start.teacher_steps * guided
     both = 1 if recipe.has_history else 0  # the clean clip is stored, and goes through every forward
-    size = clip_bytes(recipe, max(recipe.rollout.share) + both, config["out_channels"])
+    size = clip_bytes(recipe, config["out_channels"], max(recipe.rollout.share) + both)
     return size, forwards * forward_flops(config, recipe, (1 + both) * recipe.rollout.frames)
 
 

@@ -20,6 +20,7 @@ from salt.pipeline.components import load_components
 from salt.pipeline.start_image import image_channels, image_embeddings, start_pixels
 from train.config.model_configs import config_of
 from train.config.recipe import Recipe, RecipeError
+from train.config.vae_config import latent_scale
 from train.data.clip_cache import Shapes, set_aside_stale
 from train.data.cost import announce, start_image_bytes
 from train.data.shards import own_shards, with_progress
@@ -55,8 +56,9 @@ def precompute_start_images(recipe: Recipe, pictures: Path | None, device: str) 
         shared = content_key([path_digest(f) for f in _i2v_folders(recipe)], r.frames, r.height, r.width)
         shapes = {"image": (None, None), "channels": (None, r.frames, r.height, r.width)}
     else:
-        if not Path(recipe.models.vae or "/nonexistent").is_dir():
-            raise RecipeError("models.vae", f"found no such folder {recipe.models.vae!r}, expected the autoencoder")
+        if latent_scale(recipe.models.vae) is None:
+            problem = f"found no config.json in a folder {recipe.models.vae!r}, expected the autoencoder"
+            raise RecipeError("models.vae", problem)
         shared = content_key(path_digest(recipe.models.vae), "latent", r.height, r.width)
     keys = {path: content_key(shared, picture.key, picture.prompt) for path, picture in zip(paths, found, strict=True)}
     set_aside_stale(keys, shapes)

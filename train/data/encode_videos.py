@@ -19,13 +19,12 @@ from salt.io.video_frames import VIDEO_SUFFIXES, video_info
 from salt.models.streaming_vae import encode_video
 from salt.spec import FPS
 from train.config.recipe import Recipe, RecipeError
+from train.config.vae_config import LatentScale, latent_scale
 from train.data.clip_cache import metadata_of, set_aside, set_aside_stale
 from train.data.cost import announce, clip_bytes
 from train.data.shards import own_shards, with_progress
 from train.rollout.random_draws import generator_for
 from train.shapes.world import random_scenes, render
-
-PIXELS_PER_LATENT = 8  # rows and columns, of Wan's autoencoder
 
 
 @dataclass(frozen=True)
@@ -48,19 +47,21 @@ def encode_videos(recipe: Recipe, videos: Path | None, device: torch.device) -> 
     the clips of the folder's videos that it replaces are moved to `unused/`.
     Raises InputError for a video without a caption; ValueError, naming the file, for one too short or unreadable.
     """
-    if not Path(recipe.models.vae or "/nonexistent").is_dir():
-        raise RecipeError("models.vae", f"found no such folder {recipe.models.vae!r}, expected the autoencoder")
+    scale = latent_scale(recipe.models.vae)
+    if scale is None:
+        problem = f"found no config.json in a folder {recipe.models.vae!r}, expected the autoencoder"
+        raise RecipeError("models.vae", problem)
     folder, r = Path(recipe.data.clips), recipe.rollout
     shared = content_key(path_digest(recipe.models.vae), r.frames, r.height, r.width, recipe.optimisation.precision)
     if videos is None:
-        found = _scenes(recipe, shared)
+        found = _scenes(recipe, shared, scale)
     else:
-        found = _videos(recipe, videos, shared)
+        found = _videos(recipe, videos, shared, scale)
         _set_aside_replaced(folder, videos, {s.name for s in found})
     by_path = {folder / f"{s.name}.safetensors": s for s in found}  # a copy of a video is the same clip
     paths, sources = list(by_path), list(by_path.values())
     set_aside_stale({path: s.key for path, s in by_path.items()}, {"latents": (None, r.frames, r.height, r.width)})
-    announce("data.clips", recipe.data.clips, paths, clip_bytes(recipe), 0)
+    announce("data.clips", recipe.data.clips, paths, clip_bytes(recipe, scale.channels), 0)
     shards = own_shards(paths, 1)
     if not shards:
         return 0
@@ -86,41 +87,38 @@ def _set_aside_replaced(folder: Path, videos: Path, wanted: set[str]) -> None:
             set_aside(path, f"its video, caption or settings have changed ({metadata['source']})")
 
 
-def _pixel_frames(recipe: Recipe) -> int:
-    return 4 * (recipe.rollout.frames - 1) + 1
-
-
-def _scenes(recipe: Recipe, shared: str) -> list[Source]:
+def _scenes(recipe: Recipe, shared: str, scale: LatentScale) -> list[Source]:
     if recipe.data.prompts != "shapes":
         raise InputError("videos", "found none, expected a folder of NAME.mp4 with captions in NAME.txt")
-    return [_scene(recipe, i, shared) for i in range(recipe.start.clips)]
+    return [_scene(recipe, i, shared, scale) for i in range(recipe.start.clips)]
 
 
-def _scene(recipe: Recipe, i: int, shared: str) -> Source:
+def _scene(recipe: Recipe, i: int, shared: str, scale: LatentScale) -> Source:
     generator = generator_for(recipe.run.seed, "scene", i)
     (scene,) = random_scenes(1, generator)
     key = content_key(shared, recipe.run.seed, scene.caption)
-    return Source(f"{i:06d}", key, scene.caption, lambda: render([scene], _pixel_frames(recipe), generator).pixels)
+    frames = scale.pixel_frames(recipe.rollout.frames)
+    return Source(f"{i:06d}", key, scene.caption, lambda: render([scene], frames, generator).pixels)
 
 
-def _videos(recipe: Recipe, folder: Path, shared: str) -> list[Source]:
+def _videos(recipe: Recipe, folder: Path, shared: str, scale: LatentScale) -> list[Source]:
     if not folder.is_dir():
         raise InputError("videos", f"found no such folder {folder}, expected NAME.mp4 with captions in NAME.txt")
     named = (p for p in sorted(folder.iterdir()) if p.suffix.lower() in VIDEO_SUFFIXES)
     paths = [p.resolve() for p in named if not p.name.startswith(".") and p.is_file()]
     if not paths:
         raise InputError("videos", f"found no video in {folder}, expected one of {', '.join(VIDEO_SUFFIXES)}")
-    return [source for path in paths for source in _clips_of(recipe, path, shared)]
+    return [source for path in paths for source in _clips_of(recipe, path, shared, scale)]
 
 
-def _clips_of(recipe: Recipe, path: Path, shared: str) -> list[Source]:
+def _clips_of(recipe: Recipe, path: Path, shared: str, scale: LatentScale) -> list[Source]:
     """The clips of a video, one behind the other; the rest at its end is left out."""
     caption = path.with_suffix(".txt")
     text = " ".join(read_text(caption, "the caption of a video").split()) if caption.is_file() else ""
     if not text:
         raise InputError("videos", f"found no caption of {path}, expected one in {caption}")
-    frames = _pixel_frames(recipe)
-    size = (recipe.rollout.height * PIXELS_PER_LATENT, recipe.rollout.width * PIXELS_PER_LATENT)
+    frames = scale.pixel_frames(recipe.rollout.frames)
+    size = (recipe.rollout.height * scale.spatial, recipe.rollout.width * scale.spatial)
     content = path_digest(path)
 
     def clip(number: int) -> Source:

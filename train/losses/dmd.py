@@ -6,6 +6,9 @@ Latents are [B, C, F, H, W].
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
@@ -15,12 +18,17 @@ def guided_x0(conditional: Tensor, unconditional: Tensor, guidance: float) -> Te
     return conditional + guidance * (conditional - unconditional)
 
 
-def dmd_gradient(x0: Tensor, real_x0: Tensor, fake_x0: Tensor) -> Tensor:
+def dmd_gradient(x0: Tensor, real_x0: Tensor, fake_x0: Tensor, blocks: Sequence[int] = ()) -> Tensor:
     """grad = (fake - real) / mean|x0 - real|, the mean per sample over all other axes; NaN becomes 0.
 
     x0: the student's clip; real_x0, fake_x0: the teacher's and the critic's estimates from the same noised clip.
+    blocks: latent frames of its blocks, each of which is divided by its own mean (LongLive 2.0).
     """
-    scale = (x0 - real_x0).abs().mean(dim=tuple(range(1, x0.ndim)), keepdim=True)
+    distance, axes = (x0 - real_x0).abs(), tuple(range(1, x0.ndim))
+    scale = distance.mean(dim=axes, keepdim=True)
+    if blocks:
+        parts = distance.split(list(blocks), dim=2)
+        scale = torch.cat([p.mean(dim=axes, keepdim=True).expand(-1, -1, p.shape[2], -1, -1) for p in parts], dim=2)
     return ((fake_x0 - real_x0) / scale).detach().nan_to_num()
 
 

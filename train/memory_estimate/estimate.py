@@ -12,10 +12,9 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from salt.planning.peaks import WAN_VAE
 from train.config.model_configs import backbones, config_of
 from train.config.recipe import Recipe
-from train.data.encode_videos import PIXELS_PER_LATENT
+from train.config.vae_config import wan_vae
 from train.distributed.launch import Mode
 from train.lora_adapters import adapter_of
 from train.memory_estimate.allocations import MemoryUse
@@ -106,7 +105,7 @@ def add_up(
     if "teacher" in found:
         teacher = found["teacher"].kept if opt.precision == "bf16" else FP32 * found["teacher"].total
     if recipe.loss.reward:
-        always["autoencoder"] = FP32 * WAN_VAE.parameters
+        always["autoencoder"] = FP32 * wan_vae(configs["student"]["out_channels"])[0].parameters
     aligns = recipe.stage == "distill" and recipe.loss.align != "none"
     if teacher and not (settings.offload and not aligns):
         # Offloaded, the alignment's backward still needs it, and it stays for the next update's first call.
@@ -122,7 +121,8 @@ def add_up(
     kv = kv_memory_bytes(recipe, configs["student"])
     if recipe.streams and recipe.policy.residence != "cpu":
         always["KV memory of the streams"] = kv * (opt.batch // processes // opt.micro_batch)
-    moments = phase_bytes(recipe, activations, gradients, earlier, 0 if recipe.streams else kv)
+    channels = configs["student"]["out_channels"]
+    moments = phase_bytes(recipe, activations, gradients, earlier, 0 if recipe.streams else kv, channels)
     if settings.offload and teacher and not aligns:
         moments["scores" if "scores" in moments else "targets"]["teacher, while it runs"] = teacher
     if opt.optimizer == "adamw":
@@ -142,9 +142,12 @@ def gathered_bytes(found: Mapping[str, ModelWeights], offload: bool, precision: 
 
 
 def phase_bytes(
-    recipe: Recipe, a: Activations, gradients: Mapping[str, int], earlier: Mapping[str, int], memory: int
+    recipe: Recipe, a: Activations, gradients: Mapping[str, int], earlier: Mapping[str, int], memory: int, channels: int
 ) -> dict[str, dict[str, int]]:
-    """Bytes that each phase of an update adds to what is resident. earlier: gradients of earlier micro-batches."""
+    """Bytes that each phase of an update adds to what is resident. earlier: gradients of earlier micro-batches.
+
+    channels: of latents.
+    """
     ours = {"gradients": gradients["student"]}
     if recipe.stage != "distill":
         backward = {"backward": ours | backward_bytes(a.whole)}
@@ -168,7 +171,7 @@ def phase_bytes(
         moments["discriminator's backward"] = {"gradients": gradients["discriminator"]} | both
         moments["adversarial gradient"] = rolled | backward_bytes(a.critic)
     if recipe.loss.reward:
-        moments["reward"] = rolled | decoding_bytes(recipe)
+        moments["reward"] = rolled | decoding_bytes(recipe, channels)
     if recipe.loss.align != "none":
         moments["alignment's reference"] = rolled | working | {"KV memory": held + kv}
         features = backward_bytes(a.alignment)
@@ -177,12 +180,12 @@ def phase_bytes(
     return moments
 
 
-def decoding_bytes(recipe: Recipe) -> dict[str, int]:
+def decoding_bytes(recipe: Recipe, channels: int) -> dict[str, int]:
     """What Wan's autoencoder adds while it decodes a clip for its reward, in float32."""
-    r = recipe.rollout
-    pixels = FP32 * r.height * r.width * PIXELS_PER_LATENT**2
+    r, (vae, side) = recipe.rollout, wan_vae(channels)
+    pixels = FP32 * r.height * r.width * side**2
     video = 3 * (4 * (r.window or r.frames) - 3) * pixels
-    return {"decoder": pixels * (WAN_VAE.cache + WAN_VAE.frame), "decoded clip": video}
+    return {"decoder": pixels * (vae.cache + vae.frame), "decoded clip": video}
 
 
 def backward_bytes(use: MemoryUse) -> dict[str, int]:

@@ -49,7 +49,7 @@ def dmd_term(
     learned: frames at its end that carry the loss (0: all); the scores see the whole clip. weight_B: of every clip,
     1 by default.
     """
-    sigma = to_device(score_sigmas(recipe, update, batch.samples, "generator"), x0.device)
+    sigma = clip_sigmas(recipe, update, batch, "generator", x0)
     noise = to_device(clip_noises(tuple(x0.shape[1:]), recipe, update, batch.samples, "generator"), x0.device)
     with torch.no_grad():
         clean = x0.detach()
@@ -58,29 +58,53 @@ def dmd_term(
         real = score_x0(teacher, x_t, sigma, batch.conditioning, recipe, clean)
         if draws.guidance:
             real = guided_x0(real, score_x0(teacher, x_t, sigma, batch.negative, recipe, clean), draws.guidance)
-        gradient = dmd_gradient(clean, real, fake)
+        blocks = clip_blocks(recipe.rollout, clean.shape[2]) if recipe.loss.scale_for == "block" else ()
+        gradient = dmd_gradient(clean, real, fake, blocks)
     return dmd_loss(x0[:, :, -learned:], gradient[:, :, -learned:], weight_B).to(x0.dtype)
 
 
 def score_x0(
     model: ClipModel, x_t: Tensor, sigma: Tensor, conditioning: Conditioning, recipe: Recipe, clean: Tensor
 ) -> Tensor:
-    """A score model's estimate of x0 from the noised clip x_t at sigma [B]."""
+    """A score model's estimate of x0 from the noised clip x_t at sigma [B] or [B, F]."""
     return flow_to_x0(x_t, score_flow(model, x_t, sigma, conditioning, recipe, clean).float(), sigma)
 
 
 def score_flow(
     model: ClipModel, x: Tensor, sigma: Tensor, conditioning: Conditioning, recipe: Recipe, clean: Tensor
 ) -> Tensor:
-    """Flow of a real or fake score at sigma [B], bidirectional or under the student's block-causal mask (Salt++).
+    """Flow of a real or fake score at sigma [B] or [B, F], bidirectional or under the student's block-causal mask.
 
-    clean: the clip without noise, which a causal score sees as every block's past.
+    clean: the clip without noise, which a causal score sees as every block's past (Salt++).
     """
-    if recipe.loss.score == "causal":
-        blocks, sigma_BF = clip_blocks(recipe.rollout, x.shape[2]), sigma[:, None].expand(-1, x.shape[2])
-        return causal_flow(model, x, sigma_BF, conditioning, blocks, score_policy(recipe.policy), clean)
+    if recipe.loss.score != "bidirectional":
+        blocks, past = clip_blocks(recipe.rollout, x.shape[2]), clean if recipe.loss.score == "causal" else None
+        return causal_flow(
+            model, x, per_frame(sigma, x.shape[2]), conditioning, blocks, score_policy(recipe.policy), past
+        )
     x, t = add_channels(x, conditioning), sigma * NUM_TRAIN_TIMESTEPS
     return model(x, t, conditioning.text, conditioning.image, return_dict=False)[0]
+
+
+def clip_sigmas(
+    recipe: Recipe, step: int, batch: Batch, role: str, clip: Tensor, max_step: float = NUM_TRAIN_TIMESTEPS
+) -> Tensor:
+    """Noise levels of the scores of a micro-batch's clips: [B], or [B, F] where the frames of a clip differ.
+
+    A first frame that is given within its block stays clean. Below the highest step there is one level for a clip.
+    """
+    frames, whole = clip.shape[2], max_step == NUM_TRAIN_TIMESTEPS
+    blocks = clip_blocks(recipe.rollout, frames) if recipe.loss.score_step_for == "block" and whole else ()
+    sigma = score_sigmas(recipe, step, batch.samples, role, max_step, blocks)
+    if batch.first is not None and recipe.rollout.gives_first_frame:
+        sigma = per_frame(sigma, frames).clone()
+        sigma[:, 0] = 0
+    return to_device(sigma, clip.device)
+
+
+def per_frame(sigma: Tensor, frames: int) -> Tensor:
+    """Noise levels [B] or [B, F] as [B, F]."""
+    return sigma if sigma.ndim == 2 else sigma[:, None].expand(-1, frames)
 
 
 def score_policy(policy: MemoryPolicy) -> MemoryPolicy:
@@ -122,7 +146,7 @@ def alignment_term(
         return result.x0.new_zeros(()), {"align": 0.0}
     seeds = batch.seeds(recipe, update, "reference")
     reference = rollout_reference(student, batch.conditioning, recipe, draws, result, seeds, batch.first)
-    sigma = to_device(score_sigmas(recipe, update, batch.samples, "align", ALIGNMENT_STEPS), reference.device)
+    sigma = clip_sigmas(recipe, update, batch, "align", reference, ALIGNMENT_STEPS)
     noise = to_device(clip_noises(tuple(reference.shape[1:]), recipe, update, batch.samples, "align"), reference.device)
     with torch.no_grad():
         target = clip_features(teacher, reference, noise, sigma, batch.conditioning, recipe)
@@ -144,10 +168,10 @@ def has_alignment(recipe: Recipe, draws: UpdateDraws, update: int) -> bool:
 def clip_features(
     teacher: FeatureModel, clip: Tensor, noise: Tensor, sigma: Tensor, conditioning: Conditioning, recipe: Recipe
 ) -> Tensor:
-    """Teacher tokens [B, S, dim] after block `align_block` of a clip noised to sigma [B], in float32."""
+    """Teacher tokens [B, S, dim] after block `align_block` of a clip noised to sigma [B] or [B, F], in float32."""
     x, block = add_noise(clip, noise, sigma), recipe.loss.align_block
     if recipe.loss.score == "causal":
-        blocks, sigma_BF = clip_blocks(recipe.rollout, x.shape[2]), sigma[:, None].expand(-1, x.shape[2])
+        blocks, sigma_BF = clip_blocks(recipe.rollout, x.shape[2]), per_frame(sigma, x.shape[2])
         policy = score_policy(recipe.policy)
         return causal_features(teacher, x, sigma_BF, conditioning, blocks, policy, clip, block).float()
     x, t, image = add_channels(x, conditioning), sigma * NUM_TRAIN_TIMESTEPS, conditioning.image
@@ -163,7 +187,7 @@ def alignment_distance(features: Tensor, target: Tensor, frames: int, loss: Loss
 
 def critic_term(critic: ClipModel, x0: Tensor, batch: Batch, recipe: Recipe, step: int, learned: int = 0) -> Tensor:
     """Flow matching of the critic on student clips x0. step: counts critic updates. learned: as for `dmd_term`."""
-    sigma = to_device(score_sigmas(recipe, step, batch.samples, "critic"), x0.device)
+    sigma = clip_sigmas(recipe, step, batch, "critic", x0)
     noise = to_device(clip_noises(tuple(x0.shape[1:]), recipe, step, batch.samples, "critic"), x0.device)
     flow = score_flow(critic, add_noise(x0, noise, sigma), sigma, batch.conditioning, recipe, x0)
     return flow_matching_loss(*(x[:, :, -learned:] for x in (flow.float(), x0, noise)))

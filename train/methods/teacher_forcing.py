@@ -42,13 +42,17 @@ def teacher_forcing_loss(
 ) -> Tensor:
     """Weighted mean of (v - (eps - x0))^2 of latents [B, C, F, H, W], at noise levels drawn for every block.
 
-    Noise levels are uniform steps, shifted; `start.timestep_weight` weighs them. With `start.history_noise` the past of
+    Noise levels are uniform steps, shifted; `start.timestep_weight` weighs them; a first frame that is given has none
+    and carries no loss. With `start.history_noise` the past of
     half the clips is noised up to that level (uniform), so that the model tolerates an imperfect past.
     """
     seed = recipe.run.seed
     blocks = clip_blocks(recipe.rollout, latents.shape[2])
     steps = [[1000 * uniform_for(seed, "sigma", update, i, b) for b in range(len(blocks))] for i in samples]
-    sigma_BF = to_device(warp(expand_blocks(steps, blocks), recipe.rollout.shift).float(), latents.device)
+    sigma_BF = warp(expand_blocks(steps, blocks), recipe.rollout.shift).float()
+    given = 1 if recipe.start.first_frame == "given" else 0
+    sigma_BF[:, :given] = 0
+    sigma_BF = to_device(sigma_BF, latents.device)
     draws = [
         [torch.randn(latents.shape[1:], generator=generator_for(seed, k, update, i)) for i in samples] for k in "np"
     ]
@@ -61,7 +65,7 @@ def teacher_forcing_loss(
     error = teacher_forcing_error(student, latents, history, noise, sigma_BF, conditioning, blocks, recipe.policy)
     if recipe.start.timestep_weight == "bell":
         error = error * bell_weight(sigma_BF, recipe.rollout.shift)[:, None, :, None, None]
-    return error.mean()
+    return error[:, :, given:].mean()
 
 
 def teacher_forcing_error(

@@ -89,6 +89,7 @@ class ExitRecorder:
         """Both endpoints of this block; the first velocity of the composed one is detached (released recipe)."""
         loss, x = self.recipe.loss, inputs.x
         by_sampler = loss.semigroup_operator == "sampler"
+        given = 1 if inputs.per_frame else 0  # a first frame that stays clean
         sigma_s, sigma_m = triple.start / NUM_TRAIN_TIMESTEPS, triple.middle / NUM_TRAIN_TIMESTEPS
         composed_learns = not loss.semigroup_stop_gradient
         with torch.set_grad_enabled(composed_learns), autocast_cache(not composed_learns):
@@ -98,13 +99,17 @@ class ExitRecorder:
                 x_m = add_noise(flow_to_x0(x, v_s, sigma_s), fresh, sigma_m)
             else:
                 x_m = middle_point(x, v_s, triple)
-            v_m = self.model(replace(inputs, x=x_m, timestep=torch.full_like(inputs.timestep, triple.middle)))
+            timestep = torch.full_like(inputs.timestep, triple.middle)
+            if given:
+                x_m = torch.cat([x[:, :, :given], x_m[:, :, given:]], dim=2)
+                timestep[:, :given] = 0
+            v_m = self.model(replace(inputs, x=x_m, timestep=timestep))
             # The sampler re-noises x0, so x0 is what its two paths are compared by.
             composed = flow_to_x0(x_m, v_m, sigma_m) if by_sampler else composed_endpoint(x_m, v_m, triple)
         with torch.enable_grad():
             direct = flow_to_x0(x, flow, sigma_s) if by_sampler else direct_endpoint(x, flow, triple)
-        self.exits.direct.append(direct)
-        self.exits.composed.append(composed)
+        self.exits.direct.append(direct[:, :, given:])
+        self.exits.composed.append(composed[:, :, given:])
 
 
 @dataclass
@@ -144,8 +149,10 @@ def rollout_with_grad(
     settings = rollout_settings(recipe, draws.schedule_to_exit)
     run_rollout(recorder, student, conditioning, recipe, settings, noise, first=first, on_step=recorder.on_step)
     x0 = recorder.exits.x0(draws.exit_sigma)
-    x0 = x0[:, :, first_frame:] if first is None else torch.cat([first, x0], dim=2)
-    return RolloutResult(x0, recorder.exits, noise, model)
+    if first is None:
+        return RolloutResult(x0[:, :, first_frame:], recorder.exits, noise, model)
+    x0 = torch.cat([first, x0[:, :, 1:] if r.gives_first_frame else x0], dim=2)
+    return RolloutResult(x0, recorder.exits, noise, model, r.frames - 1 if r.gives_first_frame else 0)
 
 
 def continue_with_grad(

@@ -52,6 +52,6 @@ def rollout_window(
             for _ in rollout(model, conditioning, memory, noise, start, past):
                 pass
         settings = rollout_settings(recipe, draws.schedule_to_exit)
-        continue_rollout(recorder, conditioning, memory, noise, r.window, settings, on_step=recorder.on_step)
+        continue_rollout(recorder, conditioning, memory, noise, r.window, recipe, settings, on_step=recorder.on_step)
     x0 = recorder.exits.x0(draws.exit_sigma)
     return RolloutResult(x0, recorder.exits, noise, model, r.window - masked)

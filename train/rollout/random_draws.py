@@ -8,7 +8,8 @@ run, and a run on another number of processes, draws the same.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ class UpdateDraws:
     @property
     def schedule_to_exit(self) -> Schedule:
         """The step list up to and including the exit."""
-        return Schedule(self.schedule.steps[: self.exit_index + 1], self.schedule.shift)
+        return replace(self.schedule, steps=self.schedule.steps[: self.exit_index + 1])
 
 
 def draw_update(recipe: Recipe, update: int, role: str) -> UpdateDraws:
@@ -71,10 +72,18 @@ def draw_update(recipe: Recipe, update: int, role: str) -> UpdateDraws:
 
 
 def score_sigmas(
-    recipe: Recipe, update: int, samples: range, role: str, max_step: float = NUM_TRAIN_TIMESTEPS
-) -> Tensor:
-    """Noise levels [B] of the scores, one per clip: step uniform in [0, max_step), shifted, clamped to [20, 980]."""
-    steps = torch.tensor([max_step * uniform_for(recipe.run.seed, role, update, i, "score") for i in samples])
+    recipe: Recipe, update: int, samples: range, role: str, max_step: float = NUM_TRAIN_TIMESTEPS,
+    blocks: Sequence[int] = (),
+) -> Tensor:  # fmt: skip
+    """Noise levels [B] of the scores, one per clip: step uniform in [0, max_step), shifted, clamped to [20, 980].
+
+    blocks: latent frames of a clip's blocks, which get levels of their own, [B, F].
+    """
+    seed = recipe.run.seed
+    steps = torch.tensor([max_step * uniform_for(seed, role, update, i, "score") for i in samples])
+    if blocks:
+        rows = [[uniform_for(seed, role, update, i, "score", b) for b in range(len(blocks))] for i in samples]
+        steps = max_step * torch.tensor(rows).repeat_interleave(torch.tensor(blocks), dim=1)
     low, high = (t / NUM_TRAIN_TIMESTEPS for t in SCORE_TIMESTEPS)
     return warp(steps, recipe.rollout.shift).clamp(low, high).float()
 

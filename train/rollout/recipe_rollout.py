@@ -38,11 +38,11 @@ def autocast_cache(enabled: bool) -> Iterator[None]:
 
 
 def rollout_settings(
-    recipe: Recipe, schedule: Schedule, stepping: Stepping | tuple[Stepping, ...] = "sde"
+    recipe: Recipe, schedule: Schedule, stepping: Stepping | tuple[Stepping, ...] | None = None
 ) -> RolloutSettings:
-    """The engine's settings for a recipe's blocks."""
+    """The engine's settings for a recipe's blocks. stepping: in place of the recipe's."""
     r = recipe.rollout
-    return RolloutSettings(schedule, stepping, r.frames_per_block, r.independent_first_frame)
+    return RolloutSettings(schedule, stepping or r.stepping, r.frames_per_block, r.independent_first_frame)
 
 
 def flow_model(student: SaltTransformer3DModel, recipe: Recipe) -> FlowModel[Conditioning]:
@@ -87,14 +87,14 @@ def run_rollout(
 ) -> Tensor:
     """A clip [B, C, F, H, W] of the recipe's length, kind and memory. model: the student, wrapped for the engine.
 
-    first: [B, C, 1, H, W], the picture's latent that it begins with, which is a block of its own in the memory.
+    first: [B, C, 1, H, W], the picture's latent that it begins with.
     """
     frames = recipe.rollout.frames
     if recipe.rollout.kind == "bidirectional":
         return sample_bidirectional(model, conditioning, noise, frames, settings, negative=negative, on_step=on_step)
     memory = new_memory(student, conditioning, recipe)
     return continue_rollout(
-        model, conditioning, memory, noise, frames, settings, negative=negative, first=first, on_step=on_step
+        model, conditioning, memory, noise, frames, recipe, settings, negative=negative, first=first, on_step=on_step
     )
 
 
@@ -104,6 +104,7 @@ def continue_rollout(
     memory: KVMemory,
     noise: NoiseSource,
     frames: int,
+    recipe: Recipe,
     settings: RolloutSettings,
     *,
     negative: Conditioning | None = None,
@@ -112,13 +113,15 @@ def continue_rollout(
 ) -> Tensor:
     """The last `frames` latent frames [B, C, frames, H, W] of a clip, after those that `memory` holds.
 
-    first: [B, C, 1, H, W], the first of them, where it is given.
+    first: [B, C, 1, H, W], the first of them, where it is given: a block of its own, or part of the first block.
     """
-    clip = [] if first is None else [first]
-    new = frames - len(clip)
+    in_block = first if recipe.rollout.gives_first_frame else None
+    before = None if in_block is not None else first
+    clip = [] if before is None else [before]
     blocks = rollout(
-        model, conditioning, memory, noise, new, settings, negative=negative, initial_latents=first, on_step=on_step
-    )
+        model, conditioning, memory, noise, frames - len(clip), settings,
+        negative=negative, initial_latents=before, first_frame=in_block, on_step=on_step,
+    )  # fmt: skip
     for block in blocks:
         clip.append(block.latents)
         if block.index + 1 == block.count:

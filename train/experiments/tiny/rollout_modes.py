@@ -135,7 +135,7 @@ def rollout_first_block(
     """
     call = model or student
     r, text = recipe.rollout, conditioning.text
-    noise = SeededNoise(seeds, len(seeds), 16, r.height, r.width, text.device)
+    noise = SeededNoise(seeds, len(seeds), student.config.out_channels, r.height, r.width, text.device)
 
     def flow(inputs: ModelInput[Conditioning], /) -> Tensor:
         return call(inputs.x, inputs.timestep, inputs.conditioning.text, return_dict=False)[0].float()
