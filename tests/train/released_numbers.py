@@ -34,10 +34,14 @@ COMMON: dict[str, object] = {
     "rollout.long_tuning": "chunks",  # LongLive, model/streaming_training.py
     "rollout.memory": "full",  # local_attn_size -1 (wan/modules/causal_model.py), with clips of 21 frames
     "rollout.shift": 5.0,  # timestep_shift
+    "rollout.stepping": "sde",  # Self Forcing, pipeline/self_forcing_training.py: add_noise between steps
+    "rollout.gives_first_frame": False,  # the same: an initial latent is written to the cache in front of the blocks
     "rollout.share": {4: 1.0},  # denoising_step_list of configs/baseline/*.yaml
     "loss.guidance": 3.0,  # guidance_scale, as cond + g (cond - uncond) (model/dmd.py)
     "loss.guidance_max": 0.0,
     "loss.score": "bidirectional",  # utils/wan_wrapper.py: is_causal=False for real_score and fake_score
+    "loss.score_step_for": "clip",  # Self Forcing, model/dmd.py: uniform_timestep=True
+    "loss.scale_for": "clip",  # Self Forcing, model/dmd.py: the normalizer's mean over all axes
     "loss.semigroup": 0.0,
     "loss.semigroup_time_weight": True,  # Salt, pipeline/sc_training.py
     "loss.semigroup_stop_gradient": True,  # Salt, pipeline/sc_training.py
@@ -68,6 +72,50 @@ START: dict[str, object] = {
     "start.prompt_dropout": 0.0,  # Causal Forcing, trainer/diffusion.py drops none
     "start.timestep_weight": "bell",  # Self Forcing, utils/scheduler.py: training_weight
     "optimisation.ema": 0.0,  # Causal Forcing, trainer/ode.py has none; ar_diffusion_tf_*.yaml: ema_start_step 2e9
+}
+
+# LongLive 2.0 (NVlabs/LongLive): what its configs/*.yaml share.
+LONGLIVE2: dict[str, object] = {
+    "rollout.height": 44,  # image_or_video_shape[3]
+    "rollout.width": 80,  # image_or_video_shape[4]
+    "rollout.frames_per_block": 8,  # num_frame_per_block
+    "rollout.shift": 5.0,  # timestep_shift
+    "rollout.stepping": "unipc",  # pipeline/self_forcing_training.py: FlowUniPCMultistepScheduler
+    "rollout.gives_first_frame": True,  # utils/i2v_conditioning.py, where a picture is given
+    "optimisation.lr": 1e-5,  # lr
+    "optimisation.betas": (0.0, 0.999),  # beta1, beta2; beta1_critic, beta2_critic
+    "optimisation.weight_decay": 0.0,  # weight_decay
+    "optimisation.clip": 10.0,  # trainer/*.py: max_grad_norm, max_grad_norm_generator, max_grad_norm_critic
+}
+LONGLIVE2_DMD = LONGLIVE2 | {  # configs/train_dmd.yaml
+    "rollout.frames": 32,  # num_training_frames, min_num_training_frames
+    "rollout.share": {4: 1.0},  # sampling_steps
+    "rollout.memory": "shots:8,window:32,offset:8",  # configs/inference.yaml: local_attn_size, sink_size, *_rope_offset
+    "loss.score": "causal_noisy",  # all_causal; teacher_forcing is false: model/dmd.py gives scores no clean clip
+    "loss.score_step_for": "clip",  # model/dmd.py: uniform_timestep, unless i2v
+    "loss.scale_for": "block",  # model/dmd.py: "per-block normalization"
+    "loss.guidance": 3.0,  # real_guidance_scale
+    "loss.align": "none",
+    "loss.semigroup": 0.0,
+    "optimisation.critic_lr": 2e-6,  # lr_critic
+    "optimisation.critic_per_generator": 5,  # dfake_gen_update_ratio
+    "optimisation.updates": 1000,  # max_iters 5000
+    "optimisation.batch": 8,  # docs/getting_started.md: 8 processes; batch_size and gradient_accumulation_steps 1
+    "optimisation.ema": 0.0,  # trainer/distillation.py: no average of LoRAs
+    "models.lora_rank": 128,  # adapter.rank
+    "models.lora_alpha": 0,  # adapter.alpha 128, the rank
+    "models.lora_critic": True,  # adapter.apply_to_critic
+}
+LONGLIVE2_AR = LONGLIVE2 | {  # configs/train_ar.yaml
+    "rollout.frames": 96,  # image_or_video_shape[1]
+    "rollout.memory": "full",  # local_attn_size -1
+    "start.timestep_weight": "bell",  # model/diffusion.py: training_weight of utils/scheduler.py
+    "start.history_noise": 0.0,  # model/diffusion.py: noise_augmentation_max_timestep
+    "start.first_frame": "learned",
+    "optimisation.updates": 600,  # max_iters
+    "optimisation.ema": 0.99,  # ema_weight
+    "optimisation.ema_start": 100,  # ema_start_step, of updates
+    "optimisation.batch": 2,  # docs/getting_started.md: 8 processes, which share clips by sequence_parallel_size 4
 }
 
 RELEASED: dict[str, dict[str, object]] = {
@@ -113,6 +161,10 @@ RELEASED: dict[str, dict[str, object]] = {
         "models.lora_alpha": 0,  # the same: adapter.alpha 256, the rank
         "models.lora_critic": True,  # the same: adapter.apply_to_critic
     },
+    "longlive2": LONGLIVE2_DMD,
+    "longlive2_i2v": LONGLIVE2_DMD | {"loss.score_step_for": "block"},  # configs/train_i2v_dmd.yaml, model/dmd.py
+    "longlive2_tf": LONGLIVE2_AR,
+    "longlive2_i2v_tf": LONGLIVE2_AR | {"start.first_frame": "given"},  # configs/train_i2v_ar.yaml
     "t2v": COMMON | {"rollout.kind": "bidirectional"},
     "t2v_sc": COMMON | GRID,
     "i2v": COMMON | {"rollout.kind": "bidirectional"},
@@ -165,6 +217,7 @@ OURS: dict[str, set[str]] = {
     "causal_forcing_frame_salt": {"loss.align"},
     "causal_forcing_i2v_salt": {"loss.align"},
     "causal_forcing_cd": {"optimisation.ema_start"},
+    "longlive2_salt": {"loss.align", "loss.align_block"},
     "longlive_windows": {"rollout.frames", "rollout.window", "rollout.long_tuning", "rollout.memory"},
     "relative_windows": {"rollout.frames", "rollout.window", "rollout.long_tuning", "rollout.memory"},
     "relative": {"rollout.memory"},

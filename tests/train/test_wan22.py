@@ -193,7 +193,7 @@ def test_from_videos_and_pictures_to_a_video_of_one(tmp_path, capsys, monkeypatc
     command = ["generate", "a red circle moving right", "--model", str(path), "--parts", "parts", "-o", "clip.mp4"]
     size = ["--width", "64", "--height", "64", "--frames", "61"]
     assert cli.main([*command, "--image", "pictures/0.png", *size]) == 0
-    assert (video_info("clip.mp4").frames, video_info("clip.mp4").fps) == (61, 24)
+    assert (video_info("clip.mp4", 24).frames, video_info("clip.mp4").fps) == (61, 24)
     pipe = SaltPipeline.from_single_file(path, parts="parts")
     pipe.set_progress_bar_config(disable=True)
     picture = Image.open("pictures/0.png")
