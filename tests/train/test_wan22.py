@@ -236,3 +236,11 @@ def test_an_autoencoder_of_other_latents_is_refused(tmp_path):
     families.vae22().save_pretrained(tmp_path / "vae")
     with pytest.raises(RecipeError, match="models.vae: found latents of 48 channels in .*, expected the student's 16"):
         check_backbones(load_recipe("self_forcing", [f"models.vae={tmp_path / 'vae'}"]))
+
+
+def test_a_damaged_configuration_of_an_autoencoder_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"z_dim": "many"}')
+    with pytest.raises(RecipeError, match="models.vae: cannot be used .*config.json: z_dim: found 'many'"):
+        check_backbones(load_recipe("self_forcing", [f"models.vae={tmp_path}"]))
+    (tmp_path / "config.json").write_text("{}")
+    check_backbones(load_recipe("self_forcing", [f"models.vae={tmp_path}"]))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 
-import torch
 from diffusers import AutoencoderKLWan
 
+from salt.io.fields import Count, FieldError, read_fields, read_object
 from salt.planning.peaks import WAN22_VAE, WAN_VAE, VaeCosts
 from salt.spec import WAN22_CHANNELS
+from train.config.recipe import RecipeError
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,26 @@ class LatentScale:
         return self.temporal * (latent_frames - 1) + 1
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Keys of diffusers' configuration, which may leave them out."""
+
+    z_dim: Count
+    scale_factor_spatial: Count
+    scale_factor_temporal: Count
+
+
 def latent_scale(folder: str) -> LatentScale | None:
-    """Of the autoencoder in a diffusers folder; None where there is none."""
-    if not (Path(folder or "/nonexistent") / "config.json").is_file():
+    """Of the autoencoder in a diffusers folder; None where there is none. Raises RecipeError for one that is damaged."""
+    path = Path(folder or "/nonexistent") / "config.json"
+    if not path.is_file():
         return None
-    with torch.device("meta"):  # a configuration may leave out what diffusers has as defaults
-        config = AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(folder)).config
-    return LatentScale(config["z_dim"], config["scale_factor_spatial"], config["scale_factor_temporal"])
+    defaults = {name: p.default for name, p in signature(AutoencoderKLWan.__init__).parameters.items()}
+    try:
+        found = read_fields(Sizes, {name: defaults[name] for name in Sizes.__annotations__} | read_object(path))
+    except (FieldError, OSError) as error:
+        raise RecipeError("models.vae", f"cannot be used ({path}: {error})") from error
+    return LatentScale(found.z_dim, found.scale_factor_spatial, found.scale_factor_temporal)
 
 
 def wan_vae(channels: int) -> tuple[VaeCosts, int]:

@@ -16,6 +16,7 @@ from salt.checkpoints import load_student
 from salt.conditioning import Conditioning
 from salt.models.word_embedder import WordEmbedder
 from train.config.loader import load_recipe
+from train.config.model_configs import WAN21_CHANNELS
 from train.config.recipe import Recipe
 from train.data.clip_dataset import ClipDataset
 from train.data.trajectories import generate_clips
@@ -65,7 +66,7 @@ def train_start(
 
 def _read_clips(dataset: ClipDataset, picked: list[int], device: str) -> tuple[Tensor, Tensor]:
     """Latents [B, 16, F, 8, 8] and trajectories [B, S, 16, F, 8, 8]."""
-    clips = [dataset(i, 16) for i in picked]
+    clips = [dataset(i, WAN21_CHANNELS) for i in picked]
     latents = torch.stack([clip.latents for clip in clips])
     trajectory = torch.stack([clip.trajectory for clip in clips if clip.trajectory is not None])
     return latents.to(device), trajectory.to(device)

@@ -22,6 +22,7 @@ from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.noise import SeededNoise
 from salt.sampling import sample_bidirectional
 from train.config.loader import load_recipe
+from train.config.model_configs import WAN21_CHANNELS
 from train.config.recipe import Recipe, Rollouts
 from train.rollout.block_causal import ClipModel
 from train.rollout.gradient_rollout import ExitRecord, RolloutResult, rollout_with_grad
@@ -135,7 +136,7 @@ def rollout_first_block(
     """
     call = model or student
     r, text = recipe.rollout, conditioning.text
-    noise = SeededNoise(seeds, len(seeds), student.config.out_channels, r.height, r.width, text.device)
+    noise = SeededNoise(seeds, len(seeds), WAN21_CHANNELS, r.height, r.width, text.device)
 
     def flow(inputs: ModelInput[Conditioning], /) -> Tensor:
         return call(inputs.x, inputs.timestep, inputs.conditioning.text, return_dict=False)[0].float()
