@@ -240,7 +240,7 @@ def test_an_autoencoder_of_other_latents_is_refused(tmp_path):
 
 def test_a_damaged_configuration_of_an_autoencoder_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"z_dim": "many"}')
-    with pytest.raises(RecipeError, match="models.vae: cannot be used .*config.json: z_dim: found 'many'"):
+    with pytest.raises(RecipeError, match="models.vae cannot be used .*config.json: z_dim: found 'many'"):
         check_backbones(load_recipe("self_forcing", [f"models.vae={tmp_path}"]))
     (tmp_path / "config.json").write_text("{}")
     check_backbones(load_recipe("self_forcing", [f"models.vae={tmp_path}"]))

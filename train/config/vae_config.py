@@ -37,7 +37,7 @@ class Sizes:
 
 
 def latent_scale(folder: str) -> LatentScale | None:
-    """Of the autoencoder in a diffusers folder; None where there is none. Raises RecipeError for one that is damaged."""
+    """Of the autoencoder in a diffusers folder; None where there is none. Raises RecipeError for a damaged one."""
     path = Path(folder or "/nonexistent") / "config.json"
     if not path.is_file():
         return None

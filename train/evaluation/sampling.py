@@ -18,8 +18,9 @@ from salt.rollout import RolloutSettings, rollout
 from salt.sampling import sample_bidirectional
 from salt.schedule import Schedule
 from salt.spec import StudentSpec
+from train.config.model_configs import WAN21_CHANNELS
 
-SIDE = 8  # rows and columns of the latents of 64x64 pixels, of salt-tiny's autoencoder
+CHANNELS, SIDE = WAN21_CHANNELS, 8  # of salt-tiny's latents of 64x64 pixels
 TEACHER_GUIDANCE = 2.0  # of whole clips; 1 is none
 BLOCK_GUIDANCE = 2.5  # of a causal teacher, as in the trajectories that the initial student learns from
 DEFAULT_SPEC = StudentSpec()  # of a checkpoint without one
@@ -56,7 +57,6 @@ class BatchNoise:
 
     seed: int
     batch: int
-    channels: int
     device: torch.device
 
     @property
@@ -65,7 +65,7 @@ class BatchNoise:
 
     def __call__(self, start: int, frames: int, draw: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed + draw)
-        return torch.randn(self.batch, self.channels, frames, SIDE, SIDE, generator=generator).to(self.device)
+        return torch.randn(self.batch, CHANNELS, frames, SIDE, SIDE, generator=generator).to(self.device)
 
 
 @torch.no_grad()
@@ -81,7 +81,7 @@ def student_clips(
     settings = RolloutSettings(schedule=Schedule.of(steps, spec.shift, spec.rule), stepping=spec.stepping)
     if spec.frames_per_block:
         return _in_blocks(student, text, frames, seed, spec, settings)
-    noise = SeededNoise(seed, text.shape[0], student.config.out_channels, SIDE, SIDE, device=text.device)
+    noise = SeededNoise(seed, text.shape[0], CHANNELS, SIDE, SIDE, device=text.device)
     settings = replace(settings, stepping="ode")
     return sample_bidirectional(BidirectionalModel(student), Conditioning(text), noise, frames, settings)
 
@@ -97,7 +97,7 @@ def teacher_clips(
     settings = RolloutSettings(schedule=Schedule.of(steps, spec.shift), stepping="ode")
     if spec.frames_per_block:
         return _in_blocks(teacher, text, frames, seed, spec, replace(settings, guidance=BLOCK_GUIDANCE))
-    noise = BatchNoise(seed, text.shape[0], teacher.config.out_channels, text.device)
+    noise = BatchNoise(seed, text.shape[0], text.device)
     settings = replace(settings, guidance=TEACHER_GUIDANCE)
     negative = Conditioning(torch.zeros_like(text))
     model = BidirectionalModel(teacher)
@@ -109,7 +109,7 @@ def _in_blocks(
 ) -> Tensor:
     """A rollout by `settings`, with the blocks and the memory of `spec`; clip i has seed `seed` + i."""
     batch = text.shape[0]
-    noise = SeededNoise(seed, batch, model.config.out_channels, SIDE, SIDE, device=text.device)
+    noise = SeededNoise(seed, batch, CHANNELS, SIDE, SIDE, device=text.device)
     memory = model.new_memory(spec.policy, batch, SIDE, SIDE, frames)
     settings = replace(
         settings,
