@@ -140,7 +140,7 @@ def test_the_semigroup_branch_leaves_the_given_frame_alone(tmp_path):
     draws = UpdateDraws(settings.schedule(8), 2, TimestepTriple(750.0, 600.0, 300.0), 3.0)
     exits = rollout_with_grad(model, TEXT, settings, draws, [5, 6], gradient=True, first=FIRST).exits
     direct, composed = exits.endpoints()
-    assert direct.shape[2] == composed.shape[2] == 3
+    assert direct.shape[2] == composed.shape[2] == 3 and direct.requires_grad and not composed.requires_grad
     middle = [(x, t) for x, t in seen if (t == 600.0).any()]
     assert len(middle) == 2 and (middle[0][1] == torch.tensor([0.0, 600.0])).all() and (middle[1][1] == 600.0).all()
     assert torch.equal(middle[0][0][:, :, :1], FIRST)

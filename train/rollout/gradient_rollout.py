@@ -106,10 +106,12 @@ class ExitRecorder:
             v_m = self.model(replace(inputs, x=x_m, timestep=timestep))
             # The sampler re-noises x0, so x0 is what its two paths are compared by.
             composed = flow_to_x0(x_m, v_m, sigma_m) if by_sampler else composed_endpoint(x_m, v_m, triple)
+            composed = composed[:, :, given:]
         with torch.enable_grad():
             direct = flow_to_x0(x, flow, sigma_s) if by_sampler else direct_endpoint(x, flow, triple)
-        self.exits.direct.append(direct[:, :, given:])
-        self.exits.composed.append(composed[:, :, given:])
+            direct = direct[:, :, given:]
+        self.exits.direct.append(direct)
+        self.exits.composed.append(composed)
 
 
 @dataclass
