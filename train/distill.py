@@ -16,6 +16,7 @@ from salt.checkpoints import load_student
 from salt.io.atomic import write_text
 from salt.io.folder_lock import folder_lock
 from salt.io.launcher import is_main_process, process_count
+from salt.parallel.processes import leave_group
 from train.config.loader import read_values
 from train.config.model_configs import check_backbones
 from train.config.recipe import Recipe, RecipeError
@@ -182,4 +183,4 @@ def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
         lines = [f"student: {distill(recipe, mode, arguments.push)}"]
     if is_main_process():
         print("\n".join(lines))
-    process_state().destroy_process_group()
+    leave_group()

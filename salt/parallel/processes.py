@@ -46,7 +46,27 @@ def joined(timeout: timedelta) -> Iterator[HeadGroup]:
         if not _is_first(store, rank):
             raise SystemExit(FAILED) from None
         raise
+    leave_group()
+
+
+def leave_group() -> None:
+    """Leave the process group that this process has joined; nothing without one.
+
+    With torch 2.6, the group's own destructor keeps Python's lock (GIL) while it waits for gloo's threads. A thread
+    that still has to free tensors of the last exchange waits for that lock, for ever. So gloo's object is kept here
+    until the group is gone: its destructor gives the lock up while it waits.
+    """
+    if not dist.is_initialized():
+        return
+    kept = _gloo(dist.group.WORLD)
     dist.destroy_process_group()
+    del kept
+
+
+def _gloo(group: dist.ProcessGroup | None) -> object:
+    """What exchanges tensors of main memory in a process group; None where it exchanges others only."""
+    cpu = torch.device("cpu")
+    return group._get_backend(cpu) if group is not None and cpu in group._device_types else None
 
 
 def _is_first(store: dist.Store, rank: int) -> bool:

@@ -12,6 +12,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
+from salt.parallel.processes import leave_group
+
 
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
@@ -37,7 +39,7 @@ def _worker(index: int, workers: int, store: str, stage: Callable[..., object], 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=index, world_size=workers)
     stage(*arguments)
-    dist.destroy_process_group()
+    leave_group()
 
 
 def run_workers(workers: int, stage: Callable[..., object], *arguments: object) -> None:
