@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.comfyui_page import ComfyPage
+from tests.helpers.comfyui_page import MISPLACED, ComfyPage
 from tests.helpers.comfyui_server import NEWER_PAGE, template
 
 ROOT = Path(__file__).parents[2]
 SCHEDULE, ROLLOUT = "SaltPromptSchedule", "SaltRollout"
 DESIGNS = {"canvas": False, "vue": True}  # ComfyUI's two ways to draw a node
+# The page's list of edits that can be undone, and whether it has loaded the graph that an undo goes back to.
+EDITS = "app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length"
+RESTORED = "() => !app.extensionManager.workflow.activeWorkflow.changeTracker._restoringState"
 SEEDS = {"canvas": 4, "vue": 11}  # one clip of the same server must not be the other's
 
 
 def seconds_of(text: str) -> list[float]:
     return [float(line.split(":")[0].split()[0]) for line in text.splitlines()]
+
+
+def blocks(comfy: ComfyPage, number: int) -> None:
+    """Wait until the timeline shows so many prompts."""
+    comfy.until("document.querySelectorAll('.salt-block').length", lambda found: found == number)
 
 
 @pytest.mark.parametrize("design", DESIGNS)
@@ -27,7 +36,7 @@ def test_the_mouse_moves_a_prompt_and_the_text_follows(comfy, page_server, desig
     comfy.setting("Comfy.VueNodes.Enabled", DESIGNS[design])
     comfy.lone(SCHEDULE)
     comfy.set_widget(SCHEDULE, "timeline", "0: a fast red circle moving up\n2 recache: a blue square moving left\n4: c")
-    assert comfy.page.locator(".salt-block").count() == 3, "a change of the text draws anew"
+    blocks(comfy, 3)  # a change of the text draws anew
     comfy.picture(f"timeline_{design}")
     comfy.drag(".salt-edge >> nth=1", 40)
     edge = seconds_of(comfy.widget(SCHEDULE, "timeline"))
@@ -59,8 +68,7 @@ def test_the_prompts_stand_once_until_their_text_is_asked_for(comfy, page_server
     comfy.picture(f"timeline_text_{design}")
     comfy.page.locator(".salt-raw").click()
     stored.first.wait_for(state="hidden")
-    comfy.page.wait_for_timeout(300)
-    assert comfy.page.evaluate(small) == before
+    comfy.until(small, lambda size: size == before)
     comfy.set_widget(SCHEDULE, "timeline", "0: a\n2 fade: b")
     comfy.page.locator(".salt-timeline").hover()
     stored.first.wait_for()  # what the editor cannot read is mended there
@@ -81,8 +89,8 @@ def test_prompts_after_the_clip_are_drawn_as_such_and_plus_adds_before_its_end(c
     comfy.set_widget(SCHEDULE, "timeline", "0: a\n2: b\n7 shot: c")
     comfy.look_at(SCHEDULE)
     comfy.page.locator(".salt-timeline").hover()
-    late = comfy.page.evaluate("[...document.querySelectorAll('.salt-block')].map(e => e.matches('.salt-late'))")
-    assert late == [False, False, True]
+    late = "[...document.querySelectorAll('.salt-block')].map(e => e.matches('.salt-late'))"
+    comfy.until(late, lambda found: found == [False, False, True])
     said = comfy.page.locator(".salt-timeline [role=status]")
     assert said.inner_text() == "after the end of the clip, and not used: 7 s"
     beyond, track = (comfy.page.locator(f".salt-{part}").bounding_box() for part in ("beyond", "track"))
@@ -90,9 +98,9 @@ def test_prompts_after_the_clip_are_drawn_as_such_and_plus_adds_before_its_end(c
     for scale in (0.6, 1.5):
         comfy.page.evaluate("z => { app.canvas.ds.scale = z; app.canvas.setDirty(true, true) }", scale)
         comfy.page.evaluate("() => { app.canvas.ds.offset = [-350, -100]; app.canvas.setDirty(true, true) }")
-        comfy.page.wait_for_timeout(400)
         comfy.page.locator(".salt-track").hover()
-        assert comfy.page.locator(".salt-edge >> nth=1").bounding_box()["width"] == pytest.approx(10, abs=0.1)
+        width = "document.querySelectorAll('.salt-edge')[1].getBoundingClientRect().width"
+        comfy.until(width, lambda found: found == pytest.approx(10, abs=0.1))
     comfy.picture(f"timeline_late_{design}")
     comfy.page.locator(".salt-block").nth(2).focus()  # the late one is chosen
     comfy.page.locator(".salt-add").click()
@@ -105,7 +113,7 @@ def test_typing_in_the_text_redraws_and_keys_in_the_picture_do_not_reach_the_can
     text = comfy.page.locator("textarea:not(.salt-text)").first
     comfy.page.locator(".salt-raw").click()
     text.fill("0: a cat\n3 cut: a dog\n6: a bird\n9: a fish")
-    assert comfy.page.locator(".salt-block").count() == 4
+    blocks(comfy, 4)
     comfy.page.locator(".salt-block").nth(3).focus()
     comfy.page.keyboard.press("Delete")
     assert comfy.widget(SCHEDULE, "timeline") == "0: a cat\n3 cut: a dog\n6: a bird"
@@ -147,7 +155,7 @@ def test_drag_in_run_watch_cancel_and_run_again(comfy, page_server, design):
     comfy.press_run()
     comfy.wait_for("preview", 2)
     shown = comfy.page.locator("img[src^='blob:']")
-    shown.first.wait_for(timeout=10_000)
+    shown.first.wait_for()
     comfy.picture(f"{design}_2_preview")
     comfy.wait_for("execution_success")
     order = comfy.page.evaluate("heard.map(e => e.name)")
@@ -157,9 +165,9 @@ def test_drag_in_run_watch_cancel_and_run_again(comfy, page_server, design):
     assert order.index("preview") < order.index("executed")
     undrawn = comfy.page.get_by_text("This version of Nodes 2.0 does not draw")
     if DESIGNS[design] and page_server.version < NEWER_PAGE:
-        undrawn.first.wait_for(timeout=10_000)
+        undrawn.first.wait_for()
         pytest.skip("this page draws no widget that a node gets while it runs, which it said")
-    comfy.page.locator(".salt-memory").wait_for(timeout=10_000)
+    comfy.page.locator(".salt-memory").wait_for()
     memory = next(
         e["detail"]["output"]["salt_memory"][0] for e in comfy.heard("executed") if e["detail"]["node"] == node
     )
@@ -167,7 +175,7 @@ def test_drag_in_run_watch_cancel_and_run_again(comfy, page_server, design):
     assert "frames per second" in comfy.page.locator(".salt-report").inner_text()
     comfy.look_at(ROLLOUT, "SaltDecode")
     comfy.picture(f"{design}_3_done")
-    assert comfy.misplaced() == [], "with its preview and its video"
+    comfy.until(MISPLACED, lambda found: not found)  # with its preview and its video
 
     comfy.set_widget(ROLLOUT, "seed", 200 + len(design))
     comfy.page.evaluate("heard.length = 0")
@@ -200,7 +208,7 @@ def test_the_memory_bar_shows_what_a_window_forgets(comfy):
     comfy.listen()
     comfy.press_run()
     comfy.wait_for("execution_success")
-    comfy.page.locator(".salt-memory").wait_for(timeout=10_000)
+    comfy.page.locator(".salt-memory").wait_for()
     kinds = comfy.page.evaluate(
         "[...document.querySelectorAll('.salt-slots .salt-segment')].map(e => e.className.split('-').at(-1))"
     )
@@ -250,35 +258,33 @@ def test_a_schedule_goes_into_a_subgraph(comfy, design):
         await app.extensionManager.command.execute('Comfy.Graph.ConvertToSubgraph') }""",
         [SCHEDULE, ROLLOUT],
     )
-    comfy.page.wait_for_timeout(500)
-    assert not {SCHEDULE, ROLLOUT} & set(comfy.page.evaluate("app.graph._nodes.map(n => n.type)"))
+    comfy.until("app.graph._nodes.map(n => n.type)", lambda types: not {SCHEDULE, ROLLOUT} & set(types))
 
 
 def test_every_edit_of_the_timeline_can_be_undone_by_itself(comfy):
     """Buttons, choices and keys change the text after the frontend has looked for them; it is made to look again."""
     comfy.drop(template("tiny_interactive_prompts"))
     comfy.look_at(SCHEDULE)
-    text = lambda: comfy.widget(SCHEDULE, "timeline")  # noqa: E731
+    text = "app.graph._nodes.find(n => n.type === 'SaltPromptSchedule').widgets.find(w => w.name === 'timeline').value"
+    before = comfy.widget(SCHEDULE, "timeline")
 
-    def undone(edit) -> tuple[str, str]:
+    def undone(edit: Callable[[], object]) -> str:
+        """The text that an edit makes; afterwards it is undone."""
+        edits = comfy.page.evaluate(EDITS)
         edit()
-        comfy.page.wait_for_timeout(400)
-        made = text()
+        made = comfy.until(text, lambda now: now != before)
+        comfy.until(EDITS, lambda number: number == edits + 1)
         comfy.page.evaluate("document.activeElement.blur()")
         comfy.page.keyboard.press("Control+z")
-        comfy.page.wait_for_timeout(1000)
-        return made, text()
+        comfy.until(text, lambda now: now == before)
+        comfy.until(EDITS, lambda number: number == edits)
+        comfy.page.wait_for_function(RESTORED)
+        return made
 
-    before = text()
-    for edit in (
-        lambda: comfy.page.locator(".salt-add").click(),
-        lambda: comfy.page.locator(".salt-block >> nth=1").press("ArrowRight"),
-    ):
-        made, after = undone(edit)
-        assert made != before and after == before
+    undone(lambda: comfy.page.locator(".salt-add").click())
+    undone(lambda: comfy.page.locator(".salt-block >> nth=1").press("ArrowRight"))
     comfy.page.locator(".salt-block >> nth=1").click()
-    made, after = undone(lambda: comfy.page.locator(".salt-mode").select_option("cut"))
-    assert "cut" in made and after == before
+    assert "cut" in undone(lambda: comfy.page.locator(".salt-mode").select_option("cut"))
 
 
 def test_what_a_node_has_shown_is_there_again_after_undo(comfy):
@@ -287,21 +293,25 @@ def test_what_a_node_has_shown_is_there_again_after_undo(comfy):
     comfy.listen()
     comfy.press_run()
     comfy.wait_for("execution_success")
-    shown = comfy.page.locator(".salt-kept").count()
-    assert shown
+    kept = "document.querySelectorAll('.salt-kept').length"
+    shown = comfy.until(kept, bool)
     comfy.look_at(SCHEDULE, ROLLOUT)
+    edits = comfy.page.evaluate(EDITS)
     comfy.page.locator(".salt-add").click()
+    comfy.until(EDITS, lambda number: number == edits + 1)
     comfy.page.evaluate("document.activeElement.blur()")
     comfy.page.keyboard.press("Control+z")
-    comfy.page.wait_for_timeout(1500)
-    assert comfy.page.locator(".salt-kept").count() == shown
+    comfy.until(EDITS, lambda number: number == edits)
+    comfy.page.wait_for_function(RESTORED)
+    comfy.until(kept, lambda found: found == shown)
 
 
-def bars_in_subgraph(comfy: ComfyPage) -> list[int]:
-    """Of every rollout in a subgraph of the shown workflow: how many memory bars its node has."""
-    return comfy.page.evaluate(
+def bars_in_subgraph(comfy: ComfyPage, expected: list[int]) -> None:
+    """Wait until the rollouts in subgraphs of the shown workflow have so many memory bars each."""
+    comfy.until(
         """() => [...app.rootGraph.subgraphs.values()].flatMap(g => g.nodes).filter(n => n.type === 'SaltRollout')
-        .map(n => n.widgets.find(w => w.name === 'salt_kept')?.element.querySelectorAll('.salt-memory').length ?? 0)"""
+        .map(n => n.widgets.find(w => w.name === 'salt_kept')?.element.querySelectorAll('.salt-memory').length ?? 0)""",
+        lambda found: found == expected,
     )
 
 
@@ -317,23 +327,21 @@ def test_the_memory_bar_in_a_subgraph_survives_a_switch_of_tabs(comfy, design, e
         await app.extensionManager.command.execute('Comfy.Graph.ConvertToSubgraph') }""",
         ROLLOUT,
     )
-    comfy.page.wait_for_timeout(500)
+    comfy.until("app.rootGraph.subgraphs.size", lambda found: found == 1)
     comfy.page.evaluate("app.canvas.setGraph([...app.rootGraph.subgraphs.values()][0])")
     comfy.listen()
     comfy.press_run()
     command = "async name => { await app.extensionManager.command.execute(name) }"
     if ends == "shown":
         comfy.wait_for("execution_success")
-        assert bars_in_subgraph(comfy) == [1]
+        bars_in_subgraph(comfy, [1])
     else:
         comfy.wait_for("execution_start")
     comfy.page.evaluate(command, "Comfy.NewBlankWorkflow")
     comfy.wait_for("execution_success")
-    comfy.page.wait_for_timeout(500)
-    assert bars_in_subgraph(comfy) == []
+    bars_in_subgraph(comfy, [])
     comfy.page.evaluate(command, "Workspace.PreviousOpenedWorkflow")
-    comfy.page.wait_for_timeout(1500)
-    assert bars_in_subgraph(comfy) == [1]
+    bars_in_subgraph(comfy, [1])
     comfy.picture(f"subgraph_bar_{design}")
 
 
@@ -341,7 +349,7 @@ def open_help(comfy: ComfyPage, heading: str) -> None:
     """The help page of the one node there is, as its info button opens it."""
     comfy.page.evaluate("app.canvas.selectNode(app.graph._nodes[0])")
     comfy.page.get_by_test_id("info-button").click()
-    comfy.page.locator("h1", has_text=heading).wait_for(timeout=10_000)
+    comfy.page.locator("h1", has_text=heading).wait_for()
 
 
 def test_the_pack_speaks_chinese(comfy):

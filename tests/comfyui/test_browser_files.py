@@ -51,12 +51,11 @@ def test_students_come_first_and_the_rest_behind_all_files(comfy, page_server):
     choose(comfy, "aaa_flux.safetensors")
     graph = comfy.page.evaluate("app.graph.serialize()")
     comfy.page.evaluate("g => app.loadGraphData(g)", graph)
-    comfy.page.wait_for_timeout(500)
     assert comfy.widget("SaltLoadStudent", "student") == "aaa_flux.safetensors", "a saved graph keeps its file"
-    assert comfy.page.evaluate(VALUES) == ["aaa_flux.safetensors", "mine.safetensors", "bbb_wan.safetensors", ALL]
+    kept = ["aaa_flux.safetensors", "mine.safetensors", "bbb_wan.safetensors", ALL]
+    comfy.until(VALUES, lambda values: values == kept)
     comfy.page.evaluate("app.refreshComboInNodes()")
-    comfy.page.wait_for_timeout(1500)
-    assert ALL in comfy.page.evaluate(VALUES) and len(comfy.page.evaluate(VALUES)) == 4
+    comfy.until(VALUES, lambda values: ALL in values and len(values) == 4)
 
 
 def test_all_files_can_be_chosen_in_nodes_2(comfy, page_server):
@@ -67,11 +66,11 @@ def test_all_files_can_be_chosen_in_nodes_2(comfy, page_server):
     box = comfy.page.get_by_role("combobox", name="student")
     box.click()
     comfy.page.get_by_role("option", name=ALL).click()
-    comfy.page.wait_for_timeout(500)
+    comfy.until(VALUES, lambda values: ALL not in values)
     assert comfy.widget("SaltLoadStudent", "student") == "mine.safetensors"
     box.click()
     comfy.page.get_by_role("option", name="aaa_flux").click()
-    assert comfy.widget("SaltLoadStudent", "student") == "aaa_flux.safetensors"
+    comfy.until("app.graph._nodes[0].widgets[0].value", lambda value: value == "aaa_flux.safetensors")
 
 
 def test_a_file_is_inspected_from_the_menu(comfy):
@@ -101,7 +100,7 @@ def test_a_memory_is_shown_before_any_run(comfy, page_server, vue):
     save_memory(memory, folder / "clip_00001_.safetensors")
     comfy.setting("Comfy.VueNodes.Enabled", vue)
     comfy.lone("SaltLoadMemory")
-    comfy.page.locator(".salt-memory").wait_for(timeout=10_000)
+    comfy.page.locator(".salt-memory").wait_for()
     comfy.picture(f"load_memory_{'vue' if vue else 'canvas'}")
     assert str(MemoryPolicy("sink", 9, 3)) in comfy.page.locator(".salt-memory").get_attribute("title")
     assert comfy.page.locator(".salt-bytes").inner_text().startswith("9 / 12 · ")

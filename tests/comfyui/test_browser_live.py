@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from salt.io.video import read_video
-from tests.helpers.comfyui_page import ComfyPage, chromium
+from tests.helpers.comfyui_page import RUN_TIMEOUT_MS, ComfyPage, chromium
 from tests.helpers.comfyui_server import NEWER_PAGE
 from tests.helpers.watched_player import BLOCK, UNTIL, WATCH, WATCHED, direction
 
@@ -94,7 +94,7 @@ def test_a_clip_is_steered_on_its_node(comfy, page_server, vue):
             applied.append(message)
 
     def until(generation: int, frame: int) -> None:
-        page.wait_for_function(UNTIL, arg=[generation, frame], polling=200, timeout=60_000)
+        page.wait_for_function(UNTIL, arg=[generation, frame], polling=200)
 
     page.on("websocket", lambda socket: socket.on("framereceived", told))
     comfy.setting("Comfy.VueNodes.Enabled", vue)
@@ -105,10 +105,10 @@ def test_a_clip_is_steered_on_its_node(comfy, page_server, vue):
     page.evaluate(WATCH, f"{page_server.url}/salt/live/static/player.js")
     comfy.press_run()
     view = page.locator(".salt-live-node")
-    view.locator(".picture").wait_for(timeout=60_000)
+    view.locator(".picture").wait_for()
     until(0, 2 * BLOCK)
     page.evaluate(MOVE)
-    page.wait_for_timeout(500)
+    comfy.drawn()
     comfy.picture(f"live_{'vue' if vue else 'canvas'}")
     on_node = "view => view.offsetWidth <= app.graph._nodes.find(n => n.type === 'SaltLive').size[0]"
     assert view.evaluate(on_node) and page.evaluate(CUT_OFF) == []
@@ -116,10 +116,10 @@ def test_a_clip_is_steered_on_its_node(comfy, page_server, vue):
 
     view.locator(".prompt-box textarea").fill("a slow red circle moving up")
     view.get_by_role("button", name="Send").click()
-    view.get_by_text("on screen after").wait_for(timeout=60_000)
+    view.get_by_text("on screen after").wait_for()
     turned = applied[-1]["frame"]
     until(0, turned + 2 * BLOCK + WATCHED)
-    pictures = page.evaluate("seen")
+    pictures = page.evaluate("received")
     assert direction(pictures, 0, turned - WATCHED) == "right"
     assert direction(pictures, 0, turned + 2 * BLOCK) == "up"
 
@@ -130,7 +130,7 @@ def test_a_clip_is_steered_on_its_node(comfy, page_server, vue):
     back = applied[-1]["frame"]
     assert applied[-1]["control"] == "rewind" and 0 < back <= BLOCK, "the block that was clicked"
     until(1, back + WATCHED)
-    assert direction(page.evaluate("seen"), 1, back) == "right", "as it was before the turn"
+    assert direction(page.evaluate("received"), 1, back) == "right", "as it was before the turn"
 
     view.get_by_role("button", name="Stop and keep").click()
     comfy.wait_for("execution_success")
@@ -153,15 +153,16 @@ def test_the_full_page_sends_its_camera(page_server):
         comfy.listen()
         comfy.press_run()
         link = comfy.page.locator(".salt-live-node").get_by_role("link", name="Full page")
-        link.wait_for(timeout=60_000)
+        link.wait_for()
         page = browser.new_page(permissions=["camera"])
+        page.set_default_timeout(RUN_TIMEOUT_MS)
         page.goto(link.evaluate("a => a.href"))
         page.get_by_role("button", name="Ask to steer").click()
         comfy.page.locator(".salt-live-node").get_by_role("button", name="Hand over").click()
         page.get_by_role("button", name="Camera").click()
         page.get_by_label("Strength").fill("0")
         page.get_by_label("Strength").dispatch_event("change")
-        page.wait_for_function(GREEN, polling=200, timeout=60_000)
+        page.wait_for_function(GREEN, polling=200)
         page.get_by_role("button", name="Stop and keep").click()
         comfy.wait_for("execution_success")
         assert report(comfy, "SaltLive").endswith("prompts do not hold what else was changed: pictures")
@@ -177,7 +178,7 @@ def test_stop_and_keep_ends_a_rollout_after_its_block(comfy, vue):
     comfy.look_at("SaltRollout")
     comfy.listen()
     comfy.press_run()
-    comfy.page.wait_for_function("heard.some(e => e.name === 'preview')", timeout=60_000)
+    comfy.page.wait_for_function("heard.some(e => e.name === 'preview')")
     button = comfy.page.get_by_role("button", name="Stop and keep")
     button.click()
     comfy.wait_for("execution_success")

@@ -13,6 +13,7 @@ from workflows.maker.templates import WORKFLOWS
 
 DESIGNS = {"canvas": False, "vue": True}  # ComfyUI's two ways to draw a node
 LEAST_ZOOM = 0.6  # of a template that opens in a window of 1600 x 900; below, nodes are drawn without their text
+BLUEPRINT = "Salt text to video (needs nothing)"
 LEAST_CONTRAST = 4.5  # of text, WCAG AA
 
 
@@ -47,13 +48,10 @@ def test_a_search_for_salt_shows_every_template(comfy, page_server):
     comfy.page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     search = comfy.page.get_by_role("dialog").get_by_role("textbox").first
     search.fill("salt")
-    cards = comfy.page.locator("[data-testid^='template-workflow-']")
-    comfy.page.wait_for_timeout(3000)
-    names = cards.evaluate_all("cards => cards.map(card => card.dataset.testid)")
-    shown = [name.removeprefix("template-workflow-") for name in names]
-    ours = [title for title in shown if title.startswith("Salt")]
+    cards = "[...document.querySelectorAll('[data-testid^=template-workflow-Salt]')].map(card => card.dataset.testid)"
+    titles = {f"template-workflow-{template.title}" for template in WORKFLOWS.values()}
+    comfy.until(cards, lambda found: set(found) == titles)
     comfy.picture("template_search")
-    assert set(ours) == {template.title for template in WORKFLOWS.values()}
 
 
 class Actions:
@@ -65,17 +63,17 @@ class Actions:
     def double_click_the_canvas(self) -> None:
         self.count += 1
         self.page.mouse.dblclick(800, 450)
-        self.page.wait_for_timeout(800)
+        self.page.wait_for_function("document.activeElement.matches('input')")
 
     def type(self, words: str) -> None:
         self.count += 1
         self.page.keyboard.type(words)
-        self.page.wait_for_timeout(1200)
+        self.page.get_by_text(BLUEPRINT).first.wait_for()
 
     def press_enter(self) -> None:
         self.count += 1
         self.page.keyboard.press("Enter")
-        self.page.wait_for_timeout(800)
+        self.page.wait_for_function("app.graph._nodes.length > 0")
 
     def press_run(self) -> None:
         self.count += 1
@@ -86,7 +84,8 @@ def place_blueprint(comfy, words: str) -> Actions:
     """An empty canvas, and the first thing that the node search finds for these words on it."""
     comfy.open()
     comfy.page.evaluate("app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
-    comfy.page.wait_for_timeout(1000)
+    comfy.page.wait_for_function("app.graph._nodes.length === 0")
+    comfy.drawn()
     newcomer = Actions(comfy)
     newcomer.double_click_the_canvas()
     newcomer.type(words)
@@ -99,7 +98,7 @@ def test_from_nothing_to_a_clip_in_four_actions(comfy, page_server, design):
     use_design(comfy, page_server, design)
     newcomer = place_blueprint(comfy, "salt text to video")
     comfy.listen()
-    assert comfy.page.evaluate("app.graph._nodes.map(n => n.title)") == ["Salt text to video (needs nothing)"]
+    assert comfy.page.evaluate("app.graph._nodes.map(n => n.title)") == [BLUEPRINT]
     newcomer.press_run()
     comfy.wait_for("execution_success")
     comfy.picture(f"newcomer_{design}")

@@ -34,25 +34,23 @@ def vue(request: Any, comfy: ComfyPage, page_server: Any) -> bool:
     return request.param
 
 
-def texts(comfy: ComfyPage, vue: bool, *names: str) -> list[str]:
-    return comfy.page.evaluate(TEXTS, [vue, names])
+def texts(comfy: ComfyPage, vue: bool, expected: dict[str, str]) -> None:
+    """Wait until the texts of these widgets match these patterns."""
+    comfy.until(TEXTS, lambda found: all(map(re.fullmatch, expected.values(), found)), [vue, list(expected)])
 
 
 @pytest.mark.parametrize("kind", CLIPS)
 def test_at_most_six_widgets_until_more_are_asked_for(comfy, vue, kind):
     comfy.lone(kind)
-    comfy.page.wait_for_timeout(500)
-    few = comfy.page.evaluate(SHOWN, vue)
+    few = comfy.until(SHOWN, lambda names: 4 <= len(names) <= 6 and "nfe" in names and "cfg" not in names, vue)
     comfy.picture(f"few_{kind}_{'vue' if vue else 'canvas'}")
-    assert 4 <= len(few) <= 6 and "nfe" in few and "cfg" not in few
     size = comfy.page.evaluate("[...app.graph._nodes[0].size]")
     saved = comfy.page.evaluate("app.graph.serialize().nodes[0].widgets_values.length")
     if vue:
         comfy.page.get_by_text("Show advanced inputs").click()
     else:
         comfy.page.evaluate("app.graph._nodes[0].widgets.find(w => w.name === 'salt_more').callback()")
-    comfy.page.wait_for_timeout(300)
-    assert {"cfg", "shift", "steps", *few} <= set(comfy.page.evaluate(SHOWN, vue))
+    comfy.until(SHOWN, lambda names: {"cfg", "shift", "steps", *few} <= set(names), vue)
     assert comfy.page.evaluate("app.graph.serialize().nodes[0].widgets_values.length") == saved
     if not vue:
         comfy.page.evaluate("app.graph._nodes[0].widgets.find(w => w.name === 'salt_more').callback()")
@@ -62,18 +60,16 @@ def test_at_most_six_widgets_until_more_are_asked_for(comfy, vue, kind):
 def test_zero_reads_auto_and_steps_follow_nfe(comfy, vue):
     comfy.lone("SaltRollout")
     comfy.page.evaluate("app.graph._nodes[0].showAdvanced = true")
-    comfy.page.wait_for_timeout(500)
-    numbers = ("width", "height", "shift", "frames_per_block")
-    assert texts(comfy, vue, *numbers, "steps", "seconds") == ["auto"] * 5 + ["5.00"]
+    own = dict.fromkeys(("width", "height", "shift", "frames_per_block", "steps"), "auto")
+    texts(comfy, vue, {**own, "seconds": "5.00"})
     values = comfy.page.evaluate("app.graph._nodes[0].widgets.map(w => w.value)")
     assert values.count(0) >= 4 and "1000, 750, 500, 250" in values, "the values are as they were"
     comfy.page.evaluate(
         """() => { for (const [name, value] of Object.entries({ width: 64, shift: 8, nfe: 'custom', seconds: 0.75 })) {
         const w = app.graph._nodes[0].widgets.find(w => w.name === name); w.value = value; w.callback?.(value) } }"""
     )
-    comfy.page.wait_for_timeout(300)
-    found = texts(comfy, vue, "width", "height", "shift", "steps", "seconds")
-    assert found == ["64", "auto", found[2], "1000, 750, 500, 250", "0.75"] and float(found[2]) == 8
+    listed = "1000, 750, 500, 250"
+    texts(comfy, vue, {"width": "64", "height": "auto", "shift": "8[.0]*", "steps": listed, "seconds": "0.75"})
 
 
 def test_a_folded_widget_with_a_link_stays_on_the_canvas(comfy):
@@ -82,7 +78,11 @@ def test_a_folded_widget_with_a_link_stays_on_the_canvas(comfy):
         """() => { const number = LiteGraph.createNode('PrimitiveFloat'); app.graph.add(number);
         const node = app.graph._nodes[0]; number.connect(0, node, node.inputs.findIndex(i => i.name === 'cfg')) }"""
     )
-    assert "cfg" in comfy.page.evaluate(SHOWN, False) and "shift" not in comfy.page.evaluate(SHOWN, False)
+    comfy.until(SHOWN, lambda names: "cfg" in names and "shift" not in names, False)
+
+
+def one_colour_each(found: list[list[str]]) -> bool:
+    return all(len(set(colours)) == 1 and re.fullmatch("#[0-9a-f]{6}", colours[0]) for colours in found)
 
 
 def test_our_sockets_have_colours_of_their_own_in_every_palette(comfy):
@@ -91,6 +91,5 @@ def test_our_sockets_have_colours_of_their_own_in_every_palette(comfy):
        getComputedStyle(document.documentElement).getPropertyValue(`--color-datatype-${t}`).trim()])"""
     for palette in ("light", "dark"):
         comfy.setting("Comfy.ColorPalette", palette)
-        found = comfy.page.evaluate(read)
-        assert all(len(set(colours)) == 1 and re.fullmatch("#[0-9a-f]{6}", colours[0]) for colours in found), found
+        found = comfy.until(read, one_colour_each)
         assert len({colours[0] for colours in found}) == 3

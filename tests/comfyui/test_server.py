@@ -26,7 +26,6 @@ NODES = {
 }  # fmt: skip
 NEWEST = (0, 27, 0)  # whose definitions of nodes are saved
 SAVERS = ("SaveVideo", "SaveAnimatedWEBP", "SaltLive", "SaltRolloutToVideo")
-SECONDS = 1.0  # for the pack's import, beyond core's
 # extend_from_memory goes on from what save_memory keeps.
 # upscale_interpolate needs core's own models.
 IN_ORDER = sorted(WORKFLOWS.keys() - {"upscale_interpolate"}, key=lambda name: (name == "extend_from_memory", name))
@@ -66,11 +65,9 @@ def test_every_node_is_there_with_its_tooltips(server):
     assert all(info[name]["category"].startswith("Salt/") for name in NODES)
 
 
-def test_the_pack_is_imported_in_no_time(server):
-    found = re.search(r"([\d.]+) seconds.*ComfyUI-Salt", server.log)
-    assert found, server.log
-    print(f"import: {found[1]} s")
-    assert float(found[1]) < SECONDS
+def test_importing_the_pack_loads_no_library(inside):
+    """Most of them take seconds (diffusers, torchao, torch's compiler); this one is thin."""
+    assert inside("imports", "added") == ["imageio_ffmpeg"]
 
 
 def test_the_browser_is_served_the_extension_and_the_templates(server):

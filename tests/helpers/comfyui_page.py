@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 
 WEB = Path(__file__).parents[2] / "nodes" / "web"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-RUN_TIMEOUT_MS = 120_000  # milliseconds for a run of the embedded model on a busy machine
+RUN_TIMEOUT_MS = 240_000  # milliseconds for what a busy machine takes its time for: a run, a page, what it shows
 OURS = "/extensions/ComfyUI-Salt/"
 
 # Records the server's events, in order, from `listen` on; pictures by a digest of their bytes.
@@ -38,6 +39,16 @@ DROP = """([name, text]) => {
   for (const kind of ['dragenter', 'dragover', 'drop'])
     canvas.dispatchEvent(new DragEvent(kind, {dataTransfer: carried, bubbles: true, cancelable: true}));
 }"""
+
+# Where the workflow comes from that the page has opened.
+OPENED = "() => app.extensionManager?.workflow?.activeWorkflow?.path"
+# The second of them begins when all that was due in the first is drawn.
+NEXT_FRAMES = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+# When a setting has taken effect.
+TAKEN = {
+    "Comfy.VueNodes.Enabled": "on => Boolean(LiteGraph.vueNodesMode) === on",
+    "Comfy.ColorPalette": "name => document.body.classList.contains('dark-theme') === (name !== 'light')",
+}
 
 # Nodes that lie over one another or reach out of the group that their corner is in, as they are drawn now. 0.8's new
 # design enlarges a graph, and rounds its groups 6 pixels smaller than what is in them.
@@ -74,6 +85,7 @@ def chromium(*flags: str) -> Iterator[Any]:
 def bare_page(browser: Any) -> Iterator[Any]:
     """An empty page that can import the modules of nodes/web, without any ComfyUI."""
     page = browser.new_page()
+    page.set_default_timeout(RUN_TIMEOUT_MS)
     kinds = {".js": "text/javascript", ".css": "text/css"}
 
     def serve(route: Any) -> None:
@@ -95,6 +107,7 @@ class ComfyPage:
     def __init__(self, browser: Any, url: str) -> None:
         self.errors: list[str] = []
         self.page = browser.new_page(viewport={"width": 1500, "height": 850})
+        self.page.set_default_timeout(RUN_TIMEOUT_MS)
         self.page.on("console", self._said)
         self.page.on("pageerror", self._thrown)
         self.url = url
@@ -102,10 +115,23 @@ class ComfyPage:
 
     def open(self) -> None:
         self.page.goto(self.url)
-        self.page.wait_for_function("window.app?.graph && document.querySelector('#graph-canvas')", timeout=60_000)
-        self.page.wait_for_function("!!LiteGraph.registered_node_types['SaltRollout']", timeout=60_000)
-        self.page.wait_for_timeout(1500)  # the page opens its last workflow some time later
+        self.page.wait_for_function("window.app?.graph && document.querySelector('#graph-canvas')")
+        self.page.wait_for_function("!!LiteGraph.registered_node_types['SaltRollout']")
+        self.page.wait_for_function(OPENED)  # the page opens its last workflow some time later
+        self.drawn()
         self.page.keyboard.press("Escape")
+
+    def drawn(self) -> None:
+        """Wait until the page has drawn what was changed."""
+        self.page.evaluate(NEXT_FRAMES)
+
+    def until(self, script: str, holds: Callable[[Any], bool], argument: Any = None) -> Any:
+        """What a script returns, once `holds` is true of it. Drawing, saving and loading end at times of their own."""
+        end = time.monotonic() + RUN_TIMEOUT_MS / 1000
+        while not holds(found := self.page.evaluate(script, argument)):
+            assert time.monotonic() < end, f"the page stays at {found}"
+            self.page.wait_for_timeout(50)
+        return found
 
     def _thrown(self, error: Any) -> None:
         """Exceptions that passed through our files; the page of 0.3.64 throws some of its own."""
@@ -123,13 +149,16 @@ class ComfyPage:
 
     def setting(self, name: str, value: Any) -> None:
         self.page.evaluate("([n, v]) => app.extensionManager.setting.set(n, v)", [name, value])
-        self.page.wait_for_timeout(500)
+        if (taken := TAKEN.get(name)) is not None:
+            self.page.wait_for_function(taken, arg=value)
+        self.drawn()
 
     def drop(self, file: Path) -> None:
         """A workflow file, dragged in from outside."""
         self.page.evaluate(DROP, [file.name, file.read_text()])
+        self.page.wait_for_function(f"name => ({OPENED})()?.includes(name)", arg=file.stem)
         self.page.wait_for_function("t => app.graph._nodes.some(n => n.type === t)", arg="SaltRollout")
-        self.page.wait_for_timeout(500)
+        self.drawn()
 
     def lone(self, kind: str) -> None:
         """A graph of one node."""
@@ -138,7 +167,7 @@ class ComfyPage:
             kind,
         )
         self.page.wait_for_function("() => app.graph._nodes.length === 1")
-        self.page.wait_for_timeout(300)
+        self.drawn()
 
     def look_at(self, *kinds: str) -> None:
         """Bring the nodes of these kinds into view."""
@@ -148,7 +177,7 @@ class ComfyPage:
             app.canvas.ds.scale = 0.85; app.canvas.ds.offset = [120 - x, 160 - y]; app.canvas.setDirty(true, true) }""",
             kinds,
         )
-        self.page.wait_for_timeout(400)
+        self.drawn()
 
     def widget(self, kind: str, name: str) -> Any:
         return self.page.evaluate(
@@ -168,6 +197,7 @@ class ComfyPage:
         self.page.evaluate(LISTEN)
 
     def heard(self, name: str) -> list[dict[str, Any]]:
+        self.page.wait_for_function("heard.every(e => e.name !== 'preview' || e.digest)")
         return self.page.evaluate("name => heard.filter(e => e.name === name)", name)
 
     def press_run(self) -> None:
@@ -178,12 +208,13 @@ class ComfyPage:
         condition = (
             "([n, t]) => heard.some(e => e.name === 'execution_error') || heard.filter(e => e.name === n).length >= t"
         )
-        self.page.wait_for_function(condition, arg=[name, times], timeout=RUN_TIMEOUT_MS)
+        self.page.wait_for_function(condition, arg=[name, times])
         failed = self.heard("execution_error")
         assert not failed or name == "execution_error", failed[0]["detail"]["exception_message"]
 
     def drag(self, selector: str, by: float) -> None:
-        """Hold the middle of an element, and let go `by` pixels to the right."""
+        """Hold the middle of an element, once it stands still, and let go `by` pixels to the right."""
+        self.page.locator(selector).hover()
         box = self.page.locator(selector).bounding_box()
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
         self.page.mouse.move(x, y)

@@ -7,7 +7,14 @@ from typing import Any
 # Opens a workflow as the template browser does; the zoom, once nodes of either design have their final size.
 OPEN = """async ([graph, name]) => {
   await app.loadGraphData(graph, true, true, name, {openSource: 'template'});
-  await new Promise(done => setTimeout(done, 700));
+  const frame = () => new Promise(done => requestAnimationFrame(done));
+  const { ds } = app.canvas, sizes = () => app.graph._nodes.map(n => [...n.getBounding()]);
+  const look = () => JSON.stringify([ds.scale, ...ds.offset, sizes()]);
+  for (let same = 0, last = ''; same < 30; await frame()) {
+    const now = look();
+    same = now === last ? same + 1 : 0;
+    last = now;
+  }
   return app.canvas.ds.scale;
 }"""
 

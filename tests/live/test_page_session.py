@@ -54,7 +54,7 @@ def test_type_a_direction_rewind_stop_and_download(browser, address, tmp_path):
     live.shows(".receipts", "on screen after")
     turned = applied[-1]["frame"]
     live.until(UNTIL, [0, turned + 2 * BLOCK + WATCHED])
-    pictures = live.run("seen")
+    pictures = live.run("received")
     print("prompt to frame:", live.text("[data-figure=latency]"), "first frame under it:", turned)
     assert direction(pictures, 0, turned - WATCHED) == "right"
     assert direction(pictures, 0, turned + 2 * BLOCK) == "up"
@@ -65,7 +65,7 @@ def test_type_a_direction_rewind_stop_and_download(browser, address, tmp_path):
     live.shows(".receipts", "Rewind: from 0:0")
     live.until(UNTIL, [1, applied[-1]["frame"] + WATCHED])
     assert applied[-1]["control"] == "rewind" and 0 < applied[-1]["frame"] <= 2 * BLOCK
-    assert direction(live.run("seen"), 1, applied[-1]["frame"]) == "right", "as it was before the turn"
+    assert direction(live.run("received"), 1, applied[-1]["frame"]) == "right", "as it was before the turn"
 
     live.page.get_by_role("button", name="Stop and keep").click()
     live.shows(".pill", "Stopped; the clip is kept")

@@ -26,8 +26,8 @@ def start(*flags: str) -> None:
     import comfy.model_management  # noqa: F401
 
 
-def import_pack(folder: Path) -> SimpleNamespace:
-    """The pack's modules, imported from a link in a custom_nodes folder by the name core gives it (no identifier)."""
+def enter(folder: Path) -> ModuleType:
+    """The pack, imported from a link in a custom_nodes folder by the name core gives it (no identifier)."""
     home = folder / "custom_nodes" / "ComfyUI-Salt"
     home.parent.mkdir(parents=True, exist_ok=True)
     if not home.exists():
@@ -38,6 +38,12 @@ def import_pack(folder: Path) -> SimpleNamespace:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
+    return module
+
+
+def import_pack(folder: Path) -> SimpleNamespace:
+    """The modules of the pack that most cases need."""
+    name = enter(folder).__name__
 
     def submodule(path: str) -> ModuleType:
         return importlib.import_module(f"{name}.{path}")
