@@ -12,8 +12,7 @@ export function showLiveView(node, entry, { address, token, language }) {
   const widget = node.widgets?.find((w) => w.name === NAME);
   if (widget && widget.saltSession !== entry?.session) {
     widget.saltView?.destroy();
-    widget.onRemove?.();
-    node.removeWidget ? node.removeWidget(widget) : node.widgets.splice(node.widgets.indexOf(widget), 1);
+    node.removeWidget(widget);
     node.setDirtyCanvas?.(true, true);
   }
   if (entry?.session && widget?.saltSession !== entry.session) addView(node, entry.session, { address, token, language });

@@ -3,8 +3,8 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { applyTextReplacements } from "../../scripts/utils.js";
-import { sayWhereNotDrawn } from "./drawn.js";
 import { addInspection, foldFiles, showChosenMemory } from "./file_choices.js";
+import { rootGraph, sayWhereNotDrawn } from "./front_ends.js";
 import { showLiveView } from "./live_view.js";
 import { legend, memoryBar } from "./memory_bar.js";
 import { chain, prepareShownWidgets, restyleSteps, showWidgets } from "./shown_widgets.js";
@@ -33,7 +33,7 @@ function clipSeconds(node) {
   return Math.max(0, ...goals.map((n) => Number(n.widgets?.find((w) => w.name === "seconds")?.value) || 0));
 }
 
-const shownNodes = () => app.canvas.graph?._nodes ?? [];
+const shownNodes = () => app.canvas.graph?.nodes ?? [];
 
 function addTimeline(node) {
   const text = node.widgets?.find((w) => w.name === "timeline");
@@ -102,7 +102,7 @@ function showKept(node, { salt_memory: memories = [], text = [] }) {
 
 /** Our nodes of a graph and of the subgraphs in it, each with the keys under which its outputs may be kept. */
 function* nodesWithKeys(graph, path = "", isRoot = true) {
-  for (const node of graph?.nodes ?? graph?._nodes ?? []) {
+  for (const node of graph?.nodes ?? []) {
     const execution = `${path}${node.id}`;
     if (node.subgraph) yield* nodesWithKeys(node.subgraph, `${execution}:`, false);
     else if (node.comfyClass?.startsWith("Salt")) yield [node, [isRoot ? execution : `${graph.id}:${node.id}`, execution]];
@@ -111,7 +111,7 @@ function* nodesWithKeys(graph, path = "", isRoot = true) {
 
 /** What kept outputs say about our nodes. Runs that end while another tab is shown are kept by execution id. */
 function showOutputs(outputs) {
-  for (const [node, keys] of nodesWithKeys(app.rootGraph ?? app.graph)) {
+  for (const [node, keys] of nodesWithKeys(rootGraph())) {
     const key = keys.find((k) => outputs[k]);
     if (key) showKept(node, outputs[key]);
   }
@@ -119,7 +119,7 @@ function showOutputs(outputs) {
 
 /** What runs now, as the server says it: "Stop and keep" on those nodes, or a live session's view, and on no other. */
 function showRunning(nodes) {
-  for (const [node, keys] of nodesWithKeys(app.rootGraph ?? app.graph)) {
+  for (const [node, keys] of nodesWithKeys(rootGraph())) {
     const key = keys.find((k) => nodes[k]);
     const live = key && nodes[key].session ? nodes[key] : undefined;
     showStopButton(node, live ? undefined : nodes[key], { word, stop: () => stopAndKeep(key) });
@@ -195,7 +195,7 @@ app.registerExtension({
   onNodeOutputsUpdated: showOutputs,
   /** After R, or a download: the lists are the server's again. */
   refreshComboInNodes() {
-    for (const [node] of nodesWithKeys(app.rootGraph ?? app.graph)) foldFiles(node, word);
+    for (const [node] of nodesWithKeys(rootGraph())) foldFiles(node, word);
   },
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("Salt")) return;

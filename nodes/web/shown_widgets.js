@@ -1,6 +1,7 @@
 /** How widgets are shown: 0 as "auto" where it means the model's own, seconds with two decimals, few-used ones folded.
  * The values themselves, and with them saved graphs, stay as they are. */
 
+import { isAdvanced } from "./front_ends.js";
 import { make } from "./timeline.js";
 
 const OWN = ["width", "height", "shift", "frames_per_block"]; // 0: the MODEL's own
@@ -64,7 +65,7 @@ export function restyleSteps(nodes) {
  * linked, or needed now, stays. Nodes 2.0 folds by the schema, and has a button of its own. */
 function fold(node, { word, isNeeded }) {
   const isLinked = (widget) => node.inputs?.some((i) => i.widget?.name === widget.name && i.link != null);
-  const folded = (node.widgets ?? []).filter((w) => (w.options?.advanced ?? w.advanced) || saysAdvanced(node, w.name));
+  const folded = (node.widgets ?? []).filter((w) => isAdvanced(node, w));
   if (!folded.length || !node.toggleAdvanced) return;
   for (const widget of folded) {
     const isFolded = () => !isLinked(widget) && !isNeeded(widget);
@@ -85,12 +86,6 @@ function fold(node, { word, isNeeded }) {
     set() {},
   });
   node.setSize([node.size[0], node.computeSize()[1]]);
-}
-
-/** Whether ComfyUI before 0.9 passes on that an input is advanced. */
-function saysAdvanced(node, name) {
-  const { required = {}, optional = {} } = node.constructor.nodeData?.input ?? {};
-  return Boolean((required[name] ?? optional[name])?.[1]?.advanced);
 }
 
 /** After the method `name` of an object, `then` with the same arguments. */

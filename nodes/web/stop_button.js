@@ -40,10 +40,6 @@ function addRow(node, word, stop) {
 }
 
 function removeWidget(node, widget) {
-  if (node.removeWidget) node.removeWidget(widget);
-  else {
-    widget.onRemove?.();
-    node.widgets.splice(node.widgets.indexOf(widget), 1);
-  }
+  node.removeWidget(widget);
   node.setDirtyCanvas?.(true, true);
 }
