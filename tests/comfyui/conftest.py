@@ -62,7 +62,8 @@ def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServe
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with chromium() as started:
+    """A browser whose camera is a picture of Chromium's own."""
+    with chromium("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream") as started:
         yield started
 
 

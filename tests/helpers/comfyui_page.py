@@ -44,10 +44,11 @@ DROP = """([name, text]) => {
 OPENED = "() => app.extensionManager?.workflow?.activeWorkflow?.path"
 # The second of them begins when all that was due in the first is drawn.
 NEXT_FRAMES = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+DARK = "Boolean(document.querySelector(':is(html, body).dark-theme'))"
 # When a setting has taken effect.
 TAKEN = {
     "Comfy.VueNodes.Enabled": "on => Boolean(LiteGraph.vueNodesMode) === on",
-    "Comfy.ColorPalette": "name => document.body.classList.contains('dark-theme') === (name !== 'light')",
+    "Comfy.ColorPalette": f"name => {DARK} === (name !== 'light')",
 }
 
 # Nodes that lie over one another or reach out of the group that their corner is in, as they are drawn now. 0.8's new
