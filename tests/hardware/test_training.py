@@ -25,6 +25,7 @@ from train.methods.ode_regression import ODERegressionTrainer
 from train.methods.sc_dmd import SCDMDTrainer
 from train.methods.sc_dmd_losses import critic_term
 from train.methods.teacher_forcing import TeacherForcingTrainer
+from train.monitoring.update_flops import UpdateFlops, added
 from train.rollout.random_draws import UpdateDraws
 
 SMALL = Rollouts(frames=6, memory="sink:3,window:6")  # two blocks at 832x480
@@ -65,6 +66,18 @@ def test_generator_loss_does_not_wait(device, terms):
         assert loss.requires_grad and terms.replace("alignment", "align") in parts
         assert not ledger.phase.waits
         check_budget(ledger.phase.costs.launches, ledger.phase.costs.bytes, BUDGETS[terms])
+        estimated = operations(recipe, models)
+        phases = added(estimated.generator(draws), estimated.alignment(draws) if terms == "alignment" else {})
+        assert forward(phases) == pytest.approx(ledger.phase.costs.flops, rel=0.1)
+
+
+def operations(recipe, models):
+    return UpdateFlops(recipe, {name: model.config for name, model in models.items()})
+
+
+def forward(phases):
+    """Estimated operations of forwards alone, which is what runs here; a backward is twice as many."""
+    return sum(work.forward for work in phases.values())
 
 
 def test_critic_loss_does_not_wait(device):
@@ -75,6 +88,9 @@ def test_critic_loss_does_not_wait(device):
         critic_term(models["critic"], torch.zeros(1, 16, 6, 60, 104, device=device), batch, recipe, 0)
         assert not ledger.phase.waits
         check_budget(ledger.phase.costs.launches, ledger.phase.costs.bytes, BUDGETS["critic"])
+        estimated = operations(recipe, models).score("critic", "weights")
+        assert estimated.forward == pytest.approx(ledger.phase.costs.flops, rel=0.1)
+        assert estimated.backward == pytest.approx(2 * estimated.forward)
 
 
 @pytest.mark.parametrize("stage", CLIP_BUDGETS)
@@ -94,3 +110,5 @@ def test_loss_on_clips_does_not_wait(device, stage):
         assert loss_of(trainer, models["student"], batch, 0).requires_grad
         assert not ledger.phase.waits
         check_budget(ledger.phase.costs.launches, ledger.phase.costs.bytes, CLIP_BUDGETS[stage])
+        estimated = operations(recipe, models).clip_stage()
+        assert forward(estimated) == pytest.approx(ledger.phase.costs.flops, rel=0.1)

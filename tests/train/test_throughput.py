@@ -15,7 +15,7 @@ from train.monitoring.throughput import Throughput, device_peak
 
 def test_operations_of_an_update_are_those_that_torch_counts(tmp_path, monkeypatch):
     """A model whose text, embeddings and head are small beside its blocks; nothing is recomputed."""
-    monkeypatch.setattr("train.monitoring.throughput.TEXT_TOKENS", 16)
+    monkeypatch.setattr("train.monitoring.update_flops.TEXT_TOKENS", 16)
     for seed, name in enumerate(("student", "teacher")):
         save_diffusers(tiny_recipes.model(seed, attention_head_dim=64, ffn_dim=512), tmp_path / name)
     recipe = tiny_recipes.recipe(
@@ -32,8 +32,9 @@ def test_operations_of_an_update_are_those_that_torch_counts(tmp_path, monkeypat
 def test_values_of_an_update(tmp_path):
     recipe = tiny_recipes.recipe(tmp_path)
     config = SimpleNamespace(
-        num_attention_heads=2, attention_head_dim=16, num_layers=2, ffn_dim=48, patch_size=(1, 2, 2)
-    )
+        num_attention_heads=2, attention_head_dim=16, num_layers=2, ffn_dim=48, patch_size=(1, 2, 2),
+        in_channels=16, out_channels=16,
+    )  # fmt: skip
     configs = dict.fromkeys(("student", "critic", "teacher"), config)
     known = Throughput(recipe, configs, 2, 1e9)
     values = known.values(0, 2.0)

@@ -34,7 +34,8 @@ from train.models import build_student, export_student, make_optimizer
 from train.monitoring.divergence_guard import Diverged, DivergenceGuard
 from train.monitoring.logged_values import LoggedValues
 from train.monitoring.metrics_logger import MetricsLogger
-from train.monitoring.throughput import Throughput, TransformerConfig, device_peak
+from train.monitoring.throughput import Throughput, device_peak
+from train.monitoring.update_flops import TransformerConfig
 
 
 @dataclass

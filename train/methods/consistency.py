@@ -22,6 +22,7 @@ from train.distributed.launch import Mode
 from train.losses import consistency_loss
 from train.methods.clip_trainer import ClipTrainer, draw_steps, drop_prompts
 from train.methods.teacher import placed_teacher
+from train.monitoring.update_flops import TransformerConfig
 from train.rollout.block_causal import ClipModel, causal_flow, clip_blocks
 from train.rollout.random_draws import generator_for
 
@@ -43,6 +44,9 @@ class ConsistencyTrainer(ClipTrainer):
     def __init__(self, recipe: Recipe, mode: Mode = "single") -> None:
         super().__init__(recipe, mode)
         self.teacher = placed_teacher(recipe, self.device, mode)
+
+    def configurations(self) -> dict[str, TransformerConfig]:
+        return super().configurations() | {"teacher": self.teacher.wrapped.model.config}
 
     def update(self, update: int) -> dict[str, float]:
         if self.recipe.optimisation.ema and not self.ema.average:

@@ -31,7 +31,7 @@ from train.methods.sc_dmd_losses import alignment_term, critic_term, dmd_term, s
 from train.methods.teacher import placed_teacher
 from train.models import build_critic
 from train.monitoring.logged_values import LoggedValues
-from train.monitoring.throughput import TransformerConfig
+from train.monitoring.update_flops import TransformerConfig
 from train.rollout.gradient_rollout import RolloutResult, rollout_with_grad
 from train.rollout.random_draws import UpdateDraws, draw_update
 

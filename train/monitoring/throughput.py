@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
-from salt.planning.arithmetic import WanConfig, forward_flops
 from train.config.recipe import Recipe
-from train.rollout.block_causal import clip_blocks
-from train.rollout.random_draws import UpdateDraws, draw_update
+from train.monitoring.update_flops import TransformerConfig, UpdateFlops
 
-TEXT_TOKENS = 512  # of a prompt, padded
-BACKWARD = 2  # of a forward; what checkpointing recomputes is not counted
 # Dense bfloat16 operations per second, in 1e12, by what a device's name contains (NVIDIA's data sheets).
 PEAK_TFLOPS = {
     "B200": 2250,
@@ -28,12 +23,6 @@ PEAK_TFLOPS = {
     "RTX 4090": 165,
     "RTX 3090": 71,
 }
-
-
-class TransformerConfig(WanConfig, Protocol):
-    """The configuration of a Wan transformer, with its patches."""
-
-    patch_size: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -60,58 +49,15 @@ class Throughput:
         """Tokens of the clips that one update trains student and critic on, in all processes."""
         opt = self.recipe.optimisation
         clips = 1 + opt.critic_per_generator if self.recipe.stage == "distill" else 1
-        return opt.batch * clips * self._tokens(self._counted)
+        return opt.batch * clips * self.operations.tokens(self.recipe.rollout.window or self.recipe.rollout.frames)
 
     def flops(self, update: int) -> float:
-        """Operations of one update in all processes: forwards, and twice as much for each backward."""
-        opt, student = self.recipe.optimisation, self.configs["student"]
-        frames = self.recipe.rollout.frames
-        if self.recipe.stage != "distill":
-            teacher_forced = 1 if self.recipe.stage == "ode" and self.recipe.start.teacher == "bidirectional" else 2
-            return opt.batch * (1 + BACKWARD) * self._forward(student, teacher_forced * frames, teacher_forced * frames)
-        per_update = opt.critic_per_generator
-        total = self._generator(draw_update(self.recipe, update, "generator"))
-        for step in range(update * per_update, (update + 1) * per_update):
-            total += self._rollout(draw_update(self.recipe, step, "critic"), gradient=False)
-            total += (1 + BACKWARD) * self._score("critic")
-        return opt.batch * total
-
-    def _generator(self, draws: UpdateDraws) -> float:
-        """Rollout, scores and semigroup branch of one clip; alignment, in few updates, is left out."""
-        scores = self._score("critic") + self._score("teacher") * (2 if draws.guidance else 1)
-        return self._rollout(draws, gradient=True) + scores
-
-    def _rollout(self, draws: UpdateDraws, gradient: bool) -> float:
-        """Every block of a clip, up to the exit step and with its context pass, against its memory."""
-        r, window, student = self.recipe.rollout, self.recipe.policy.window, self.configs["student"]
-        blocks = [r.frames] if r.kind == "bidirectional" else clip_blocks(r, r.frames)
-        steady = self.recipe.streams  # a stream's chunk, behind a memory that is full
-        total, start = 0.0, 0
-        for n in clip_blocks(r, r.window) if steady else blocks:
-            past = (window or r.frames) - n if steady else start
-            past = past if window is None else min(past, window - n)
-            evaluations = draws.exit_index + 1 + (r.kind != "bidirectional")
-            counted = start >= r.frames - self._counted or steady
-            evaluations += (BACKWARD + (draws.triple is not None)) * (gradient and counted)
-            total += evaluations * self._forward(student, n, past + n)
-            start += n
-        return total
-
-    def _score(self, name: str) -> float:
-        frames = self._counted * (2 if self.recipe.loss.score == "causal" else 1)
-        return self._forward(self.configs[name], frames, frames)
-
-    def _forward(self, config: TransformerConfig, frames: int, past: int) -> float:
-        return sum(forward_flops(config, self._tokens(frames), self._tokens(past), TEXT_TOKENS).values())
+        """Operations of one update in all processes; what is recomputed, and alignment, are not counted."""
+        return sum(work.counted for work in self.operations.of(update).values())
 
     @property
-    def _counted(self) -> int:
-        """Latent frames that carry loss."""
-        return self.recipe.rollout.window or self.recipe.rollout.frames
-
-    def _tokens(self, frames: int) -> int:
-        r, (_, height, width) = self.recipe.rollout, self.configs["student"].patch_size
-        return frames * (r.height // height) * (r.width // width)
+    def operations(self) -> UpdateFlops:
+        return UpdateFlops(self.recipe, self.configs)
 
 
 def device_peak(device: torch.device, precision: str) -> float | None:
