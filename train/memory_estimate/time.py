@@ -18,7 +18,7 @@ from train.monitoring.update_flops import Phases, UpdateFlops
 CARD, SHARE = "H100", 0.4  # by default; the share is an assumption, no training has been timed
 
 
-@dataclass(frozen=True)
+@dataclass
 class Transformer:
     """A configuration as operations depend on it, with diffusers' defaults."""
 
