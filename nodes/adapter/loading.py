@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...salt.errors import InputError
+from .clip_size import FRAMES_PER_LATENT
 from .core_versions import model_from_state
-from .model_size import OPTION as SIZE
-from .model_size import size_in_folder
+from .model_size import set_size
 from .student_spec import with_spec
 
 if TYPE_CHECKING:
@@ -89,6 +89,22 @@ def student_path(name: str) -> Path:
     raise missing_student(name)
 
 
+def student_timing(path: Path, trained_as: str) -> dict[str, object] | None:
+    """Latent frames of a block, and seconds of a latent frame, of the student in a file; None where it does not say.
+
+    trained_as: a key of FRAMES_PER_BLOCK. Reads no weights. Raises CheckpointError, and InputError for another key.
+    """
+    from ...salt.checkpoints import describe
+
+    if trained_as not in FRAMES_PER_BLOCK:
+        raise InputError("trained_as", f"found {trained_as}, expected {', '.join(FRAMES_PER_BLOCK)}")
+    spec, block = describe(path).get("spec"), FRAMES_PER_BLOCK[trained_as]
+    if spec is None:
+        return None
+    block = spec["frames_per_block"] if block is None else block
+    return {"frames_per_block": block, "latent_seconds": FRAMES_PER_LATENT / spec["fps"]}
+
+
 def load_model(
     path: Path,
     weights: Weights = "auto",
@@ -117,8 +133,8 @@ def load_model(
     model = model_from_state(state, comfy_metadata(checkpoint.config, causal), options, disable_dynamic)
     if model is None:
         raise ValueError(f"{path}: this ComfyUI does not know the model in it, expected Wan 2.1 T2V or I2V")
-    if (size := size_in_folder(path)) is not None:
-        model.model_options[SIZE] = size
+    if checkpoint.size is not None:
+        set_size(model, checkpoint.size)
     model.cached_patcher_init = (load_model, (path, weights, dtype, trained_as))
     if spec is None:
         log.warning(

@@ -65,9 +65,9 @@ def describe(path: str | Path) -> dict[str, Any]:
 
     Keys: path, format, variant, weights (chosen by "auto"), available, heads, head_dim, dim, layers, ffn, text_dim,
     in_channels, parameters, dtype, bytes (on disk, of all files), ignored (names of what is no weight of the model),
-    student (where it may be one of several), spec (dict or None); of a released family also model and licence. Of a
-    LoRA: path, format, layers (adapted ones), rank, alpha, scale, whole differences, bytes. Of a text encoder or an
-    autoencoder: path, format, bytes.
+    student (where it may be one of several), size (it was trained for, WIDTHxHEIGHT or None), spec (dict or None); of
+    a released family also model and licence. Of a LoRA: path, format, layers (adapted ones), rank, alpha, scale, whole
+    differences, bytes. Of a text encoder or an autoencoder: path, format, bytes.
     Raises `CheckpointError` as `read_checkpoint` does.
     """
     path = Path(path)
@@ -101,6 +101,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         "bytes": size,
         "ignored": shorten(_by_first_part(found.ignored)) or None,
         "student": EITHER if found.spec is None and is_wan22(config) else None,
+        "size": found.size and f"{found.size[1]}x{found.size[0]}",
         "spec": found.spec and found.spec.to_dict(),
     }
 

@@ -17,6 +17,7 @@ from .families import family_of
 from .fused import is_fused, split_fused
 from .longlive2 import refuse_nvfp4
 from .tensor_files import CheckpointError, find_files, metadata_json, open_tensors, read_metadata, shorten
+from .trained_size import trained_size
 from .wan22 import wan22_spec
 from .wan_config import check_shapes, infer_config, variant_of
 from .wan_keys import A_LORA, check_is_wan, match_names
@@ -72,8 +73,9 @@ class Checkpoint:
     """A student's weights in a file: identified, named and checked, but not read yet.
 
     config: arguments of the model class. entries: every weight by diffusers' name. weights: which of the `available`
-    kinds was chosen. spec: the student's recipe, None where the file has none. ignored: names of what else the file
-    holds, an optimizer or a counter.
+    kinds was chosen. spec: the student's recipe, None where the file has none; size: (height, width) in pixels that it
+    was trained for, None where the file does not say. ignored: names of what else the file holds, an optimizer or a
+    counter.
     """
 
     path: Path
@@ -84,6 +86,7 @@ class Checkpoint:
     config: dict[str, Any]
     entries: dict[str, Entry]
     spec: StudentSpec | None = None
+    size: tuple[int, int] | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
 
@@ -174,6 +177,7 @@ def read_checkpoint(path: str | Path, weights: Weights = "auto") -> Checkpoint:
         or recipe
         or _family_spec(path)
         or wan22_spec(path, config),
+        size=trained_size(path, metadata),
         metadata=metadata,
         ignored=(*ignored, *names.beside),
     )

@@ -15,6 +15,7 @@ from diffusers import WanTransformer3DModel, __version__
 from ..io.atomic import atomic_write
 from ..spec import WAN22_CHANNELS, StudentSpec
 from .tensor_files import CheckpointError, shorten
+from .trained_size import size_metadata
 from .wan_keys import strip_wrappers, to_wan
 
 # What core ComfyUI assumes of every Wan model; only differences are written. It passes the rest of the metadata's
@@ -43,18 +44,21 @@ def save_student(
     path: str | Path,
     *,
     spec: StudentSpec | None = None,
+    size: tuple[int, int] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
     """Write a student so that `load_student` reads it again; returns the path.
 
     path: a name ending in `.safetensors` is one file with Wan's names, which ComfyUI reads too (`save_wan`); any other
     name is a folder as diffusers writes it (`save_diffusers`). spec: what the student was trained for, written beside
-    the weights. dtype: of the weights as written, by default the model's own.
+    the weights, as is size: (height, width) in pixels that it was trained for. dtype: of the weights as written, by
+    default the model's own.
     Raises `CheckpointError` if the model is not a Wan transformer or the file cannot be written.
     """
     if Path(path).suffix == ".safetensors":
-        return save_wan(model, path, spec=spec, dtype=dtype, causal_ar=spec is None or spec.frames_per_block > 0)
-    return save_diffusers(model, path, spec=spec, dtype=dtype)
+        causal = spec is None or spec.frames_per_block > 0
+        return save_wan(model, path, spec=spec, size=size, dtype=dtype, causal_ar=causal)
+    return save_diffusers(model, path, spec=spec, size=size, dtype=dtype)
 
 
 def save_wan(
@@ -62,13 +66,15 @@ def save_wan(
     path: str | Path,
     *,
     spec: StudentSpec | None = None,
+    size: tuple[int, int] | None = None,
     dtype: torch.dtype | None = None,
     causal_ar: bool = True,
 ) -> Path:
     """Write `model` as one safetensors file with Wan's names, which ComfyUI's loaders and `read_checkpoint` read.
 
     The metadata `config` marks the model as autoregressive for core ComfyUI (`causal_ar`; left out for image-to-video
-    models, which core 0.27 then fails to build) and has what shapes do not determine; `salt` holds `spec`.
+    models, which core 0.27 then fails to build) and has what shapes do not determine; `salt` holds `spec`,
+    `salt_size` the size.
     `dtype` converts all weights as they are written. Replaces a file at `path` atomically.
 
     Raises `CheckpointError` if the model is not a Wan transformer or the file cannot be written.
@@ -81,7 +87,7 @@ def save_wan(
         raise CheckpointError(
             f"{path}: not written, since the model has weights that a Wan transformer does not have: {shorten(unknown)}"
         )
-    metadata = {**comfy_metadata(model.config, causal_ar), **_spec_metadata(spec)}
+    metadata = {**comfy_metadata(model.config, causal_ar), **_spec_metadata(spec), **size_metadata(size)}
     write_safetensors(path, {names[name] or name: tensor for name, tensor in weights.items()}, dtype, metadata)
     return path
 
@@ -104,14 +110,17 @@ def save_diffusers(
     folder: str | Path,
     *,
     spec: StudentSpec | None = None,
+    size: tuple[int, int] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
     """Write `model` as a diffusers folder (config.json and one safetensors file), which diffusers' own class loads.
 
-    Each file is replaced atomically; other files in `folder` stay. `spec`, `dtype` and errors as for `save_wan`.
+    Each file is replaced atomically; other files in `folder` stay. `spec`, `size`, `dtype` and errors:
+    as for `save_wan`.
     """
     folder = Path(folder)
-    write_safetensors(folder / "diffusion_pytorch_model.safetensors", _weights(model), dtype, _spec_metadata(spec))
+    metadata = {**_spec_metadata(spec), **size_metadata(size)}
+    write_safetensors(folder / "diffusion_pytorch_model.safetensors", _weights(model), dtype, metadata)
     config = {key: value for key, value in model.config.items() if not key.startswith("_")}
     config = {"_class_name": "WanTransformer3DModel", "_diffusers_version": __version__, **config}
     with atomic_file(folder / "config.json") as file:

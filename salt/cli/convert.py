@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
     from ..checkpoints import load_student, read_checkpoint, save_student
 
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
-    spec = read_checkpoint(arguments.source, arguments.weights).spec
+    source = read_checkpoint(arguments.source, arguments.weights)
     model = load_student(arguments.source, weights=arguments.weights, lora=loras_of(arguments))
-    save_student(model, arguments.target, spec=spec, dtype=dtype)
+    save_student(model, arguments.target, spec=source.spec, size=source.size, dtype=dtype)
     print(f"written: {printable(arguments.target)}")

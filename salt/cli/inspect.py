@@ -72,6 +72,8 @@ def _text(values: dict[str, Any]) -> dict[str, str]:
     for key, value in values.items():
         if key == "spec" and value:
             lines["trained for"] = _spec(StudentSpec.from_dict(value))
+        elif key == "size" and value:
+            lines["trained size"] = value
         elif isinstance(value, (list, tuple)):
             lines[key] = ", ".join(map(str, value))
         elif value is not None:

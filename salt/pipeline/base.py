@@ -32,7 +32,7 @@ from ..planning.settings import Decoder
 from ..schedule import step_list
 from ..spec import StudentSpec
 from .anyflow import ANYFLOW, anyflow_spec, is_flow_map, scheduler_shift
-from .checkpoint import load_transformer
+from .checkpoint import file_size, load_transformer
 from .components import (
     TINY_NAME,
     PipelineComponents,
@@ -180,7 +180,7 @@ class SaltPipelineBase(SaltLoraMixin, DiffusionPipeline):
             image_processor=others.image_processor,
             student=spec,
             words=others.words,
-            default_size=others.default_size,
+            default_size=file_size(checkpoint, weights) or others.default_size,
         )
         if prompt_encoder is not None:
             pipe.set_prompt_encoder(prompt_encoder)

@@ -22,6 +22,11 @@ def check_checkpoint(path: str | Path, weights: Literal["auto", "ema", "regular"
         read_checkpoint(path, weights)
 
 
+def file_size(path: str | Path, weights: Literal["auto", "ema", "regular", "critic"]) -> tuple[int, int] | None:
+    """(height, width) in pixels that a student was trained for, as its file or folder says; None where it does not."""
+    return None if transformer_folder(path) is not None else read_checkpoint(path, weights).size
+
+
 def load_transformer(
     path: str | Path,
     weights: Literal["auto", "ema", "regular", "critic"],

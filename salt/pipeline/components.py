@@ -19,6 +19,7 @@ from ..acceleration.attention_backend import AttentionChoice
 from ..acceleration.cuda_graphs import CUDAGraphTransformer
 from ..acceleration.kernels.choice import KernelChoice
 from ..acceleration.presets import AccelerationPreset
+from ..checkpoints.trained_size import INDEX, DefaultSize
 from ..io.fields import Between, FieldError, read_fields, read_object, shown
 from ..io.model_folders import ModelFolderError, check_config, check_model_folder
 from ..memory import BufferPool
@@ -30,7 +31,6 @@ from ..spec import TINY_FOLDER, StudentSpec
 from .anyflow import as_anyflow, check_diffusers, is_anyflow, is_flow_map
 
 TINY_NAME = "salt-tiny"
-INDEX = "model_index.json"
 COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "image_encoder", "image_processor", "scheduler")
 LIBRARIES = ("diffusers", "transformers", "salt")  # whose classes a model_index.json may name
 PROJECT_KEYS = ("words", "default_size", "student")
@@ -92,18 +92,16 @@ class WordTable:
 
 
 @dataclass(frozen=True)
-class IndexFields:
+class IndexFields(DefaultSize):
     """The keys of this project in a model_index.json."""
 
     words: WordTable | None = None
-    default_size: tuple[Annotated[int, Between(1, 2**16)], ...] | None = None
     student: StudentSpec | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.student is not None:
             self.student.schedule  # noqa: B018 (checks steps and shift)
-        if self.default_size is not None and len(self.default_size) != 2:
-            raise ValueError(f"default_size: found {shown(self.default_size)}, expected height and width")
 
 
 @dataclass

@@ -134,6 +134,8 @@ def test_a_config_that_does_not_fit_the_tensors(weights: dict[str, torch.Tensor]
     assert "no valid JSON" in error_of(path)
     save_file(weights, path, {"salt": json.dumps({"policy": {"kind": "elephant"}})})
     assert "elephant" in error_of(path)
+    save_file(weights, path, {"salt_size": json.dumps({"height": -1, "width": 64})})
+    assert "its metadata salt_size.height: found -1" in error_of(path)
     (tmp_path / "config.json").write_text("[]")
     assert "expected a JSON object" in error_of(tmp_path)
 

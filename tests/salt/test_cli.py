@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,12 +19,13 @@ from safetensors.torch import load_file, save_file
 
 from salt import cli
 from salt.acceleration.device import usable_device
-from salt.checkpoints import read_checkpoint, save_diffusers
+from salt.checkpoints import load_student, read_checkpoint, save_diffusers, save_student
 from salt.io.video import VideoWriter, read_video
 from salt.memory import load_memory, save_memory
 from salt.memory.serialization import load_negative, read_clip_latents, read_clip_parts, save_clip
 from salt.pipeline import SaltPipeline
 from salt.pipeline.write_clip import write_clip
+from salt.spec import TINY_FOLDER
 from tests.helpers import tiny_system
 
 PROMPT = "a fast red circle moving right"
@@ -465,6 +467,22 @@ def test_convert_round_trip(model, tmp_path):
     assert read_checkpoint(wan).metadata and "causal_ar" in str(read_checkpoint(wan).metadata)
     assert salt("convert", wan, folder, "--dtype", "bfloat16") == 0
     assert read_checkpoint(folder).dtype == torch.bfloat16
+
+
+def test_converted_files_know_the_size_that_they_were_trained_for(tmp_path, capsys):
+    one, folder, again = tmp_path / "one.safetensors", tmp_path / "folder", tmp_path / "again.safetensors"
+    for source, target in ((TINY_FOLDER / "transformer", one), (one, folder), (folder, again)):
+        assert salt("convert", source, target) == 0
+    capsys.readouterr()
+    assert salt("inspect", again) == 0
+    assert re.search(r"trained size\W+64x64", capsys.readouterr().out)
+    pipe = SaltPipeline.from_single_file(again, parts=TINY_FOLDER)
+    assert pipe.default_size == (64, 64)
+    bare = tmp_path / "bare.safetensors"
+    save_student(load_student(again), bare, size=(96, 32))
+    found = read_checkpoint(bare)
+    assert found.size == (96, 32) and found.spec is None, "a size alone is no recipe"
+    assert SaltPipeline.from_single_file(bare, parts=TINY_FOLDER).default_size == (96, 32)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin"])
