@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
+import sys
+from pathlib import Path
 
 from comfy_api.latest import ComfyExtension, io
 
@@ -31,10 +33,18 @@ class SaltExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> SaltExtension:
-    """What ComfyUI calls once, before it adds its own routes; `on_load` is called in newer versions only."""
-    from .adapter.routes import add_routes
-    from .adapter.running import prompt_server
+    """What ComfyUI calls once, before it adds its own routes; `on_load` is called in newer versions only.
 
-    if (server := prompt_server()) is not None:
-        add_routes(server)
+    Raises ImportError with the command that installs the requirements, where one of them is missing.
+    """
+    try:
+        from .adapter.routes import add_routes
+        from .adapter.running import prompt_server
+
+        if (server := prompt_server()) is not None:
+            add_routes(server)
+    except ImportError as error:
+        requirements = Path(__file__).parents[1] / "requirements.txt"
+        command = f'"{sys.executable}" -m pip install -r "{requirements}"'
+        raise ImportError(f"Salt: {error}. To install what is missing into ComfyUI's Python: {command}") from error
     return SaltExtension()

@@ -32,17 +32,20 @@ def require_host() -> None:
 
 
 @contextmanager
-def comfy_page() -> Iterator:
-    """A `tests.helpers.comfyui_page.ComfyPage` of a fresh server, with the current node design and no side panels."""
+def comfy_page(*named: str) -> Iterator:
+    """A `tests.helpers.comfyui_page.ComfyPage` of a fresh server, with the current node design and no side panels.
+
+    named: paths below ComfyUI's folder, of empty files that loaders list.
+    """
     require_host()
     from tests.helpers.comfyui_page import ComfyPage, chromium
-    from tests.helpers.comfyui_server import LocalServer
+    from tests.helpers.comfyui_server import LocalServer, make_bare_folder
 
     with tempfile.TemporaryDirectory() as folder:
-        base = Path(folder)
-        for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
-            (base / name).mkdir()
-        (base / "custom_nodes" / "ComfyUI-Salt").symlink_to(ROOT, target_is_directory=True)
+        base = make_bare_folder(Path(folder))
+        for path in map(base.joinpath, named):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
         server = LocalServer(base)
         try:
             with chromium() as browser:

@@ -22,6 +22,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
+HELP = ROOT / "nodes" / "web" / "docs"  # NODE.md, and its picture NODE/en.webp
 
 # Page -> its title and the names of `salt.__all__` on it.
 REFERENCE: dict[str, tuple[str, list[str]]] = {
@@ -56,6 +57,8 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     check_reference()
     for path, text in pages.items():
         files.append(File.generated(config, path, content=text))
+    for picture in sorted(HELP.glob("*/en.webp")):
+        files.append(File.generated(config, f"nodes/{picture.parent.name}/en.webp", abs_src_path=str(picture)))
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -87,11 +90,9 @@ def title_and_page(node: dict[str, Any]) -> dict[str, str]:
 
 
 def node_page(node: dict[str, Any]) -> str:
-    """The help page with a picture below its title, and the sockets as a table behind."""
-    title, _, rest = (ROOT / "nodes" / "web" / "docs" / f"{node['id']}.md").read_text().partition("\n")
-    about = node["locale"]["display_name"]
-    picture = f"![{about}](../images/nodes/{node['id']}.webp)"
-    return "\n".join([title, "", picture, "", rest.strip(), "", "## Sockets and widgets", "", *socket_table(node), ""])
+    """The help page, and the sockets as a table behind."""
+    page = (HELP / f"{node['id']}.md").read_text()
+    return "\n".join([page.strip(), "", "## Sockets and widgets", "", *socket_table(node), ""])
 
 
 def socket_table(node: dict[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { applyTextReplacements } from "../../scripts/utils.js";
+import { labelChoices } from "./choice_labels.js";
 import { addInspection, foldFiles, showChosenMemory } from "./file_choices.js";
 import { rootGraph, sayWhereNotDrawn } from "./front_ends.js";
 import { showLiveView } from "./live_view.js";
@@ -15,15 +16,16 @@ import { make, timelineView } from "./timeline.js";
 const TIMELINE_HEIGHT = 170;
 const PREVIEW_HEIGHT = 220;
 let words = {};
+let choices = {}; // labels of the choices in lists
 let liveToken = null; // of live sessions, where the server listens beyond this machine
 const word = (english) => words[english] ?? english;
 
 const language = () => app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
 
-/** Translations of this extension's texts, from "salt" in locales/LANGUAGE/main.json. */
+/** Translations of this extension's texts and choices, from "salt" and "saltChoices" in locales/LANGUAGE/main.json. */
 async function loadTranslations() {
   const answer = await api.fetchApi("/i18n");
-  if (answer.ok) words = (await answer.json())[language()]?.salt ?? {};
+  if (answer.ok) ({ salt: words = {}, saltChoices: choices = {} } = (await answer.json())[language()] ?? {});
 }
 
 /** Seconds of the clip that this node's prompts go to; 0 where that is unknown, as when a memory is extended. */
@@ -143,6 +145,13 @@ async function askWhatRuns() {
   showRunning(nodes);
 }
 
+/** A finished video takes the place of the previews of its making: Nodes 2.0 would take their addresses for the video's. */
+function endPreviews(node, { images = [] }) {
+  if (!images.some((file) => /\.(mp4|webm)$/.test(file.filename))) return;
+  const isRoot = node.graph === rootGraph();
+  delete app.nodePreviewImages?.[isRoot ? `${node.id}` : `${node.graph?.id}:${node.id}`];
+}
+
 /** Enlarge the node to fit what was added; never shrink it. */
 function grow(node) {
   const [width, height] = node.computeSize();
@@ -200,6 +209,7 @@ app.registerExtension({
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("Salt")) return;
     showWidgets(node, { word, nodes: shownNodes });
+    labelChoices(node, choices);
     if (node.comfyClass === "SaltPromptSchedule") addTimeline(node);
     if (node.comfyClass === "SaltLoadStudent") {
       foldFiles(node, word);
@@ -208,6 +218,9 @@ app.registerExtension({
     if (node.comfyClass === "SaltLoadMemory") showChosenMemory(node, { api, show: (output) => showKept(node, output) });
     expandPrefix(node);
     animatePreviews(node);
-    chain(node, "onExecuted", (output) => showKept(node, output ?? {}));
+    chain(node, "onExecuted", (output) => {
+      endPreviews(node, output ?? {});
+      showKept(node, output ?? {});
+    });
   },
 });

@@ -345,13 +345,6 @@ def test_the_memory_bar_in_a_subgraph_survives_a_switch_of_tabs(comfy, design, e
     comfy.picture(f"subgraph_bar_{design}")
 
 
-def open_help(comfy: ComfyPage, heading: str) -> None:
-    """The help page of the one node there is, as its info button opens it."""
-    comfy.page.evaluate("app.canvas.selectNode(app.graph._nodes[0])")
-    comfy.page.get_by_test_id("info-button").click()
-    comfy.page.locator("h1", has_text=heading).wait_for()
-
-
 def test_the_pack_speaks_chinese(comfy):
     comfy.setting("Comfy.Locale", "zh")
     try:
@@ -363,7 +356,7 @@ def test_the_pack_speaks_chinese(comfy):
         assert comfy.page.evaluate("app.graph._nodes[0].title") == name
         words = json.loads((ROOT / "locales" / "zh" / "main.json").read_text(encoding="utf-8"))["salt"]
         assert comfy.page.locator(".salt-add").get_attribute("title") == words["add a prompt"]
-        open_help(comfy, name)
+        comfy.open_help(name)
         comfy.picture("help_zh")
     finally:
         comfy.setting("Comfy.Locale", "en")
@@ -371,5 +364,5 @@ def test_the_pack_speaks_chinese(comfy):
 
 def test_the_help_page_opens(comfy):
     comfy.lone(ROLLOUT)
-    open_help(comfy, "Salt Rollout")
+    comfy.open_help("Salt Rollout")
     comfy.picture("help")

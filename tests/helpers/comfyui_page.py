@@ -213,6 +213,12 @@ class ComfyPage:
         failed = self.heard("execution_error")
         assert not failed or name == "execution_error", failed[0]["detail"]["exception_message"]
 
+    def open_help(self, heading: str) -> None:
+        """The help page of the one node there is, as its info button opens it."""
+        self.page.evaluate("app.canvas.selectNode(app.graph._nodes[0])")
+        self.page.get_by_test_id("info-button").click()
+        self.page.locator("h1", has_text=heading).wait_for()
+
     def drag(self, selector: str, by: float) -> None:
         """Hold the middle of an element, once it stands still, and let go `by` pixels to the right."""
         self.page.locator(selector).hover()

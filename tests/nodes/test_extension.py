@@ -49,6 +49,26 @@ def test_a_mistake_of_ours_leaves_out_nothing_silently():
     assert in_pack(REGISTER.format(error="AttributeError")) == "no such thing"
 
 
+def test_a_missing_requirement_is_answered_with_the_command_that_installs_it():
+    program = """
+import asyncio
+import pack
+from pack.nodes.adapter import routes, running
+
+def add_routes(server):
+    raise ModuleNotFoundError("No module named 'imageio_ffmpeg'")
+
+routes.add_routes, running.prompt_server = add_routes, object
+try:
+    asyncio.run(pack.comfy_entrypoint())
+except ImportError as error:
+    result = str(error)
+"""
+    said = in_pack(program)
+    assert "imageio_ffmpeg" in said and f'"{sys.executable}" -m pip install -r "' in said
+    assert said.endswith(f'{HERE.parents[1] / "requirements.txt"}"')
+
+
 def test_errors_about_fields_of_the_engine_name_the_widget():
     program = """
 from pack.nodes.adapter.input_errors import widget_names

@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = Path(__file__).with_name("schemas.py")
 DOCS = ROOT / "nodes" / "web" / "docs"
+PICTURE = re.compile(r"^!\[([^\]]+)\]\(([^)]+)\)$", re.MULTILINE)  # alternative text, path
+PICTURES_LIMIT = 3_000_000  # bytes of all together
+NAMES = {"2", "4", "8", "int8", "fp8", "int4", "fp8_e4m3fn", "bf16", "fp16", "fp32"}  # choices that no language changes
 PARTS = {"en": ("## Inputs", "## Example", "## What goes wrong"), "zh": ("## 输入", "## 示例", "## 常见问题")}
 
 
@@ -91,10 +95,38 @@ def test_chinese_knows_every_word_of_the_front_end():
     assert set(locale("zh", "main")["salt"]) == direct | listed
 
 
+def test_chinese_has_every_choice_of_a_list(nodes):
+    choices = {option for node in nodes for slot in node["inputs"] for option in slot["options"]} - NAMES
+    labels = locale("zh", "main")["saltChoices"]
+    assert set(labels) == choices
+    assert all(label.endswith(f"（{choice}）") for choice, label in labels.items()), "Chinese, then the value"
+    assert all(re.match(r"[\u4e00-\u9fff]", label) for label in labels.values())
+
+
+def help_page(node: str, language: str) -> Path:
+    return DOCS / f"{node}.md" if language == "en" else DOCS / node / "zh.md"
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_every_help_page_shows_its_node(nodes, language):
+    for node in nodes:
+        ((about, path),) = PICTURE.findall(help_page(node["id"], language).read_text(encoding="utf-8"))
+        assert path == f"{node['id']}/{language}.webp", "ComfyUI takes paths from nodes/web/docs, in every language"
+        assert len(about) >= 10 and about != node["locale"]["display_name"], node["id"]
+        with Image.open(DOCS / path) as picture:
+            assert picture.format == "WEBP" and min(picture.size) >= 100, path
+
+
+def test_the_pictures_of_help_pages_are_small_and_all_shown(nodes):
+    pictures = set(DOCS.rglob("*.webp"))
+    assert pictures == {DOCS / node["id"] / f"{language}.webp" for node in nodes for language in PARTS}
+    assert sum(picture.stat().st_size for picture in pictures) < PICTURES_LIMIT
+
+
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_every_node_has_a_help_page_that_names_every_input(nodes, language):
     for node in nodes:
-        path = DOCS / f"{node['id']}.md" if language == "en" else DOCS / node["id"] / "zh.md"
+        path = help_page(node["id"], language)
         assert path.is_file(), f"{path.relative_to(ROOT)} is missing"
         text = path.read_text(encoding="utf-8")
         about = node["locale"] if language == "en" else locale("zh")[node["id"]]
