@@ -1,6 +1,7 @@
-"""The README's recording of a live session, docs/images/live.webp: `make live-picture`.
+"""The README's recording of a live session, docs/images/live.webp, and two pictures of its page: `make live-picture`.
 
-A real `salt live` with the embedded model in Chromium, steered by the keys of `KEYS`; 20 seconds in real time.
+A real `salt live` with the embedded model in Chromium, steered by the keys of `KEYS`; 20 seconds in real time. Then
+another session with a branch, as a wide window shows it (live_page.webp) and a phone (live_phone.webp).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ VIEWPORT, WIDTH = {"width": 1240, "height": 760}, 868  # of the page, and of the
 WARM_UP_MS = 4000  # before the recording begins, so that the strip has its first pictures
 # Seconds, and the key that is pressed: directions, colour, and going back three seconds.
 KEYS = ((2, "ArrowUp"), (5, "ArrowLeft"), (8, "c"), (11, "ArrowDown"), (14, "r"), (17, "ArrowRight"))
+WIDE, PHONE = {"width": 1280, "height": 860}, {"width": 420, "height": 900}  # windows of the two pictures
+STEP_MS = 3000  # between two controls before them
 SIZE_LIMIT = 2_000_000  # bytes
 
 
@@ -64,9 +67,41 @@ def record() -> list[Image.Image]:
     return pictures
 
 
+def photograph() -> None:
+    """The page of a session with three prompts and a branch, and the same on a phone."""
+    from tests.helpers.comfyui_page import chromium
+    from tests.live.page_driver import LivePage
+
+    with live_address() as address, chromium() as browser:
+        live = LivePage(browser, address, viewport=WIDE, color_scheme="dark")
+        live.page.locator("canvas.picture").first.wait_for()
+        for key in ("ArrowUp", "ArrowLeft"):
+            live.page.wait_for_timeout(STEP_MS)
+            live.press(key)
+        live.page.wait_for_timeout(STEP_MS)
+        live.page.get_by_role("button", name="new branch").click()
+        live.page.locator(".strip-row .track").first.click(position={"x": 130, "y": 20})
+        for key in ("ArrowDown", "c", "ArrowRight"):
+            live.page.wait_for_timeout(STEP_MS)
+            live.press(key)
+        live.page.wait_for_timeout(STEP_MS)
+        save(live.page.screenshot(), "live_page")
+        live.close()
+        phone = LivePage(browser, address, viewport=PHONE, color_scheme="light")
+        phone.page.locator("canvas.picture").first.wait_for()
+        phone.page.wait_for_timeout(STEP_MS)
+        save(phone.page.screenshot(full_page=True), "live_phone")
+        phone.close()
+
+
+def save(picture: bytes, name: str) -> None:
+    Image.open(io.BytesIO(picture)).convert("RGB").save(IMAGES / f"{name}.webp", quality=80, method=6)
+
+
 def main() -> None:
     if find_spec("playwright") is None:
         sys.exit("playwright is not installed: pip install playwright")
+    photograph()
     pictures, target = record(), IMAGES / "live.webp"
     for quality in (75, 60, 45, 30):
         pictures[0].save(target, save_all=True, append_images=pictures[1:], duration=FRAME_MS, loop=0, quality=quality)

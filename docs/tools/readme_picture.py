@@ -1,12 +1,14 @@
-"""The README's moving picture, docs/images/salt.webp, and docs/images/workflow.png: `make readme-picture`.
+"""The README's moving picture, docs/images/salt.webp, and docs/images/workflow.webp: `make readme-picture`.
 
-Both come from real runs. Left: four clips of the embedded model at 4 evaluations per block, made on the CPU. Right: the
-workflow `tiny_text_to_video` in ComfyUI, from the press of Run to the saved video, with the preview in Salt Rollout.
+Both come from real runs of the workflow `tiny_text_to_video` in ComfyUI. workflow.webp: the template as it opens, after
+the run. salt.webp, left: four clips of the embedded model at 4 evaluations per block, made on the CPU; right: the
+workflow's nodes, from the press of Run to the saved video, with the preview in Salt Rollout.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import sys
 import time
 from typing import Any
@@ -37,12 +39,15 @@ PLACES = {
     4: [750, 0, 310, 110],
     5: [750, 170, 310, 480],
 }
+SEED = 12  # not the template's own, whose run ComfyUI would not repeat
+RUN_MS = 600_000  # limit of a run on a busy machine
 VIEWPORT = {"width": 1400, "height": 1000}
 SCALE, LEFT, TOP = 0.74, 90, 190  # of the graph in the page; the page's own bars are above and to the right
 REGION = {"x": 78, "y": 150, "width": 812, "height": 604}
 
 ARRANGE = """([places, scale, left, top]) => {
   for (const note of app.graph._nodes.filter(n => !places[n.id])) app.graph.remove(note);
+  for (const id of [...app.graph.reroutes.keys()]) app.graph.removeReroute(id);
   for (const group of [...app.graph._groups]) app.graph.remove(group);
   for (const node of app.graph._nodes) {
     const [x, y, w, h] = places[node.id];
@@ -51,6 +56,17 @@ ARRANGE = """([places, scale, left, top]) => {
   app.canvas.ds.scale = scale; app.canvas.ds.offset = [left / scale, top / scale];
   app.canvas.setDirty(true, true);
 }"""
+# Where the nodes and groups of the graph lie in the page: [left, top, right, bottom].
+BOUNDS = """() => {
+  const { scale, offset } = app.canvas.ds, canvas = app.canvas.canvas.getBoundingClientRect();
+  const { _nodes: nodes, _groups: groups } = app.graph;
+  const boxes = [...nodes.map(n => [...n.getBounding()]), ...groups.map(g => [...g.boundingRect])];
+  const page = (value, axis) => (value + offset[axis]) * scale + (axis ? canvas.top : canvas.left);
+  return [0, 1, 2, 3].map(i => i < 2 ? page(Math.min(...boxes.map(b => b[i])), i)
+    : page(Math.max(...boxes.map(b => b[i - 2] + b[i])), i - 2));
+}"""
+OPENED = {"width": 1600, "height": 900}  # the window that a template opens in
+EDGE = 12  # pixels around the template
 PLAY = "() => { const v = document.querySelector('video'); if (v) { v.muted = true; v.loop = true; v.play() } }"
 
 
@@ -79,8 +95,25 @@ def clip_column(clips: list[list[Image.Image]], index: int, height: int) -> Imag
     return column
 
 
-def screenshot(comfy: Any) -> Image.Image:
-    return Image.open(io.BytesIO(comfy.page.screenshot(clip=REGION))).convert("RGB")
+def screenshot(comfy: Any, region: dict[str, float] = REGION) -> Image.Image:
+    return Image.open(io.BytesIO(comfy.page.screenshot(clip=region))).convert("RGB")
+
+
+def opened_template(comfy: Any) -> Image.Image:
+    """The template as the template browser opens it, after its run."""
+    from tests.helpers.comfyui_server import template
+    from tests.helpers.template_view import open_template
+
+    comfy.page.set_viewport_size(OPENED)
+    open_template(comfy.page, json.loads(template("tiny_text_to_video").read_text()), "tiny_text_to_video")
+    comfy.listen()
+    comfy.press_run()
+    comfy.page.wait_for_function("heard.some(e => e.name === 'execution_success')", timeout=RUN_MS)
+    comfy.page.locator("video").first.wait_for(timeout=20_000)
+    comfy.page.wait_for_timeout(6000)  # until the notice of the finished job has gone
+    left, top, right, bottom = comfy.page.evaluate(BOUNDS)
+    region = {"x": left - EDGE, "y": top - EDGE, "width": right - left + 2 * EDGE, "height": bottom - top + 2 * EDGE}
+    return screenshot(comfy, region)
 
 
 def record_run(comfy: Any) -> list[Image.Image]:
@@ -90,11 +123,12 @@ def record_run(comfy: Any) -> list[Image.Image]:
     comfy.page.set_viewport_size(VIEWPORT)
     comfy.drop(template("tiny_text_to_video"))
     comfy.page.evaluate(ARRANGE, [PLACES, SCALE, LEFT, TOP])
+    comfy.set_widget("SaltRollout", "seed", SEED)
     comfy.page.wait_for_timeout(1500)
     before = screenshot(comfy)
     comfy.listen()
     comfy.press_run()
-    shots = timed_screenshots(comfy, lambda: bool(comfy.heard("execution_success")), 120.0)
+    shots = timed_screenshots(comfy, lambda: bool(comfy.heard("execution_success")), RUN_MS / 1000)
     comfy.page.locator("video").first.wait_for(timeout=20_000)
     comfy.page.evaluate(PLAY)
     after = timed_screenshots(comfy, lambda: False, AFTER * FRAME_MS / 1000)
@@ -142,8 +176,8 @@ def main() -> None:
     require_host()
     clips = embedded_clips()
     with comfy_page() as comfy:
+        opened_template(comfy).save(IMAGES / "workflow.webp", quality=85, method=6)
         graph = record_run(comfy)
-    graph[-1].save(IMAGES / "workflow.png", optimize=True)
     frames = compose(clips, graph)
     size = save(frames)
     print(f"docs/images/salt.webp: {len(frames)} frames, {frames[0].width}x{frames[0].height}, {size / 1e6:.2f} MB")

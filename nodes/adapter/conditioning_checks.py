@@ -66,6 +66,9 @@ def problem_of(entry: dict[str, Any], wan: WanModel) -> str | None:
         return "has image latents (WanImageToVideo), which a text-to-video model does not read; use start_image"
     if "clip_fea" in processed and wan.img_emb is None:
         return "has a CLIP vision output, which this model does not read"
+    if "c_crossattn" in processed and (width := processed["c_crossattn"].cond.shape[-1]) != wan.text_dim:
+        own = "Load CLIP with umt5_xxl, type wan; for Salt Tiny its own CLIP"
+        return f"has a text of width {width}, as another text encoder makes it, expected {wan.text_dim} ({own})"
     for hook in getattr(entry.get("hooks"), "hooks", []):
         if len(getattr(getattr(hook, "hook_keyframe", None), "keyframes", [])) > 1:
             return "has a hook with keyframes, which would change during the first block only"

@@ -64,6 +64,7 @@ def test_what_a_memory_cannot_follow_is_named(inside):
         "combined": "positive: found 2 prompts in effect at sigma 1.000",
         "image": "positive has image latents (WanImageToVideo), which a text-to-video model does not read",
         "clip vision": "positive has a CLIP vision output, which this model does not read",
+        "width": "positive has a text of width 768, as another text encoder makes it, expected ",
         "ahead": "positive has latents before or behind the clip",
         "unknown": "set as sampler_new_function, which Salt does not know",
         "noise": "changes noise or sigmas",

@@ -27,6 +27,7 @@ SECTIONS = [
     "Memory policies and speed",
     "Training",
     "Status and limits",
+    "Troubleshooting",
     "Layout",
     "Contributing, citation, licence",
 ]

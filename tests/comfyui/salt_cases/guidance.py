@@ -234,6 +234,7 @@ def refusals() -> dict[str, str]:
         "combined": text(PROMPT) + text(OTHER),
         "image": [[text(PROMPT)[0][0], {"concat_latent_image": torch.zeros(1, 16, 6, 8, 8)}]],
         "clip vision": [[text(PROMPT)[0][0], {"clip_vision_output": seen}]],
+        "width": [[torch.zeros(1, 8, 768), {}]],
         "ahead": [[text(PROMPT)[0][0], {"time_dim_concat": torch.zeros(1, 16, 1, 8, 8)}]],
     }  # fmt: skip
     found = {name: refusal(latents, tiny(), positive=positive) for name, positive in entries.items()}
