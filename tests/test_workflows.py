@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -64,6 +65,22 @@ def test_links_agree_with_both_ends(name):
         assert source["type"] == kind == sink["type"], f"{nodes[origin]['type']} into {nodes[target]['type']}"
     ends = [i["link"] for node in nodes.values() for i in node["inputs"] if i["link"] is not None]
     assert sorted(ends) == sorted(link[0] for link in graph["links"])
+
+
+def test_notes_call_nodes_by_the_names_that_they_show():
+    by_type = {
+        kind.lower().replace(" ", ""): definition["display_name"] or kind
+        for kind, definition in load_definitions().items()
+    }
+    said = [
+        " ".join(bold.split())
+        for name in NAMES
+        for node in read(name)["nodes"]
+        if node["type"] in NOTES
+        for bold in re.findall(r"\*\*(.+?)\*\*", node["widgets_values"][0], re.DOTALL)
+    ]
+    shown = {bold: by_type[key] for bold in said if (key := bold.lower().replace(" ", "")) in by_type}
+    assert "Salt Rollout" in shown and {bold: name for bold, name in shown.items() if bold != name} == {}
 
 
 @pytest.mark.parametrize("name", NAMES)

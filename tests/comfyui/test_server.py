@@ -27,8 +27,8 @@ NODES = {
 NEWEST = (0, 27, 0)  # whose definitions of nodes are saved
 SAVERS = ("SaveVideo", "SaveAnimatedWEBP", "SaltLive", "SaltRolloutToVideo")
 # extend_from_memory goes on from what save_memory keeps.
-# upscale_interpolate needs core's own models.
-IN_ORDER = sorted(WORKFLOWS.keys() - {"upscale_interpolate"}, key=lambda name: (name == "extend_from_memory", name))
+IN_ORDER = sorted(WORKFLOWS, key=lambda name: (name == "extend_from_memory", name))
+SIDES = {"upscale_interpolate": 64}  # pixels of a small clip: RIFE mirrors up to 63 of them
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +121,13 @@ def test_a_workflow_is_taken_as_it_is_and_runs_to_its_end_when_small(server, nam
     need_nodes(server, name)
     number = server.queue(twin(name))  # the server's own validation, at full size
     server.cancel(number)
-    made = list(results(server.run(small(twin(name)))))
+    made = list(results(server.run(small(twin(name), side=SIDES.get(name, 32)))))
     savers = [n for n in twin(name).values() if n["class_type"] in SAVERS]
     saved = [r for r in made if r.filename.endswith((".mp4", ".webp"))]
     assert len(saved) == len(savers) if name != "batch_prompts_seeds" else len(saved) >= 4, "several clips a prompt"
+    if name == "upscale_interpolate":
+        pixels = read_video(server.base / "output" / saved[0].subfolder / saved[0].filename)
+        assert pixels.shape[2:] == (2 * 21 - 1, 128, 128), "a frame between any two, twice as large"
     for result in saved:
         assert (server.base / "output" / result.subfolder / result.filename).stat().st_size > 500
 

@@ -129,9 +129,9 @@ def template(name: str) -> Path:
     return ROOT / "workflows" / f"{WORKFLOWS[name].title}.json"
 
 
-def small(prompt: Prompt, seconds: float = 1.5) -> Prompt:
+def small(prompt: Prompt, seconds: float = 1.5, side: int = 32) -> Prompt:
     """The same workflow for a clip that a CPU makes in a moment: 32x32, two or three blocks."""
-    smaller = {"width": 32, "height": 32, "seconds": seconds, "length": 21}
+    smaller = {"width": side, "height": side, "seconds": seconds, "length": 21}
     for node in prompt.values():
         inputs = node["inputs"]
         inputs |= {name: value for name, value in smaller.items() if isinstance(inputs.get(name), (int, float))}

@@ -124,6 +124,19 @@ def vae() -> None:
     save(weights, "vae", "wan_2.1_vae.safetensors")
 
 
+def after_the_clip() -> None:
+    """A narrow RRDB that enlarges four times, and a narrow RIFE, where this version of core has frame interpolation."""
+    from spandrel.architectures.ESRGAN import ESRGAN
+
+    save(ESRGAN(num_filters=8, num_blocks=1, scale=4).state_dict(), "upscale_models", "RealESRGAN_x4plus.safetensors")
+    try:
+        from comfy_extras.frame_interpolation_models.ifnet import IFNet
+    except ImportError:
+        return
+    weights = drawn_weights(IFNet(head_ch=4, channels=(8, 8, 8, 8, 8)))
+    save(weights, "frame_interpolation", "film_net_fp16.safetensors")
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     import shrunk_encoders  # noqa: F401 - shrinks the encoders here as the pack does in the server
@@ -133,3 +146,4 @@ if __name__ == "__main__":
     text_encoder()
     clip_vision()
     vae()
+    after_the_clip()

@@ -53,7 +53,8 @@ def salt_longlive_30s(g: Graph) -> None:
 # Salt on LongLive, 30 seconds
 
 The student's memory is a window of 12 latent frames and a sink of the first 3, which the MODEL brings with it: every
-block takes the same time and memory, however long the clip. **Salt Decode** streams, so that does the decoding.
+block takes the same time and memory, however long the clip. So does decoding, by **Salt Decode
+(streaming)**.
 
 {files_note(SALT_LL, UMT5, WAN_VAE)}
 

@@ -59,8 +59,8 @@ def video_start(g: Graph) -> None:
 # A video that goes on
 
 The frames of a video are read into the memory, and the clip goes on from them under a prompt of its own. Here the video
-is a short clip that is made first. **For your own** connect **Load Video** to **Get Video Components**; in **Image From
-Batch** choose the frames to start with (**length** 1, 5, 9, 13, ...).
+is a short clip that is made first. **For your own** connect **Load Video** to **Get Video Components**; in **Get Image
+from Batch** choose the frames to start with (**length** 1, 5, 9, 13, ...).
 
 {TINY_PROMPT_NOTE}
 
@@ -93,9 +93,9 @@ def upscale(g: Graph) -> None:
     g.note(f"""
 # A larger clip, by core's nodes
 
-The frames of **Salt Decode** go through any of core's image nodes: here **Upscale Image By**, four times, and **Create
-Video**, 16 frames a second, as Wan's clips have. A model that adds detail, and frames in between, are in the template
-**upscale and frame interpolation**.
+The frames of **Salt Decode (streaming)** go through any of core's image nodes: here **Upscale Image By**, four times,
+and **Create Video**, 16 frames a second, as Wan's clips have. A model that adds detail, and frames in between, are in
+the template **upscale and frame interpolation**.
 
 {TINY_PROMPT_NOTE}
 
@@ -121,8 +121,8 @@ def upscale_interpolate(g: Graph) -> None:
         f"""
 # More frames and more pixels, by core's models
 
-**Frame Interpolate** doubles the frames, **Upscale Image (using Model)** makes them four times as large, and **Upscale
-Image By** halves that again: 32 frames a second at 1664 x 960.
+**Run Frame Interpolation Model** doubles the frames, **Upscale Image (using Model)** makes them four times as large,
+and **Upscale Image By** halves that again: 32 frames a second at 1664 x 960.
 
 {files_note(SALT_CF, UMT5, WAN_VAE, FILM, ESRGAN)}
 """,
