@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 
 from salt.checkpoints import load_student, read_checkpoint, save_wan
 from salt.models.transformer_salt import SaltTransformer3DModel
-from salt.spec import FPS, SHOT_PREFIX, WAN22_CHANNELS, WAN22_FPS, StudentSpec
+from salt.spec import SHOT_PREFIX, StudentSpec
+from train.config.model_configs import student_fps
 from train.config.recipe import Recipe, RecipeError
 from train.distributed.activation_checkpointing import recompute
 from train.lora_adapters import adapter_of, add_lora
@@ -81,16 +81,13 @@ def make_optimizer(parameters: list[nn.Parameter], recipe: Recipe, lr: float) ->
 
 
 def student_spec(recipe: Recipe) -> StudentSpec:
-    """The exported student's spec, but for its fps.
-
-    Its step list is the densest of the recipe with at most 4 steps, else 8.
-    """
+    """The exported student's spec; its step list is the densest of the recipe with at most 4 steps, else 8."""
     r = recipe.rollout
     nfe = max((n for n in r.share if n <= 4), default=8)
     blocks = 0 if r.kind == "bidirectional" else r.frames_per_block
     return StudentSpec(
         blocks, recipe.schedule(nfe).steps, r.shift, recipe.policy, r.independent_first_frame, r.rule, r.stepping,
-        shot_prefix=SHOT_PREFIX if recipe.policy.kind == "shots" else "", gives_first_frame=r.gives_first_frame,
+        student_fps(recipe), SHOT_PREFIX if recipe.policy.kind == "shots" else "", r.gives_first_frame,
     )  # fmt: skip
 
 
@@ -114,5 +111,5 @@ def export_student(
     if settings:
         whole.fuse_lora()
         whole.unload_lora()
-    spec = replace(student_spec(recipe), fps=WAN22_FPS if whole.config.out_channels == WAN22_CHANNELS else FPS)
+    spec = student_spec(recipe)
     return save_wan(whole, path, spec=spec, dtype=dtype, causal_ar=spec.frames_per_block > 0)

@@ -14,6 +14,7 @@ from salt.io.video import VideoWriter
 from salt.models.streaming_vae import WanStreamDecoder
 from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.semigroup_defect import OPERATORS
+from train.config.model_configs import student_fps
 from train.evaluation.semigroup_defect import DefectSettings, conditioning_rows, measure_defect
 from train.methods.base import Trainer
 from train.rollout.random_draws import seed_for
@@ -28,6 +29,7 @@ class SampleGrid:
     def __init__(self, trainer: Trainer) -> None:
         recipe = trainer.recipe
         self.recipe, self.folder = recipe, Path(recipe.run.out) / "samples"
+        self.fps = student_fps(recipe)
         vae = AutoencoderKLWan.from_pretrained(recipe.models.vae, torch_dtype=torch.float32)
         nn.Module.to(vae, trainer.device)
         self.decoder = WanStreamDecoder(vae.requires_grad_(False))
@@ -47,7 +49,7 @@ class SampleGrid:
         self.folder.mkdir(parents=True, exist_ok=True)
         # One clip at a time: a grid of full-size clips may not fit the device.
         decoded = [[self._pixels(column[i : i + 1]) for column in columns] for i in range(len(self.prompts))]
-        with VideoWriter(path) as video:
+        with VideoWriter(path, self.fps) as video:
             video.write(grid(decoded))
         (self.folder / "prompts.txt").write_text("\n".join(self.prompts) + "\n", encoding="utf-8")
         return path

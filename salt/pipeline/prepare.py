@@ -161,7 +161,7 @@ def prepare(components: PipelineComponents, inputs: PipelineInputs) -> PreparedR
 def _as_long_as(source: OpenVideo, inputs: PipelineInputs, components: PipelineComponents) -> PipelineInputs:
     """The inputs with a length that the source video fills."""
     spec, field = components.spec, "seconds" if inputs.num_frames is None else "num_frames"
-    wanted = None if inputs.num_frames is None and inputs.seconds is None else wanted_frames(inputs)
+    wanted = None if inputs.num_frames is None and inputs.seconds is None else wanted_frames(inputs, spec.fps)
     block, first = max(spec.frames_per_block, 1), spec.first_block
     frames = clip_frames(source, wanted, field, block, first, components.temporal_scale)
     if wanted is None and frames != source.frames:

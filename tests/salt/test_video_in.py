@@ -10,6 +10,7 @@ from salt.models.streaming_encode import WanStreamEncoder
 from salt.models.streaming_vae import WanStreamDecoder, encode_video
 from salt.rollout import RolloutSettings
 from salt.schedule import Schedule, step_list
+from salt.spec import StudentSpec
 from salt.video_in.strength import settings_at, source_of
 from salt.video_in.video_latents import VideoLatents
 from tests.helpers import tiny_system
@@ -182,3 +183,5 @@ def test_lengths(pipe, clip):
     assert call(pipe, video=clip, strength=0, num_frames=9).latents.shape[2] == 3
     assert call(pipe, video=clip, strength=0, seconds=0.6).latents.shape[2] == 6
     assert call(pipe, video=clip, strength=0, seconds=1.4375).latents.shape[2] == 6, "no more than it fills"
+    fast = tiny_system.pipeline(spec=StudentSpec(fps=24))
+    assert call(fast, video=clip, strength=0, seconds=0.5).latents.shape[2] == 6, "12 frames: 21 in whole blocks"

@@ -8,11 +8,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from salt.checkpoints import save_diffusers
 from salt.errors import InputError
 from salt.io.content import path_digest
 from salt.io.video import VideoWriter
-from tests.helpers import tiny_recipes, tiny_system
+from salt.spec import StudentSpec
+from tests.helpers import families, tiny_recipes, tiny_system
 from train.data.encode_videos import encode_videos
+from train.models import student_spec
 
 CPU = torch.device("cpu")
 
@@ -93,6 +96,19 @@ def test_damaged_clips_are_made_anew_and_said(recipe, videos, tmp_path, capsys, 
     assert encode_videos(recipe, videos, CPU) == 1
     assert torch.equal(load_file(path)["latents"], before)
     assert f"{path}: {said}; moved to" in capsys.readouterr().out
+
+
+def test_the_student_decides_the_rate_and_what_the_latents_are(recipe, videos, tmp_path):
+    film(videos, "a.mp4", 100, frames=42, fps=48)  # 21 frames at 24 a second, 14 at 16
+    with pytest.raises(ValueError, match="has 14 frames at 16 a second, expected at least 21"):
+        encode_videos(recipe, videos, CPU)
+    save_diffusers(tiny_recipes.model(1), tmp_path / "student", spec=StudentSpec(fps=24))
+    assert encode_videos(recipe, videos, CPU) == 1
+    save_diffusers(tiny_recipes.model(1, in_channels=48, out_channels=48), tmp_path / "student")
+    families.vae22().save_pretrained(tmp_path / "vae")
+    assert encode_videos(recipe, videos, CPU) == 1
+    (path,) = (tmp_path / "clips").glob("*.safetensors")
+    assert load_file(path)["latents"].shape == (48, 6, 4, 4) and student_spec(recipe).fps == 24
 
 
 def test_all_parts_of_a_long_video_are_used(recipe, videos, tmp_path):

@@ -13,7 +13,7 @@ import torch
 
 from salt.checkpoints import read_checkpoint
 from salt.models.transformer_salt import SaltTransformer3DModel
-from salt.spec import TINY_FOLDER, WAN22_CHANNELS
+from salt.spec import FPS, TINY_FOLDER, WAN22_CHANNELS, WAN22_FPS
 from train.config.recipe import Recipe, RecipeError
 from train.config.vae_config import latent_scale
 
@@ -49,6 +49,18 @@ def config_of(path: str, key: str = "checkpoint") -> dict[str, Any]:
     if "14b" in name:
         return {**WAN_14B, **(I2V if "i2v" in name else {})}
     raise RecipeError(key, f"found no such file {path!r}, and its name contains no size (1.3B, 5B or 14B)")
+
+
+def student_fps(recipe: Recipe) -> int:
+    """Pixel frames per second of the student's clips, and of the real ones that it learns from.
+
+    What its file says, else what its latents tell. Raises RecipeError as `config_of` does.
+    """
+    path = recipe.models.student
+    spec = read_checkpoint(path).spec if Path(path).exists() else None
+    if spec is not None:
+        return spec.fps
+    return WAN22_FPS if config_of(path, "models.student")["out_channels"] == WAN22_CHANNELS else FPS
 
 
 def meta_model(config: dict[str, Any]) -> SaltTransformer3DModel:

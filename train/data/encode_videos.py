@@ -18,6 +18,7 @@ from salt.io.video import read_video
 from salt.io.video_frames import VIDEO_SUFFIXES, video_info
 from salt.models.streaming_vae import encode_video
 from salt.spec import FPS
+from train.config.model_configs import student_fps
 from train.config.recipe import Recipe, RecipeError
 from train.config.vae_config import LatentScale, latent_scale
 from train.data.clip_cache import metadata_of, set_aside, set_aside_stale
@@ -42,9 +43,10 @@ def encode_videos(recipe: Recipe, videos: Path | None, device: torch.device) -> 
     """Write this process's share of the clips that `data.clips` still lacks; returns how many.
 
     videos: a folder of `NAME.mp4` (or another kind of video) with captions in `NAME.txt`, each cut into clips of the
-    recipe's length and size; None: `start.clips` scenes of the Shapes world, where `data.prompts` is `shapes`.
-    A clip's key is the content of its video, its caption, the autoencoder and the size: what changes is made anew, and
-    the clips of the folder's videos that it replaces are moved to `unused/`.
+    recipe's length and size, at the student's rate; None: `start.clips` scenes of the Shapes world, where
+    `data.prompts` is `shapes`.
+    A clip's key is the content of its video, its caption, the autoencoder, the size and the rate: what changes is made
+    anew, and the clips of the folder's videos that it replaces are moved to `unused/`.
     Raises InputError for a video without a caption; ValueError, naming the file, for one too short or unreadable.
     """
     scale = latent_scale(recipe.models.vae)
@@ -112,18 +114,19 @@ def _videos(recipe: Recipe, folder: Path, shared: str, scale: LatentScale) -> li
 
 
 def _clips_of(recipe: Recipe, path: Path, shared: str, scale: LatentScale) -> list[Source]:
-    """The clips of a video, one behind the other; the rest at its end is left out."""
+    """The clips of a video at the student's rate, one behind the other; the rest at its end is left out."""
     caption = path.with_suffix(".txt")
     text = " ".join(read_text(caption, "the caption of a video").split()) if caption.is_file() else ""
     if not text:
         raise InputError("videos", f"found no caption of {path}, expected one in {caption}")
     frames = scale.pixel_frames(recipe.rollout.frames)
     size = (recipe.rollout.height * scale.spatial, recipe.rollout.width * scale.spatial)
-    content = path_digest(path)
+    content, fps = path_digest(path), student_fps(recipe)
+    rate = () if fps == FPS else (fps,)  # keys of clips at the usual rate stay as they were without it
 
     def clip(number: int) -> Source:
-        key = content_key(shared, content, text, number)
-        start = number * frames / FPS
-        return Source(key, key, text, lambda: read_video(path, size, frames, start=start), str(path))
+        key = content_key(shared, content, text, number, *rate)
+        start = number * frames / fps
+        return Source(key, key, text, lambda: read_video(path, size, frames, start=start, fps=fps), str(path))
 
-    return [clip(number) for number in range(max(1, video_info(path).frames // frames))]
+    return [clip(number) for number in range(max(1, video_info(path, fps).frames // frames))]
