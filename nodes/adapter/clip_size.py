@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ...salt.errors import InputError
+from ...salt.io.pixel_sizes import check_multiple
 from ...salt.spec import FPS, WAN22_FPS
 
 # By latent channels, of Wan 2.1's VAE and students, and of Wan 2.2 TI2V's.
@@ -34,14 +34,6 @@ def check_latent_size(socket: str, latents: Tensor, per_latent: int) -> None:
     height, width = latents.shape[3:]
     for side, size in (("width", width), ("height", height)):
         check_multiple(socket, size * per_latent, PATCH * per_latent, f"a {side} of ")
-
-
-def check_multiple(field: str, pixels: int, multiple: int, side: str = "") -> None:
-    """Raise InputError naming `field` and the nearest sizes unless `pixels` is a multiple, above 0."""
-    below = pixels // multiple * multiple
-    if pixels != below or not pixels:
-        near = " or ".join(str(size) for size in (below, below + multiple) if size)
-        raise InputError(field, f"found {side}{pixels} pixels, expected a multiple of {multiple} ({near})")
 
 
 def frame_count(latent_frames: int) -> int:

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from ...salt.errors import InputError
+from ...salt.io.pixel_sizes import check_multiple
 from ...salt.memory import KVMemory, MemoryGeometry, MemoryPolicy
 from ...salt.model_input import ModelInput
 from ...salt.schedule import NUM_TRAIN_TIMESTEPS
-from .clip_size import PATCH, PIXELS_PER_LATENT, check_multiple, frame_count
+from .clip_size import PATCH, PIXELS_PER_LATENT, frame_count
 from .core_versions import without_cuda_graphs
 from .cross_attention_cache import PromptCaches, cached_cross_attention
 from .fingerprint import fingerprint

@@ -13,8 +13,7 @@ from ...salt.memory.policy import Precision, Residence
 from ...salt.planning import MemoryPlan, PlannedModel, PlanSettings, memory_plan
 from ...salt.planning.choices import NOT_MEASURED, measured_cost
 from ...salt.planning.report import gb, phase_table
-from .clip_size import latent_size
-from .comfy_model import compute_dtype, pixels_per_latent, wan_model
+from .comfy_model import compute_dtype, wan_model
 from .student_spec import spec_of, unknown_spec
 
 if TYPE_CHECKING:
@@ -56,7 +55,6 @@ def plan_of_model(
     Raises InputError for a MODEL that is no Wan 2.1, nor Wan 2.2 TI2V, and for pixels that fill no whole tokens.
     """
     wan = wan_model(model)
-    latent_size(width, height, pixels_per_latent(model))
     spec = spec_of(model) or unknown_spec(model)
     planned = PlannedModel(
         type(model.model).__name__,

@@ -32,6 +32,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from ..io.pixel_sizes import check_multiple
     from ..memory import MemoryPolicy
     from ..planning import PlanSettings, planned_model
     from ..planning.report import card_table, plan_report, vram_bytes
@@ -44,6 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
         guided=arguments.guidance,
     )  # fmt: skip
     model = planned_model(arguments.model)
+    for side, pixels in (("width", width), ("height", height)):
+        check_multiple("size", pixels, model.token_pixels, f"a {side} of ")
     if arguments.cards:
         print(card_table(model, settings))
         return
@@ -52,14 +55,14 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def size_of(text: str) -> tuple[int, int]:
-    """Width and height. Raises InputError for other text, and for pixels that are no multiples of 16."""
+    """Width and height. Raises InputError for other text."""
     from ..errors import InputError
     from ..planning.settings import MOST_PIXELS
 
     found = re.fullmatch(r"([0-9]{2,5})[xX]([0-9]{2,5})", text)
     sides = (int(found[1]), int(found[2])) if found else (0, 0)
-    if not all(16 <= side <= MOST_PIXELS and side % 16 == 0 for side in sides):
-        expected = f"width and height in multiples of 16 up to {MOST_PIXELS}, as 832x480"
+    if not all(1 <= side <= MOST_PIXELS for side in sides):
+        expected = f"width and height of up to {MOST_PIXELS} pixels, as 832x480"
         raise InputError("size", f"found {text!r}, expected {expected}")
     return sides
 

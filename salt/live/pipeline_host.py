@@ -14,6 +14,7 @@ from ..acceleration.free_memory import check_bytes
 from ..acceleration.transfers import to_device
 from ..conditioning import Conditioning
 from ..errors import InputError
+from ..io.pixel_sizes import check_multiple
 from ..memory import KVMemory, MemoryPolicy, estimate_bytes
 from ..memory.far import memory_class
 from ..models.causal_model import CausalModel
@@ -51,8 +52,7 @@ class PipelineHost:
         scale = components.spatial_scale
         _, patch_height, patch_width = transformer.config.patch_size
         for name, value, unit in (("width", width, scale * patch_width), ("height", height, scale * patch_height)):
-            if value < unit or value % unit:
-                raise InputError(name, f"found {value} pixels, expected a multiple of {unit}")
+            check_multiple(name, value, unit)
         self.pipe, self.encoder, self.offloaded = pipe, components.text_encoder, components.offloaded
         self._encoding = threading.Lock()  # two threads may ask
         self.latent_size = (height // scale, width // scale)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..block_plan import RolloutSettings, block_lengths, count_model_calls
 from ..conditioning import Conditioning, PromptChange, PromptSchedule, Switch
 from ..errors import InputError
+from ..io.pixel_sizes import check_multiple
 from ..memory import KVMemory
 from ..memory.far import memory_class
 from ..models.fingerprint import fingerprint
@@ -226,9 +227,7 @@ def _pixel_size(components: PipelineComponents, inputs: PipelineInputs) -> tuple
     ):
         if inputs.memory is not None and value != held:
             raise InputError(name, f"found {value} pixels, expected those of the clip in `memory`, {held}")
-        if value < unit or value % unit:
-            near = " or ".join(str(x) for x in (value // unit * unit, (value // unit + 1) * unit) if x)
-            raise InputError(name, f"found {value} pixels, expected a multiple of {unit}, as {near}")
+        check_multiple(name, value, unit)
     return height, width
 
 

@@ -79,9 +79,14 @@ class PlannedModel:
         """Rows and columns of pixels that are one latent."""
         return 16 if self.has_wan22_latents else 8
 
+    @property
+    def token_pixels(self) -> int:
+        """Rows and columns of pixels that are one token, a patch of 2x2 latents."""
+        return 2 * self.latent_pixels
+
     def geometry(self, height: int, width: int, batch: int = 1) -> MemoryGeometry:
         """Of the KV memory of frames of these pixels."""
-        token = 2 * self.latent_pixels
+        token = self.token_pixels
         return MemoryGeometry(self.layers, self.heads, self.head_dim, height // token, width // token, batch)
 
 

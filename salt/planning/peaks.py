@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..io.pixel_sizes import check_multiple
 from ..memory import MemoryPolicy, estimate_bytes
 from ..memory.policy import FAR_BLOCK
 from .models import BF16, FP8, FP32, PlannedModel
@@ -86,7 +87,12 @@ class MemoryPlan:
 
 
 def memory_plan(model: PlannedModel, settings: PlanSettings) -> MemoryPlan:
-    """The plan of a run of `model` with `settings`. Raises InputError for a memory that does not hold a block."""
+    """The plan of a run of `model` with `settings`.
+
+    Raises InputError for pixels that fill no whole tokens, and for a memory that does not hold a block.
+    """
+    for field, pixels in (("width", settings.width), ("height", settings.height)):
+        check_multiple(field, pixels, model.token_pixels)
     (settings.policy or model.spec.policy).check_block(model.spec.frames_per_block)
     always = _resident(model, settings)
     text, umt5 = _text(model, settings)

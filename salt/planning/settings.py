@@ -57,8 +57,8 @@ class PlanSettings:
             if (value := getattr(self, field)) not in get_args(allowed):
                 raise InputError(field, f"found {value!r}, expected one of {', '.join(get_args(allowed))}")
         for field, value in (("height", self.height), ("width", self.width)):
-            if not 16 <= value <= MOST_PIXELS or value % 16:
-                raise InputError(field, f"found {value}, expected a multiple of 16 from 16 to {MOST_PIXELS:,} pixels")
+            if not 1 <= value <= MOST_PIXELS:
+                raise InputError(field, f"found {value} pixels, expected 1 to {MOST_PIXELS:,}")
         if not 0 < self.seconds <= MOST_SECONDS:
             raise InputError("seconds", f"found {self.seconds:g}, expected more than 0 and at most {MOST_SECONDS:,}")
         if self.clips < 1:

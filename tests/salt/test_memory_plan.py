@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from salt.acceleration.presets import store_weights
+from salt.checkpoints import save_diffusers
 from salt.cli import main
 from salt.errors import DeviceMemoryError, InputError
 from salt.memory import MemoryPolicy, estimate_bytes
@@ -160,7 +161,7 @@ def test_salt_plan_prints_tables(capsys, arguments, shown):
     ("arguments", "message"),
     [
         (["--size", "832"], "--size: found '832', expected width and height"),
-        (["--size", "830x480"], "--size: found '830x480'"),
+        (["--size", "830x480"], "--size: found a width of 830 pixels, expected a multiple of 16 (816 or 832)"),
         (["--vram", "nan"], "--vram: found nan"),
         (["--seconds", "-1"], "--seconds: found -1"),
         (["--model", "5B"], "--model: found '5B', expected a file"),
@@ -170,6 +171,18 @@ def test_salt_plan_prints_tables(capsys, arguments, shown):
 def test_salt_plan_names_the_option_that_is_wrong(capsys, arguments, message):
     assert main(["plan", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_sizes_that_fill_no_whole_tokens_are_refused_with_their_neighbours(tmp_path, capsys):
+    save_diffusers(tiny_system.student(in_channels=48, out_channels=48), tmp_path)
+    assert main(["plan", "--model", str(tmp_path), "--size", "1280x720"]) == 2
+    assert "--size: found a height of 720 pixels, expected a multiple of 32 (704 or 736)" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"width: found 848 pixels, expected a multiple of 32 \(832 or 864\)"):
+        memory_plan(planned_model(str(tmp_path)), PlanSettings(width=848))
+    with pytest.raises(InputError, match=r"height: found 40 pixels, expected a multiple of 16 \(32 or 48\)"):
+        tiny_system.pipeline().plan(height=40)
+    with pytest.raises(InputError, match="width: found 16416 pixels, expected 1 to 16,384"):
+        PlanSettings(width=16416)
 
 
 def test_a_pipeline_plans_its_own_settings():
