@@ -15,6 +15,7 @@ import { make, timelineView } from "./timeline.js";
 
 const TIMELINE_HEIGHT = 170;
 const PREVIEW_HEIGHT = 220;
+const LEAST_WIDTH = 210; // of a node, so that the canvas does not cut its title
 let words = {};
 let choices = {}; // labels of the choices in lists
 let liveToken = null; // of live sessions, where the server listens beyond this machine
@@ -216,6 +217,7 @@ app.registerExtension({
       addInspection(node, { api, word });
     }
     if (node.comfyClass === "SaltLoadMemory") showChosenMemory(node, { api, show: (output) => showKept(node, output) });
+    node.setSize([Math.max(node.size[0], LEAST_WIDTH), node.size[1]]);
     expandPrefix(node);
     animatePreviews(node);
     chain(node, "onExecuted", (output) => {

@@ -21,6 +21,14 @@ LABEL = """([vue, kind, name]) => { const node = app.graph._nodes.find(n => n.ty
   if (!vue) return node.widgets.find(w => w.name === name)._displayValue;
   return document.querySelector(`[data-node-id="${node.id}"]`).innerText }"""
 
+# What people call it, and ComfyUI's own nodes that have the word in their names and therefore come first.
+SEARCHES: dict[str, set[str]] = {
+    **{words: set() for words in ("salt", "rolling", "streaming video", "world model", "real time")},
+    **{words: set() for words in ("causal", "self forcing", "longlive")},
+    "infinite": {"Recraft Style - Infinite Style Library", "WanInfiniteTalkToVideo"},
+    "kv cache": {"Flux KV Cache"},
+}
+
 
 def words(language: str, name: str) -> dict:
     return json.loads((LOCALES / language / f"{name}.json").read_text(encoding="utf-8"))
@@ -78,3 +86,37 @@ def test_a_finished_video_plays_on_its_node_in_nodes_2(comfy, page_server):
     video.wait_for(timeout=10_000)
     comfy.page.wait_for_function("document.querySelector('[data-node-id] video').videoWidth > 0", timeout=10_000)
     comfy.picture("rollout_to_video_vue")
+
+
+def found_by_search(comfy: ComfyPage, words: str) -> list[str]:
+    """The names that the node search shows for these words, best first."""
+    results = comfy.page.get_by_role("dialog").get_by_role("option")
+    comfy.page.mouse.dblclick(800, 450)
+    comfy.page.get_by_role("combobox").last.fill(words)
+    results.first.wait_for()
+    comfy.page.wait_for_timeout(1500)  # the list follows the words a moment later
+    names = [text.split("\n")[0] for text in results.all_inner_texts()]
+    comfy.page.keyboard.press("Escape")
+    results.first.wait_for(state="detached")
+    return names
+
+
+@pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
+def test_the_node_search_finds_salt_first(comfy, page_server, vue):
+    if page_server.version < NEWER_PAGE:
+        pytest.skip("the search of this page is another")
+    comfy.setting("Comfy.VueNodes.Enabled", vue)
+    comfy.page.evaluate("app.graph.clear()")
+    for words, cores in SEARCHES.items():
+        found = found_by_search(comfy, words)
+        assert "Salt" in [name for name in found if name not in cores][0], f"{words}: {found}"
+        assert cores <= set(found), f"{words}: ComfyUI's own went, so they need not be passed over"
+
+
+def test_no_title_is_cut_on_the_canvas(comfy):
+    wide = """() => { const node = app.graph._nodes[0], brush = document.createElement('canvas').getContext('2d');
+      brush.font = app.canvas.title_text_font; return [node.size[0], brush.measureText(node.title).width] }"""
+    for kind in KINDS:
+        comfy.lone(kind)
+        width, title = comfy.page.evaluate(wide)
+        assert width >= title + 50, f"{kind}: {title:.0f} in {width:.0f} pixels, with the dot before it"
