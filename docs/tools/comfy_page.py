@@ -54,6 +54,7 @@ def comfy_page(*named: str) -> Iterator:
                     "Comfy.VueNodes.Enabled": True,
                     "Comfy.Minimap.Visible": False,
                     "Comfy.Graph.CanvasInfo": False,
+                    "Comfy.Graph.CanvasMenu": False,
                     "Comfy.NodeBadge.NodeSourceBadgeMode": "None",
                     "Comfy.Workflow.WorkflowTabsPosition": "Topbar",
                 }.items():

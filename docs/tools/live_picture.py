@@ -38,7 +38,7 @@ def live_address() -> Iterator[str]:
         yield process.stdout.readline().split()[0]
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def record() -> list[Image.Image]:
