@@ -4,8 +4,10 @@ import subprocess
 
 import pytest
 
+from salt.checkpoints import save_diffusers
 from tests.comfyui.conftest import PYTHON
-from tests.helpers import registry_copy
+from tests.helpers import registry_copy, stage_recipes, tiny_recipes
+from train.methods.sc_dmd import SCDMDTrainer
 
 
 def test_a_student_trained_in_the_pack_s_folder_is_loaded_and_sampled(tmp_path, inside, monkeypatch):
@@ -16,3 +18,28 @@ def test_a_student_trained_in_the_pack_s_folder_is_loaded_and_sampled(tmp_path, 
     monkeypatch.setenv("SALT_TRAINED", str(registry_copy.train(pack, PYTHON)))
     found = inside("tiny", "trained")
     assert found["latents"][:2] == [1, 16] and found["latents"][3:] == [8, 8] and found["finite"]
+
+
+def test_students_trained_from_pictures_begin_with_one(tmp_path, inside, monkeypatch):
+    few = dict(
+        optimisation=dict(batch=1, micro_batch=1, critic_per_generator=1, updates=1),
+        loss=dict(semigroup=0.0, align="none"),
+    )
+    ti2v = tiny_recipes.model(1, in_channels=48, out_channels=48)
+    save_diffusers(ti2v, tmp_path / "ti2v")
+    wan22 = dict(frames=8, frames_per_block=8, gives_first_frame=True, stepping="unipc", share={4: 1.0})
+    recipes = {
+        "i2v": stage_recipes.i2v_recipe(tmp_path, rollout=dict(share={4: 1.0}), **few),
+        "wan22": stage_recipes.i2v_recipe(
+            tmp_path, channels=48, models=dict.fromkeys(("student", "teacher"), str(tmp_path / "ti2v")),
+            rollout=wan22 | dict(independent_first_frame=False, memory="shots:8,window:32,offset:8"), **few,
+        ),
+    }  # fmt: skip
+    for name, recipe in recipes.items():
+        trainer = SCDMDTrainer(recipe)
+        trainer.update(0)
+        trainer.export(tmp_path / f"{name}.safetensors")
+    monkeypatch.setenv("SALT_TRAINED", str(tmp_path))
+    found = inside("tiny", "from_pictures")
+    assert found["i2v"][0] == [1, 16, 7, 4, 4] and found["wan22"][0] == [1, 48, 8, 4, 4]
+    assert all(error == 0 and finite for _, error, finite in found.values())

@@ -63,13 +63,13 @@ def reward_recipe(folder: Path, **sections) -> Recipe:
     )
 
 
-def i2v_recipe(folder: Path, **sections) -> Recipe:
+def i2v_recipe(folder: Path, channels: int = 16, **sections) -> Recipe:
     """Clips that begin with one of three pictures' latents, then two blocks of three."""
-    starts, prompts = folder / "starts", folder / "prompts.txt"
+    starts, prompts = folder / f"starts{channels}", folder / "prompts.txt"
     starts.mkdir(exist_ok=True)
     prompts.write_text("\n".join(CAPTIONS) + "\n")
     for i, caption in enumerate(CAPTIONS):
-        latent = torch.randn(16, 1, 4, 4, generator=torch.Generator().manual_seed(i))
+        latent = torch.randn(channels, 1, 4, 4, generator=torch.Generator().manual_seed(i))
         save_file({"latent": latent}, starts / f"{i:06d}.safetensors", {"prompt": caption})
     sections["rollout"] = dict(frames=7, independent_first_frame=True) | sections.get("rollout", {})
     return tiny_recipes.recipe(folder, data=dict(prompts=str(prompts), images=str(starts)), **sections)

@@ -274,5 +274,20 @@ def trained():
     return {"latents": list(latent["samples"].shape), "finite": bool(latent["samples"].isfinite().all())}
 
 
+def from_pictures():
+    """Exported students whose clips began with a picture, through the loader and Salt Rollout, from a latent."""
+    found = {}
+    for name, channels, side in (("i2v", 16, 32), ("wan22", 48, 64)):
+        model = LOADING.load_model(Path(os.environ["SALT_TRAINED"]) / f"{name}.safetensors")
+        frame = torch.randn(1, channels, 1, 4, 4, generator=torch.Generator().manual_seed(2))
+        latent, *_ = rollout(model, latents={"samples": frame}, seconds=1.0, width=side, height=side)
+        made = latent["samples"]
+        found[name] = [list(made.shape), error(made[:, :, :1], frame), bool(made.isfinite().all())]
+    return found
+
+
 if __name__ == "__main__":
-    run_case(loaded, clip, streaming, stream, encoding, flat, reservation, cancelled, taehv, refusals, width, trained)
+    run_case(
+        *(loaded, clip, streaming, stream, encoding, flat, reservation, cancelled, taehv, refusals, width, trained),
+        from_pictures,
+    )
