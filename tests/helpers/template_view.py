@@ -15,6 +15,9 @@ OPEN = """async ([graph, name]) => {
     same = now === last ? same + 1 : 0;
     last = now;
   }
+  app.canvas.setDirty(true, true);  // wires, whose ends move with the nodes
+  await frame();
+  await frame();
   return app.canvas.ds.scale;
 }"""
 
