@@ -12,7 +12,7 @@ from salt.comfy_client.workflow import inputs_of, widgets_of
 
 from .layout import GROUP_TITLE, Frame, place
 from .parts import Group, Link, Node, Wire
-from .sizes import TITLE, least_height, node_height, node_room, node_width
+from .sizes import LEAST_WIDTH, TITLE, least_height, node_height, node_room, node_width
 from .wires import Box, Point, route
 
 NOTE_COLORS = {"color": "#223", "bgcolor": "#2a2d3a"}
@@ -63,7 +63,8 @@ class Graph:
         values |= {name: options[name].get("default", "") for name in wired if name in values}
         if unset := [name for name, value in values.items() if value is None]:
             raise ValueError(f"{self.name}: {kind} needs a value for {', '.join(unset)}")
-        actual = (size[0] or node_width(kind), max(size[1], least_height(kind), node_height(definition, bool(models))))
+        width = max(size[0] or node_width(kind), LEAST_WIDTH)
+        actual = (width, max(size[1], least_height(kind), node_height(definition, bool(models))))
         kept = node_room(kind) if room is None else room
         node = Node(
             self.first_number + len(self.nodes),

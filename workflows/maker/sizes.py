@@ -48,10 +48,11 @@ def note_height(text: str, width: int) -> int:
     return round(NOTE_MARGIN + NOTE_LINE * lines + NOTE_PARAGRAPH * paragraphs)
 
 
+LEAST_WIDTH = 225  # of a node in Nodes 2.0, which widens narrower ones over the wires beside them
 # Widths of nodes that need more or less than others, and heights that a run adds below a node's widgets.
 WIDTHS = {
-    "SaltLoadTiny": 220, "SaltDecode": 220, "SaltRollout": 340, "SaltExtendVideo": 340, "SaltRolloutToVideo": 340,
-    "SaltPromptSchedule": 440, "CLIPTextEncode": 320, "SaveVideo": 340, "SaltLive": 540,
+    "SaltLoadTiny": LEAST_WIDTH, "SaltDecode": LEAST_WIDTH, "SaltRollout": 340, "SaltExtendVideo": 340,
+    "SaltRolloutToVideo": 340, "SaltPromptSchedule": 435, "CLIPTextEncode": 320, "SaveVideo": 340, "SaltLive": 540,
 }  # fmt: skip
 DEFAULT_WIDTH = 270
 HEIGHTS = {"SaltPromptSchedule": 380}  # with the timeline that the pack's own page adds

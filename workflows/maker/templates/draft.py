@@ -79,7 +79,7 @@ made.
 {SWAP_NOTE}
 """)
     loaders = tiny_student(g, player=(300, 420))
-    seed = g.add("PrimitiveInt", title="Seed for both", value=TINY_SEED, size=(220, 0))["INT"]
+    seed = g.add("PrimitiveInt", title="Seed for both", value=TINY_SEED, size=(225, 0))["INT"]
     g.group("Prompt", 1)
     positive = prompt(g, loaders, TINY_PROMPT, size=(260, 0))
     latents = {}
@@ -132,7 +132,7 @@ seconds, 81 for 5.
     inside = every_clip(g)
     for name, latent in latents.items():
         g.group(f"Clips {name.upper()}", 4)
-        videos = inside.node(g, width=220, latents=latent, vae=loaders.vae)["VIDEO"]
+        videos = inside.node(g, width=225, latents=latent, vae=loaders.vae)["VIDEO"]
         player(g, loaders, videos, f"{g.name}_{name}", 5, f"Videos {name.upper()}")
 
 

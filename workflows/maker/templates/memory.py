@@ -104,7 +104,7 @@ made only once.
         name: g.add(
             "SaltExtendVideo", title=f"Ending {name.upper()}", model=loaders.model, positive=positive,
             memory=rollout["memory"], latents=rollout["LATENT"], seconds=3.0, seed=2, nfe="4", room=60,
-            size=(310, 0),
+            size=(300, 0),
         )
         for name, positive in endings.items()
     }  # fmt: skip
