@@ -4,6 +4,10 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # `python FOLDER/train`, for a Python that finds no modules in the folder where it is started
+    sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from train.command_line import EXIT_ERROR, run_command
 from train.config.command import add_recipes

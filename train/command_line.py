@@ -20,7 +20,7 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
 
     The parsed arguments have `run`, the command's function, and may have `device` and `debug` (errors are raised).
     """
-    arguments = parser.parse_args(argv)
+    arguments = _parsed(parser, argv)
     try:
         check_launcher("train")
         if hasattr(arguments, "device"):
@@ -37,6 +37,16 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
         print(f"error: {process}{_sentence(error, arguments)}", file=sys.stderr)
         return EXIT_ERROR
     return 0
+
+
+def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; a recipe's `key=value` may also stand behind an option, where argparse does not look for it."""
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and hasattr(arguments, "overrides") and all("=" in x and not x.startswith("-") for x in rest):
+        arguments.overrides = [*arguments.overrides, *rest]
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments
 
 
 def _device(name: str) -> str:

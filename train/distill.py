@@ -34,6 +34,7 @@ from train.methods.long_tuning import LongTuningTrainer
 from train.methods.ode_regression import ODERegressionTrainer
 from train.methods.sc_dmd import SCDMDTrainer
 from train.methods.teacher_forcing import TeacherForcingTrainer
+from train.next_commands import after_distill, before_distill
 from train.sample_grid import SampleGrid
 
 # What a resumed run may not change, and what it may all the same: settings that trade memory for time.
@@ -112,6 +113,8 @@ def distill(recipe: Recipe, mode: Mode, repository: str = "") -> Path:
 
 
 def _distill(recipe: Recipe, mode: Mode, repository: str) -> Path:
+    if is_main_process():
+        print(f"{recipe.name}: loads its models", flush=True)
     trainer = trainer_of(recipe, mode)
     if trainer.accelerator.is_main_process:
         save_recipe(recipe, trainer.folder.updates())
@@ -176,11 +179,14 @@ def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
     check_mode(recipe, mode)
     if arguments.dry_run:
         lines = dry_run(recipe, mode)
+        if not missing_files(recipe):
+            lines.append(before_distill(arguments.recipe, *arguments.overrides))
     else:
         check_recipe(recipe, process_count())
         check_backbones(recipe)
         check_memory(recipe, process_count(), mode, available_memory(process_device()))
-        lines = [f"student: {distill(recipe, mode, arguments.push)}"]
+        student = distill(recipe, mode, arguments.push)
+        lines = [f"student: {student}", *after_distill(recipe, student)]
     if is_main_process():
         print("\n".join(lines))
     leave_group()

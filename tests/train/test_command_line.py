@@ -30,7 +30,8 @@ print(json.dumps([code, sorted(sys.modules)]))
         (["evaluate", "student", "--bench", "shape"], "invalid choice: 'shape'", {"torch"}),
         (["tiny", "--stage", "vea"], "invalid choice: 'vea'", {"torch"}),
         (["nothing"], "invalid choice: 'nothing'", {"torch"}),
-        (["distill", "tiny_salt", "loss.gudance=2"], "did you mean guidance", {"accelerate"}),
+        (["distill", "tiny_salt", "--mode", "single", "loss.gudance=2"], "did you mean guidance", {"accelerate"}),
+        (["distill", "tiny_salt", "--dry-run", "nonsense"], "unrecognized arguments: nonsense", {"torch"}),
     ],
 )
 def test_an_argument_mistake_is_said_before_slow_imports(arguments, said, not_imported):
@@ -42,6 +43,13 @@ def test_an_argument_mistake_is_said_before_slow_imports(arguments, said, not_im
     slow = {"diffusers", "transformers", "matplotlib", "tensorboard"} | not_imported
     assert not slow & set(modules)
     assert "torch" not in not_imported or "torch.distributed" not in modules
+
+
+def test_a_python_that_looks_for_no_module_where_it_starts_runs_the_folder(tmp_path):
+    """As that of ComfyUI's portable build for Windows, which is isolated by its ._pth file."""
+    command = [sys.executable, "-I", str(ROOT / "train"), "recipes"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "tiny_first" in done.stdout, done.stderr
 
 
 def test_one_process_in_place_of_several_is_an_error(monkeypatch, capsys):

@@ -71,6 +71,12 @@ def test_several_benches_write_into_one_folder(pipeline_folder, tmp_path):
         ([], "student: found none, expected a checkpoint or folder"),
         (["nowhere", "--bench", "defect"], "nowhere: found no such file or folder, expected a model"),
         (["nowhere"], "nowhere"),
+        (["{folder}", "--prompts", "my.txt"], "has no effect on --bench shapes, only on defect or drift or vbench or"),
+        (["{folder}", "--bench", "defect", "--steps", "4"], "has no effect on --bench defect, only on shapes or drift"),
+        (
+            ["{folder}", "--bench", "drift", "--seeds", "4"],
+            "--seeds=[4] has no effect on --bench drift, only",
+        ),
         (["nowhere", "--device", "foo"], "--device: found foo, expected cpu"),
         (["{folder}", "--bench", "defect", "--triples", "900,500,0"], "found t_s 900, expected one of 1000, 875"),
         (["{folder}", "--bench", "defect", "--triples", "900,500"], "triples: found '900,500', expected three"),
@@ -106,7 +112,7 @@ SPECS = [StudentSpec(n, (1000, 500), shift=3.0) for n in (0, 1, 3)] + [UNIPC, re
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=["whole", "1", "3", "unipc", "sdv2"])
-def test_shapebench_samples_any_checkpoint_by_its_spec(tmp_path, monkeypatch, spec):
+def test_shapebench_samples_any_checkpoint_by_its_spec(tmp_path, monkeypatch, capsys, spec):
     sampled = []
     new_vae().save_pretrained(tmp_path / "vae")
     save_wan(new_transformer(0), tmp_path / "mine.safetensors", spec=spec, dtype=torch.float32)
@@ -117,8 +123,13 @@ def test_shapebench_samples_any_checkpoint_by_its_spec(tmp_path, monkeypatch, sp
         return [score_clip(render(SCENES[:1], 9, torch.Generator()).pixels[0], SCENES[0])]
 
     monkeypatch.setattr("train.evaluation.shapebench.score_model", recorded)
-    arguments = ["--vae", tmp_path / "vae", "--steps", 2, "--out", tmp_path / "out"]
-    assert run(tmp_path / "mine.safetensors", *arguments) == 0
+    arguments = ["--vae", tmp_path / "vae", "--steps", 2, "--limit", 9, "--out", tmp_path / "out.v1"]
+    assert run(tmp_path / "mine.safetensors", *arguments) == 0 and len(sampled) == 2
+    said = capsys.readouterr().out.splitlines()
+    assert [line for line in said if line.startswith("student, 2 steps: 2 of 2 batches of 8 clips, left 0:00:00")]
+    written = [tmp_path / f"out.v1.{suffix}" for suffix in ("md", "json")]
+    assert f"written: {written[0]}, {written[1]}" in said and all(path.is_file() for path in written)
+    assert said[-2].startswith("next: python -m salt.cli generate") and said[-1].startswith("ComfyUI: copy")
     pipe = SaltPipeline.from_single_file(tmp_path / "mine.safetensors", parts=parts_of(tmp_path))
     clip = pipe(SCENES[0].caption, num_frames=9, seed=7, num_inference_steps=2, output_type="latent").latents
     assert torch.allclose(sampled[0], clip, atol=1e-4)

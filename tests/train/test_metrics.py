@@ -30,7 +30,8 @@ def test_a_run_without_a_terminal_prints_a_line_per_interval(tmp_path, capsys, c
         for update in range(4, 10):
             clock[0] += 4
             logger.update(update, VALUES, 3.0)
-    lines = [line for line in capsys.readouterr().out.splitlines() if "update" in line]
+    first, *lines = [line for line in capsys.readouterr().out.splitlines() if "update" in line]
+    assert first.startswith(f"small: updates 4 to 9, into {recipe.run.out} (")
     assert [re.search(r"update (\d+)/9", line)[1] for line in lines] == ["4", "7", "9"]
     assert re.fullmatch(
         r"small: update 7/9, critic 0.25 critic_mean 0.5 critic_norm 2 dmd 0.125 norm 1.5 lr 1e-05 seconds 3 "
@@ -41,6 +42,13 @@ def test_a_run_without_a_terminal_prints_a_line_per_interval(tmp_path, capsys, c
         rows = {(int(row["step"]), row["name"]): float(row["value"]) for row in csv.DictReader(file)}
     assert {name for _, name in rows} == {*VALUES, "seconds", "tokens_per_second", "memory_gib", "seconds_left"}
     assert rows[7, "seconds"] == 3 and rows[7, "seconds_left"] == 8 and 0.05 < rows[7, "memory_gib"] < 100
+
+
+def test_a_finished_run_says_so(tmp_path, capsys):
+    recipe = tiny_recipes.recipe(tmp_path, optimisation=dict(updates=9))
+    with MetricsLogger(recipe, Accelerator(), done=9, throughput=THROUGHPUT):
+        pass
+    assert "small: all 9 updates are done; a larger optimisation.updates goes on" in capsys.readouterr().out
 
 
 def test_the_plot_is_drawn_while_the_run_goes_on(tmp_path, monkeypatch, clock):

@@ -14,9 +14,11 @@ from train.command_line import DEVICE, DEVICE_HELP
 
 def precompute(arguments: argparse.Namespace) -> None:
     """Precompute prompt embeddings, start images, a teacher's trajectories or encoded videos for a run."""
+    from salt.io.launcher import is_main_process
     from salt.io.prompt_files import read_prompts
     from train.config.loader import load_recipe
     from train.config.validation import check_prompt_file
+    from train.next_commands import before_distill
 
     source: Path = arguments.source
     if source.suffix.lower() == ".txt":
@@ -27,6 +29,8 @@ def precompute(arguments: argparse.Namespace) -> None:
 
         new = precompute_embeddings(prompts, arguments.text, arguments.out, arguments.device)
         print(f"{arguments.out}: {new} of {len(prompts)} prompts embedded")
+        if is_main_process():
+            print(before_distill("RECIPE", f"data.prompts={source}", f"data.embeddings={arguments.out}"))
         return
     recipe = load_recipe(source, arguments.overrides)  # a mistake in it is said before the slow import below
 
@@ -34,6 +38,8 @@ def precompute(arguments: argparse.Namespace) -> None:
 
     for line in precompute_recipe(recipe, arguments.images, arguments.videos, arguments.device):
         print(line)
+    if is_main_process():
+        print(before_distill(source, *arguments.overrides))
 
 
 def add_precompute(commands: argparse._SubParsersAction) -> None:

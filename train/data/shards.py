@@ -10,8 +10,11 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 from salt.io.launcher import process_count, process_rank
+
+Item = TypeVar("Item")
 
 
 def own_shards(paths: Sequence[Path], size: int) -> list[range]:
@@ -21,11 +24,11 @@ def own_shards(paths: Sequence[Path], size: int) -> list[range]:
     return [shard for shard in own if not all(paths[i].exists() for i in shard)]
 
 
-def with_progress(shards: Sequence[range], folder: str) -> Iterator[range]:
-    """The shards, with a line on time left after each is finished."""
+def with_progress(items: Sequence[Item], what: str, unit: str = "shards") -> Iterator[Item]:
+    """The items, with a line on time left after each is finished."""
     who = f" (process {process_rank()} of {process_count()})" if process_count() > 1 else ""
     began = time.monotonic()
-    for done, shard in enumerate(shards, 1):
-        yield shard
-        left = timedelta(seconds=round((time.monotonic() - began) / done * (len(shards) - done)))
-        print(f"{folder}: {done} of {len(shards)} shards{who}, left {left}", flush=True)
+    for done, item in enumerate(items, 1):
+        yield item
+        left = timedelta(seconds=round((time.monotonic() - began) / done * (len(items) - done)))
+        print(f"{what}: {done} of {len(items)} {unit}{who}, left {left}", flush=True)

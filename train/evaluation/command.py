@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from salt.errors import InputError
 from salt.io.atomic import check_writable, write_text
+from salt.io.launcher import is_main_process
 from train.command_line import DEVICE, DEVICE_HELP
 
 if TYPE_CHECKING:
@@ -22,6 +24,18 @@ if TYPE_CHECKING:
 BENCHES = ("shapes", "defect", "drift", "vbench", "vbench-long")
 OUTPUTS = Path("outputs")
 OUTPUT_NAMES = dict(zip(BENCHES, ("shapebench", *BENCHES[1:]), strict=True))
+
+# The benchmarks that read an option, and what it is where it was not given.
+READERS: dict[str, tuple[Sequence[str], object]] = {
+    **dict.fromkeys(("teacher", "vae", "seeds"), (BENCHES[:1], None)),
+    **dict.fromkeys(("parts", "dtype", "prompts", "samples", "memory"), (BENCHES[1:], None)),
+    "weights": (BENCHES[1:], "auto"),
+    "seed": (BENCHES[1:], 0),
+    "batch": (("defect", "drift"), 1),
+    "extended": (("vbench", "vbench-long"), None),
+    "steps": (("shapes", "drift", "vbench", "vbench-long"), None),
+    "triples": (("defect",), None),
+}
 
 
 def add_evaluate(commands: argparse._SubParsersAction) -> None:
@@ -37,6 +51,7 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
                          help="steps per block; shapes 2 4 8, others the student's own; vbench takes one")  # fmt: skip
     command.add_argument("--frames", type=int, help="latent frames of a clip (default: shapes, defect and vbench 21, "
                          "drift and vbench-long 120, which is half a minute)")  # fmt: skip
+    command.add_argument("--limit", type=int, metavar="N", help="only the first N prompts")
     command.add_argument("--device", default=DEVICE, help=DEVICE_HELP)
     shapes = command.add_argument_group("shapes")
     shapes.add_argument("--teacher", type=Path, help="a teacher, scored in 50 guided steps, in blocks or whole as "
@@ -52,7 +67,6 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     others.add_argument("--prompts", type=Path, help="prompts, one per line, or VBench_full_info.json "
                         "(Shapes world: ShapeBench's captions by default)")  # fmt: skip
     others.add_argument("--extended", type=Path, help="vbench: an extended version of each prompt, line by line")
-    others.add_argument("--limit", type=int, metavar="N", help="only the first N prompts")
     others.add_argument("--samples", type=int, metavar="N",
                         help="clips per prompt (default: 1; vbench 5, and 25 for temporal_flickering)")  # fmt: skip
     others.add_argument("--seed", type=int, default=0)
@@ -68,6 +82,10 @@ def evaluate(args: argparse.Namespace) -> None:
     for name in ("limit", "samples", "frames", "batch"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise ValueError(f"--{name}: found {value}, expected 1 or more")
+    for name, (readers, default) in READERS.items():
+        if (value := getattr(args, name)) != default and not set(readers) & set(args.bench):
+            problem = f"has no effect on --bench {' '.join(args.bench)}, only on {' or '.join(readers)}"
+            raise InputError(name, problem, value)
     if args.student is None and not (args.teacher and args.bench == ["shapes"]):
         raise ValueError("student: found none, expected a checkpoint or folder (or --teacher, for shapes alone)")
     if any(bench.startswith("vbench") for bench in args.bench):
@@ -87,6 +105,22 @@ def evaluate(args: argparse.Namespace) -> None:
         check_writable(out.with_name(out.name + ".md"), ".md")
     for bench, out in places.items():
         benches[bench](args, out)
+    if is_main_process():
+        print("\n".join(_what_follows(args, places)))
+
+
+def _what_follows(args: argparse.Namespace, places: dict[str, Path]) -> list[str]:
+    """Where the figures lie, and the commands for a video of the student and for ComfyUI."""
+    from salt.pipeline.components import TINY_NAME
+    from train.next_commands import TINY_PROMPT, after_evaluate
+
+    written = [f"{out}.md, {out}.json" for bench, out in places.items() if not bench.startswith("vbench")]
+    lines = [f"written: {', '.join(written)}"] if written else []
+    if args.student is None or not args.student.exists():  # salt-tiny by its name
+        return lines
+    if "shapes" in args.bench:
+        return lines + after_evaluate(args.student, TINY_PROMPT, TINY_NAME)
+    return lines + after_evaluate(args.student, "a prompt", str(args.parts or ""))
 
 
 def _check_vbench(args: argparse.Namespace) -> None:
@@ -149,7 +183,8 @@ def _shapes(args: argparse.Namespace, out: Path) -> None:
     steps = tuple(args.steps or (2, 4, 8))
     seeds, frames = args.seeds or [bench.REPORTED_SEED], args.frames or bench.CLIP_FRAMES
     vae = args.vae or TINY_FOLDER / "vae"
-    print(bench.evaluate(student, vae, out, args.teacher, steps, args.device, seeds, frames))
+    prompts = bench.PROMPTS[: args.limit]
+    print(bench.evaluate(student, vae, out, args.teacher, steps, args.device, seeds, frames, prompts))
 
 
 def _defect(args: argparse.Namespace, out: Path) -> None:
@@ -205,7 +240,6 @@ def _drift(args: argparse.Namespace, out: Path) -> None:
 
 
 def _vbench(args: argparse.Namespace, out: Path, long: bool = False) -> None:
-    from salt.io.launcher import is_main_process
     from train.evaluation.vbench import plan, read_list, sample_all
 
     prompts = read_list(args.prompts, args.extended)[: args.limit]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -12,9 +14,11 @@ from torch import Tensor
 
 from salt.checkpoints import load_student, read_checkpoint
 from salt.errors import InputError
+from salt.io.atomic import write_text
 from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.models.word_embedder import WordEmbedder
 from salt.spec import StudentSpec
+from train.data.shards import with_progress
 from train.evaluation.sampling import DEFAULT_SPEC, decode_latents, load_vae, student_clips, teacher_clips
 from train.shapes.bench import ClipScore, as_rows, score_clip, score_table, summarize
 from train.shapes.world import HELD_OUT_SCENES, TRAIN_SCENES, Scene
@@ -25,6 +29,8 @@ CLIPS_PER_BATCH = 8
 CLIP_FRAMES = 21  # latent frames of a reported clip: 81 pixel frames
 DECODER_WARMUP = 3  # latent frames that the causal decoder sees before the last CLIP_FRAMES of a long clip
 REPORTED_SEED = 2000  # of reported tables; salt-tiny's weights were chosen among candidates on other seeds
+
+Scores = TypeVar("Scores")  # of a batch: a list, or one for each end of its clips
 
 
 def sample_prompts(
@@ -92,19 +98,29 @@ def split_rows(name: str, scores: list[ClipScore]) -> dict[str, list[ClipScore]]
     return {name: scores, f"{name}, held out": [s for s in scores if s.caption in held_out]}
 
 
+def _batches(
+    name: str, seeds: Sequence[int], prompts: Sequence[Scene], score: Callable[..., Scores]
+) -> Iterator[Scores]:
+    """What `score` returns for each batch of the prompts, for each seed, with a line on time left after each."""
+    firsts = [(seed, i) for seed in seeds for i in range(0, len(prompts), CLIPS_PER_BATCH)]
+    for seed, first in with_progress(firsts, name, f"batches of {CLIPS_PER_BATCH} clips"):
+        yield score(prompts=prompts[first : first + CLIPS_PER_BATCH], seed=seed + first)
+
+
 def _student_rows(
     model: SaltTransformer3DModel,
     vae: AutoencoderKLWan,
     steps: int,
     frames: int,
     seeds: Sequence[int],
+    prompts: Sequence[Scene],
     spec: StudentSpec,
 ) -> dict[str, list[ClipScore]]:
     name = f"student, {steps} steps"
     if frames <= CLIP_FRAMES:
-        scores = [s for seed in seeds for s in score_model(model, vae, steps, frames=frames, seed=seed, spec=spec)]
-        return split_rows(name, scores)
-    ends = [score_ends(model, vae, steps, frames=frames, seed=seed, spec=spec) for seed in seeds]
+        score = partial(score_model, model, vae, steps, frames=frames, spec=spec)
+        return split_rows(name, [s for batch in _batches(name, seeds, prompts, score) for s in batch])
+    ends = list(_batches(name, seeds, prompts, partial(score_ends, model, vae, steps, frames=frames, spec=spec)))
     first, last = ([s for pair in ends for s in pair[end]] for end in (0, 1))
     return split_rows(f"{name}, first {CLIP_FRAMES} of {frames}", first) | split_rows(
         f"{name}, last {CLIP_FRAMES} of {frames}", last
@@ -124,11 +140,13 @@ def evaluate(
     device: str = "cpu",
     seeds: Sequence[int] = (REPORTED_SEED,),
     frames: int = CLIP_FRAMES,
+    prompts: Sequence[Scene] = PROMPTS,
 ) -> str:
     """Write `out`.md (the table, returned too) and `out`.json (every clip's verdicts and measurements).
 
-    seeds: a clip of every prompt for each. frames: latent frames of the student's clips; where they are longer than
-    CLIP_FRAMES, both ends are scored. Raises ValueError where the ends would overlap almost entirely.
+    Prints the time left after each batch. seeds: a clip of every prompt for each. frames: latent frames of the
+    student's clips; where they are longer than CLIP_FRAMES, both ends are scored. Raises ValueError where the ends
+    would overlap almost entirely.
     """
     if CLIP_FRAMES < frames < CLIP_FRAMES + DECODER_WARMUP:
         longest, long = CLIP_FRAMES, CLIP_FRAMES + DECODER_WARMUP
@@ -137,19 +155,15 @@ def evaluate(
     rows: dict[str, Sequence[ClipScore]] = {}
     if teacher is not None:
         model, spec = _load(teacher, device)
-        scores = [
-            score
-            for seed in seeds
-            for score in score_model(model, decoder, TEACHER_STEPS, teacher=True, seed=seed, spec=spec)
-        ]
-        rows |= split_rows(f"teacher, {TEACHER_STEPS} steps", scores)
+        name = f"teacher, {TEACHER_STEPS} steps"
+        score = partial(score_model, model, decoder, TEACHER_STEPS, teacher=True, spec=spec)
+        rows |= split_rows(name, [s for batch in _batches(name, seeds, prompts, score) for s in batch])
     if student is not None:
         model, spec = _load(student, device)
         for count in steps:
-            rows |= _student_rows(model, decoder, count, frames, seeds, spec)
+            rows |= _student_rows(model, decoder, count, frames, seeds, prompts, spec)
     table = score_table(rows)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".md").write_text(table + "\n")
+    write_text(out.with_name(f"{out.name}.md"), table + "\n")
     full = {name: {"summary": summarize(scores), "clips": as_rows(scores)} for name, scores in rows.items()}
-    out.with_suffix(".json").write_text(json.dumps(full) + "\n")
+    write_text(out.with_name(f"{out.name}.json"), json.dumps(full) + "\n")
     return table

@@ -60,6 +60,8 @@ class MetricsLogger:
     def __enter__(self) -> MetricsLogger:
         self.progress.start()
         self.began = self.printed = self.plotted = time.monotonic()
+        if self.accelerator.is_main_process:
+            self.progress.console.print(self._beginning(), markup=False, highlight=False, soft_wrap=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -69,6 +71,15 @@ class MetricsLogger:
             tracker.finish()
         if self.accelerator.is_main_process and self.csv.exists():
             self._plot()
+
+    def _beginning(self) -> str:
+        name, updates = printable(self.recipe.name), self.recipe.optimisation.updates
+        if self.first >= updates:
+            return f"{name}: all {self.first} updates are done; a larger optimisation.updates goes on from them"
+        return (
+            f"{name}: updates {self.first + 1} to {updates}, into {printable(str(self.folder))} (a line comes after "
+            "the first; Ctrl-C saves a checkpoint, from which the same command goes on)"
+        )
 
     def update(self, update: int, values: dict[str, float], seconds: float) -> None:
         """Log `values` after `update` finished updates of the student, with seconds, memory and time left."""
