@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 MAX_BODY_BYTES = 2**12
+Answer = dict[str, dict[str, object] | None]
 
 
 def add_routes(server: Any) -> None:
@@ -60,13 +61,16 @@ async def answer_stop(request: web.Request) -> web.Response:
 
 
 async def answer_student(request: web.Request) -> web.Response:
-    """GET ?file=NAME: what `salt inspect` says of a file that Load Salt Student lists, {"lines": {what: value}}."""
+    """GET ?file=NAME: what `salt inspect` says of a file that Load Salt Student lists, {"lines": {what: value}}, and
+    the length of its blocks, "timing", as `student_timing` has it. &trained_as=: of Load Salt Student."""
 
-    def described(name: str) -> dict[str, dict[str, object]]:
+    def described(name: str) -> Answer:
         from ...salt.cli.inspect import describe_file
-        from .loading import check_student, student_path
+        from .loading import check_student, student_path, student_timing
 
-        return {"lines": {**describe_file(student_path(check_student(name)))}}
+        path = student_path(check_student(name))
+        timing = student_timing(path, request.query.get("trained_as", "auto"))
+        return {"lines": {**describe_file(path)}, "timing": timing}
 
     return await answer_file(request, described)
 
@@ -74,7 +78,7 @@ async def answer_student(request: web.Request) -> web.Response:
 async def answer_memory(request: web.Request) -> web.Response:
     """GET ?file=NAME: the memory bar of a file that Salt Load Memory lists, {"memory": MemoryBar}."""
 
-    def described(name: str) -> dict[str, dict[str, object]]:
+    def described(name: str) -> Answer:
         from .memory_files import memory_bar
 
         return {"memory": asdict(memory_bar(name))}
@@ -82,7 +86,7 @@ async def answer_memory(request: web.Request) -> web.Response:
     return await answer_file(request, described)
 
 
-async def answer_file(request: web.Request, describe: Callable[[str], dict[str, dict[str, object]]]) -> web.Response:
+async def answer_file(request: web.Request, describe: Callable[[str], Answer]) -> web.Response:
     """What `describe` says of the file that a request names; 400 and the reason where it cannot be read."""
     from aiohttp import web
 

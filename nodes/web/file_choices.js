@@ -40,9 +40,9 @@ function listed(node) {
   return [all, options.salt_students ?? all.length];
 }
 
-/** Ask the server about a file; its answer, or {error}. */
-async function ask(api, route, file) {
-  const answer = await api.fetchApi(`${route}?file=${encodeURIComponent(file)}`);
+/** Ask the server about a file, {file}; its answer, or {error}. */
+export async function ask(api, route, question) {
+  const answer = await api.fetchApi(`${route}?${new URLSearchParams(question)}`);
   return answer.json().catch(() => ({ error: `${answer.status}` }));
 }
 
@@ -55,7 +55,7 @@ export function addInspection(node, { api, word }) {
 }
 
 async function inspect(file, { api, word }) {
-  const { lines, error } = await ask(api, "/salt/student", file);
+  const { lines, error } = await ask(api, "/salt/student", { file });
   const rows = Object.entries(lines ?? {}).map(([what, value]) => make("tr", "", {}, [make("th", "", {}, [what]), make("td", "", {}, [value])]));
   const close = make("button", "", { type: "button" }, [word("close")]);
   const content = [make("h2", "", {}, [file]), error ? make("p", "", {}, [error]) : make("table", "", {}, rows), close];
@@ -73,7 +73,7 @@ export function showChosenMemory(node, { api, show }) {
   if (!widget) return;
   const look = async () => {
     const file = widget.value;
-    const { memory } = await ask(api, "/salt/memory", file);
+    const { memory } = await ask(api, "/salt/memory", { file });
     if (widget.value === file && node.graph) show(memory ? { salt_memory: [memory] } : {});
   };
   chain(widget, "callback", look);

@@ -4,7 +4,8 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { applyTextReplacements } from "../../scripts/utils.js";
 import { labelChoices } from "./choice_labels.js";
-import { addInspection, foldFiles, showChosenMemory } from "./file_choices.js";
+import { blockSeconds, clipSeconds } from "./clip_timing.js";
+import { addInspection, ask, foldFiles, showChosenMemory } from "./file_choices.js";
 import { rootGraph, sayWhereNotDrawn } from "./front_ends.js";
 import { showLiveView } from "./live_view.js";
 import { legend, memoryBar } from "./memory_bar.js";
@@ -29,13 +30,7 @@ async function loadTranslations() {
   if (answer.ok) ({ salt: words = {}, saltChoices: choices = {} } = (await answer.json())[language()] ?? {});
 }
 
-/** Seconds of the clip that this node's prompts go to; 0 where that is unknown, as when a memory is extended. */
-function clipSeconds(node) {
-  if (!node.graph) return 0; // a copy on its way into a subgraph
-  const goals = (node.getOutputNodes?.(0) ?? []).filter((n) => !n.inputs?.find((i) => i.name === "memory")?.link);
-  return Math.max(0, ...goals.map((n) => Number(n.widgets?.find((w) => w.name === "seconds")?.value) || 0));
-}
-
+const askStudent = (question) => ask(api, "/salt/student", question);
 const shownNodes = () => app.canvas.graph?.nodes ?? [];
 
 function addTimeline(node) {
@@ -49,6 +44,7 @@ function addTimeline(node) {
       node.graph?.change?.();
     },
     clip: () => clipSeconds(node),
+    block: () => blockSeconds(node, askStudent),
     locked,
     showText: (wanted) => {
       const shown = wanted || locked();
@@ -68,6 +64,7 @@ function addTimeline(node) {
   };
   for (const kind of ["click", "change"]) view.element.addEventListener(kind, captured);
   view.element.addEventListener("keyup", (event) => event.target.type === "button" && captured());
+  for (const kind of ["pointerenter", "focusin"]) view.element.addEventListener(kind, () => blockSeconds(node, askStudent));
   const height = () => TIMELINE_HEIGHT;
   const widget = node.addDOMWidget("timeline_picture", "salt_timeline", view.element, {
     serialize: false,

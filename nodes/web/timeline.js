@@ -12,12 +12,13 @@ const MARKS = { keep: "", recache: "↻", cut: "✂", shot: "▣", "recache-sink
 const TICKS = [0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800];
 
 /**
- * read(): the text. write(text): the user changed it. clip(): the clip's seconds, 0 where they are not known.
+ * read(): the text. write(text): the user changed it. clip(): the clip's seconds, 0 where they are not known;
+ * block(): those of one of the student's blocks.
  * locked(): whether the text comes from a link. showText(wanted): show the text as it is stored as well, or not; returns
  * whether it is shown. word(english): the text in the user's language.
  * Returns {element, refresh}; call refresh when the result of any of these has changed.
  */
-export function timelineView({ read, write, clip, locked, showText, word }) {
+export function timelineView({ read, write, clip, block, locked, showText, word }) {
   const parts = build(word);
   const { element, track, ruler, fields, said } = parts;
   let changes = [];
@@ -124,8 +125,8 @@ export function timelineView({ read, write, clip, locked, showText, word }) {
     fields.text.value = changes[selected].text;
   });
   fields.add.addEventListener("click", () => {
-    const into = timeline.roomiest(changes, selected, clip());
-    const next = timeline.split(changes, into, end(), clip());
+    const into = timeline.roomiest(changes, selected, clip(), block());
+    const next = timeline.split(changes, into, end(), clip(), block());
     if (next === changes) return;
     change(next, into + 1);
     fields.text.select();

@@ -6,7 +6,6 @@
  */
 
 export const MODES = ["keep", "recache", "cut", "shot", "recache-sink"];
-const LAST_BLOCK = 0.75; // seconds of a block of 3 latent frames at 16 a second: a prompt that begins later is not used
 export const STEP = 0.25; // seconds; what the mouse and the arrow keys snap to
 const LINE = /^\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(?:s(?![a-z]))?\s*([a-z]+(?:-[a-z]+)?)?\s*[:\uff1a]\s*(.*)$/is;
 // What someone means as a time, and is none of ours: 0,5 or -1 or 00:05 before the colon.
@@ -84,21 +83,21 @@ export function setMode(changes, index, mode) {
 }
 
 /** The block to put a new change into: `index`, unless the clip of `clip` seconds (0: not known) leaves it no room before its
- * last block; then the one with the most room. */
-export function roomiest(changes, index, clip) {
-  const last = clip - LAST_BLOCK;
+ * last block of the student's, of `block` seconds; then the one with the most room. */
+export function roomiest(changes, index, clip, block) {
+  const last = clip - block;
   if (clip <= 0) return index;
   const room = changes.map((c, i) => Math.min(changes[i + 1]?.seconds ?? last, last) - c.seconds);
   return room[index] >= STEP ? index : room.indexOf(Math.max(...room));
 }
 
 /** A new change in the middle of block `index`, with its words. end: where the last block ends; clip: where the clip does, 0
- * where that is not known. */
-export function split(changes, index, end, clip = 0) {
+ * where that is not known; block: seconds of the student's blocks, of which the last takes no new prompt. */
+export function split(changes, index, end, clip = 0, block = 0) {
   const { seconds, text } = changes[index];
   const next = changes[index + 1]?.seconds ?? Math.max(end, seconds + 4 * STEP);
-  const latest = clip > seconds ? Math.floor((clip - LAST_BLOCK) / STEP) * STEP : Infinity;
-  const half = Math.min(snapped((seconds + Math.min(next, latest + LAST_BLOCK)) / 2), latest);
+  const latest = clip > seconds ? Math.floor((clip - block) / STEP) * STEP : Infinity;
+  const half = Math.min(snapped((seconds + Math.min(next, latest + block)) / 2), latest);
   const middle = half > seconds && half < next ? half : rounded((seconds + next) / 2);
   if (middle <= seconds || middle >= next) return changes;
   return [...changes.slice(0, index + 1), { seconds: middle, text, mode: "recache" }, ...changes.slice(index + 1)];

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def put_files(base: Path) -> None:
     models.mkdir(parents=True, exist_ok=True)
     save_file({"transformer_blocks.0.attn.q.weight": torch.zeros(2)}, models / "aaa_flux.safetensors")
     save_file({"blocks.0.self_attn.q.weight": torch.zeros(2)}, models / "bbb_wan.safetensors")
-    save_student(load_student(TINY_FOLDER), models / "mine.safetensors", spec=StudentSpec())
+    save_student(load_student(TINY_FOLDER), models / "mine.safetensors", spec=StudentSpec(frames_per_block=8, fps=24))
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +82,37 @@ def test_a_file_is_inspected_from_the_menu(comfy):
         options.find(o => o?.content === 'Salt: inspect this file').callback() }"""
     )
     dialog = comfy.page.locator(".salt-dialog")
-    dialog.get_by_text("4 steps, blocks of 3").wait_for()
+    dialog.get_by_text("4 steps, blocks of 8").wait_for()
     comfy.picture("inspected")
     dialog.get_by_role("button", name="close").click()
     dialog.wait_for(state="detached")
     error = comfy.page.evaluate("app.api.fetchApi('/salt/student?file=../../secret').then(a => a.json())")
     assert "found no such file" in error["error"]
+
+
+SCHEDULE_AND_ROLLOUT = """() => { app.graph.clear();
+  const kinds = ['SaltLoadStudent', 'LoraLoaderModelOnly', 'SaltPromptSchedule', 'SaltRollout'];
+  const [loader, lora, schedule, rollout] = kinds.map((kind, i) => {
+    const node = LiteGraph.createNode(kind); node.pos = [100 + 450 * i, 200]; app.graph.add(node); return node });
+  const into = (from, to, name) => from.connect(0, to, to.inputs.findIndex(i => i.name === name));
+  into(loader, lora, 'model'); into(lora, rollout, 'model'); into(schedule, rollout, 'prompts') }"""
+
+
+def test_plus_adds_before_the_last_block_of_the_student_that_is_connected(comfy):
+    """Blocks of 8 latent frames at 24 frames a second take 4/3 s; those of 3, set on the node, take half a second."""
+    comfy.page.evaluate(SCHEDULE_AND_ROLLOUT)
+    comfy.look_at("SaltPromptSchedule")
+    found = []
+    for block in (0, 3):
+        comfy.set_widget("SaltRollout", "frames_per_block", block)
+        comfy.set_widget("SaltPromptSchedule", "timeline", "0: a\n3.25: b")
+        with comfy.page.expect_response("**/salt/student?*") if not found else nullcontext():
+            comfy.page.locator(".salt-timeline").hover()
+        comfy.page.locator(".salt-block").nth(1).focus()
+        comfy.drawn()
+        comfy.page.locator(".salt-add").click()
+        found.append(comfy.widget("SaltPromptSchedule", "timeline").splitlines()[-1])
+    assert found == ["3.5 recache: b", "4.25 recache: b"]
 
 
 @pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])

@@ -61,9 +61,12 @@ def test_the_page_reads_a_timeline_as_the_engine_does(page, text):
         ("moveBlock(c, 3, 6)", [0, 2, 4, 6]),
         ("split(c, 1, 10)", [0, 2, 3, 4, 8]),
         ("split(c, 3, 10)", [0, 2, 4, 8, 9]),
-        ("split(c, 2, 8, 6)", [0, 2, 4, 5, 8]),
-        ("split(c, t.roomiest(c, 3, 6), 10, 6)", [0, 1, 2, 4, 8]),
-        ("split(c, t.roomiest(c, 0, 0.5), 10, 0.5)", [0, 1, 2, 4, 8]),
+        ("split(c, 2, 8, 6, 0.75)", [0, 2, 4, 5, 8]),
+        ("split(c, 2, 8, 6, 1.5)", [0, 2, 4, 4.5, 8]),
+        ("split(c, t.roomiest(c, 3, 6, 0.75), 10, 6, 0.75)", [0, 1, 2, 4, 8]),
+        ("split(c, t.roomiest(c, 2, 5, 0.75), 10, 5, 0.75)", [0, 2, 4, 4.25, 8]),
+        ("split(c, t.roomiest(c, 2, 5, 1), 10, 5, 1)", [0, 1, 2, 4, 8]),
+        ("split(c, t.roomiest(c, 0, 0.5, 0.75), 10, 0.5, 0.75)", [0, 1, 2, 4, 8]),
         ("remove(c, 0)", [0, 4, 8]),
         ("remove(c, 2)", [0, 2, 8]),
         ("setText(c, 1, '  ')", [0, 2, 4, 8]),
@@ -80,12 +83,39 @@ def test_changes_stay_in_order_and_the_first_at_zero(page, call, seconds):
     assert found[2] == "0: a\n2 cut: b\n4: c\n8 recache: d", "an operation gives a new list"
 
 
+BLOCKS = """async () => {
+  const { blockSeconds, clipSeconds } = await import('/clip_timing.js');
+  const asked = [], known = { 'longlive2.safetensors': { frames_per_block: 8, latent_seconds: 1 / 6 } };
+  const ask = question => { asked.push(question); return Promise.resolve({ timing: known[question.file] ?? null }) };
+  const node = (widgets, model) => ({ graph: {}, inputs: [{ name: 'model', type: 'MODEL' }], getInputNode: () => model,
+    widgets: Object.entries(widgets).map(([name, value]) => ({ name, value })) });
+  const found = [];
+  for (const [file, own] of [['longlive2.safetensors', 0], ['longlive2.safetensors', 3], ['unknown.pt', 0], ['', 6]]) {
+    const loader = file ? node({ student: file, trained_as: 'auto' }) : null;
+    const rollout = node({ seconds: 5, frames_per_block: own }, node({ strength: 1 }, loader));
+    const schedule = { graph: {}, getOutputNodes: () => [rollout] };
+    const before = blockSeconds(schedule, ask);
+    await 0; await 0;
+    found.push([before, blockSeconds(schedule, ask), clipSeconds(schedule)]);
+  }
+  return [found, asked] }"""
+
+
+def test_blocks_are_those_of_the_student_behind_a_lora_and_the_nodes_own_where_set(page):
+    found, asked = page.evaluate(BLOCKS)
+    known, own, unknown, without = found
+    assert known == [0.75, pytest.approx(8 / 6), 5], "not known until the server has answered"
+    assert own == [0.5, 0.5, 5] and unknown == [0.75, 0.75, 5] and without == [1.5, 1.5, 5]
+    files = ["longlive2.safetensors", "unknown.pt"]
+    assert asked == [{"file": file, "trained_as": "auto"} for file in files], "each once"
+
+
 SHOW = """async ([text, clip]) => {
   const { timelineView } = await import('/timeline.js');
   window.text = text; window.locked = false;
   document.body.style.width = '500px';
   window.view = timelineView({ read: () => window.text, write: (t) => { window.text = t }, clip: () => clip,
-    locked: () => window.locked, showText: (wanted) => wanted, word: (w) => w });
+    block: () => 0.75, locked: () => window.locked, showText: (wanted) => wanted, word: (w) => w });
   document.body.replaceChildren(view.element);
 }"""
 
