@@ -1,4 +1,4 @@
-"""Templates and blueprints as a person meets them in ComfyUI's page: found, opened, readable, and run."""
+"""Templates as a person meets them in ComfyUI's page: found, opened, readable."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import json
 
 import pytest
 
-from salt.io.video import read_video
 from tests.helpers.comfyui_server import NEWER_PAGE, template, twin
 from tests.helpers.template_view import CONTRAST, WIRES, open_template
 from workflows.maker.templates import WORKFLOWS
 
 DESIGNS = {"canvas": False, "vue": True}  # ComfyUI's two ways to draw a node
 LEAST_ZOOM = 0.6  # of a template that opens in a window of 1600 x 900; below, nodes are drawn without their text
-BLUEPRINT = "Salt text to video (needs nothing)"
 LEAST_CONTRAST = 4.5  # of text, WCAG AA
 
 
@@ -52,57 +50,3 @@ def test_a_search_for_salt_shows_every_template(comfy, page_server):
     titles = {f"template-workflow-{template.title}" for template in WORKFLOWS.values()}
     comfy.until(cards, lambda found: set(found) == titles)
     comfy.picture("template_search")
-
-
-class Actions:
-    """What a newcomer does by mouse and keyboard, counted."""
-
-    def __init__(self, comfy) -> None:
-        self.page, self.count = comfy.page, 0
-
-    def double_click_the_canvas(self) -> None:
-        self.count += 1
-        self.page.mouse.dblclick(800, 450)
-        self.page.wait_for_function("document.activeElement.matches('input')")
-
-    def type(self, words: str) -> None:
-        self.count += 1
-        self.page.keyboard.type(words)
-        self.page.get_by_text(BLUEPRINT).first.wait_for()
-
-    def press_enter(self) -> None:
-        self.count += 1
-        self.page.keyboard.press("Enter")
-        self.page.wait_for_function("app.graph._nodes.length > 0")
-
-    def press_run(self) -> None:
-        self.count += 1
-        self.page.get_by_role("button", name="Run", exact=True).first.click()
-
-
-def place_blueprint(comfy, words: str) -> Actions:
-    """An empty canvas, and the first thing that the node search finds for these words on it."""
-    comfy.open()
-    comfy.page.evaluate("app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
-    comfy.page.wait_for_function("app.graph._nodes.length === 0")
-    comfy.drawn()
-    newcomer = Actions(comfy)
-    newcomer.double_click_the_canvas()
-    newcomer.type(words)
-    newcomer.press_enter()
-    return newcomer
-
-
-@pytest.mark.parametrize("design", DESIGNS)
-def test_from_nothing_to_a_clip_in_four_actions(comfy, page_server, design):
-    use_design(comfy, page_server, design)
-    newcomer = place_blueprint(comfy, "salt text to video")
-    comfy.listen()
-    assert comfy.page.evaluate("app.graph._nodes.map(n => n.title)") == [BLUEPRINT]
-    newcomer.press_run()
-    comfy.wait_for("execution_success")
-    comfy.picture(f"newcomer_{design}")
-    assert newcomer.count <= 4
-    saved = [video for event in comfy.heard("executed") for video in event["detail"]["output"].get("images", [])]
-    (name,) = [video["filename"] for video in saved if video["filename"].endswith(".mp4")]
-    assert read_video(next((page_server.base / "output").rglob(name))).shape[2] == 81
