@@ -14,6 +14,7 @@ from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.spec import SHOT_PREFIX, StudentSpec
 from train.config.model_configs import student_fps
 from train.config.recipe import Recipe, RecipeError
+from train.config.vae_config import latent_scale, wan_vae
 from train.distributed.activation_checkpointing import recompute
 from train.lora_adapters import adapter_of, add_lora
 
@@ -100,7 +101,8 @@ def export_student(
 ) -> Path:
     """Write a student's unsharded weights in Wan's names, LoRA adapters merged in, as the loaders and ComfyUI read it.
 
-    model: read for its configuration only, so it may be sharded. state: the merge changes its tensors in place.
+    The file has the size of the recipe's clips, in pixels. model: read for its configuration only, so it may be
+    sharded. state: the merge changes its tensors in place.
     """
     config = {k: v for k, v in model.config.items() if not k.startswith("_")}
     with torch.device("meta"):
@@ -111,5 +113,8 @@ def export_student(
     if settings:
         whole.fuse_lora()
         whole.unload_lora()
-    spec = student_spec(recipe)
-    return save_wan(whole, path, spec=spec, dtype=dtype, causal_ar=spec.frames_per_block > 0)
+    spec, r = student_spec(recipe), recipe.rollout
+    scale = latent_scale(recipe.models.vae)
+    side = wan_vae(whole.config.out_channels)[1] if scale is None else scale.spatial
+    size = (r.height * side, r.width * side)
+    return save_wan(whole, path, spec=spec, size=size, dtype=dtype, causal_ar=spec.frames_per_block > 0)

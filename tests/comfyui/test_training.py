@@ -42,4 +42,4 @@ def test_students_trained_from_pictures_begin_with_one(tmp_path, inside, monkeyp
     monkeypatch.setenv("SALT_TRAINED", str(tmp_path))
     found = inside("tiny", "from_pictures")
     assert found["i2v"][0] == [1, 16, 7, 4, 4] and found["wan22"][0] == [1, 48, 8, 4, 4]
-    assert all(error == 0 and finite for _, error, finite in found.values())
+    assert all(error < 1e-6 and finite for _, error, finite in found.values())  # to its own scale of latents and back

@@ -11,6 +11,7 @@ from PIL import Image
 from salt import cli
 from salt.checkpoints import load_student, read_checkpoint, save_diffusers
 from salt.checkpoints.longlive2 import LONGLIVE2
+from salt.checkpoints.trained_size import read_size
 from salt.conditioning import Conditioning
 from salt.io.video_frames import video_info
 from salt.models.causal_model import CausalModel
@@ -189,10 +190,10 @@ def test_from_videos_and_pictures_to_a_video_of_one(tmp_path, capsys, monkeypatc
     assert "dmd" in capsys.readouterr().out
     path = tmp_path / "runs" / "longlive2_i2v" / "export" / "longlive2_i2v.safetensors"
     spec = read_checkpoint(path).spec
-    assert spec == LONGLIVE2 and load_student(path).config.in_channels == CHANNELS
+    assert spec == LONGLIVE2 and read_size(path) == (64, 64)
+    assert load_student(path).config.in_channels == CHANNELS
     command = ["generate", "a red circle moving right", "--model", str(path), "--parts", "parts", "-o", "clip.mp4"]
-    size = ["--width", "64", "--height", "64", "--frames", "61"]
-    assert cli.main([*command, "--image", "pictures/0.png", *size]) == 0
+    assert cli.main([*command, "--image", "pictures/0.png", "--frames", "61"]) == 0
     assert (video_info("clip.mp4", 24).frames, video_info("clip.mp4").fps) == (61, 24)
     pipe = SaltPipeline.from_single_file(path, parts="parts")
     pipe.set_progress_bar_config(disable=True)
