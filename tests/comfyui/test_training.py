@@ -1,6 +1,7 @@
 """Training from the pack's folder with ComfyUI's own Python, and the way of the trained file back into a graph."""
 
 import subprocess
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ def test_a_student_trained_in_the_pack_s_folder_is_loaded_and_sampled(tmp_path, 
 
 
 def test_students_trained_from_pictures_begin_with_one(tmp_path, inside, monkeypatch):
-    few = dict(
+    few: dict[str, Any] = dict(
         optimisation=dict(batch=1, micro_batch=1, critic_per_generator=1, updates=1),
         loss=dict(semigroup=0.0, align="none"),
     )
