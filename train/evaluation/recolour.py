@@ -1,9 +1,10 @@
 """Video to video on the shapes world: a moving object gets another colour, and its path is to stay.
 
-    python -m train.evaluation.recolour --steps 1000 750 500 250 --strengths 0.25 0.5 0.75 1 --clips 24
+    python -m train.evaluation.recolour [--clips 24] [--noises 2] [--seed 0] [--row STEPS STRENGTH GUIDANCE]
 
-Rendered clips of one colour are given with a prompt of another. ShapeBench looks for the colour and the direction, and
-the centre of the object is compared with that of the source, frame by frame.
+Rendered clips of one colour are given with a prompt of another; with guidance the negative prompt is the source's own
+caption, so that the two differ in the colour only. ShapeBench looks for the colour and the direction, and the centre of
+the object is compared with that of the source, frame by frame. Without a row, the table of docs/video_in.md.
 """
 
 from __future__ import annotations
@@ -16,29 +17,44 @@ import torch
 from torch import Tensor
 
 from salt.pipeline import SaltPipeline
-from salt.schedule import Stepping
 from train.shapes.bench import score_clip, track
 from train.shapes.world import COLORS, SCENES, Clips, random_scenes, render, torus_delta
 
+STUDENTS = (1000.0, 750.0, 500.0, 250.0)
+# Steps, strength, guidance: the rows of docs/video_in.md.
+ROWS: tuple[tuple[tuple[float, ...], float, float], ...] = (
+    ((350, 175), 0.35, 1),
+    ((350, 175), 0.35, 2),
+    ((300, 150), 0.3, 3),
+    (STUDENTS, 0.25, 3),
+)
+COLUMNS = "| steps | strength | guidance | NFE | colour | direction | path | all | distance (pixels) |"
+HEAD = COLUMNS + "\n" + "|---" * 9 + "|"
 SAME_PATH = 6.0  # pixels of 64: the median distance up to which an object is on the source's path
 FRAMES = 45
 
 
 @dataclass(frozen=True)
 class Recolour:
-    """Shares of clips with the wanted colour, the source's direction, its path, and all of these; mean distance."""
+    """Shares of clips with the wanted colour, the source's direction, its path, and all of these; mean distance.
 
-    strength: float
+    by_seed: the last share for every noise seed. error: its standard error in sources, of which each counts once
+    however many noise seeds it has (an upper bound).
+    """
+
     color: float
     direction: float
     path: float
     all: float
     pixels: float
     nfe: int
+    by_seed: tuple[float, ...]
+    error: float
 
     def __str__(self) -> str:
-        shares = " | ".join(f"{100 * x:.0f} %" for x in (self.color, self.direction, self.path, self.all))
-        return f"| {self.strength:g} | {self.nfe} | {shares} | {self.pixels:.1f} |"
+        shares = " | ".join(f"{100 * x:.0f} %" for x in (self.color, self.direction, self.path))
+        spread = ", ".join(f"{100 * x:.0f}" for x in self.by_seed)
+        return f"{self.nfe} | {shares} | {100 * self.all:.0f} ± {100 * self.error:.0f} % ({spread}) | {self.pixels:.1f}"
 
 
 def sources(count: int, seed: int) -> tuple[Clips, list[str]]:
@@ -61,27 +77,39 @@ def path_distance(pixels_3THW: Tensor, centers_T2: Tensor) -> float:
 
 
 def measure(
-    pipe: SaltPipeline, strength: float, steps: Sequence[float], clips: int, seed: int, stepping: Stepping = "sde"
+    pipe: SaltPipeline,
+    steps: Sequence[float],
+    strength: float,
+    clips: int,
+    seed: int,
+    guidance: float = 1.0,
+    noises: int = 1,
 ) -> Recolour:
+    """steps: of the schedule. seed: of the sources; every one is changed with `noises` seeds of the noise.
+
+    guidance: other than 1, away from the source's own caption; it doubles the model's evaluations.
+    """
     source, prompts = sources(clips, seed)
     seen: list[int] = []
-    made = []
-    for i, prompt in enumerate(prompts):
-        chunks = list(
-            pipe.stream(
-                prompt, video=source.pixels[i], strength=strength, steps=steps, seed=seed + i,
-                stepping=stepping, on_step=lambda step: seen.append(step.steps),
-            )
+    made: list[Tensor] = []
+    for noise in range(noises):
+        chunks = pipe.stream(
+            prompts, video=source.pixels, strength=strength, steps=steps, seed=seed + noise * clips,
+            guidance_scale=guidance, on_step=lambda step: seen.append(step.steps),
+            negative_prompt=[scene.caption for scene in source.scenes] if guidance != 1 else None,
         )  # fmt: skip
-        made.append(torch.cat([chunk.pixels[0] for chunk in chunks], dim=1))
-    scores = [score_clip(pixels, prompt) for pixels, prompt in zip(made, prompts, strict=True)]
-    distances = [path_distance(x, source.centers[i, : x.shape[1]]) for i, x in enumerate(made)]
+        made += torch.cat([chunk.pixels for chunk in chunks], dim=2)
+    scores = [score_clip(pixels, prompt) for pixels, prompt in zip(made, prompts * noises, strict=True)]
+    distances = [path_distance(x, source.centers[i % clips, : x.shape[1]]) for i, x in enumerate(made)]
     stays = [d <= SAME_PATH for d in distances]
     passed = [s.color and s.direction and stay for s, stay in zip(scores, stays, strict=True)]
     finite = [d for d in distances if d != float("inf")]
+    share = _share(passed)
     return Recolour(
-        strength, _share([s.color for s in scores]), _share([s.direction for s in scores]), _share(stays),
-        _share(passed), sum(finite) / max(len(finite), 1), max(seen),
+        _share([s.color for s in scores]), _share([s.direction for s in scores]), _share(stays), share,
+        sum(finite) / max(len(finite), 1), max(seen) * (1 if guidance == 1 else 2),
+        tuple(_share(passed[i * clips : (i + 1) * clips]) for i in range(noises)),
+        (share * (1 - share) / clips) ** 0.5,
     )  # fmt: skip
 
 
@@ -92,16 +120,19 @@ def _share(verdicts: Sequence[bool]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="salt-tiny")
-    parser.add_argument("--steps", type=float, nargs="+", default=[1000, 750, 500, 250])
-    parser.add_argument("--strengths", type=float, nargs="+", default=[0, 0.25, 0.5, 0.75, 1])
+    parser.add_argument("--row", nargs=3, action="append", metavar=("STEPS", "STRENGTH", "GUIDANCE"),
+                        help="instead of the table, as 300,150 0.3 3; repeatable")  # fmt: skip
     parser.add_argument("--clips", type=int, default=24)
-    parser.add_argument("--stepping", default="sde", choices=("sde", "ode"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--noises", type=int, default=2, help="noise seeds for every clip (%(default)s)")
     arguments = parser.parse_args()
+    rows = [(tuple(map(float, a.split(","))), float(b), float(c)) for a, b, c in arguments.row or ()] or ROWS
     pipe = SaltPipeline.from_pretrained(arguments.model)
-    print("| strength | NFE | colour | direction | path | all | distance (pixels) |\n|---|---|---|---|---|---|---|")
-    for strength in arguments.strengths:
-        print(measure(pipe, strength, arguments.steps, arguments.clips, arguments.seed, arguments.stepping), flush=True)
+    print(HEAD)
+    for steps, strength, guidance in rows:
+        found = measure(pipe, steps, strength, arguments.clips, arguments.seed, guidance, arguments.noises)
+        print(f"| {', '.join(f'{s:g}' for s in steps)} | {strength:g} | {guidance:g} | {found} |", flush=True)
+    print(f"\n{len(rows)} settings, {arguments.clips} clips with {arguments.noises} noise seeds each.")
 
 
 if __name__ == "__main__":
