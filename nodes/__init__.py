@@ -38,11 +38,13 @@ async def comfy_entrypoint() -> SaltExtension:
     Raises ImportError with the command that installs the requirements, where one of them is missing.
     """
     try:
+        from .adapter.queued_prompt import keep_graph
         from .adapter.routes import add_routes
         from .adapter.running import prompt_server
 
         if (server := prompt_server()) is not None:
             add_routes(server)
+            server.add_on_prompt_handler(keep_graph)
     except ImportError as error:
         requirements = Path(__file__).parents[1] / "requirements.txt"
         command = f'"{sys.executable}" -m pip install -r "{requirements}"'

@@ -10,9 +10,11 @@ from ..salt.memory import MemoryPolicy
 from ..salt.semigroup_defect import defect_table, parse_triples
 from .adapter.clip_size import latent_size
 from .adapter.comfy_model import pixels_per_latent
+from .adapter.connections import answer
 from .adapter.core_versions import schema
-from .adapter.input_errors import widget_names
+from .adapter.input_errors import UNCONNECTED, widget_names
 from .adapter.model_size import chosen_size, size_notes
+from .adapter.queued_prompt import check_queued_memory
 from .adapter.semigroup_defect import measure_defects, plot, student_spec
 from .io_types import Conditioning
 from .widgets import frames_per_block_widget, policy_socket, seconds_widget, size_widgets
@@ -58,6 +60,13 @@ class SaltSemigroupDefect(io.ComfyNode):
                 io.Image.Output(display_name="plot", tooltip="The same as bars."),
             ],
         )
+
+    @classmethod
+    def validate_inputs(
+        cls, model: object = UNCONNECTED, positive: object = UNCONNECTED, policy: object = UNCONNECTED
+    ) -> bool | str:
+        """Before anything runs."""
+        return answer(check_queued_memory, "SaltSemigroupDefect", model=model, positive=positive, policy=policy)
 
     @classmethod
     @widget_names(student="model")

@@ -13,6 +13,7 @@ from .adapter.clip_size import length_text
 from .adapter.connections import answer, check_rollout
 from .adapter.core_versions import ADVANCED, schema
 from .adapter.input_errors import UNCONNECTED
+from .adapter.queued_prompt import check_queued_memory
 from .adapter.rollout_inputs import (
     RolloutInputs,
     clip_of_memory,
@@ -93,10 +94,12 @@ class SaltRollout(io.ComfyNode):
         video: object = UNCONNECTED,
     ) -> bool | str:
         """Before anything runs. A linked `cfg` is not known yet; core leaves its range to this."""
-        return answer(
-            check_rollout, cfg, positive=positive, prompts=prompts, negative=negative, vae=vae, memory=memory,
-            start_image=start_image, latents=latents, video=video,
+        sockets = dict(
+            positive=positive, prompts=prompts, negative=negative, vae=vae, memory=memory, start_image=start_image,
+            latents=latents, video=video,
         )  # fmt: skip
+        said = answer(check_rollout, cfg, **sockets)
+        return answer(check_queued_memory, "SaltRollout", **sockets) if said is True else said
 
     @classmethod
     def execute(
@@ -140,9 +143,12 @@ class SaltExtendVideo(io.ComfyNode):
         positive: object = UNCONNECTED,
         prompts: object = UNCONNECTED,
         negative: object = UNCONNECTED,
+        vae: object = UNCONNECTED,
     ) -> bool | str:
         """Before anything runs. A linked `cfg` is not known yet; core leaves its range to this."""
-        return answer(check_rollout, cfg, positive=positive, prompts=prompts, negative=negative)
+        sockets = dict(positive=positive, prompts=prompts, negative=negative, vae=vae)
+        said = answer(check_rollout, cfg, **sockets)
+        return answer(check_queued_memory, "SaltExtendVideo", **sockets) if said is True else said
 
     @classmethod
     def execute(

@@ -13,10 +13,12 @@ from ..salt.errors import InputError
 from ..salt.memory import MemoryPolicy
 from ..salt.schedule import Stepping
 from ..salt.spec import SHOT_PREFIX, StudentSpec
+from .adapter.connections import answer
 from .adapter.core_versions import schema
 from .adapter.custom_sampling import sample_clip
-from .adapter.input_errors import widget_names
+from .adapter.input_errors import UNCONNECTED, widget_names
 from .adapter.live_host import word_table
+from .adapter.queued_prompt import check_queued_memory, no_vae_here
 from .adapter.rollout_inputs import schedule_of
 from .adapter.sampler import SamplerInputs, new_sampler
 from .adapter.step_rule import check_sigmas_tell_steps
@@ -85,7 +87,15 @@ class SaltSampler(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, policy: object = UNCONNECTED) -> bool | str:
+        """Before anything runs."""
+        return answer(check_queued_memory, "SaltSampler", policy=policy)
+
+    @classmethod
     def execute(cls, frames_per_block: int, stepping: Stepping, policy: MemoryPolicy | None = None) -> io.NodeOutput:
+        if policy is not None and policy.reencodes:
+            raise no_vae_here(policy)
+
         def run(inputs: SamplerInputs) -> Tensor:
             return sample_clip(inputs, frames_per_block, stepping, policy)
 

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .memory import KVMemory, MemoryPolicy
+from .memory.clean_latents import needs_encoder
 from .model_input import Condition, FlowModel, ModelInput
 from .noise import NoiseSource
 from .rollout import RolloutSettings, rollout
@@ -72,7 +73,12 @@ def steps_for(triples: Sequence[Triple]) -> tuple[float, ...]:
 
 
 def check_student(schedule: Schedule, policy: MemoryPolicy | None) -> None:
-    """Raise InputError for a student on whose steps this defect is not defined. policy: of its memory, None without."""
+    """Raise InputError for a student on whose steps this defect is not defined, and for a memory that needs a VAE.
+
+    policy: of its memory, None without.
+    """
+    if policy is not None and policy.reencodes:
+        raise needs_encoder(policy)
     flow_map = policy is not None and policy.kind == "far"
     if schedule.rule != "wan" or flow_map:
         found = "a flow map (AnyFlow-FAR)" if flow_map else f"a student with the steps of {schedule.rule}"

@@ -55,7 +55,7 @@ def _check_pairs(connected: Collection[str], pairs: Collection[tuple[str, str]])
             raise InputError(first, f"and {second} cannot both be connected")
 
 
-def answer(check: Callable[..., None], *arguments: float | None, **sockets: object) -> bool | str:
+def answer(check: Callable[..., None], *arguments: float | str | None, **sockets: object) -> bool | str:
     """The answer of a node's `validate_inputs`: True, or what `check` says of the sockets that are connected."""
     try:
         check({name for name, value in sockets.items() if value is not UNCONNECTED}, *arguments)

@@ -21,6 +21,7 @@ from .core_guidance import NEGATIVE, evaluates_negative
 from .input_errors import widget_names
 from .model_sampling import noise_scale, scaled_noise
 from .previews import preview_decoder
+from .queued_prompt import no_vae_here
 from .rollout_plan import RolloutPlan
 from .rollout_runner import in_model_space, new_clip_memory, run_blocks
 from .sampler import SamplerInputs
@@ -111,6 +112,8 @@ def sample_clip(
     patcher = inputs.patcher
     spec = autoregressive_spec(patcher, frames_per_block)
     check_sigmas_tell_steps(spec)
+    if (chosen := policy or spec.policy).reencodes:
+        raise no_vae_here(chosen)
     check_inputs(inputs)
     schedule = Schedule(tuple(NUM_TRAIN_TIMESTEPS * float(x) for x in inputs.sigmas[:-1]), shift=1.0)
     settings = RolloutSettings(
@@ -125,9 +128,7 @@ def sample_clip(
     picture = start_picture(patcher, inputs.model.model_options, batch, (height, width))
     start_frames = 0 if picture is None else picture.shape[2]
     count = new_frames(frames, start_frames, spec)
-    plan = RolloutPlan(
-        settings, policy or spec.policy, (), count, (height, width), inputs.seed or 0, spec.fps, batch, start=picture
-    )
+    plan = RolloutPlan(settings, chosen, (), count, (height, width), inputs.seed or 0, spec.fps, batch, start=picture)
     guided = inputs.cfg != 1 or (inputs.guide is not None and evaluates_negative(patcher))
     negative = inputs.conds[NEGATIVE] if guided and NEGATIVE in inputs.conds else None
     total = start_frames + count

@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from ..errors import InputError
 from ..io.atomic import require_file, write_text
 from ..io.fields import Between, FieldError, read_fields, read_object, shown
+from ..memory import MemoryPolicy
 from ..memory.cache import digits
 from ..model_input import Condition
 from .controls import (
@@ -159,6 +160,8 @@ def replay_engine(
     if (info.width, info.height) != (replay.width, replay.height):
         raise InputError("size", f"found {info.width}x{info.height}, expected {replay.width}x{replay.height}")
     check_start(replay.start, start)
+    policies = [MemoryPolicy.parse(c.policy) for _, c in replay.controls if isinstance(c, Policy)]
+    decodes = decodes or any(policy.reencodes for policy in policies)
     return LiveEngine(live_model, replay.settings, decodes, start)
 
 

@@ -203,7 +203,9 @@ app, routes = web.Application(), web.RouteTableDef()
 args = types.SimpleNamespace(listen="127.0.0.1")
 sys.modules["comfy.cli_args"] = types.SimpleNamespace(args=args)
 sys.modules["server"] = types.SimpleNamespace(
-    PromptServer=types.SimpleNamespace(instance=types.SimpleNamespace(app=app, routes=routes))
+    PromptServer=types.SimpleNamespace(
+        instance=types.SimpleNamespace(app=app, routes=routes, add_on_prompt_handler=[].append)
+    )
 )
 asyncio.run(pack.nodes.comfy_entrypoint())
 result = [route.path for route in routes] + [r.canonical for r in app.router.resources() if "live" in r.canonical]

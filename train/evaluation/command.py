@@ -209,6 +209,7 @@ def _defect(args: argparse.Namespace, out: Path) -> None:
         policy=MemoryPolicy.parse(args.memory) if args.memory else spec.policy,
         steps=steps,
     )
+    settings.check()
     text = pipe.prompt_encoder.encode(prompts).to(args.device, pipe.transformer.dtype)
     seeds = range(args.seed, args.seed + (args.samples or 1))
     found = measure_defect(pipe.transformer, Conditioning(text), settings, seeds, triples, batch=args.batch)

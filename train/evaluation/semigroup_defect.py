@@ -68,6 +68,14 @@ class DefectSettings:
             spec.rule, spec.stepping,
         )  # fmt: skip
 
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.steps, self.shift, self.rule)
+
+    def check(self) -> None:
+        """Raise InputError where the defect is not defined, or the memory needs a VAE."""
+        check_student(self.schedule, self.policy if self.frames_per_block else None)
+
 
 @torch.no_grad()
 def measure_defect(
@@ -94,8 +102,8 @@ def measure_defect(
     bidirectional = settings.frames_per_block == 0
     call = BidirectionalModel(student) if bidirectional else CausalModel(student)
     dtype = compute_dtype(student, device)
-    schedule = Schedule(settings.steps, settings.shift, settings.rule)
-    check_student(schedule, None if bidirectional else settings.policy)
+    settings.check()
+    schedule = settings.schedule
     how = RolloutSettings(schedule, settings.stepping, settings.frames_per_block or 1, settings.independent_first_frame)
     meters = []
     for seed, first in product(seeds, range(0, count, batch)):

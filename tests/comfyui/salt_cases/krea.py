@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from . import startup
 from .session import PACK, error, golden_model, run_case, through_comfyui
-from .tiny_model import IO_TYPES, extend, part, pipeline, refusal, rollout, tiny
+from .tiny_model import IO_TYPES, PROMPT, extend, part, pipeline, refusal, rollout, tiny
 
 FOLDER = startup.GOLDEN.parent / "golden2"
 RecordedNoise = runpy.run_path(str(startup.ROOT / "tests/helpers/recorded_noise.py"))["RecordedNoise"]
@@ -74,5 +74,73 @@ def nodes():
     }
 
 
+def queued():
+    """What core's own validation says of graphs whose memory needs a VAE, before anything runs."""
+    import asyncio
+
+    import execution
+
+    import nodes as core
+
+    queued, kinds = part("nodes.adapter.queued_prompt"), {}
+    for module in ("nodes_rollout", "nodes_sampling", "nodes_policy", "nodes_loaders", "nodes_memory", "nodes_tiny"):
+        kinds |= {node.define_schema().node_id: node for node in part(f"nodes.{module}").NODES}
+    core.NODE_CLASS_MAPPINGS.update(kinds)
+
+    def graph(kind="rebuilt", **sockets):
+        """salt-tiny, a policy and a rollout; sockets: further ones, or others."""
+        policy = dict(kind=kind, window=3, sink=0, blend=0.9, precision="model", residence="device")
+        policy |= dict(width=0, height=0, seconds=5.0, shot_offset=8, clean_shots=False)
+        widgets = dict(seconds=1.0, width=64, height=64, batch_size=1, seed=0, nfe="2", steps="", shift=0.0)
+        widgets |= dict(stepping="sde", cfg=1.0, frames_per_block=0, strength=0.5)
+        return {
+            "tiny": {"class_type": "SaltLoadTiny", "inputs": {}},
+            "policy": {"class_type": "SaltMemoryPolicy", "inputs": policy},
+            "text": {"class_type": "CLIPTextEncode", "inputs": {"text": PROMPT, "clip": ["tiny", 1]}},
+            "rollout": {
+                "class_type": "SaltRollout",
+                "inputs": {
+                    "model": ["tiny", 0],
+                    "positive": ["text", 0],
+                    "policy": ["policy", 0],
+                    **widgets,
+                    **sockets,
+                },
+            },
+            "save": {
+                "class_type": "SaltSaveMemory",
+                "inputs": {"memory": ["rollout", 1], "filename_prefix": "salt_memories/a"},
+            },
+        }
+
+    def said(prompt):
+        queued.keep_graph({"prompt": prompt})
+        valid, error, _, errors = asyncio.run(execution.validate_prompt("1", prompt, None))
+        details = [e["details"] for node in errors.values() for e in node["errors"]]
+        return [valid, error["message"] if error else "", *details]
+
+    extended = graph(vae=["tiny", 2])
+    inputs = {
+        k: v
+        for k, v in extended["rollout"]["inputs"].items()
+        if k not in ("policy", "vae", "width", "height", "batch_size")
+    }
+    inputs |= dict(memory=["rollout", 1], latents=["rollout", 0])
+    extended["longer"] = {"class_type": "SaltExtendVideo", "inputs": inputs}
+    extended["save"]["inputs"]["memory"] = ["longer", 1]
+    return {
+        "no vae": said(graph()),
+        "vae": said(graph(vae=["tiny", 2])),
+        "kept": said(graph("rebuilt, first frame kept")),
+        "extended": said(extended),
+        "sampler": refusal(
+            part("nodes.nodes_sampling").SaltSampler.execute,
+            frames_per_block=0,
+            stepping="sde",
+            policy=PACK.memory.MemoryPolicy.parse("rebuild:3"),
+        ),
+    }
+
+
 if __name__ == "__main__":
-    run_case(goldens, nodes)
+    run_case(goldens, nodes, queued)
