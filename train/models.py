@@ -16,6 +16,7 @@ from train.config.model_configs import student_fps
 from train.config.recipe import Recipe, RecipeError
 from train.config.vae_config import latent_scale, wan_vae
 from train.distributed.activation_checkpointing import recompute
+from train.distributed.low_bit_states import adamw_8bit
 from train.lora_adapters import adapter_of, add_lora
 
 
@@ -69,15 +70,11 @@ def _size(path: str) -> tuple[object, ...]:
 
 
 def make_optimizer(parameters: list[nn.Parameter], recipe: Recipe, lr: float) -> torch.optim.Optimizer:
-    """AdamW: plain, fused, or with 8-bit states (bitsandbytes)."""
+    """AdamW: plain, fused, or with 8-bit states."""
     opt = recipe.optimisation
-    options: dict[str, Any] = {"lr": lr, "betas": opt.betas, "weight_decay": opt.weight_decay}
     if opt.optimizer == "8bit":
-        try:
-            from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise RecipeError("optimisation.optimizer", "needs bitsandbytes, pip install it", "8bit") from error
-        return AdamW8bit(parameters, **options)
+        return adamw_8bit(parameters, lr, opt.betas, opt.weight_decay)
+    options: dict[str, Any] = {"lr": lr, "betas": opt.betas, "weight_decay": opt.weight_decay}
     return torch.optim.AdamW(parameters, **options, fused=opt.optimizer == "fused")
 
 

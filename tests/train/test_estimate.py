@@ -18,7 +18,7 @@ from train.config.recipe import RecipeError
 from train.memory_estimate.allocations import AllocationCounter, without_storage
 from train.memory_estimate.command import add_estimate
 from train.memory_estimate.estimate import add_up, estimate, estimates
-from train.memory_estimate.model_bytes import kv_memory_bytes
+from train.memory_estimate.model_bytes import kv_memory_bytes, optimizer_bytes
 from train.memory_estimate.report import available_memory, check_memory, remedies, table
 from train.memory_estimate.tracing import Activations, Tracer
 from train.methods.sc_dmd import SCDMDTrainer
@@ -235,12 +235,14 @@ def test_too_little_memory_is_an_error_of_one_line(tmp_path):
     assert 2**20 < available_memory(torch.device("cpu")) < 2**50
 
 
-def test_eight_bit_states_are_not_suggested_for_sharded_models(tmp_path):
+def test_eight_bit_states_are_estimated_in_every_mode(tmp_path):
     recipe = tiny_recipes.recipe(tmp_path)
-    asked = {mode: "optimisation.optimizer=8bit" in remedies(recipe, mode) for mode in ("single", "ddp", "fsdp")}
-    assert asked == {"single": True, "ddp": True, "fsdp": False}
+    assert all("optimisation.optimizer=8bit" in remedies(recipe, mode) for mode in ("single", "ddp", "fsdp"))
     eight = replace(recipe, optimisation=replace(recipe.optimisation, optimizer="8bit"))
-    assert [one.mode for one in estimates(eight, (1, 2), ("fsdp", "ddp"))] == ["single", "ddp"]
+    assert [one.mode for one in estimates(eight, (1, 2), ("fsdp", "ddp"))] == ["single", "fsdp", "ddp"]
+    # Two weights of 2 x 4096 values: codes, scales, tables and step counts; halves of 4095 stay in float32.
+    assert optimizer_bytes([8192] * 2, "8bit", 2) == 2 * (2 * (4096 + 4 * 16 + 4 * 256) + 4)
+    assert optimizer_bytes([8190], "8bit", 2) == 2 * 4 * 4095 + 4
 
 
 @pytest.mark.slow

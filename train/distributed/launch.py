@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from datetime import timedelta
 from typing import Literal
@@ -46,7 +47,9 @@ def resolve_mode(requested: Literal["auto", "single", "ddp", "fsdp"]) -> Mode:
 
 
 def check_mode(recipe: Recipe, mode: Mode) -> None:
-    """Raise InputError for what cannot work on sharded models."""
+    """Raise InputError for what cannot work in this mode, and for a missing optimizer."""
+    if recipe.optimisation.optimizer == "8bit" and not importlib.util.find_spec("torchao"):
+        raise RecipeError("optimisation.optimizer", "found 8bit without torchao: pip install torchao, or use fused")
     shard = recipe.optimisation.shard
     if mode != "fsdp":
         if shard:
@@ -58,12 +61,6 @@ def check_mode(recipe: Recipe, mode: Mode) -> None:
     if torch.__version__ < "2.8":  # compared as versions are
         # Weights of one block may be of two dtypes, which FSDP2 accepts only since then: a teacher's norms are float32.
         raise InputError("mode", f"found fsdp with torch {torch.__version__}, expected torch 2.8 or newer, or ddp")
-    if recipe.optimisation.optimizer == "8bit":
-        raise RecipeError(
-            "optimisation.optimizer",
-            "is not supported by --mode fsdp (bitsandbytes has no sharded weights): use adamw or fused, or --mode ddp",
-            recipe.optimisation.optimizer,
-        )
 
 
 def mean_over_processes(value: float, device: torch.device) -> float:

@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from salt.acceleration.presets import compile_blocks
 from salt.models.transformer_salt import SaltTransformer3DModel
 from train.distributed.launch import Mode
+from train.distributed.low_bit_states import is_low_bit, load_low_bit_state, low_bit_state
 
 UNSHARDED_ON_CPU = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -109,9 +110,14 @@ class DistributedModel:
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Unsharded state on the CPU; every process has to call it."""
+        if is_low_bit(optimizer):
+            return low_bit_state(self.model, optimizer)
         return get_optimizer_state_dict(self.model, optimizer, options=UNSHARDED_ON_CPU)
 
     def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        if is_low_bit(optimizer):
+            load_low_bit_state(self.model, optimizer, state)
+            return
         set_optimizer_state_dict(self.model, optimizer, state, options=StateDictOptions(full_state_dict=True))
 
 

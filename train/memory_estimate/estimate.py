@@ -33,6 +33,7 @@ GIB = 2**30
 # Not computed but set aside: CUDA context, workspaces of cuBLAS, cuDNN and NCCL, the allocator's fragmentation.
 RESERVE = 3 * GIB
 DDP_LIMIT = 80 * GIB
+LOW_BIT_COPIES = 12  # of a tensor in float32, while torchao updates it
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def add_up(
     gradients: dict[str, int] = {}
     for name, w in learners.items():
         always[f"{name}, float32"] = ceil(FP32 * w.total / shards)
-        always[f"{name}'s optimizer"] = ceil(optimizer_bytes(w.learn, opt.optimizer) / shards)
+        always[f"{name}'s optimizer"] = optimizer_bytes(w.learn, opt.optimizer, shards)
         gradients[name] = ceil(FP32 * sum(w.learn) / shards)
     always["average (EMA)"] = ceil(FP32 * sum(found["student"].learn) / shards)
     teacher = 0
@@ -125,10 +126,11 @@ def add_up(
     moments = phase_bytes(recipe, activations, gradients, earlier, 0 if recipe.streams else kv, channels)
     if settings.offload and teacher and not aligns:
         moments["scores" if "scores" in moments else "targets"]["teacher, while it runs"] = teacher
-    if opt.optimizer == "adamw":
+    if opt.optimizer != "fused":
         most = max(gradients, key=lambda n: sum(found[n].learn))
         step = ceil(FP32 * sum(found[most].learn) / shards)
-        moments["optimizer step"] = {"gradients": step, "AdamW's working copy": step}
+        copy = ceil(LOW_BIT_COPIES * FP32 * max(found[most].learn) / shards) if opt.optimizer == "8bit" else step
+        moments["optimizer step"] = {"gradients": step, "AdamW's working copy": copy}
     return Estimate(processes, mode, always, moments, host_bytes(recipe, configs, found, teacher, processes))
 
 
@@ -219,9 +221,8 @@ def estimates(recipe: Recipe, processes: Sequence[int], modes: Sequence[Mode]) -
     configs = configurations(recipe)
     traced: dict[bool, Activations] = {}
     found = []
-    refused = "fsdp" if recipe.optimisation.optimizer == "8bit" else "single"  # as `validation.check_mode` does
     for count in processes:
-        shared: list[Mode] = ["single"] if count == 1 else [m for m in modes if m not in ("single", refused)]
+        shared: list[Mode] = ["single"] if count == 1 else [m for m in modes if m != "single"]
         for mode in shared:
             gathered = mode == "fsdp"
             if gathered not in traced:

@@ -65,11 +65,16 @@ def model_weights(config: dict[str, Any], adapter: Adapter | None = None) -> Mod
     )
 
 
-def optimizer_bytes(learn: list[int], kind: str) -> int:
-    """Bytes of Adam's two moments. 8bit: a byte each and a float32 scale per 256, small tensors in float32."""
+def optimizer_bytes(learn: list[int], kind: str, shards: int = 1) -> int:
+    """Bytes of Adam's two moments in one of `shards`.
+
+    8bit: a byte each, a float32 scale per 256 and a table of 256 values; less than 4096 of a tensor stay in float32.
+    """
+    own = [ceil(n / shards) for n in learn]
     if kind != "8bit":
-        return sum(2 * FP32 * n + FP32 for n in learn)  # and AdamW counts its steps per tensor
-    return sum(2 * (n + FP32 * ceil(n / 256)) if n >= 4096 else 2 * FP32 * n for n in learn)
+        return sum(2 * FP32 * n + FP32 for n in own)  # and AdamW counts its steps per tensor
+    low = [n for n in own if n >= 4096 and n % 256 == 0]
+    return 2 * sum(n + FP32 * (n // 256 + 256) for n in low) + 2 * FP32 * (sum(own) - sum(low)) + FP32 * len(own)
 
 
 def kv_memory_bytes(recipe: Recipe, config: dict[str, Any]) -> int:

@@ -137,7 +137,7 @@ def remedies(recipe: Recipe, mode: Mode) -> list[str]:
         "models.checkpointing=true": not settings.checkpointing,
         "models.keep=input": settings.checkpointing and recipe.saved_activations != "input",
         "models.offload=true": recipe.stage in ("distill", "cd") and not settings.offload and mode != "fsdp",
-        "optimisation.optimizer=8bit": opt.optimizer != "8bit" and mode != "fsdp",
+        "optimisation.optimizer=8bit": opt.optimizer != "8bit",
         "models.lora_rank=64": not settings.lora_rank,
         "optimisation.micro_batch=1": opt.micro_batch > 1,
         "loss.align=none": recipe.loss.align != "none",

@@ -26,6 +26,7 @@ from train.data.prompts import Prompts
 from train.distributed.checkpointing import CheckpointFolder, load_checkpoint
 from train.distributed.ema import Ema
 from train.distributed.launch import Mode, mean_over_processes, process_state
+from train.distributed.low_bit_states import set_rate, step_eagerly
 from train.distributed.parallel import DistributedModel
 from train.distributed.stop_request import StopRequest
 from train.lora_adapters import adapter_of, export_adapter
@@ -49,9 +50,8 @@ class Learner:
     def step(self, max_norm: float, factor: float) -> float:
         """Clip, step and clear the gradient; returns its norm before clipping. factor: on the rate."""
         norm = self.model.clip(max_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * factor
-        self.optimizer.step()
+        set_rate(self.optimizer, self.lr * factor)
+        step_eagerly(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
@@ -112,7 +112,7 @@ class Trainer(ABC):
                 began = time.perf_counter()
                 values = self.update(done)
                 seconds = time.perf_counter() - began
-                values["lr"] = self.student.optimizer.param_groups[0]["lr"]
+                values["lr"] = float(self.student.optimizer.param_groups[0]["lr"])
                 try:
                     self.guard.check(done + 1, values)
                 except Diverged as error:
