@@ -90,14 +90,15 @@ def test_a_finished_video_plays_on_its_node_in_nodes_2(comfy, page_server):
 
 def found_by_search(comfy: ComfyPage, words: str) -> list[str]:
     """The names that the node search shows for these words, best first."""
-    results = comfy.page.get_by_role("dialog").get_by_role("option")
+    dialog = comfy.page.get_by_role("dialog")
+    results = dialog.get_by_role("option")
     comfy.page.mouse.dblclick(800, 450)
-    comfy.page.get_by_role("combobox").last.fill(words)
+    dialog.get_by_role("combobox").fill(words)
     results.first.wait_for()
     comfy.page.wait_for_timeout(1500)  # the list follows the words a moment later
     names = [text.split("\n")[0] for text in results.all_inner_texts()]
     comfy.page.keyboard.press("Escape")
-    results.first.wait_for(state="detached")
+    dialog.wait_for(state="hidden")
     return names
 
 
