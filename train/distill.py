@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -103,19 +104,21 @@ def _plain(value: object) -> object:
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def distill(recipe: Recipe, mode: Mode, repository: str = "") -> Path:
-    """Train to the recipe's last update and export; returns the student's file.
+def distill(
+    recipe: Recipe, mode: Mode, repository: str = "", make: Callable[[Recipe, Mode], Trainer] = trainer_of
+) -> Path:
+    """Train to the recipe's last update and export; returns the student's file. make: builds the method.
 
     Raises FolderInUseError where another run trains in the recipe's folder.
     """
     with folder_lock(Path(recipe.run.out)) if is_main_process() else nullcontext():
-        return _distill(recipe, mode, repository)
+        if is_main_process():
+            print(f"{recipe.name}: loads its models", flush=True)
+        return _distill(make(recipe, mode), repository)
 
 
-def _distill(recipe: Recipe, mode: Mode, repository: str) -> Path:
-    if is_main_process():
-        print(f"{recipe.name}: loads its models", flush=True)
-    trainer = trainer_of(recipe, mode)
+def _distill(trainer: Trainer, repository: str) -> Path:
+    recipe = trainer.recipe
     if trainer.accelerator.is_main_process:
         save_recipe(recipe, trainer.folder.updates())
     samples = SampleGrid(trainer) if recipe.run.sample_every else None

@@ -10,6 +10,7 @@ from train.config.model_configs import check_backbones
 from train.config.validation import check_recipe
 from train.experiments.ablation import report, runner, scores
 from train.experiments.ablation.arms import ARMS, FORCED, arms_named
+from train.experiments.ablation.paired_differences import over_seeds, two_sided_p, verdict
 from train.shapes.world import render
 
 ROOT = Path(__file__).parents[2]
@@ -21,11 +22,12 @@ def test_every_arm_is_a_valid_recipe_and_no_two_are_equal(tmp_path):
     hashes = set()
     for arm in ARMS:
         there = [] if arm.group == 1 else [SHIPPED]  # the first run trains the initial student
+        there += ["models.critic="] if arm.group == 5 else []
         recipe = runner.recipe_of(arm, 1, tmp_path, ["optimisation.batch=4", "optimisation.micro_batch=4", *there])
         check_recipe(recipe)
         check_backbones(recipe)
         assert recipe.run.seed == 1 and recipe.optimisation.batch == 4
-        hashes.add(runner.recipe_hash(recipe))
+        hashes.add((runner.recipe_hash(recipe), arm.sc_share))
     assert len(hashes) == len(ARMS), "no two arms are the same"
     assert [a.name for a in arms_named(["1"])] == ["dmd4", "dmd8", "scdmd", "scdmd-strong"]
     with pytest.raises(ValueError, match="--arms: found 'best'"):
@@ -81,9 +83,12 @@ def test_rows_have_means_and_spreads_and_the_last_lines_the_scatter_of_one_seed(
     assert [mixed[at[c]] for c in ("passed", "drift", "seeds")] == ["0.60 ± 0.10", "-", "3"]
     # Squares 0.01 + 0.01 and 0.01 + 0 + 0.01, with one and two degrees of freedom.
     assert scatter[at["passed"]] == f"{(0.04 / 3) ** 0.5:.2f}" and scatter[at["drift"]] == "-"
-    assert report.overview(tmp_path).splitlines()[3].startswith("| `mixed`: mixed steps alone | 3 | 60 % (-25) |")
+    row = "| `mixed`: mixed steps alone | `fixed` | 3 | 60 % (-25 ± 5, 2 of 3 seeds) |"
+    overview = report.overview(tmp_path).splitlines()
+    assert overview[3].startswith(row) and overview[-1].startswith("2 comparisons.")
     lines = report.paired(tmp_path).splitlines()
-    assert lines[2] == "| `mixed` | 4 | -20 | -30 | -25 |" and len(lines) == 4, "of the seeds that both have"
+    assert lines[2] == "| `mixed` less `fixed` | 4 | -20 | -30 | -25.0 ± 5.0 |" and len(lines) == 4
+    assert report.parts(tmp_path).splitlines()[2:3] == ["| mixed steps | 1 | 4 | -20 | -30 | -25.0 ± 5.0 |"]
     for student in (tmp_path / name / "export" / "mixed.safetensors" for name in ("mixed/seed-1", "mixed/seed-2")):
         student.parent.mkdir()
         student.touch()
@@ -97,9 +102,56 @@ def test_the_page_and_the_log_show_the_tables_of_the_recorded_scores():
     assert (RESULTS / "table.md").read_text() == report.table(RESULTS) + "\n"
     assert (RESULTS / "short.md").read_text() == report.table(RESULTS, short=True) + "\n"
     assert (RESULTS / "paired.md").read_text() == report.paired(RESULTS) + "\n"
-    assert (RESULTS / "overview.md").read_text() in (ROOT / "docs/study.md").read_text()
+    assert (RESULTS / "parts.md").read_text() == report.parts(RESULTS) + "\n"
+    for shown in ("overview.md", "parts.md"):
+        assert (RESULTS / shown).read_text() in (ROOT / "docs/study.md").read_text()
     for shown in ("short.md", "paired.md"):
         assert (RESULTS / shown).read_text() in (RESULTS.parent / "LOG.md").read_text()
+
+
+def test_an_arm_is_compared_with_one_that_differs_by_one_thing(tmp_path):
+    for arm in ARMS:
+        if arm.control:
+            (control,) = arms_named([arm.control])
+            own, other = (_settings(runner.recipe_of(a, 0, tmp_path)) for a in (arm, control))
+            differing = {key for key in own if own[key] != other[key]}
+            if differing & {"loss.semigroup", "loss.align"}:
+                differing -= WEIGHT_OF
+            assert len(differing) == 1 or arm.name in SEVERAL, (arm.name, differing)
+
+
+# What weighs or places a loss that another key has switched on.
+WEIGHT_OF = {"loss.semigroup_time_weight", "loss.align_start", "loss.align_block"}
+# Scores take their teacher with them; a start is what was not trained.
+SEVERAL = {"whole-scores", "start"}
+
+
+def _settings(recipe):
+    sections = {k: v for k, v in recipe.to_dict().items() if isinstance(v, dict) and k != "run"}
+    return {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+
+
+def test_a_difference_has_the_error_of_its_seeds():
+    found = over_seeds([1.0, 2.0, 6.0])
+    assert (found.mean, found.error) == pytest.approx((3.0, (7 / 3) ** 0.5))
+    assert two_sided_p(12.706, 1) == pytest.approx(0.05, abs=1e-4)
+    assert two_sided_p(-4.303, 2) == pytest.approx(0.05, abs=1e-4)
+    assert two_sided_p(2.776, 4) == pytest.approx(0.05, abs=1e-4)
+    equal, single = over_seeds([2.0, 2.0, 2.0]), over_seeds([2.0])
+    assert equal.error == 0 and all(x.p != x.p for x in (equal, single)), "no p without a spread"
+    far, near = over_seeds([9.9, 10.0, 10.1]), over_seeds([2.0, 3.0, 4.0])
+    text = verdict([("a", far), ("b", near), ("c", equal), ("d", single)])
+    assert text == (
+        "4 comparisons. p < 0.05, which chance alone gives 0.2 times: a, b. After Bonferroni's correction "
+        "(p < 0.0125): a."
+    )
+
+
+def test_seeds_with_another_initial_student_are_in_no_difference():
+    row = {"scores": {"4 / full / 21": {"passed": 0.5}}}
+    arms = {name: [{**row, "seed": s} for s in range(3)] for name in ("fixed", "fixed-long", "mixed")}
+    assert list(report.differences(arms, "mixed", "fixed", "4 / full / 21")) == [0, 1, 2]
+    assert list(report.differences(arms, "fixed-long", "fixed", "4 / full / 21")) == [0, 2]
 
 
 @pytest.mark.slow

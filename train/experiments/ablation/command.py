@@ -17,7 +17,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """The options of the command; `run` is `reproduce`."""
     command.add_argument("overrides", nargs="*", metavar="key=value", help="for all arms, as optimisation.updates=60")
     command.add_argument("--arms", nargs="+", default=[], metavar="ARM", help="names or groups (default: all)")
-    command.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    command.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="none: the tables of what is recorded")
     command.add_argument("--prompts", type=int, default=48, help="of ShapeBench's list, held-out ones first")
     command.add_argument("--out", type=Path, default=Path("runs/study"))
     command.set_defaults(run=reproduce)

@@ -17,13 +17,22 @@ from salt.semigroup_defect import OPERATORS
 from salt.spec import StudentSpec
 from train.evaluation.sampling import decode_latents, load_vae, student_clips
 from train.evaluation.shapebench import CLIP_FRAMES, PROMPTS
-from train.experiments.ablation.arms import ARMS
+from train.experiments.ablation.arms import ARMS, OTHER_START, arms_named
+from train.experiments.ablation.paired_differences import Difference, over_seeds, verdict
 from train.experiments.ablation.scores import SINK_WINDOW
 from train.monitoring.plots import pyplot_for_files
 from train.sample_grid import grid
 
 SCORES = "study.json"
 COLUMNS = ("passed", "semantics", "quality", "motion", "drift")
+# Pairs of arms that differ by one part of Salt.
+PARTS = {
+    "mixed steps": (("mixed", "fixed"),),
+    "alignment": (
+        ("mixed-align-paper", "mixed"), ("mixed-align", "mixed"), ("all-paper", "mixed-sc"), ("all", "mixed-sc"),
+    ),
+    "SC": (("mixed-sc", "mixed"), ("all-paper", "mixed-align-paper"), ("all", "mixed-align")),
+}  # fmt: skip
 PICTURE_PROMPTS = (0, 30, 14, 44)  # two held out, two not
 PICTURE_SEED = 6000
 
@@ -66,55 +75,86 @@ def table(out: Path, short: bool = False) -> str:
     return "\n".join(lines)
 
 
-def overview(out: Path, baseline: str = "fixed") -> str:
+def overview(out: Path) -> str:
     """Markdown, one line per arm: percentage of clips passed at 4 and 2 NFE (mean over seeds) and the Euler defect.
 
-    In brackets the mean difference to the baseline in points, seed by seed, of arms sampled with the same memory.
+    In brackets the mean difference to the arm's control in points, its standard error over seeds where there are
+    several, and how many. The last line counts the differences.
     """
     arms = finished(out)
-    base = {row["seed"]: row for row in arms.get(baseline, [])}
-    lines = ["| arm | seeds | passed, 4 NFE | passed, 2 NFE | Euler defect |", "|" + "---|" * 5]
+    lines = ["| arm | control | seeds | passed, 4 NFE | passed, 2 NFE | Euler defect |", "|" + "---|" * 6]
+    found: list[tuple[str, Difference]] = []
     for name, rows in arms.items():
-        about = next(a.about for a in ARMS if a.name == name)
+        arm = arms_named([name])[0]
         cells = []
         for setting in short_settings(rows[0]):
-            more = {} if name == baseline else differences(rows, base, setting)
-            difference = f" ({round(fmean(more.values())):+d})" if more else ""
-            cells.append(f"{100 * fmean(column(rows, setting, 'passed')):.0f} %{difference}")
+            more = differences(arms, name, arm.control, setting)
+            cells.append(f"{100 * fmean(column(rows, setting, 'passed')):.0f} %{in_brackets(more, len(rows))}")
+            if more:
+                found.append((f"`{name}` at {setting.split(' / ')[0]} NFE", over_seeds(list(more.values()))))
         defect = fmean(row["defect"]["euler"] for row in rows)
-        lines.append(f"| `{name}`: {about} | {len(rows)} | {' | '.join(cells)} | {defect:.4f} |")
-    return "\n".join(lines)
+        control = f"`{arm.control}`" if arm.control else ""
+        lines.append(f"| `{name}`: {arm.about} | {control} | {len(rows)} | {' | '.join(cells)} | {defect:.4f} |")
+    return "\n".join([*lines, "", verdict(found)])
 
 
-def differences(rows: Sequence[Row], base: dict[int, Row], setting: str) -> dict[int, float]:
-    """Percentage points passed more than the baseline, by seed, where both have the seed and the setting."""
+def in_brackets(more: dict[int, float], seeds: int) -> str:
+    """` (+3 ± 1)`: the mean difference and its error; how many of the arm's seeds it is of, where not of all."""
+    if not more:
+        return ""
+    found = over_seeds(list(more.values()))
+    error = f" ± {found.error:.0f}" if len(more) > 1 else ""
+    of = f", {len(more)} of {seeds} seeds" if len(more) < seeds else ""
+    return f" ({round(found.mean):+d}{error}{of})"
+
+
+def differences(arms: dict[str, list[Row]], name: str, control: str, setting: str) -> dict[int, float]:
+    """Percentage points passed more than the control, by seed: of seeds with one initial student, in one setting."""
+    base = {row["seed"]: row for row in arms.get(control, []) if (control, row["seed"]) not in OTHER_START}
     return {
         row["seed"]: 100 * (row["scores"][setting]["passed"] - base[row["seed"]]["scores"][setting]["passed"])
-        for row in rows
-        if row["seed"] in base and setting in row["scores"] and setting in base[row["seed"]]["scores"]
+        for row in arms.get(name, [])
+        if row["seed"] in base and (name, row["seed"]) not in OTHER_START
+        if setting in row["scores"] and setting in base[row["seed"]]["scores"]
     }
 
 
-def paired(out: Path, baseline: str = "fixed") -> str:
-    """Markdown: by how many points more (or fewer) clips pass than the baseline's of the same seed, seed by seed.
+def paired(out: Path) -> str:
+    """Markdown: by how many points more (or fewer) clips pass than the control's of the same seed, seed by seed.
 
-    Arms of one seed share their noise, which moves all of them alike. Only arms sampled with the baseline's memory.
+    Arms of one seed share their noise, which moves all of them alike.
     """
-    arms = {name: {row["seed"]: row for row in rows} for name, rows in finished(out).items()}
-    if baseline not in arms:
-        return ""
-    base = arms[baseline]
-    seeds = sorted(base)
-    settings = short_settings(base[seeds[0]])
-    lines = [f"| passed, against `{baseline}` | NFE | {' | '.join(f'seed {s}' for s in seeds)} | mean |"]
-    lines.append("|" + "---|" * (len(seeds) + 3))
-    for name, rows in arms.items():
-        for setting in settings:
-            more = differences(list(rows.values()), base, setting) if name != baseline else {}
-            if more:
-                cells = [f"{round(more[s]):+d}" if s in more else "-" for s in seeds]
-                nfe = setting.split(" / ")[0]
-                lines.append(f"| `{name}` | {nfe} | {' | '.join(cells)} | {round(fmean(more.values())):+d} |")
+    arms, rows = finished(out), []
+    for name, recorded in arms.items():
+        control = arms_named([name])[0].control
+        for setting in short_settings(recorded[0]):
+            more = differences(arms, name, control, setting)
+            rows.append((f"`{name}` less `{control}` | {setting.split(' / ')[0]}", more))
+    return seed_table("passed, arm less control | NFE", rows)
+
+
+def parts(out: Path) -> str:
+    """Markdown: a part of Salt over all pairs of arms that differ by it alone, seed by seed, means over the pairs."""
+    arms, rows = finished(out), []
+    for part, pairs in PARTS.items():
+        for nfe in (4, 2):
+            each = [differences(arms, *pair, f"{nfe} / full / {CLIP_FRAMES}") for pair in pairs]
+            seeds = sorted(set.intersection(*(set(e) for e in each)))
+            rows.append((f"{part} | {len(pairs)} | {nfe}", {s: fmean(e[s] for e in each) for s in seeds}))
+    return seed_table("passed, with less without | pairs | NFE", rows)
+
+
+def seed_table(heading: str, rows: Sequence[tuple[str, dict[int, float]]]) -> str:
+    """Markdown: rows of points by seed, and the mean with its error over seeds; rows without any are left out."""
+    seeds = sorted({seed for _, more in rows for seed in more})
+    lines = [f"| {heading} | {' | '.join(f'seed {s}' for s in seeds)} | mean |"]
+    lines.append("|" + "---|" * (lines[0].count("|") - 1))
+    for name, more in rows:
+        if more:
+            found = over_seeds(list(more.values()))
+            error = f" ± {found.error:.1f}" if len(more) > 1 else ""
+            cells = [f"{round(more[s]):+d}" if s in more else "-" for s in seeds]
+            lines.append(f"| {name} | {' | '.join(cells)} | {found.mean:+.1f}{error} |")
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from train.config.recipe import Recipe
 from train.config.validation import check_recipe
 from train.distill import distill
 from train.experiments.ablation.arms import FORCED, START, Arm, arms_named
-from train.experiments.ablation.report import SCORES, finished, overview, paired, picture, plot, table
+from train.experiments.ablation.deciding import run_deciding_arm
+from train.experiments.ablation.deciding_report import deciding_tables
+from train.experiments.ablation.report import SCORES, finished, overview, paired, parts, picture, plot, table
 from train.experiments.ablation.scores import score_student
 from train.experiments.tiny.ode_regression import train_start
 from train.export import recipe_hash
@@ -52,24 +55,36 @@ def run_arm(arm: Arm, seed: int, out: Path, overrides: Sequence[str], prompts: i
 def run(arguments: argparse.Namespace) -> None:
     """Train and score the arms of the study on the Shapes world, and write its tables."""
     arms = arms_named(arguments.arms)
-    if any(arm.group > 1 for arm in arms) and not (START / "final").exists():
+    if arguments.seeds and any(1 < arm.group < 5 for arm in arms) and not (START / "final").exists():
         print(f"{START}: the initial student, from {FORCED}", flush=True)
         train_start(START, Path(FORCED))
-    for arm in arms:
-        for seed in arguments.seeds:
-            print(f"{arm.name}, seed {seed}: {arm.about}", flush=True)
+    # All arms of a seed before the next seed: what there is when it is stopped can be compared.
+    for seed, arm in product(arguments.seeds, arms):
+        print(f"{arm.name}, seed {seed}: {arm.about}", flush=True)
+        if arm.group == 5:
+            run_deciding_arm(arm, recipe_of(arm, seed, arguments.out, arguments.overrides), arguments.out)
+        else:
             run_arm(arm, seed, arguments.out, arguments.overrides, arguments.prompts)
     report(arguments.out)
-    print(table(arguments.out))
+    print(
+        "\n\n".join(
+            filter(None, (table(arguments.out) if finished(arguments.out) else "", deciding_tables(arguments.out)))
+        )
+    )
 
 
 def report(out: Path) -> None:
     """Write tables and a plot of all recorded scores, and pictures of the students that still exist."""
+    if deciding := deciding_tables(out):
+        write_text(out / "deciding.md", deciding + "\n")
+    if not finished(out):
+        return
     tables = {
         "overview.md": overview(out),
         "table.md": table(out),
         "short.md": table(out, short=True),
         "paired.md": paired(out),
+        "parts.md": parts(out),
     }
     for name, text in tables.items():
         write_text(out / name, text + "\n")
