@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,12 +12,14 @@ from train.evaluation.sampling import BLOCK_GUIDANCE
 from train.experiments.ablation import deciding, runner
 from train.experiments.ablation.arms import arms_named
 from train.experiments.ablation.curved_start import guided_flow_loss
-from train.experiments.ablation.deciding_report import deciding_tables
+from train.experiments.ablation.deciding_report import deciding_tables, records
 from train.experiments.ablation.scaled_semigroup import ScaledSemigroupTrainer
 from train.methods.sc_dmd import SCDMDTrainer
 from train.rollout.random_draws import draw_update
 from train.shapes.drawn_distance import drawn_distance
 from train.shapes.world import Scene, render
+
+RESULTS = Path(__file__).parents[2] / "train/experiments/ablation/results"
 
 
 def gradient(trainer, update):
@@ -34,15 +37,9 @@ def gradient(trainer, update):
 @pytest.mark.parametrize("share", [0.1, 1.0])
 def test_the_semigroup_gradient_is_a_share_of_dmds(tmp_path, share):
     loss = dict(semigroup=1.0, semigroup_time_weight=False, align="none")
-    recipe = tiny_recipes.recipe(
-        tmp_path, models=dict(checkpointing=False), rollout=dict(frames=3, share={8: 1.0}), loss=loss
-    )
-    alone = tiny_recipes.recipe(
-        tmp_path,
-        models=dict(checkpointing=False),
-        rollout=dict(frames=3, share={8: 1.0}),
-        loss={**loss, "semigroup": 0.0},
-    )
+    sections = dict(models=dict(checkpointing=False), rollout=dict(frames=3, share={8: 1.0}))
+    recipe = tiny_recipes.recipe(tmp_path, loss=loss, **sections)
+    alone = tiny_recipes.recipe(tmp_path, loss={**loss, "semigroup": 0.0}, **sections)
     scaled, dmd = ScaledSemigroupTrainer(recipe, "single", share), SCDMDTrainer(alone)
     with_semigroup = 0
     for update in range(4):
@@ -115,6 +112,21 @@ def test_tables_compare_an_arm_with_its_control_seed_by_seed(tmp_path):
     cells = "+25.0 ± 0.0 | +25.0 ± 0.0 | -10.0 ± 0.0 | -10.0 ± 0.0 | -30 ± 10 | -300 ± 100 |"
     assert lines[7] == f"| `fixed-8-sc-30` less `fixed-8` | 2 | {cells}"
     assert lines[-1].startswith("6 comparisons.")
+
+
+def test_recorded_students_begin_with_one_start_and_are_the_arms(tmp_path):
+    found = records(RESULTS)
+    every = [r for by_seed in found.values() for r in by_seed.values()]
+    assert every and len({r["start"] for r in every}) == 1
+    for r in every:
+        (arm,) = arms_named([r["arm"]])
+        assert runner.recipe_hash(runner.recipe_of(arm, 0, tmp_path)) == r["recipe"], arm.name
+        counts = {len(clips[name]) for clips in r["clips"].values() for name in (*deciding.VERDICTS, "distance")}
+        assert counts == {deciding.NOISE_LISTS * len(deciding.PROMPTS) // deciding.PARTS}
+    page, log = (RESULTS.parents[3] / "docs/study.md").read_text(), (RESULTS.parent / "LOG.md").read_text()
+    tables = deciding_tables(RESULTS)
+    assert (RESULTS / "deciding.md").read_text() == tables + "\n"
+    assert tables in log and tables.split("\n\n", 1)[1] in page
 
 
 def test_an_arm_is_recorded_once_and_seeds_are_the_outer_loop(tmp_path, monkeypatch):

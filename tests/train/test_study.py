@@ -103,9 +103,11 @@ def test_the_page_and_the_log_show_the_tables_of_the_recorded_scores():
     assert (RESULTS / "short.md").read_text() == report.table(RESULTS, short=True) + "\n"
     assert (RESULTS / "paired.md").read_text() == report.paired(RESULTS) + "\n"
     assert (RESULTS / "parts.md").read_text() == report.parts(RESULTS) + "\n"
-    for shown in ("overview.md", "parts.md"):
-        assert (RESULTS / shown).read_text() in (ROOT / "docs/study.md").read_text()
-    for shown in ("short.md", "paired.md"):
+    page = (ROOT / "docs/study.md").read_text()
+    assert (RESULTS / "overview.md").read_text() in page
+    points = [line.split(" | ")[-1].strip(" |").lstrip("+") for line in report.parts(RESULTS).splitlines()[2:]]
+    assert len(points) == 6 and all(point in " ".join(page.split()) for point in points)
+    for shown in ("short.md", "paired.md", "parts.md"):
         assert (RESULTS / shown).read_text() in (RESULTS.parent / "LOG.md").read_text()
 
 
@@ -140,10 +142,10 @@ def test_a_difference_has_the_error_of_its_seeds():
     equal, single = over_seeds([2.0, 2.0, 2.0]), over_seeds([2.0])
     assert equal.error == 0 and all(x.p != x.p for x in (equal, single)), "no p without a spread"
     far, near = over_seeds([9.9, 10.0, 10.1]), over_seeds([2.0, 3.0, 4.0])
+    assert [x.text(1) for x in (near, far, equal, single)] == ["+3.0 ± 0.6 *", "+10.0 ± 0.1 *", "+2.0 ± 0.0", "+2.0"]
     text = verdict([("a", far), ("b", near), ("c", equal), ("d", single)])
     assert text == (
-        "4 comparisons. p < 0.05, which chance alone gives 0.2 times: a, b. After Bonferroni's correction "
-        "(p < 0.0125): a."
+        "4 comparisons. \\* p < 0.05: 2, where chance alone gives 0.2. After Bonferroni's correction (p < 0.0125): a."
     )
 
 

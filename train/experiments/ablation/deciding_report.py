@@ -66,7 +66,7 @@ def differences_table(found: Records) -> str:
         for i, (measure, digits) in enumerate(MEASURES.items()):
             difference = over_seeds([own[i] - other[i] for own, other in rows])
             compared.append((f"`{name}` less `{control}` in {measure}", difference))
-            cells.append(f"{difference.mean:+.{digits}f} ± {difference.error:.{digits}f}")
+            cells.append(difference.text(digits))
         lines.append(f"| `{name}` less `{control}` | {len(seeds)} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", verdict(compared)])
 

@@ -23,6 +23,11 @@ class Difference:
     error: float
     p: float
 
+    def text(self, digits: int) -> str:
+        """`+3.0 ± 1.2`, of a single seed `+3.0`; with a star where p < 0.05."""
+        error = "" if math.isnan(self.error) else f" ± {self.error:.{digits}f}"
+        return f"{self.mean:+.{digits}f}{error}{' *' if self.p < 0.05 else ''}"
+
 
 def over_seeds(values: Sequence[float]) -> Difference:
     """The mean of one difference per seed."""
@@ -44,18 +49,15 @@ def two_sided_p(t: float, freedom: int, pieces: int = 2000) -> float:
 
 
 def verdict(found: Sequence[tuple[str, Difference]]) -> str:
-    """Sentences: how many comparisons there are, which have p < 0.05, and which of them pass Bonferroni's correction.
+    """Sentences: how many comparisons there are, how many have a star, and which pass Bonferroni's correction.
 
-    Those without a p are counted and never named.
+    Those without a p are counted among the comparisons.
     """
     if not found:
         return "No comparison yet."
     count = len(found)
-
-    def below(limit: float) -> str:
-        return ", ".join(what for what, difference in found if difference.p < limit) or "none"
-
+    passing = ", ".join(what for what, difference in found if difference.p < 0.05 / count) or "none"
     return (
-        f"{count} comparisons. p < 0.05, which chance alone gives {0.05 * count:.1f} times: {below(0.05)}. After "
-        f"Bonferroni's correction (p < {0.05 / count:.4f}): {below(0.05 / count)}."
+        f"{count} comparisons. \\* p < 0.05: {sum(d.p < 0.05 for _, d in found)}, where chance alone gives "
+        f"{0.05 * count:.1f}. After Bonferroni's correction (p < {0.05 / count:.4f}): {passing}."
     )

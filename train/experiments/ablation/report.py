@@ -102,10 +102,8 @@ def in_brackets(more: dict[int, float], seeds: int) -> str:
     """` (+3 ± 1)`: the mean difference and its error; how many of the arm's seeds it is of, where not of all."""
     if not more:
         return ""
-    found = over_seeds(list(more.values()))
-    error = f" ± {found.error:.0f}" if len(more) > 1 else ""
     of = f", {len(more)} of {seeds} seeds" if len(more) < seeds else ""
-    return f" ({round(found.mean):+d}{error}{of})"
+    return f" ({over_seeds(list(more.values())).text(0)}{of})"
 
 
 def differences(arms: dict[str, list[Row]], name: str, control: str, setting: str) -> dict[int, float]:
@@ -138,7 +136,8 @@ def parts(out: Path) -> str:
     arms, rows = finished(out), []
     for part, pairs in PARTS.items():
         for nfe in (4, 2):
-            each = [differences(arms, *pair, f"{nfe} / full / {CLIP_FRAMES}") for pair in pairs]
+            setting = f"{nfe} / full / {CLIP_FRAMES}"
+            each = [differences(arms, own, control, setting) for own, control in pairs]
             seeds = sorted(set.intersection(*(set(e) for e in each)))
             rows.append((f"{part} | {len(pairs)} | {nfe}", {s: fmean(e[s] for e in each) for s in seeds}))
     return seed_table("passed, with less without | pairs | NFE", rows)
@@ -151,10 +150,8 @@ def seed_table(heading: str, rows: Sequence[tuple[str, dict[int, float]]]) -> st
     lines.append("|" + "---|" * (lines[0].count("|") - 1))
     for name, more in rows:
         if more:
-            found = over_seeds(list(more.values()))
-            error = f" ± {found.error:.1f}" if len(more) > 1 else ""
             cells = [f"{round(more[s]):+d}" if s in more else "-" for s in seeds]
-            lines.append(f"| {name} | {' | '.join(cells)} | {found.mean:+.1f}{error} |")
+            lines.append(f"| {name} | {' | '.join(cells)} | {over_seeds(list(more.values())).text(1)} |")
     return "\n".join(lines)
 
 
