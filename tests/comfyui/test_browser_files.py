@@ -43,6 +43,8 @@ def choose(comfy: ComfyPage, value: str) -> None:
 
 
 def test_students_come_first_and_the_rest_behind_all_files(comfy, page_server):
+    if page_server.version < (0, 8, 0):
+        pytest.skip("lists of this ComfyUI do not tell how many files could be students")
     comfy.lone("SaltLoadStudent")
     assert comfy.widget("SaltLoadStudent", "student") == "mine.safetensors", "not what is first by name"
     assert comfy.page.evaluate(VALUES) == ["mine.safetensors", "bbb_wan.safetensors", ALL]

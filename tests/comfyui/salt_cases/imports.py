@@ -25,7 +25,8 @@ def added() -> list[str]:
     before = packages()
     pack = startup.enter(Path(tempfile.mkdtemp()))
     extension = asyncio.run(pack.comfy_entrypoint())
-    assert asyncio.run(extension.get_node_list()) and nodes.NODE_CLASS_MAPPINGS
+    made = asyncio.run(extension.get_node_list())
+    assert made and all(node.GET_SCHEMA().node_id for node in made) and nodes.NODE_CLASS_MAPPINGS
     return sorted(packages() - before)
 
 
