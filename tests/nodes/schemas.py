@@ -46,8 +46,12 @@ class Schema:
 class Slot:
     """An input or output of some type: its id, and the settings that it was declared with."""
 
-    def __init__(self, type: str, id: str | None = None, *_: Any, tooltip: str | None = None, **settings: Any) -> None:
-        self.type, self.id, self.tooltip, self.settings = type, id, tooltip, settings
+    def __init__(
+        self, type: str, id: str | None = None, *_: Any, tooltip: str | None = None,
+        extra_dict: dict[str, Any] | None = None, **settings: Any,
+    ) -> None:  # fmt: skip
+        self.type, self.id, self.tooltip = type, id, tooltip
+        self.settings = {**settings, "extra_dict": extra_dict or {}}
         self.shown = settings.get("display_name")
 
 
