@@ -12,6 +12,7 @@ from tests.helpers.comfyui_server import NEWER_PAGE
 
 CLIPS = ("SaltRollout", "SaltLive", "SaltRolloutToVideo")  # nodes with many widgets
 VUE = [False, True]
+NO_ADVANCED = "inputs of this ComfyUI cannot be marked as advanced"
 # Names of the widgets that are drawn. The canvas draws the ones that `isWidgetVisible`.
 SHOWN = """vue => { const node = app.graph._nodes[0];
   if (!vue) return node.widgets.filter(w => node.isWidgetVisible(w) && w.name !== 'salt_more').map(w => w.name);
@@ -31,7 +32,7 @@ def vue(request: Any, comfy: ComfyPage, page_server: Any) -> bool:
     if request.param and page_server.version < NEWER_PAGE:
         pytest.skip("Nodes 2.0 of this page folds nothing")
     if page_server.version < (0, 8, 0):
-        pytest.skip("inputs of this ComfyUI cannot be marked as advanced")
+        pytest.skip(NO_ADVANCED)
     comfy.setting("Comfy.VueNodes.Enabled", request.param)
     return request.param
 
@@ -74,7 +75,9 @@ def test_zero_reads_auto_and_steps_follow_nfe(comfy, vue):
     texts(comfy, vue, {"width": "64", "height": "auto", "shift": "8[.0]*", "steps": listed, "seconds": "0.75"})
 
 
-def test_a_folded_widget_with_a_link_stays_on_the_canvas(comfy):
+def test_a_folded_widget_with_a_link_stays_on_the_canvas(comfy, page_server):
+    if page_server.version < (0, 8, 0):
+        pytest.skip(NO_ADVANCED)
     comfy.lone("SaltRollout")
     comfy.page.evaluate(
         """() => { const number = LiteGraph.createNode('PrimitiveFloat'); app.graph.add(number);
