@@ -11,6 +11,7 @@ import io
 import json
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
@@ -95,7 +96,7 @@ def clip_column(clips: list[list[Image.Image]], index: int, height: int) -> Imag
     return column
 
 
-def screenshot(comfy: Any, region: dict[str, float] = REGION) -> Image.Image:
+def screenshot(comfy: Any, region: Mapping[str, float] = REGION) -> Image.Image:
     return Image.open(io.BytesIO(comfy.page.screenshot(clip=region))).convert("RGB")
 
 
