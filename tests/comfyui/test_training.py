@@ -1,4 +1,4 @@
-"""Training from the pack's folder with ComfyUI's own Python, and the way of the trained file back into a graph."""
+"""The documented path to ComfyUI, from the pack's folder with ComfyUI's own Python, and the trained file in a graph."""
 
 import subprocess
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 from salt.checkpoints import save_diffusers
 from tests.comfyui.conftest import PYTHON
-from tests.helpers import registry_copy, stage_recipes, tiny_recipes
+from tests.helpers import documented_path, stage_recipes, tiny_recipes
 from train.methods.sc_dmd import SCDMDTrainer
 
 
@@ -15,8 +15,8 @@ def test_a_student_trained_in_the_pack_s_folder_is_loaded_and_sampled(tmp_path, 
     assert PYTHON
     if subprocess.run([PYTHON, "-c", "import matplotlib, tensorboard"], capture_output=True).returncode:
         pytest.skip("requirements-train.txt is not installed in ComfyUI's Python")
-    pack = registry_copy.unpack(tmp_path / "custom_nodes" / "any name 1.0")
-    monkeypatch.setenv("SALT_TRAINED", str(registry_copy.train(pack, PYTHON)))
+    given = documented_path.first_run(tmp_path, PYTHON, "echo", "python -m train distill tiny_first", "cp")
+    monkeypatch.setenv("SALT_TRAINED", str(given))
     found = inside("tiny", "trained")
     assert found["latents"][:2] == [1, 16] and found["latents"][3:] == [8, 8] and found["finite"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from docs.tools import drawings
 from salt.cli import parser as salt_parser
 from train.__main__ import parser as train_parser
+from train.config.loader import load_recipe, recipe_names
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -38,15 +40,18 @@ def code_blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
 
 
-def commands(program: str) -> list[tuple[str, str]]:
-    """(page, command line) for every call of a program in a code block of a page, or within a line of the README."""
+def commands(*programs: str) -> list[tuple[str, str]]:
+    """(page, arguments) for every call of the programs in a code block of a page, or within a line of the README.
+
+    A call begins with the program, or with what launches it (`torchrun ... -m train`)."""
+    called = re.compile(rf"(?:^|^[^`#]* )(?:{'|'.join(map(re.escape, programs))}) (.*)")
     found = []
     for path in PAGES:
         lines = [line for block in code_blocks(path, "") for line in block.replace("\\\n", " ").splitlines()]
         if path == README:
             lines += re.findall(r"`([^`\n]+)`", path.read_text())
-        calls = [line.partition("  #")[0].strip() for line in lines if line.startswith(program + " ")]
-        found += [(path.relative_to(ROOT).as_posix(), call) for call in calls]
+        calls = [called.match(line.partition("  #")[0].strip()) for line in lines]
+        found += [(path.relative_to(ROOT).as_posix(), call[1]) for call in calls if call]
     return found
 
 
@@ -67,26 +72,40 @@ def test_a_moving_picture_moves_and_is_small(name):
         assert 800 <= picture.width <= 1000
 
 
-@pytest.mark.parametrize(("page", "command"), commands("salt"))
+SALT, TRAIN = commands("salt", "-m salt.cli"), commands("-m train")
+
+
+@pytest.mark.parametrize(("page", "command"), SALT)
 def test_salt_commands_parse(page, command):
-    accepts(salt_parser(), shlex.split(command)[1:], f"{page}: {command}")
+    accepts(salt_parser(), shlex.split(command), f"{page}: {command}")
 
 
-@pytest.mark.parametrize(("page", "command"), commands("python -m train"))
-def test_training_commands_parse(page, command):
-    accepts(train_parser(), shlex.split(command)[3:], f"{page}: {command}")
+@pytest.mark.parametrize(("page", "command"), TRAIN)
+def test_training_commands_parse_and_their_recipes_exist(page, command):
+    arguments = accepts(train_parser(), shlex.split(command), f"{page}: {command}")
+    recipe = getattr(arguments, "recipe", getattr(arguments, "source", None))
+    if recipe is not None and Path(recipe).suffix != ".txt":
+        load_recipe(recipe, arguments.overrides)
 
 
-def accepts(parser, arguments: list[str], where: str) -> None:
+def accepts(parser, arguments: list[str], where: str) -> Namespace:
     """Fails the test unless the arguments are accepted (or ask for help)."""
     try:
-        parser.parse_args(arguments)
+        return parser.parse_args(arguments)
     except SystemExit as stopped:
         assert stopped.code == 0, where
+        return Namespace()
 
 
 def test_commands_are_found_at_all():
-    assert len(commands("salt")) > 10 and len(commands("python -m train")) > 8
+    assert len(SALT) > 10 and len(TRAIN) > 15
+
+
+def test_every_recipe_is_explained():
+    table = (ROOT / "docs/training.md").read_text().partition("\n## Recipes\n")[2].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
+    assert not (missing := set(recipe_names()) - named), missing
 
 
 def test_relative_links_outside_the_site_lead_to_files():

@@ -1,6 +1,5 @@
 """The pack as ComfyUI's registry publishes it: what git has, without what .comfyignore leaves out."""
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -25,14 +24,3 @@ def unpack(folder: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, target)
     return folder
-
-
-def train(pack: Path, python: str) -> Path:
-    """One short update of salt-tiny in the copy, with this Python and nothing else on its path. Returns the student."""
-    small = ["updates=1", "critic_per_generator=1", "batch=1", "micro_batch=1"]
-    settings = [*(f"optimisation.{s}" for s in small), "rollout.frames=3", "run.tracker=none", "run.sample_every=0"]
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    command = [python, "-m", "train", "distill", "tiny", *settings]
-    done = subprocess.run(command, cwd=pack, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return pack / "runs/tiny/export/tiny.safetensors"

@@ -124,6 +124,12 @@ def test_bad_folders_are_named(recipe, videos, tmp_path):
     with pytest.raises(InputError, match="videos: found no video in"):
         encode_videos(recipe, videos, CPU)
     film(videos, "a.mp4", 100)
+    (videos / "notes.doc").write_bytes(b"no video")  # passed over
+    (videos / "b.mp4").write_bytes(b"no video")
+    (videos / "b.txt").write_text("a caption")
+    with pytest.raises(ValueError, match="b.mp4: cannot be read as a video"):
+        encode_videos(recipe, videos, CPU)
+    (videos / "b.mp4").unlink()
     (videos / "a.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="a.txt: not UTF-8 text"):
         encode_videos(recipe, videos, CPU)

@@ -74,19 +74,6 @@ def test_dry_run_in_two_processes(mode):
     assert run.stdout.count("dry run of tiny_salt") == 1 and f"(distill, {mode})" in run.stdout
 
 
-@pytest.mark.slow
-def test_the_documented_command_for_two_processes_on_a_cpu(tmp_path):
-    text = (ROOT / "docs/training.md").read_text(encoding="utf-8")
-    ((program, *arguments),) = [line.split() for line in text.splitlines() if line.startswith("torchrun ")]
-    assert program == "torchrun" and "2" in arguments and arguments[-4:-1] == ["-m", "train", "distill"]
-    command = [str(Path(sys.executable).with_name(program)), *arguments, f"run.out={tmp_path / 'run'}", "--dry-run"]
-    run = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.count("dry run of tiny_salt") == 1 and "(distill, ddp): 2 updates" in run.stdout
-
-
 def test_a_dry_run_without_all_losses_is_an_error():
     recipe = load_recipe("self_forcing_salt", ["rollout.share={4: 1.0}"])
     with pytest.raises(RuntimeError, match="no seed covers every loss"):

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Annotated, get_args, get_origin, get_type_hints
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from torch.torch_version import TorchVersion
 
+from salt.checkpoints import save_diffusers
 from salt.errors import InputError
 from tests.helpers import tiny_recipes
 from tests.train.released_numbers import ALIGNED, COMMON, FRAME, OURS, RELEASED
@@ -68,6 +71,38 @@ def test_all_wan_recipes_share_negative_prompt_and_teacher():
     for name in ("self_forcing", "causal_forcing_sc", "longlive_salt"):
         recipe = load_recipe(name)
         assert recipe.data.negative.startswith("色调艳丽") and recipe.models.teacher.endswith("14B-Diffusers")
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("text", "models.teacher cannot be used ("),
+        ("another model", "models.teacher cannot be used ("),
+        (
+            "another text encoder",
+            "models: found text_dim {'student': 4096, 'critic': 4096, 'teacher': 64}, expected",
+        ),
+        ("another patch", "models: found patch_size {"),
+        ("another VAE", "models: found channels (in, out) {"),
+    ],
+)
+def test_a_teacher_of_another_architecture_is_named(tmp_path, kind, said):
+    config = {
+        "another text encoder": dict(text_dim=64),
+        "another patch": dict(patch_size=(1, 1, 1)),
+        "another VAE": dict(in_channels=48, out_channels=48),
+    }
+    teacher = tmp_path / "other"
+    if kind == "text":
+        teacher.write_text("a fast red circle")
+    elif kind == "another model":
+        save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(4, 4)}, tmp_path / "other.safetensors")
+        teacher = tmp_path / "other.safetensors"
+    else:
+        save_diffusers(tiny_recipes.model(**config[kind]), teacher)
+    with pytest.raises(RecipeError, match=f"^{re.escape(said)}") as error:
+        check_backbones(tiny_recipes.recipe(tmp_path, models=dict(teacher=str(teacher))))
+    assert len(str(error.value)) <= 400
 
 
 def test_backbones_are_known_by_name_or_read(tmp_path):

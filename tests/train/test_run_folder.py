@@ -59,6 +59,22 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, caps
     assert sorted(p.name for p in tmp_path.iterdir()) == ["damaged-step-00000002", "step-00000002"]
 
 
+def test_a_full_disk_is_named_and_the_checkpoint_before_is_kept(tmp_path):
+    """A limit on the size of files stands for the disk: both let torch's writer fail in the middle of a file."""
+    resource = pytest.importorskip("resource")
+    checkpoints = filled(tmp_path, updates=(1,))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+    try:
+        with pytest.raises(
+            OSError, match=r"step-00000002: cannot be written \(.*GB are free.*step-00000001, from"
+        ) as told:
+            checkpoints.save(2, {"a": {"x": torch.zeros(2**20)}})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(str(told.value)) <= 400 and [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
 def test_checkpoints_that_a_killed_run_began_are_removed(tmp_path):
     checkpoints = filled(tmp_path)
     process = subprocess.Popen([sys.executable, "-c", ""])

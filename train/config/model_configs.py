@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from salt.checkpoints import read_checkpoint
+from salt.checkpoints import CheckpointError, read_checkpoint
 from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.spec import FPS, TINY_FOLDER, WAN22_CHANNELS, WAN22_FPS
 from train.config.recipe import Recipe, RecipeError
@@ -35,10 +35,13 @@ def config_of(path: str, key: str = "checkpoint") -> dict[str, Any]:
     Names with 1.3B or 14B (and I2V) are Wan 2.1's, those with 5B or of LongLive 2.0 are Wan 2.2's, names of other
     released students (and of runs that train them) are 1.3B, and `tiny` is salt-tiny's. key: the recipe's, for the
     error.
-    Raises RecipeError for a missing file whose name has no size, CheckpointError for a file that is no Wan transformer.
+    Raises RecipeError for a missing file whose name has no size, and for a file that is no Wan transformer.
     """
     if Path(path).exists():
-        return dict(read_checkpoint(path).config)
+        try:
+            return dict(read_checkpoint(path).config)
+        except (CheckpointError, OSError) as error:
+            raise RecipeError(key, f"cannot be used ({error})") from error
     name = path.lower()
     if "tiny" in name:
         return config_of(str(TINY_FOLDER / "transformer"))
@@ -104,6 +107,12 @@ def check_backbones(recipe: Recipe) -> None:
     channels = {name: (c["in_channels"], c["out_channels"]) for name, c in found.items()}
     if len(set(channels.values())) > 1:
         raise RecipeError("models", f"found channels (in, out) {channels}, expected the same of all three")
+    text = {name: c.get("text_dim", 4096) for name, c in found.items()}  # Wan's where only the name is known
+    if len(set(text.values())) > 1:
+        raise RecipeError("models", f"found text_dim {text}, expected the same of all three")
+    patches = {name: tuple(c.get("patch_size", (1, 2, 2))) for name, c in found.items()}
+    if len(set(patches.values())) > 1:
+        raise RecipeError("models", f"found patch_size {patches}, expected the same of all three")
     layers = found["teacher"]["num_layers"]
     if recipe.stage == "distill" and recipe.loss.align != "none" and not 0 <= recipe.loss.align_block < layers:
         raise RecipeError(
@@ -121,7 +130,7 @@ def check_backbones(recipe: Recipe) -> None:
     if scale is not None and scale.channels != out:
         problem = f"found latents of {scale.channels} channels in {recipe.models.vae}, expected the student's {out}"
         raise RecipeError("models.vae", problem)
-    patch = found["student"].get("patch_size", (1, 2, 2))
+    patch = patches["student"]
     if recipe.rollout.height % patch[1] or recipe.rollout.width % patch[2]:
         raise RecipeError(
             "rollout.height, rollout.width",

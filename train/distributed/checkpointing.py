@@ -32,19 +32,33 @@ class CheckpointFolder:
         self.folder, self.keep = folder, keep
 
     def save(self, update: int, parts: dict[str, Any]) -> Path:
-        """Write one checkpoint (call it in one process) and remove all but the newest `keep`."""
+        """Write one checkpoint (call it in one process) and remove all but the newest `keep`.
+
+        Raises OSError, naming the folder, where the system refuses (a full disk); the checkpoints before stay.
+        """
         final = self.folder / f"step-{update:08d}"
         with atomic_folder(final) as partial:
             sizes = {}
             for name, value in parts.items():
                 path = partial / f"{name}.pt"
-                torch.save(value, path)
+                self._write(value, path, final)
                 sizes[path.name] = path.stat().st_size
             (partial / COMPLETE_FILE).write_text(json.dumps({"update": update, "files": sizes}))
         for old in self.complete()[: -self.keep]:
             # Hidden first: a run that is killed here leaves no half of a checkpoint, and the next one removes the rest.
             shutil.rmtree(old.rename(new_partial(old, PARTIAL_FOLDER)))
         return final
+
+    def _write(self, value: object, path: Path, final: Path) -> None:
+        try:
+            torch.save(value, path)
+        except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError where a write fails
+            free, reason = shutil.disk_usage(path.parent).free / 1e9, " ".join(str(error).split())[:120]
+            kept = [folder.name for folder in self.complete()[-1:]] or ["none yet"]
+            raise OSError(
+                f"{final}: cannot be written ({reason}); {free:.1f} GB are free. Checkpoint before it: {kept[0]}, from "
+                "which the same command goes on"
+            ) from error
 
     def complete(self) -> list[Path]:
         """Complete checkpoints, oldest first."""

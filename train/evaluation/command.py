@@ -212,13 +212,16 @@ def _defect(args: argparse.Namespace, out: Path) -> None:
     settings.check()
     text = pipe.prompt_encoder.encode(prompts).to(args.device, pipe.transformer.dtype)
     seeds = range(args.seed, args.seed + (args.samples or 1))
-    found = measure_defect(pipe.transformer, Conditioning(text), settings, seeds, triples, batch=args.batch)
+    found = measure_defect(
+        pipe.transformer, Conditioning(text), settings, seeds, triples, batch=args.batch, progress=True
+    )
     facts = {"prompts": len(prompts), "seeds": list(seeds), "frames": settings.frames, "steps": list(steps)}
     data = {"student": str(args.student), **facts, "memory": str(settings.policy), "defects": defect_rows(found)}
     _write(out, defect_table({"student": found}), data)
 
 
 def _drift(args: argparse.Namespace, out: Path) -> None:
+    from train.data.shards import with_progress
     from train.evaluation.drift import CLIP_FRAMES, drift_rows, drift_table, measure_drift, summarize_drift
 
     pipe, frames = open_pipeline(args), args.frames or CLIP_FRAMES
@@ -227,14 +230,12 @@ def _drift(args: argparse.Namespace, out: Path) -> None:
     groups = [prompts[i : i + args.batch] for i in range(0, len(prompts), args.batch)]
     rows, clips = {}, {}
     for steps in args.steps or [len(pipe.spec.steps)]:
-        windows = []
-        for seed in range(args.seed, args.seed + (args.samples or 1)):
-            for group in groups:
-                count = steps if args.steps else None
-                windows += measure_drift(
-                    pipe, group, frames, seed, num_inference_steps=count, memory_policy=args.memory
-                )
-        name = f"student, {steps} steps"
+        windows, name = [], f"student, {steps} steps"
+        seeds = range(args.seed, args.seed + (args.samples or 1))
+        batches = [(seed, group) for seed in seeds for group in groups]
+        for seed, group in with_progress(batches, f"drift, {name}", "batches"):
+            count = steps if args.steps else None
+            windows += measure_drift(pipe, group, frames, seed, num_inference_steps=count, memory_policy=args.memory)
         rows[name], clips[name] = summarize_drift(windows), drift_rows(windows)
     data = {name: {"windows": rows[name], "clips": clips[name]} for name in rows}
     _write(out, drift_table(rows), {"student": str(args.student), **data})

@@ -30,6 +30,7 @@ from salt.semigroup_defect import (
     mean_defects,
 )
 from salt.spec import StudentSpec
+from train.data.shards import with_progress
 from train.rollout.random_draws import seed_for
 
 
@@ -86,6 +87,7 @@ def measure_defect(
     triples: Sequence[Triple] = TRIPLES,
     operators: Sequence[Operator] = OPERATORS,
     batch: int | None = None,
+    progress: bool = False,
 ) -> Defects:
     """The defect of a student at every triple, by every operator: the mean over the prompts, seeds and blocks.
 
@@ -93,7 +95,7 @@ def measure_defect(
     conditioning: one row per prompt, on the student's device.
     seeds: one clip of every prompt for each. The same seeds draw the same noise, so values of two students, or of one
         student at two updates, can be compared.
-    batch: prompts at a time (default: all); it changes no value.
+    batch: prompts at a time (default: all); it changes no value. progress: print a line on time left after each.
     Cost: per clip one ordinary rollout and, for each block and triple, a model call per operator.
     Raises InputError for a triple that does not fall, or whose t_s is not in `settings.steps`.
     """
@@ -106,7 +108,8 @@ def measure_defect(
     schedule = settings.schedule
     how = RolloutSettings(schedule, settings.stepping, settings.frames_per_block or 1, settings.independent_first_frame)
     meters = []
-    for seed, first in product(seeds, range(0, count, batch)):
+    batches = list(product(seeds, range(0, count, batch)))
+    for seed, first in with_progress(batches, "defect", "batches") if progress else batches:
         rows = range(count)[first : first + batch]
         part = conditioning_rows(conditioning, slice(first, first + batch))
         own = [seed_for("defect", seed, row) for row in rows]
