@@ -37,14 +37,16 @@ FIRST_SCREEN = 25  # lines
 
 
 def code_blocks(path: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+    return [text for found, text in blocks if found == language]
 
 
 def commands(*programs: str) -> list[tuple[str, str]]:
     """(page, arguments) for every call of the programs in a code block of a page, or within a line of the README.
 
     A call begins with the program, or with what launches it (`torchrun ... -m train`)."""
-    called = re.compile(rf"(?:^|^[^`#]* )(?:{'|'.join(map(re.escape, programs))}) (.*)")
+    launchers = "python|torchrun|accelerate"
+    called = re.compile(rf"(?:(?:{launchers}) (?:.* )?)?(?:{'|'.join(map(re.escape, programs))}) (.*)")
     found = []
     for path in PAGES:
         lines = [line for block in code_blocks(path, "") for line in block.replace("\\\n", " ").splitlines()]

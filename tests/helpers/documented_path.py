@@ -16,8 +16,8 @@ SECONDS = 600  # at most, for a line
 def lines(section: str) -> list[str]:
     """The lines of the section's shell blocks, without comments; continued ones are one."""
     text = PAGE.read_text(encoding="utf-8").partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-    blocks = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    joined = (line for block in blocks for line in block.replace("\\\n", " ").splitlines())
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    joined = (line for language, block in blocks if not language for line in block.replace("\\\n", " ").splitlines())
     return [line.partition("  #")[0].strip() for line in joined]
 
 
