@@ -36,7 +36,7 @@ def dry_run_recipe(recipe: Recipe, folder: Path, processes: int = 1) -> Recipe:
     folder.mkdir(parents=True, exist_ok=True)
     configs = backbones(recipe)
     for seed, (name, config) in enumerate(configs.items()):
-        save_diffusers(_tiny_model(config, seed), folder / name)
+        save_diffusers(_tiny_model(config, seed, max(recipe.optimisation.sequence, 2)), folder / name)
     models = replace(
         recipe.models, student=str(folder / "student"), teacher=str(folder / "teacher"), critic=str(folder / "critic"),
         text="words", vae=_vae(configs["student"]["out_channels"], folder), weights="auto",
@@ -58,7 +58,8 @@ def dry_run_recipe(recipe: Recipe, folder: Path, processes: int = 1) -> Recipe:
         ),
         start=replace(recipe.start, teacher_steps=max(r.share), clips=2),
         optimisation=replace(
-            opt, micro_batch=micro, batch=2 * micro * processes, updates=DRY_RUN_UPDATES, ema_start=1
+            opt, micro_batch=micro, batch=2 * micro * max(processes // (opt.sequence or 1), 1),
+            updates=DRY_RUN_UPDATES, ema_start=1,
         ),
         run=replace(
             recipe.run, out=str(folder / "run"), save_every=1, sample_every=1, sample_prompts=1,
@@ -116,9 +117,9 @@ def with_every_loss(recipe: Recipe) -> Recipe:
     raise RuntimeError(f"no seed covers every loss of {recipe.name} in {DRY_RUN_UPDATES} updates")
 
 
-def _tiny_model(config: dict[str, Any], seed: int) -> SaltTransformer3DModel:
+def _tiny_model(config: dict[str, Any], seed: int, heads: int) -> SaltTransformer3DModel:
     torch.manual_seed(seed)
-    heads, head_dim = 2, 16
+    head_dim = 16
     image: dict[str, Any] = {}
     if config.get("image_dim"):
         image = {"image_dim": 32, "added_kv_proj_dim": heads * head_dim}

@@ -57,9 +57,10 @@ class AttentionContext(Protocol):
 
 @dataclass(frozen=True)
 class Bidirectional:
-    """Every token sees every token: the teacher, and the bidirectional student."""
+    """Every token sees every token: the teacher, and the bidirectional student. frames: that the tokens are of."""
 
     rotary: Rotary
+    frames: int = 1
     by_layer: ClassVar[bool] = False
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
@@ -110,6 +111,18 @@ class BlockCausal:
         return [slice(0, sink * self.tokens), slice(recent * self.tokens, start * self.tokens)]
 
 
+def _grid(context: AttentionContext) -> tuple[int, int]:
+    """Latent frames of a forward's input, and tokens of each."""
+    match context:
+        case MemoryPass():
+            return context.frames, context.geometry.tokens
+        case BlockCausal():
+            return sum(context.blocks) * (2 if context.clean_context else 1), context.tokens
+        case Bidirectional():
+            return context.frames, len(context.rotary.cos) // context.frames
+    raise RuntimeError(f"attention split by heads: found {type(context).__name__}, which has no frames")
+
+
 class SelfAttention:
     """diffusers attention processor of one layer's self-attention within an `attention_context`."""
 
@@ -134,7 +147,7 @@ class SelfAttention:
             out = self._attend_by_kernels(attention_context, attn, q, k, v)
             return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(hidden_states)))
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (attn.norm_q(q), attn.norm_k(k), v))
-        if attention_context.by_layer:
+        if attention_context.by_layer or self.head_group is not None:
             out = self._attend_by_layer(attention_context, q, k, v)
         else:
             out = attention_context.attend(0, q, k, v, self._dispatch)
@@ -145,9 +158,7 @@ class SelfAttention:
         """Outside compiled code, which then is the same for every layer."""
         if self.head_group is None:
             return attention_context.attend(self.layer, q, k, v, self._dispatch)
-        if not isinstance(attention_context, MemoryPass):
-            raise RuntimeError("attention split by heads: found no memory, expected the memory of a rollout")
-        frames, tokens = attention_context.frames, attention_context.geometry.tokens
+        frames, tokens = _grid(attention_context)
         q, k, v = self.head_group.own_heads(torch.stack([q, k, v]), frames, tokens)
         out = attention_context.attend(self.layer, q, k, v, self._dispatch)
         return self.head_group.all_heads(out, frames, tokens)

@@ -152,6 +152,7 @@ class SaltTransformer3DModel(WanTransformer3DModel):
                 hidden = x
         if group is not None:
             x = group.all_tokens(x, frames, tokens)
+            hidden = None if hidden is None else group.all_tokens(hidden, frames, tokens)
         sample = self.unembed(x, temb, hidden_states)
         if return_dict:
             return StudentOutput(sample, hidden)
@@ -171,9 +172,13 @@ class SaltTransformer3DModel(WanTransformer3DModel):
         self._check_layer(after_block)
         x, _, timestep_proj, context = self._embed(hidden_states, timestep, encoder_hidden_states, attention_context)
         cache = self._filled(None, encoder_hidden_states, encoder_hidden_states_image)
+        group, frames = self.head_group, hidden_states.shape[2]
+        tokens = x.shape[1] // frames
+        if group is not None:
+            x = group.own_tokens(x, frames)
         for block in self.blocks[: after_block + 1]:
             x = self._run(block, x, cache, timestep_proj, context)
-        return x
+        return x if group is None else group.all_tokens(x, frames, tokens)
 
     def _check_layer(self, layer: int) -> None:
         if not 0 <= layer < len(self.blocks):
@@ -216,7 +221,8 @@ class SaltTransformer3DModel(WanTransformer3DModel):
     ) -> AttentionContext:
         """Bookkeeping in plain integers, outside compiled graphs: another start frame does not recompile them."""
         if context is None:
-            return Bidirectional(rotary_table(range(frames), height, width, self.config.attention_head_dim, device))
+            rotary = rotary_table(range(frames), height, width, self.config.attention_head_dim, device)
+            return Bidirectional(rotary, frames)
         if isinstance(context, MemoryPass):
             context.check(batch, frames, height, width)
             # Once frozen it stays so: the same pass may be read again without gradient before backward comes.

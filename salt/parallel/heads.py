@@ -2,12 +2,14 @@
 
 Between attention layers every process has a part of the tokens of each latent frame, and all heads; in self-attention
 it has all tokens, and a part of the heads, for which alone it keeps the memory. Two exchanges per layer turn one into
-the other.
+the other. Gradients flow through them: averaged over the processes, as data parallel training does, they are those of
+the mean of the processes' losses.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -41,21 +43,19 @@ class HeadGroup:
 
     def all_tokens(self, x: Tensor, frames: int, tokens: int) -> Tensor:
         """The inverse: tokens [B, frames * tokens, ...] of all processes."""
-        parts = [torch.empty_like(x) for _ in range(self.size)]
-        dist.all_gather(parts, x.contiguous(), group=self.group)
-        by_frame = torch.stack([part.unflatten(1, (frames, -1)) for part in parts], dim=2)
+        by_frame = self.gathered(x).unflatten(2, (frames, -1)).movedim(0, 2)
         return by_frame.flatten(2, 3)[:, :, :tokens].flatten(1, 2)
 
     def own_heads(self, x: Tensor, frames: int, tokens: int) -> Tensor:
         """[N, B, frames * T', heads, D] of this process's tokens -> [N, B, frames * tokens, heads / size, D]."""
         sent = x.unflatten(3, (self.size, -1)).movedim(3, 0).contiguous()  # [size, N, B, S', heads / size, D]
-        received = self._exchanged(sent).unflatten(3, (frames, -1))  # [size, N, B, frames, T', heads / size, D]
+        received = self.exchanged(sent).unflatten(3, (frames, -1))  # [size, N, B, frames, T', heads / size, D]
         return received.movedim(0, 3).flatten(3, 4)[:, :, :, :tokens].flatten(2, 3)
 
     def all_heads(self, x: Tensor, frames: int, tokens: int) -> Tensor:
         """[B, frames * tokens, heads / size, D] of this process's heads -> [B, frames * T', heads, D]."""
         by_frame = self._padded(x, frames).unflatten(2, (self.size, -1))  # [B, frames, size, T', heads / size, D]
-        received = self._exchanged(by_frame.movedim(2, 0).flatten(2, 3).contiguous())  # [size, B, S', heads / size, D]
+        received = self.exchanged(by_frame.movedim(2, 0).flatten(2, 3).contiguous())  # [size, B, S', heads / size, D]
         return received.movedim(0, 2).flatten(2, 3)
 
     def _padded(self, x: Tensor, frames: int) -> Tensor:
@@ -67,8 +67,40 @@ class HeadGroup:
         zeros = by_frame.new_zeros(*by_frame.shape[:2], missing, *by_frame.shape[3:])
         return torch.cat([by_frame, zeros], dim=2)
 
-    def _exchanged(self, x: Tensor) -> Tensor:
+    def exchanged(self, x: Tensor) -> Tensor:
         """Part r of x [size, ...] goes to process r; part r of the result comes from it."""
-        received = torch.empty_like(x)
-        dist.all_to_all_single(received, x, group=self.group)
-        return received
+        return cast(Tensor, _Exchange.apply(x, self.group))
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """x of all processes, [size, ...]."""
+        return cast(Tensor, _Gather.apply(x, self.size, self.group))
+
+
+def _exchange(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    received = torch.empty_like(x)
+    dist.all_to_all_single(received, x, group=group)
+    return received
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        return _exchange(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _exchange(gradient.contiguous(), ctx.group), None
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: int, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        parts = [torch.empty_like(x) for _ in range(size)]
+        dist.all_gather(parts, x.contiguous(), group=group)
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _exchange(gradient.contiguous(), ctx.group).sum(0), None, None

@@ -102,6 +102,11 @@ def split_heads(transformer: SaltTransformer3DModel, acceleration: AccelerationP
         raise InputError("parallel", "found AnyFlow-FAR, expected a causal Wan student")
     if acceleration.compiled or acceleration.weights != "bf16":
         raise InputError("prefer", "cannot be combined with `parallel` unless it is exact or low memory")
+    set_head_group(transformer, group)
+
+
+def set_head_group(transformer: SaltTransformer3DModel, group: HeadGroup) -> None:
+    """Let a group compute a transformer's self-attention. Raises InputError for heads that it cannot share."""
     group.check_heads(transformer.config.num_attention_heads)
     transformer.head_group = group
     for module in transformer.modules():

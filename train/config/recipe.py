@@ -215,6 +215,8 @@ class Optimisation:
     schedule: of both learning rates after `warmup` updates, `constant`, or a `cosine` that ends at `final_lr` of them.
     shard: with `--mode fsdp`, how many processes share one copy of the weights (0: all of them); the copies, of which
     each is usually a node's, add up their gradients (HSDP).
+    sequence: how many processes compute a clip together (0: one). In all models each has a part of the tokens, and in
+    self-attention a part of the heads, whose number it divides; of N processes, N / sequence have clips of their own.
     compile: transformer blocks go through `torch.compile`, which takes minutes at the start of a run.
     """
 
@@ -236,6 +238,7 @@ class Optimisation:
     optimizer: Literal["adamw", "fused", "8bit"] = "adamw"
     precision: Literal["no", "bf16"] = "bf16"
     shard: CountOrNone = 0
+    sequence: CountOrNone = 0
     compile: bool = False
 
 

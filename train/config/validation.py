@@ -261,8 +261,12 @@ def _check_optimisation(recipe: Recipe, processes: int) -> None:
         raise RecipeError("optimisation.warmup", problem)
     if opt.final_lr and opt.schedule == "constant":
         raise RecipeError("optimisation.final_lr", "has no effect without schedule=cosine", opt.final_lr)
-    if opt.batch % (opt.micro_batch * processes):
+    together = opt.sequence or 1
+    if opt.batch % (opt.micro_batch * max(processes // together, 1)):
+        shares = (
+            f"{processes // together} groups of {together} processes" if opt.sequence > 1 else f"{processes} processes"
+        )
         raise RecipeError(
             "optimisation.batch",
-            f"found {opt.batch}, expected a multiple of micro_batch {opt.micro_batch} x {processes} processes",
+            f"found {opt.batch}, expected a multiple of micro_batch {opt.micro_batch} x {shares}",
         )

@@ -10,9 +10,12 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from torch.distributed.device_mesh import init_device_mesh
 
 from salt.errors import InputError
 from salt.io.launcher import process_count
+from salt.parallel.heads import HeadGroup
+from train.config.model_configs import WAN_14B, backbones
 from train.config.recipe import Recipe, RecipeError
 
 Mode = Literal["single", "ddp", "fsdp"]
@@ -50,6 +53,7 @@ def check_mode(recipe: Recipe, mode: Mode) -> None:
     """Raise InputError for what cannot work in this mode, and for a missing optimizer."""
     if recipe.optimisation.optimizer == "8bit" and not importlib.util.find_spec("torchao"):
         raise RecipeError("optimisation.optimizer", "found 8bit without torchao: pip install torchao, or use fused")
+    _check_sequence(recipe, mode)
     shard = recipe.optimisation.shard
     if mode != "fsdp":
         if shard:
@@ -61,6 +65,46 @@ def check_mode(recipe: Recipe, mode: Mode) -> None:
     if torch.__version__ < "2.8":  # compared as versions are
         # Weights of one block may be of two dtypes, which FSDP2 accepts only since then: a teacher's norms are float32.
         raise InputError("mode", f"found fsdp with torch {torch.__version__}, expected torch 2.8 or newer, or ddp")
+
+
+def _check_sequence(recipe: Recipe, mode: Mode) -> None:
+    size, count = recipe.optimisation.sequence, process_count()
+    if size < 2:
+        return
+    if mode == "single":
+        raise RecipeError("optimisation.sequence", "has no effect in one process", size)
+    if count % size:
+        raise RecipeError("optimisation.sequence", f"found {size}, expected a divisor of the {count} processes")
+    refused = {"optimisation.compile": recipe.optimisation.compile, "loss.adversarial": recipe.loss.adversarial}
+    for field, value in refused.items():
+        if value:
+            raise RecipeError(field, "is not supported by optimisation.sequence", value)
+    for name, config in backbones(recipe).items():
+        heads = config.get("num_attention_heads", WAN_14B["num_attention_heads"])
+        if heads % size:
+            fitting = ", ".join(str(n) for n in range(2, heads + 1) if heads % n == 0)
+            problem = f"found {size} for {heads} heads ({name}), expected a number that divides them: {fitting}"
+            raise RecipeError("optimisation.sequence", problem)
+
+
+def clip_share(recipe: Recipe) -> tuple[int, int]:
+    """Which share of the global batch is this process's, and how many shares there are.
+
+    Processes that compute clips together have the same one.
+    """
+    state, together = process_state(), recipe.optimisation.sequence or 1
+    return state.process_index // together, state.num_processes // together
+
+
+def sequence_group(recipe: Recipe) -> HeadGroup | None:
+    """The processes that compute clips together with this one; every process has to call it."""
+    size, state = recipe.optimisation.sequence, process_state()
+    if size < 2:
+        return None
+    mesh = init_device_mesh(
+        process_device().type, (state.num_processes // size, size), mesh_dim_names=("clips", "tokens")
+    )
+    return HeadGroup(mesh.get_local_rank("tokens"), size, mesh.get_group("tokens"))
 
 
 def mean_over_processes(value: float, device: torch.device) -> float:

@@ -28,6 +28,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from salt.acceleration.presets import compile_blocks
 from salt.models.transformer_salt import SaltTransformer3DModel
+from salt.parallel.heads import HeadGroup
+from salt.parallel.processes import set_head_group
 from train.distributed.launch import Mode
 from train.distributed.low_bit_states import is_low_bit, load_low_bit_state, low_bit_state
 
@@ -53,12 +55,16 @@ class DistributedModel:
 
     bf16: bfloat16 autocast, and FSDP gathers weights in bfloat16 and reduces gradients in float32.
     compiled: transformer blocks are compiled in place. shard: processes that share one copy (FSDP), 0 for all.
+    sequence: processes that compute its forwards together.
     """
 
     def __init__(
-        self, model: SaltTransformer3DModel, mode: Mode, bf16: bool = False, compiled: bool = False, shard: int = 0
-    ) -> None:
+        self, model: SaltTransformer3DModel, mode: Mode, bf16: bool = False, compiled: bool = False, shard: int = 0,
+        sequence: HeadGroup | None = None,
+    ) -> None:  # fmt: skip
         self.mode, self.bf16 = mode, bf16
+        if sequence is not None:
+            set_head_group(model, sequence)
         if compiled:
             compile_blocks(model, dynamic=False)
         root = Root(model)

@@ -94,7 +94,8 @@ def add_up(
     found = {name: model_weights(c, adapter_of(recipe, name)) for name, c in configs.items()}
     learners = {name: w for name, w in found.items() if name != "teacher"}
     shards = (opt.shard or processes) if mode == "fsdp" else 1
-    accumulates = opt.batch // processes > opt.micro_batch
+    groups = max(processes // (opt.sequence or 1), 1)
+    accumulates = opt.batch // groups > opt.micro_batch
     always: dict[str, int] = {}
     gradients: dict[str, int] = {}
     for name, w in learners.items():
@@ -121,7 +122,7 @@ def add_up(
     earlier = {name: size if accumulates else 0 for name, size in gradients.items()}
     kv = kv_memory_bytes(recipe, configs["student"])
     if recipe.streams and recipe.policy.residence != "cpu":
-        always["KV memory of the streams"] = kv * (opt.batch // processes // opt.micro_batch)
+        always["KV memory of the streams"] = kv * (opt.batch // groups // opt.micro_batch)
     channels = configs["student"]["out_channels"]
     moments = phase_bytes(recipe, activations, gradients, earlier, 0 if recipe.streams else kv, channels)
     if settings.offload and teacher and not aligns:
@@ -206,7 +207,8 @@ def host_bytes(
     if recipe.models.text != "words" and not recipe.data.embeddings:
         host["text encoder"] = text_encoder_bytes(Path(recipe.models.text) / "text_encoder")
     if recipe.policy.residence == "cpu":
-        streams = recipe.optimisation.batch // processes // recipe.optimisation.micro_batch if recipe.streams else 1
+        opt = recipe.optimisation
+        streams = opt.batch // max(processes // (opt.sequence or 1), 1) // opt.micro_batch if recipe.streams else 1
         host["KV memory"] = streams * kv_memory_bytes(recipe, configs["student"])
     states = sum(FP32 * w.total + optimizer_bytes(w.learn, recipe.optimisation.optimizer) for w in learners)
     host["checkpoint"] = states + FP32 * found["student"].total
@@ -221,7 +223,7 @@ def estimates(recipe: Recipe, processes: Sequence[int], modes: Sequence[Mode]) -
     configs = configurations(recipe)
     traced: dict[bool, Activations] = {}
     found = []
-    for count in processes:
+    for count in (n for n in processes if n % (recipe.optimisation.sequence or 1) == 0):
         shared: list[Mode] = ["single"] if count == 1 else [m for m in modes if m != "single"]
         for mode in shared:
             gathered = mode == "fsdp"

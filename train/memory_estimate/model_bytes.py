@@ -78,13 +78,14 @@ def optimizer_bytes(learn: list[int], kind: str, shards: int = 1) -> int:
 
 
 def kv_memory_bytes(recipe: Recipe, config: dict[str, Any]) -> int:
-    """Bytes of a rollout's KV memory; 0 for a bidirectional student."""
+    """Bytes of a rollout's KV memory in one process; 0 for a bidirectional student."""
     r = recipe.rollout
     if r.kind == "bidirectional":
         return 0
     model = meta_model({**config, "num_layers": 1})
     g = model.memory_geometry(recipe.optimisation.micro_batch, r.height, r.width)
-    geometry = MemoryGeometry(config["num_layers"], g.heads, g.head_dim, g.height, g.width, g.batch)
+    heads = g.heads // (recipe.optimisation.sequence or 1)
+    geometry = MemoryGeometry(config["num_layers"], heads, g.head_dim, g.height, g.width, g.batch)
     dtype = torch.bfloat16 if recipe.optimisation.precision == "bf16" else torch.float32
     return estimate_bytes(recipe.policy, geometry, dtype, r.frames)
 

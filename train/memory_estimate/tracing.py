@@ -22,6 +22,8 @@ from salt.models.causal_model import BidirectionalModel, CausalModel
 from salt.models.text_encoder import TOKENS
 from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.models.word_embedder import WordEmbedder
+from salt.parallel.heads import HeadGroup
+from salt.parallel.processes import set_head_group
 from train.config.model_configs import meta_model
 from train.config.recipe import Recipe
 from train.distributed.activation_checkpointing import recompute
@@ -50,6 +52,16 @@ class Activations:
     critic: MemoryUse = MemoryUse()
     alignment: MemoryUse = MemoryUse()
     whole: MemoryUse = MemoryUse()
+
+
+class AloneGroup(HeadGroup):
+    """One process of a group whose exchanges take the memory that they do, and move nothing."""
+
+    def exchanged(self, x: Tensor) -> Tensor:
+        return x.clone()
+
+    def gathered(self, x: Tensor) -> Tensor:
+        return torch.stack([x] * self.size)
 
 
 def text_length(recipe: Recipe) -> int:
@@ -115,6 +127,8 @@ class Tracer:
             if adapter := adapter_of(self.recipe, name):
                 with torch.device("meta"):
                     add_lora(model, adapter)
+        if self.recipe.optimisation.sequence > 1:
+            set_head_group(model, AloneGroup(0, self.recipe.optimisation.sequence))
         if settings.checkpointing:
             recompute(model, self.recipe.saved_activations)
         if name == "teacher":

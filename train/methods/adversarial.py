@@ -86,7 +86,7 @@ class AdversarialTrainer(SCDMDTrainer):
     def is_last(self, batch: Batch) -> bool:
         """Whether this micro-batch is the last of this process's share."""
         share = self.accumulation_steps * self.recipe.optimisation.micro_batch
-        return batch.samples.stop == (self.accelerator.process_index + 1) * share
+        return batch.samples.stop == (self.share + 1) * share
 
 
 def even(clips: Tensor) -> Tensor:

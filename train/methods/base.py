@@ -25,7 +25,7 @@ from train.data.batch import Batch
 from train.data.prompts import Prompts
 from train.distributed.checkpointing import CheckpointFolder, load_checkpoint
 from train.distributed.ema import Ema
-from train.distributed.launch import Mode, mean_over_processes, process_state
+from train.distributed.launch import Mode, clip_share, mean_over_processes, process_state, sequence_group
 from train.distributed.low_bit_states import set_rate, step_eagerly
 from train.distributed.parallel import DistributedModel
 from train.distributed.stop_request import StopRequest
@@ -75,6 +75,8 @@ class Trainer(ABC):
         process_state()
         self.accelerator = Accelerator(log_with=tracker, project_config=folders)
         self.device = self.accelerator.device
+        self.share, self.shares = clip_share(recipe)
+        self.sequence = sequence_group(recipe)
         student = build_student(recipe, self.device)
         self.student = self.learner(student, mode, opt.lr)
         self.learners = {"student": self.student}
@@ -94,7 +96,7 @@ class Trainer(ABC):
 
     def learner(self, model: SaltTransformer3DModel, mode: Mode, lr: float) -> Learner:
         opt = self.recipe.optimisation
-        wrapped = DistributedModel(model, mode, self.bf16, compiled=opt.compile, shard=opt.shard)
+        wrapped = DistributedModel(model, mode, self.bf16, opt.compile, opt.shard, self.sequence)
         return Learner(wrapped, make_optimizer(wrapped.parameters(), self.recipe, lr), lr)
 
     def run(self, on_update: Callable[[int], dict[str, float]] | None = None) -> int:
@@ -139,7 +141,7 @@ class Trainer(ABC):
     def accumulation_steps(self) -> int:
         """Micro-batches per update in one process."""
         opt = self.recipe.optimisation
-        return opt.batch // self.accelerator.num_processes // opt.micro_batch
+        return opt.batch // self.shares // opt.micro_batch
 
     def micro_batches(self, learner: Learner, update: int, role: str) -> Iterator[Batch]:
         """This process's share of the global batch. The loop's body computes a loss of `learner` and calls backward.
@@ -147,7 +149,7 @@ class Trainer(ABC):
         Gradients are reduced over the processes as `DistributedModel.accumulating` says, so run the loop to its end.
         """
         micro_batch, count = self.recipe.optimisation.micro_batch, self.accumulation_steps
-        first = self.accelerator.process_index * count * micro_batch
+        first = self.share * count * micro_batch
         for i in range(count):
             start = first + i * micro_batch
             batch = self.batch(update, range(start, start + micro_batch), role)

@@ -43,7 +43,7 @@ class ConsistencyTrainer(ClipTrainer):
 
     def __init__(self, recipe: Recipe, mode: Mode = "single") -> None:
         super().__init__(recipe, mode)
-        self.teacher = placed_teacher(recipe, self.device, mode)
+        self.teacher = placed_teacher(recipe, self.device, mode, self.sequence)
 
     def configurations(self) -> dict[str, TransformerConfig]:
         return super().configurations() | {"teacher": self.teacher.wrapped.model.config}

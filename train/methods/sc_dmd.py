@@ -46,7 +46,7 @@ class SCDMDTrainer(Trainer):
         self.critic = self.learner(build_critic(recipe, self.device), mode, recipe.optimisation.critic_lr)
         self.learners["critic"] = self.critic
         self.critic_score = OffloadedModel(self.critic.model, self.device)
-        self.teacher = placed_teacher(recipe, self.device, mode)
+        self.teacher = placed_teacher(recipe, self.device, mode, self.sequence)
         self.reward_weight = RewardWeight(recipe, self.device) if recipe.loss.reward else None
 
     def configurations(self) -> dict[str, TransformerConfig]:
