@@ -77,12 +77,12 @@ def check_student(schedule: Schedule, policy: MemoryPolicy | None) -> None:
 
     policy: of its memory, None without.
     """
-    if policy is not None and policy.reencodes:
-        raise needs_encoder(policy)
     flow_map = policy is not None and policy.kind == "far"
     if schedule.rule != "wan" or flow_map:
         found = "a flow map (AnyFlow-FAR)" if flow_map else f"a student with the steps of {schedule.rule}"
         raise InputError("student", f"found {found}, expected one with Wan 2.1's steps: the defect is defined on them")
+    if policy is not None and policy.reencodes:
+        raise needs_encoder(policy)
 
 
 def check_triple(triple: Triple, steps: Sequence[float]) -> None:

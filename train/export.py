@@ -33,7 +33,7 @@ NEWER = {
     "data": ("history",),
     "loss": ("adversarial", "adversarial_start", "reward", "reward_beta", "score_step_for", "scale_for"),
     "models": ("lora_alpha", "lora_critic"),
-    "optimisation": ("schedule", "final_lr", "discriminator_lr", "shard"),
+    "optimisation": ("schedule", "final_lr", "discriminator_lr", "shard", "sequence"),
     "rollout": ("long_tuning", "overlap", "gives_first_frame", "stepping"),
     "start": ("history", "step_for", "first_frame"),
 }

@@ -118,7 +118,7 @@ def test_costs_are_those_of_the_quality_table():
 @pytest.mark.parametrize(
     ("field", "change"),
     [
-        ("height", {"height": 470}),
+        ("height", {"height": 2**14 + 1}),
         ("width", {"width": 0}),
         ("seconds", {"seconds": float("nan")}),
         ("seconds", {"seconds": 0}),

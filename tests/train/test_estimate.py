@@ -235,6 +235,7 @@ def test_too_little_memory_is_an_error_of_one_line(tmp_path):
     assert 2**20 < available_memory(torch.device("cpu")) < 2**50
 
 
+@pytest.mark.slow
 def test_eight_bit_states_are_estimated_in_every_mode(tmp_path):
     recipe = tiny_recipes.recipe(tmp_path)
     assert all("optimisation.optimizer=8bit" in remedies(recipe, mode) for mode in ("single", "ddp", "fsdp"))

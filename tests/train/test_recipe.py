@@ -17,7 +17,7 @@ from salt.spec import StudentSpec
 from train.__main__ import parser
 from train.data.trajectories import trajectories
 from train.evaluation.sampling import channels_last, teacher_clips
-from train.evaluation.shapebench import PROMPTS, evaluate, score_ends, score_model, split_rows
+from train.evaluation.shapebench import CLIPS_PER_BATCH, PROMPTS, evaluate, score_ends, score_model, split_rows
 from train.experiments.tiny import build
 from train.experiments.tiny.ode_regression import start_recipe
 from train.experiments.tiny.teacher import new_transformer
@@ -109,8 +109,11 @@ def test_evaluate_samples_a_teacher_by_its_spec_once_per_seed(tmp_path, monkeypa
     for spec in (StudentSpec(0), StudentSpec(3, shift=2.0)):
         save_diffusers(new_transformer(0), tmp_path / "teacher", spec=spec)
         evaluate(None, tmp_path / "vae", tmp_path / "out", tmp_path / "teacher", seeds=(7, 9))
-        first, second = calls[-2:]
-        assert first == {"teacher": True, "spec": spec, "seed": 7} and second == {**first, "seed": 9}
+        firsts = range(0, len(PROMPTS), CLIPS_PER_BATCH)
+        assert [call.pop("seed") for call in calls] == [seed + first for seed in (7, 9) for first in firsts]
+        assert [scene for call in calls for scene in call.pop("prompts")] == [*PROMPTS, *PROMPTS]
+        assert calls == [{"teacher": True, "spec": spec}] * len(calls)
+        calls.clear()
 
 
 def test_a_stage_names_the_missing_stage_before_it(tmp_path):

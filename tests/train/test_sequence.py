@@ -30,6 +30,7 @@ def curve(folder):
         }
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_clip_equal_one(tmp_path):
     """Forward of the teacher, losses and gradients of critic and student, and two updates, resumed between them."""
     alone = SCDMDTrainer(sequence_processes.recipe(tmp_path, "alone", 0))
@@ -78,6 +79,7 @@ def test_what_cannot_be_computed_together_is_refused(tmp_path, monkeypatch):
         check_settings(sequence(recipe, 2, batch=4, micro_batch=2), 8)
 
 
+@pytest.mark.slow
 def test_the_estimate_divides_activations_and_memory():
     keys = ["models.teacher=Wan2.1-T2V-14B", "rollout.frames=6"]
     recipe = load_recipe("self_forcing", keys)
