@@ -107,7 +107,10 @@ def test_the_node_search_finds_salt_first(comfy, page_server, vue):
     if page_server.version < NEWER_PAGE:
         pytest.skip("the search of this page is another")
     comfy.setting("Comfy.VueNodes.Enabled", vue)
-    comfy.page.evaluate("app.graph.clear()")
+    comfy.open()
+    comfy.page.evaluate("app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+    comfy.page.wait_for_function("app.graph._nodes.length === 0")
+    comfy.drawn()
     for words, cores in SEARCHES.items():
         found = found_by_search(comfy, words)
         assert "Salt" in [name for name in found if name not in cores][0], f"{words}: {found}"
