@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from .adapter.core_versions import ADVANCED, schema, told_to_page
+from .adapter.core_versions import ADVANCED, page_options, schema
 from .adapter.input_errors import accepted
 from .adapter.loading import DTYPES, FRAMES_PER_BLOCK, check_student, load_model, student_files, student_path
 
@@ -50,7 +50,7 @@ class SaltLoadStudent(io.ComfyNode):
                     default=files[0] if students else "",
                     tooltip="File in models/diffusion_models, or diffusers/NAME for a folder in models/diffusers. "
                     "Known students come first; all files lists the others.",
-                    **told_to_page(salt_students=students),  # how many could be one
+                    **page_options(salt_students=students),  # how many could be one
                 ),
                 io.Combo.Input(
                     "weights",

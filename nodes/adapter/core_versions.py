@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from comfy_api.latest import InputImpl
 
 
-def told_to_page(**entries: Any) -> dict[str, Any]:
+def page_options(**entries: Any) -> dict[str, Any]:
     """Arguments of an input with which its definition tells the page more. Lists of 0.3.64 take none."""
     return {"extra_dict": entries} if "extra_dict" in inspect.signature(io.Combo.Input).parameters else {}
 
 
 # Arguments of inputs that few need, which front ends fold away. ComfyUI before 0.9 does not know this one.
 KNOWS_ADVANCED = "advanced" in inspect.signature(io.Int.Input).parameters
-ADVANCED: dict[str, Any] = {"advanced": True} if KNOWS_ADVANCED else told_to_page(advanced=True)
+ADVANCED: dict[str, Any] = {"advanced": True} if KNOWS_ADVANCED else page_options(advanced=True)
 
 
 def schema(**settings: Any) -> io.Schema:

@@ -1,7 +1,7 @@
 """The graph that is being validated, and which memories its nodes will have.
 
-ComfyUI validates a node by its own widgets and by which sockets are connected. What comes through a socket is told by
-the graph, which its server hands to the pack before it validates: a policy's widgets, a student's file.
+ComfyUI validates a node by its own widgets and by which sockets are connected. What comes through a socket stands in
+the graph, which its server passes to the pack before it validates: a policy's widgets, a student's file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the page is told about a student's blocks. Without a ComfyUI."""
+"""The lengths of a student's blocks that the page asks for. Without a ComfyUI."""
 
 from __future__ import annotations
 
