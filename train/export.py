@@ -14,11 +14,10 @@ import yaml
 
 from salt.io.atomic import write_text
 from salt.pipeline.components import TINY_NAME
-from salt.spec import WAN22_CHANNELS
+from salt.spec import WAN22_CHANNELS, StudentSpec
 from train.config.downloads import download_command
 from train.config.recipe import Recipe
 from train.methods.base import Trainer
-from train.models import student_spec
 from train.monitoring.metrics_logger import MEASURED
 
 STAGES = {
@@ -65,7 +64,8 @@ def export(trainer: Trainer, done: int) -> Path:
     path = trainer.export(folder / f"{recipe.name}.safetensors")
     if trainer.accelerator.is_main_process:
         values = last_values(Path(recipe.run.out) / "losses.csv")
-        write_text(folder / "README.md", model_card(recipe, done, values, trainer.student.model.model.config))
+        card = model_card(recipe, trainer.facts.spec, done, values, trainer.student.model.model.config)
+        write_text(folder / "README.md", card)
     return path
 
 
@@ -77,13 +77,14 @@ def last_values(curve: Path) -> dict[str, float]:
         return {row["name"]: float(row["value"]) for row in csv.DictReader(file) if row["name"] not in MEASURED}
 
 
-def model_card(recipe: Recipe, done: int, values: Mapping[str, float], config: Mapping[str, Any]) -> str:
+def model_card(
+    recipe: Recipe, spec: StudentSpec, done: int, values: Mapping[str, float], config: Mapping[str, Any]
+) -> str:
     """Markdown with the hub's front matter: what the file is, how it was trained, last losses, how to use it.
 
-    config: of the student's transformer.
+    spec, config: of the student, and of its transformer.
     """
     wan = "Wan 2.2" if config["out_channels"] == WAN22_CHANNELS else "Wan 2.1"
-    spec = student_spec(recipe)
     task = "image-to-video" if recipe.data.images else "text-to-video"
     merged = ["lora-merged"] if recipe.models.lora_rank else []
     tags = [task, wan.replace(" ", "").lower(), "comfyui", "salt", *merged]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,17 +90,32 @@ def student_spec(recipe: Recipe) -> StudentSpec:
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class StudentFacts:
+    """What an exported student's file says beside its weights. size: (height, width) of its clips in pixels."""
+
+    spec: StudentSpec
+    size: tuple[int, int]
+
+
+def student_facts(recipe: Recipe, channels: int) -> StudentFacts:
+    """Read as a run begins, from files that may be gone when it ends. channels: of the student's latents."""
+    r, scale = recipe.rollout, latent_scale(recipe.models.vae)
+    side = wan_vae(channels)[1] if scale is None else scale.spatial
+    return StudentFacts(student_spec(recipe), (r.height * side, r.width * side))
+
+
 def export_student(
     model: SaltTransformer3DModel,
     state: Mapping[str, Tensor],
     recipe: Recipe,
+    facts: StudentFacts,
     path: Path,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Path:
     """Write a student's unsharded weights in Wan's names, LoRA adapters merged in, as the loaders and ComfyUI read it.
 
-    The file has the size of the recipe's clips, in pixels. model: read for its configuration only, so it may be
-    sharded. state: the merge changes its tensors in place.
+    model: read for its configuration only, so it may be sharded. state: the merge changes its tensors in place.
     """
     config = {k: v for k, v in model.config.items() if not k.startswith("_")}
     with torch.device("meta"):
@@ -110,8 +126,5 @@ def export_student(
     if settings:
         whole.fuse_lora()
         whole.unload_lora()
-    spec, r = student_spec(recipe), recipe.rollout
-    scale = latent_scale(recipe.models.vae)
-    side = wan_vae(whole.config.out_channels)[1] if scale is None else scale.spatial
-    size = (r.height * side, r.width * side)
-    return save_wan(whole, path, spec=spec, size=size, dtype=dtype, causal_ar=spec.frames_per_block > 0)
+    causal = facts.spec.frames_per_block > 0
+    return save_wan(whole, path, spec=facts.spec, size=facts.size, dtype=dtype, causal_ar=causal)

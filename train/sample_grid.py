@@ -14,7 +14,6 @@ from salt.io.video import VideoWriter
 from salt.models.streaming_vae import WanStreamDecoder
 from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.semigroup_defect import OPERATORS
-from train.config.model_configs import student_fps
 from train.evaluation.semigroup_defect import DefectSettings, conditioning_rows, measure_defect
 from train.methods.base import Trainer
 from train.rollout.random_draws import seed_for
@@ -29,7 +28,7 @@ class SampleGrid:
     def __init__(self, trainer: Trainer) -> None:
         recipe = trainer.recipe
         self.recipe, self.folder = recipe, Path(recipe.run.out) / "samples"
-        self.fps = student_fps(recipe)
+        self.fps = trainer.facts.spec.fps
         vae = AutoencoderKLWan.from_pretrained(recipe.models.vae, torch_dtype=torch.float32)
         nn.Module.to(vae, trainer.device)
         self.decoder = WanStreamDecoder(vae.requires_grad_(False))

@@ -16,7 +16,7 @@ from train.models import student_spec
 
 def commands(recipe):
     config = backbones(recipe)["student"]
-    block = re.search(r"```\n(.*?)\n```", model_card(recipe, 1, {}, config), re.DOTALL)
+    block = re.search(r"```\n(.*?)\n```", model_card(recipe, student_spec(recipe), 1, {}, config), re.DOTALL)
     return [shlex.split(line) for line in block[1].splitlines()]
 
 
@@ -39,5 +39,6 @@ def test_the_commands_of_wan_students_fetch_what_generating_needs():
     assert generate[-1] == download[-1] and generate[-4:-2] == ["--image", "start.png"]
     pull, generate = commands(load_recipe("causal_forcing_i2v"))
     assert pull[:2] == ["salt", "pull"] and generate[-2:] == ["--image", "start.png"]
-    pull, _ = commands(load_recipe("longlive2"))
-    assert pull[-1] == "wan22-vae" and "wan2.2" in model_card(load_recipe("longlive2"), 1, {}, WAN_5B)
+    longlive2 = load_recipe("longlive2")
+    pull, _ = commands(longlive2)
+    assert pull[-1] == "wan22-vae" and "wan2.2" in model_card(longlive2, student_spec(longlive2), 1, {}, WAN_5B)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,10 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from salt.checkpoints import load_student, read_checkpoint
+from salt.checkpoints import load_student, read_checkpoint, save_diffusers
 from salt.memory import MemoryPolicy
 from salt.models.transformer_salt import SaltTransformer3DModel
-from salt.spec import TINY_FOLDER
+from salt.spec import TINY_FOLDER, StudentSpec
 from tests.helpers import tiny_recipes
 from train import models
 from train.distributed.checkpointing import CheckpointFolder
@@ -27,8 +28,9 @@ from train.distributed.launch import process_state
 from train.distributed.offloading import OffloadedModel
 from train.distributed.parallel import DistributedModel
 from train.evaluation import vbench
+from train.export import export
 from train.methods.sc_dmd import SCDMDTrainer
-from train.models import build_student, export_student
+from train.models import build_student, export_student, student_facts
 from train.monitoring.divergence_guard import Diverged, DivergenceGuard
 from train.monitoring.metrics_logger import MEASURED
 from train.rollout.random_draws import UpdateDraws
@@ -92,6 +94,16 @@ def test_exported_student_is_read_by_the_loaders(tmp_path):
         assert torch.equal(value, state[name].bfloat16().float()), name
 
 
+def test_a_run_whose_first_files_have_gone_is_exported_all_the_same(tmp_path):
+    recipe = tiny_recipes.recipe(tmp_path)
+    save_diffusers(tiny_recipes.model(1), tmp_path / "student", spec=StudentSpec(fps=24))
+    trainer = SCDMDTrainer(recipe)
+    for name in ("student", "teacher"):
+        shutil.rmtree(tmp_path / name)
+    spec = read_checkpoint(export(trainer, 0)).spec
+    assert spec is not None and spec.fps == 24 and (tmp_path / "run/export/README.md").is_file()
+
+
 @pytest.fixture
 def process_group():
     """A process group of this process alone, which FSDP needs."""
@@ -110,7 +122,8 @@ def test_a_sharded_lora_student_exports_the_unsharded_weights(tmp_path, process_
     for mode in ("single", "fsdp"):
         wrapped = DistributedModel(student, mode)
         state = {name: value.clone() for name, value in wrapped.state().items()}
-        path = export_student(wrapped.model, state, recipe, tmp_path / f"{mode}.safetensors", torch.float32)
+        facts, path = student_facts(recipe, 16), tmp_path / f"{mode}.safetensors"
+        export_student(wrapped.model, state, recipe, facts, path, torch.float32)
         files[mode] = load_file(path)
     assert files["fsdp"].keys() == files["single"].keys()
     assert all(torch.equal(value, files["single"][name]) for name, value in files["fsdp"].items())

@@ -31,7 +31,7 @@ from train.distributed.parallel import DistributedModel
 from train.distributed.stop_request import StopRequest
 from train.lora_adapters import adapter_of, export_adapter
 from train.methods.learning_rate import rate_factor
-from train.models import build_student, export_student, make_optimizer
+from train.models import build_student, export_student, make_optimizer, student_facts
 from train.monitoring.divergence_guard import Diverged, DivergenceGuard
 from train.monitoring.logged_values import LoggedValues
 from train.monitoring.metrics_logger import MetricsLogger
@@ -78,6 +78,7 @@ class Trainer(ABC):
         self.share, self.shares = clip_share(recipe)
         self.sequence = sequence_group(recipe)
         student = build_student(recipe, self.device)
+        self.facts = student_facts(recipe, student.config.out_channels)
         self.student = self.learner(student, mode, opt.lr)
         self.learners = {"student": self.student}
         self.ema = Ema(student, opt.ema)
@@ -225,6 +226,6 @@ class Trainer(ABC):
         if self.accelerator.is_main_process:
             for name, state in states.items():
                 export_adapter(state, self.recipe, name, path)
-            export_student(self.student.model.model, states["student"], self.recipe, path)
+            export_student(self.student.model.model, states["student"], self.recipe, self.facts, path)
         self.accelerator.wait_for_everyone()
         return path
