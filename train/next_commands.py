@@ -9,6 +9,7 @@ from pathlib import Path
 
 from train.config.loader import load_recipe, recipe_names
 from train.config.recipe import Recipe
+from train.config.validation import precompute_option
 
 TINY_PROMPT = "a fast red circle moving right"
 EVALUATED_PROMPTS = 8
@@ -77,6 +78,18 @@ def _after_initial_stage(student: Path) -> list[str]:
     for name in recipe_names():
         other = load_recipe(name)
         if student.as_posix() in (other.models.student, other.models.teacher):
-            lines.append(command("python", "-m", "train", "precompute" if other.reads_clips else "distill", name))
+            lines.append(command("python", "-m", "train", *_first_words(other)))
     unnamed = f"python -m train distill RECIPE {command(f'models.student={student}')}"
     return [f"next: {line}" for line in lines or [unnamed]]
+
+
+def _first_words(recipe: Recipe) -> list[str]:
+    """What a recipe begins with: the run, where the clips or pictures that it names are there, else their computation.
+
+    A teacher's trajectories are computed (or checked) always, as another teacher has others.
+    """
+    folders = [recipe.data.images, recipe.data.clips if recipe.reads_clips else ""]
+    there = all(any(Path(folder).glob("*.safetensors")) for folder in folders if folder)
+    if there and recipe.stage != "ode":
+        return ["distill", recipe.name]
+    return ["precompute", recipe.name, *precompute_option(recipe).split()]

@@ -7,15 +7,33 @@ import pytest
 
 from salt.checkpoints import save_diffusers
 from tests.comfyui.conftest import PYTHON
-from tests.helpers import documented_path, stage_recipes, tiny_recipes
+from tests.helpers import documented_path, stage_recipes, tiny_recipes, wan_hub, wan_path
 from train.methods.sc_dmd import SCDMDTrainer
 
 
-def test_a_student_trained_in_the_pack_s_folder_is_loaded_and_sampled(tmp_path, inside, monkeypatch):
+def training_python() -> str:
+    """ComfyUI's Python; skips the test where it cannot train."""
     assert PYTHON
     if subprocess.run([PYTHON, "-c", "import matplotlib, tensorboard"], capture_output=True).returncode:
         pytest.skip("requirements-train.txt is not installed in ComfyUI's Python")
-    given = documented_path.first_run(tmp_path, PYTHON, "echo", "python -m train distill tiny_first", "cp")
+    return PYTHON
+
+
+def test_a_student_trained_in_the_pack_s_folder_is_loaded_and_sampled(tmp_path, inside, monkeypatch):
+    given = documented_path.first_run(tmp_path, training_python(), "echo", "python -m train distill tiny_first", "cp")
+    monkeypatch.setenv("SALT_TRAINED", str(given))
+    found = inside("tiny", "trained")
+    assert found["latents"][:2] == [1, 16] and found["latents"][3:] == [8, 8] and found["finite"]
+
+
+@pytest.mark.slow
+def test_a_wan_student_trained_by_the_page_s_lines_is_loaded_and_sampled(tmp_path, inside, monkeypatch):
+    python, programs = training_python(), wan_hub.make(tmp_path)
+    pack = documented_path.new_comfyui(tmp_path)
+    for line in wan_path.lines(wan_path.MAIN):
+        if line.startswith(("hf", "python -m train precompute", "torchrun")):
+            documented_path.run(line, pack, python, programs)
+    (given,) = pack.glob("runs/*/export/*.safetensors")
     monkeypatch.setenv("SALT_TRAINED", str(given))
     found = inside("tiny", "trained")
     assert found["latents"][:2] == [1, 16] and found["latents"][3:] == [8, 8] and found["finite"]

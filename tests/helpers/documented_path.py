@@ -27,10 +27,14 @@ def new_comfyui(folder: Path) -> Path:
     return registry_copy.unpack(folder / "custom_nodes" / "any name 1.0")
 
 
-def run(line: str, folder: Path, python: str) -> str:
-    """What the line prints in this folder, with this Python (and its torchrun) and nothing else on its path."""
+def run(line: str, folder: Path, python: str, programs: Path | None = None) -> str:
+    """What the line prints in this folder, with this Python (and its torchrun) and nothing else on its path.
+
+    programs: a folder with programs that stand in for others.
+    """
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment["PATH"] = f"{Path(python).parent}{os.pathsep}{environment['PATH']}"
+    folders = [*([str(programs)] if programs else []), str(Path(python).parent), environment["PATH"]]
+    environment["PATH"] = os.pathsep.join(folders)
     done = subprocess.run(
         ["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS
     )

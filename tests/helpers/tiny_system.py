@@ -66,8 +66,8 @@ def anyflow_folder(path: Path, **config) -> Path:
     return path
 
 
-def umt5_models() -> tuple[PreTrainedTokenizerFast, UMT5EncoderModel]:
-    """A random UMT5 of width 32 and its tokenizer of a few words, `</s>` at every end."""
+def umt5_models(width: int = 32) -> tuple[PreTrainedTokenizerFast, UMT5EncoderModel]:
+    """A random UMT5 and its tokenizer of a few words, `</s>` at every end."""
     words = ["<pad>", "</s>", "<unk>", "a", "red", "circle", "moving", "right"]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -76,7 +76,7 @@ def umt5_models() -> tuple[PreTrainedTokenizerFast, UMT5EncoderModel]:
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", padding_side="right"
     )
     torch.manual_seed(0)
-    config = UMT5Config(vocab_size=len(words), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    config = UMT5Config(vocab_size=len(words), d_model=width, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
     return fast, UMT5EncoderModel(config)
 
 

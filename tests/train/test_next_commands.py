@@ -52,18 +52,27 @@ def test_a_wan_student_is_scored_with_the_recipes_prompts_and_parts(tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    ("name", "following"),
+    ("name", "there", "following"),
     [
-        ("causal_forcing_tf", [("precompute", "causal_forcing_cd"), ("precompute", "causal_forcing_ode")]),
-        ("tiny_ode", [("distill", "RECIPE")]),
+        (
+            "causal_forcing_tf",
+            ("data/videos", "data/causal_ode"),
+            ["distill causal_forcing_cd", "precompute causal_forcing_ode"],
+        ),
+        ("causal_forcing_tf", (), ["precompute causal_forcing_cd --videos", "precompute causal_forcing_ode"]),
+        ("longlive2_i2v_tf", (), ["precompute longlive2_i2v --images"]),
+        ("tiny_ode", (), ["distill RECIPE models.student=runs/tiny_ode/export/tiny_ode.safetensors"]),
     ],
 )
-def test_an_initial_student_is_what_other_recipes_start_with(name, following):
-    recipe = load_recipe(name)
-    student = Path(recipe.run.out) / "export" / f"{name}.safetensors"
-    found = commands(after_distill(recipe, student))
-    assert [(one.run.__name__, str(one.recipe if hasattr(one, "recipe") else one.source)) for one in found] == following
-    assert name != "tiny_ode" or found[0].overrides == [f"models.student={student}"]
+def test_an_initial_student_is_what_other_recipes_start_with(tmp_path, monkeypatch, name, there, following):
+    """there: folders that have clips or pictures already."""
+    monkeypatch.chdir(tmp_path)
+    for folder in there:
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "000000.safetensors").touch()
+    lines = after_distill(load_recipe(name), Path(f"runs/{name}/export/{name}.safetensors"))
+    assert len(commands(lines)) == len(following)
+    assert lines == [f"next: python -m train {line}{' FOLDER' * ('--' in line)}" for line in following]
 
 
 def test_precomputed_data_and_a_dry_run_are_followed_by_the_run(tmp_path, capsys, monkeypatch):

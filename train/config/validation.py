@@ -73,7 +73,7 @@ def _missing_data(recipe: Recipe) -> list[RecipeError]:
             check_prompt_file(Path(data.prompts))
         except RecipeError as error:
             errors.append(RecipeError(error.field, with_download(error.problem, data.prompts)))
-    command = f"`python -m train precompute {recipe.name}{_precompute_option(recipe)}`"
+    command = f"`python -m train precompute {recipe.name}{precompute_option(recipe)}`"
     for name in ("embeddings", "images", "clips"):
         folder = getattr(data, name)
         if folder and not Path(folder).is_dir():
@@ -85,7 +85,7 @@ def _missing_data(recipe: Recipe) -> list[RecipeError]:
     return errors
 
 
-def _precompute_option(recipe: Recipe) -> str:
+def precompute_option(recipe: Recipe) -> str:
     """What `precompute` needs beside the recipe."""
     if recipe.data.images:
         return " --images FOLDER" if recipe.data.prompts != "shapes" else ""
