@@ -51,6 +51,21 @@ def test_a_finished_run_says_so(tmp_path, capsys):
     assert "small: all 9 updates are done; a larger optimisation.updates goes on" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("rows", ["", "step,name,value\n", 'step,name,value\n1,"x, y",0.5\n2,dm', "step,name,val"])
+def test_a_killed_run_goes_on_from_any_losses_csv(rows, tmp_path):
+    recipe = tiny_recipes.recipe(tmp_path, optimisation=dict(updates=3))
+    losses = tmp_path / "run" / "losses.csv"
+    losses.parent.mkdir()
+    losses.write_text(rows)
+    with pytest.raises(ZeroDivisionError, match="the run's own"), MetricsLogger(recipe, Accelerator(), 2, THROUGHPUT):
+        raise ZeroDivisionError("the run's own")
+    with MetricsLogger(recipe, Accelerator(), done=2, throughput=THROUGHPUT) as logger:
+        logger.add(3, {"x, y": 0.25})
+    first = ['1,"x, y",0.5'] if "0.5" in rows else []
+    assert losses.read_text().splitlines() == ["step,name,value", *first, '3,"x, y",0.25']
+    assert losses.with_name("losses.png").exists()
+
+
 def test_the_plot_is_drawn_while_the_run_goes_on(tmp_path, monkeypatch, clock):
     recipe = tiny_recipes.recipe(tmp_path, optimisation=dict(updates=9))
     drawn = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from salt.io.atomic import write_text
 from salt.io.printable import printable
 from train.config.recipe import Recipe
 from train.monitoring.plots import plot_curve
@@ -21,6 +23,8 @@ from train.monitoring.throughput import Throughput
 
 LINE_SECONDS = 10.0  # at least, between two lines
 PLOT_SECONDS = 60.0  # at least, between two drawings of the plot
+HEADER = "step,name,value\n"
+ROW = re.compile(r"([0-9]+),.+,[^,\n]+\n")
 MEASURED = (
     "seconds",
     "tokens_per_second",
@@ -106,24 +110,22 @@ class MetricsLogger:
             self.accelerator.log(values, step=update)
         if not self.accelerator.is_main_process:
             return
-        fresh = not self.csv.exists()
-        with self.csv.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if fresh:
-                writer.writerow(["step", "name", "value"])
-            writer.writerows([update, name, f"{value:.9g}"] for name, value in values.items())
+        with self.csv.open("a") as file:
+            file.write("" if file.tell() else HEADER)
+            rows = ([update, name, f"{value:.9g}"] for name, value in values.items())
+            csv.writer(file, lineterminator="\n").writerows(rows)
 
     def _plot(self) -> None:
         plot_curve(self.csv, self.folder / "losses.png", self.recipe.name)
 
     def _drop_rows_after(self, done: int) -> None:
-        """Remove rows that a killed run wrote after its last checkpoint: this run writes them again."""
+        """Remove rows that a killed run wrote after its last checkpoint, the last perhaps in part: they come again."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self.csv.exists():
             return
-        lines = self.csv.read_text().splitlines()
-        kept = [line for line in lines[1:] if line.split(",")[0].isdigit() and int(line.split(",")[0]) <= done]
-        self.csv.write_text("\n".join([*lines[:1], *kept]) + "\n")
+        lines = self.csv.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if (row := ROW.fullmatch(line)) and int(row[1]) <= done]
+        write_text(self.csv, HEADER + "".join(kept))
 
 
 def memory_gib(device: torch.device) -> float:

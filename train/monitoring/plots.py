@@ -23,12 +23,14 @@ def pyplot_for_files() -> ModuleType:
 
 
 def plot_curve(curve: Path, out: Path, title: str) -> None:
-    """Draw a csv of rows (step, name, value) into a PNG, panels in order of first appearance."""
-    pyplot = pyplot_for_files()
+    """Draw a csv of rows (step, name, value) into a PNG, panels in order of first appearance; no rows, no PNG."""
     series: dict[str, list[tuple[int, float]]] = {}
     with curve.open() as file:
         for row in csv.DictReader(file):
             series.setdefault(row["name"], []).append((int(row["step"]), float(row["value"])))
+    if not series:
+        return
+    pyplot = pyplot_for_files()
     columns = min(COLUMNS, len(series))
     rows = math.ceil(len(series) / columns)
     figure, axes = pyplot.subplots(rows, columns, figsize=(3.6 * columns, 2.6 * rows), squeeze=False)
