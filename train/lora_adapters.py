@@ -12,6 +12,7 @@ from torch import Tensor
 from salt.checkpoints.wan_keys import to_wan
 from salt.io.atomic import write_tensors
 from salt.models.transformer_salt import SaltTransformer3DModel
+from train.config.model_configs import critic_checkpoint
 from train.config.recipe import Recipe
 
 # The linear layers of a block, as LongLive adapts them: attention to the clip and to the prompt, and the feed-forward.
@@ -66,5 +67,5 @@ def export_adapter(state: Mapping[str, Tensor], recipe: Recipe, name: str, stude
                 layer = f"{PREFIX}{to_wan(key.removesuffix(end) + '.weight')}".removesuffix(".weight")
                 tensors[f"{layer}.{part}"] = value.float()
                 tensors[f"{layer}.alpha"] = torch.tensor(float(adapter.alpha))
-    base = recipe.models.student if name == "student" else recipe.models.critic or recipe.models.teacher
+    base = recipe.models.student if name == "student" else critic_checkpoint(recipe)
     write_tensors(adapter_path(student, name), tensors, {"base": base})

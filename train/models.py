@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from salt.checkpoints import load_student, read_checkpoint, save_wan
+from salt.checkpoints import load_student, save_wan
 from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.spec import SHOT_PREFIX, StudentSpec
-from train.config.model_configs import student_fps
+from train.config.model_configs import critic_checkpoint, student_fps
 from train.config.recipe import Recipe, RecipeError
 from train.config.vae_config import latent_scale, wan_vae
 from train.distributed.activation_checkpointing import recompute
@@ -27,16 +27,8 @@ def build_student(recipe: Recipe, device: torch.device) -> SaltTransformer3DMode
 
 
 def build_critic(recipe: Recipe, device: torch.device) -> SaltTransformer3DModel:
-    """The critic: the recipe's, else the teacher where it has the student's size, else the student's checkpoint.
-
-    With `lora_critic`, a LoRA adapter is its only trainable part.
-    """
-    models = recipe.models
-    path = models.critic
-    if not path:
-        same = _size(models.teacher) == _size(models.student)
-        path = models.teacher if same else models.student
-    return _trainable(recipe, path, device, "critic")
+    """The critic in float32, on the device; with `lora_critic`, a LoRA adapter is its only trainable part."""
+    return _trainable(recipe, critic_checkpoint(recipe), device, "critic")
 
 
 def build_teacher(recipe: Recipe) -> SaltTransformer3DModel:
@@ -63,11 +55,6 @@ def _trainable(recipe: Recipe, path: str, device: torch.device, name: str) -> Sa
     nn.Module.to(model, device)
     model.train()
     return model
-
-
-def _size(path: str) -> tuple[object, ...]:
-    config = read_checkpoint(path).config
-    return tuple(config.get(k) for k in ("num_attention_heads", "num_layers", "ffn_dim", "in_channels"))
 
 
 def make_optimizer(parameters: list[nn.Parameter], recipe: Recipe, lr: float) -> torch.optim.Optimizer:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from salt.checkpoints import load_student, read_checkpoint, save_diffusers
 from salt.checkpoints.lora import read_lora
@@ -11,8 +12,9 @@ from salt.spec import TINY_FOLDER
 from tests.helpers import tiny_recipes
 from train.config.recipe import RecipeError
 from train.config.validation import check_settings
-from train.lora_adapters import adapter_path
+from train.lora_adapters import adapter_path, export_adapter
 from train.methods.sc_dmd import SCDMDTrainer
+from train.models import build_critic
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +69,20 @@ def test_the_critics_adapter_is_a_file_of_its_own(trained):
     factors = critic.layers["blocks.0.attn1.to_q"]
     assert torch.equal(factors.up, layer_of(trainer.critic).lora_B["default"].weight.detach())
     critic.check_fits(load_student(trainer.recipe.models.teacher, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("own, width, base", [(False, 48, "teacher"), (False, 64, "student"), (True, 64, "own")])
+def test_the_critics_file_names_the_checkpoint_that_it_began_as(own, width, base, tmp_path):
+    save_diffusers(tiny_recipes.model(2, ffn_dim=width), tmp_path / "teacher")
+    save_diffusers(tiny_recipes.model(3), tmp_path / "own")
+    models = dict(lora_rank=2, lora_critic=True, critic=str(tmp_path / "own") if own else "")
+    recipe = tiny_recipes.recipe(tmp_path, models=models)
+    critic = build_critic(recipe, torch.device("cpu"))
+    start = load_student(tmp_path / base, dtype=torch.float32).blocks[0].attn1.to_q.weight
+    assert torch.equal(critic.blocks[0].attn1.to_q.base_layer.weight, start)
+    export_adapter(critic.state_dict(), recipe, "critic", tmp_path / "student.safetensors")
+    with safe_open(adapter_path(tmp_path / "student.safetensors", "critic"), "pt") as file:
+        assert file.metadata()["base"] == str(tmp_path / base)
 
 
 def test_generate_takes_the_lora_file(trained):

@@ -83,6 +83,18 @@ def backbones(recipe: Recipe) -> dict[str, dict[str, Any]]:
     return {"student": student, "critic": critic, "teacher": teacher}
 
 
+def critic_checkpoint(recipe: Recipe) -> str:
+    """What the critic begins as: the recipe's, else the teacher where it has the student's size, else the student."""
+    models = recipe.models
+    if models.critic:
+        return models.critic
+    teacher, student = config_of(models.teacher, "models.teacher"), config_of(models.student, "models.student")
+    same = all(
+        teacher.get(k) == student.get(k) for k in ("num_attention_heads", "num_layers", "ffn_dim", "in_channels")
+    )
+    return models.teacher if same else models.student
+
+
 def _check_first_latent(recipe: Recipe, channels: int) -> None:
     """Raise RecipeError where clips of a text-to-video student cannot begin with a picture's latent."""
     r = recipe.rollout
