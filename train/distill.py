@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
 from accelerate.utils import broadcast_object_list
@@ -62,30 +63,31 @@ def trainer_of(recipe: Recipe, mode: Mode) -> Trainer:
 def save_recipe(recipe: Recipe, done: int = 0) -> None:
     """Write all settings to `recipe.yaml` in the run's folder, and what they change in a run of `done` updates.
 
-    `history` in it has an entry per changed setting: the update after which it holds, its key, and both values.
+    `history` in it has an entry per changed setting: the update after which it holds, its key, and both values. A
+    setting that the file lacks, because it is newer, has its default value there.
     Raises RecipeError where the folder holds a run that this recipe cannot resume.
     """
     path = Path(recipe.run.out) / "recipe.yaml"
-    settings = yaml.safe_load(yaml.safe_dump(_plain(recipe.to_dict()), sort_keys=False))
+    settings = _plain(recipe.to_dict())
     history: list[dict[str, object]] = []
     if path.exists():
         before = read_values(path)
         history = before.pop("history", [])
-        old, new = _by_key(before), _by_key(settings)
-        changed = [key for key in new if old.get(key) != new[key]]
+        old, new = _by_key(_plain(Recipe().to_dict())) | _by_key(before), _by_key(settings)
+        changed = [key for key in new if old[key] != new[key]]
         for key in changed:
             if _is_fixed(key):
                 raise RecipeError(
                     key,
-                    f"found {new[key]}, expected {old.get(key)}: {recipe.run.out} holds a run with it. Resume with the "
+                    f"found {new[key]}, expected {old[key]}: {recipe.run.out} holds a run with it. Resume with the "
                     "same value, or choose another run.out",
                 )
-        history = [*history, *({"update": done, "key": key, "old": old.get(key), "new": new[key]} for key in changed)]
+        history = [*history, *({"update": done, "key": key, "old": old[key], "new": new[key]} for key in changed)]
     written = settings | ({"history": history} if history else {})
     write_text(path, yaml.safe_dump(written, sort_keys=False, allow_unicode=True))
 
 
-def _by_key(settings: dict[str, object]) -> dict[str, object]:
+def _by_key(settings: Mapping[str, object]) -> dict[str, object]:
     """Nested settings as `section.key: value`."""
     flat: dict[str, object] = {}
     for section, value in settings.items():
@@ -97,7 +99,7 @@ def _is_fixed(key: str) -> bool:
     return (key in FIXED_KEYS or key.partition(".")[0] in FIXED_KEYS) and key not in FREE_KEYS
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> Any:
     """Tuples as lists, for YAML."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
@@ -155,8 +157,9 @@ def dry_run(recipe: Recipe, mode: Mode) -> list[str]:
         if process_count() > 1:
             broadcast_object_list(folders)
         folder = Path(folders[0])
-        # Every process writes the same models, each file atomically, so that none waits for another.
+        # Every process writes the same files, and none reads them while another still writes.
         small = dry_run_recipe(recipe, folder, process_count())
+        state.wait_for_everyone()
         if small.reads_clips:
             generate_clips(small, process_device())
             state.wait_for_everyone()  # each has generated its share

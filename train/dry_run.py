@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
-from safetensors.torch import save_file
 
 from salt.checkpoints import save_diffusers
-from salt.io.atomic import write_tensors
+from salt.io.atomic import write_tensors, write_text
 from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.spec import TINY_FOLDER, WAN22_CHANNELS
 from train.config.model_configs import backbones
@@ -145,8 +144,7 @@ def _random_clips(recipe: Recipe, folder: Path) -> str:
 def _random_start_images(recipe: Recipe, folder: Path) -> Data:
     """Random start images and the prompt file whose lines they belong to."""
     prompts, images, r = folder / "prompts.txt", folder / "images", recipe.rollout
-    prompts.write_text("\n".join(PROMPTS) + "\n")
-    images.mkdir(exist_ok=True)
+    write_text(prompts, "\n".join(PROMPTS) + "\n")
     student = backbones(recipe)["student"]
     beside = student["in_channels"] - student["out_channels"]
     for line, prompt in enumerate(PROMPTS):
@@ -158,5 +156,5 @@ def _random_start_images(recipe: Recipe, folder: Path) -> Data:
             }
         else:
             tensors = {"latent": torch.randn(student["out_channels"], 1, r.height, r.width, generator=generator)}
-        save_file(tensors, images / f"{line:06d}.safetensors", {"prompt": prompt})
+        write_tensors(images / f"{line:06d}.safetensors", tensors, {"prompt": prompt})
     return replace(recipe.data, prompts=str(prompts), images=str(images))
