@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -21,8 +22,9 @@ from train import export
 from train.__main__ import main
 from train.config.loader import RECIPES, load_recipe
 from train.config.model_configs import backbones
+from train.config.recipe import RecipeError
 from train.config.validation import check_settings
-from train.distill import dry_run, resolve_mode
+from train.distill import dry_run, resolve_mode, save_recipe
 from train.dry_run import dry_run_recipe, with_every_loss
 
 ROOT = Path(__file__).parents[2]
@@ -222,6 +224,19 @@ def test_a_run_resumes_only_with_its_own_settings(tmp_path, capsys, monkeypatch)
     assert main(["distill", str(path), "run.out=" + str(tmp_path / "other"), "optimisation.updates=1"]) == 0
 
 
+def test_a_setting_newer_than_the_run_had_its_default_there(tmp_path):
+    recipe = tiny_recipes.recipe(tmp_path)
+    save_recipe(recipe)
+    path = tmp_path / "run" / "recipe.yaml"
+    values = yaml.safe_load(path.read_text())
+    del values["rollout"]["long_tuning"], values["stage"]
+    path.write_text(yaml.safe_dump(values))
+    save_recipe(recipe)
+    assert "history" not in yaml.safe_load(path.read_text())
+    with pytest.raises(RecipeError, match="stage: found ode, expected distill: "):
+        save_recipe(replace(recipe, stage="ode"))
+
+
 @pytest.mark.parametrize(
     "arguments, complaint",
     [
@@ -231,6 +246,14 @@ def test_a_run_resumes_only_with_its_own_settings(tmp_path, capsys, monkeypatch)
         (["precompute", "none.txt"], "data.prompts cannot be used (none.txt: found no such file"),
         (["precompute", "tiny_salt"], "found nothing to precompute"),
         (["precompute", "i2v", "data.embeddings="], "--images: found none"),
+        (["precompute", "i2v", "data.embeddings=", "--images", "none"], "--images: found no such folder none"),
+        (["precompute", "tiny_tf", "--images", "x"], "--images has no effect without data.images: found x"),
+        (["precompute", "tiny_ode", "--videos", "x"], "--videos has no effect on tiny_ode, which reads no clips of"),
+        (["precompute", "tiny_salt", "--videos", "x"], "--videos has no effect on tiny_salt, which reads no clips of"),
+        (["precompute", "tiny_tf", "--out", "x"], "--out has no effect on a recipe"),
+        (["precompute", "tiny_tf", "--text", "x"], "--text has no effect on a recipe"),
+        (["precompute", "p.txt", "--images", "x"], "--images has no effect on a prompt file"),
+        (["precompute", "p.txt", "data.embeddings=x"], "data.embeddings=x has no effect on a prompt file"),
     ],
 )
 def test_errors_are_one_line(arguments, complaint, capsys):

@@ -93,10 +93,18 @@ def test_embeddings_of_other_weights_are_made_anew(tmp_path, capsys):
     assert capsys.readouterr().out.count("was made by another text encoder; moved to") == 2
 
 
+def test_trajectories_to_make_anew_count_as_work(tmp_path, capsys):
+    recipe = ode_recipe(tmp_path, "clips")
+    generate_clips(recipe, CPU)
+    generate_clips(replace(recipe, start=replace(recipe.start, guidance=3.0)), CPU)
+    assert capsys.readouterr().out.count("clips: 5 of 5 files to compute, ") == 2
+
+
 def test_start_images_belong_to_their_picture_and_prompt(tmp_path, capsys):
     parts, pictures = tiny_system.folder(tmp_path / "parts"), tmp_path / "pictures"
     tiny_system.image_encoder(parts)
     pictures.mkdir()
+    Image.new("RGB", (32, 32)).save(pictures / "².png")  # str.isdigit, but no number
     for line, colour in enumerate(("red", "green")):
         Image.new("RGB", (32, 32), colour).save(pictures / f"{line}.png")
     (tmp_path / "p.txt").write_text("a red circle\na green circle\n")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from salt.errors import InputError
 from train.command_line import DEVICE, DEVICE_HELP
 
 
@@ -21,16 +22,23 @@ def precompute(arguments: argparse.Namespace) -> None:
     from train.next_commands import before_distill
 
     source: Path = arguments.source
-    if source.suffix.lower() == ".txt":
+    of_prompts = source.suffix.lower() == ".txt"
+    for name in ("overrides", "images", "videos") if of_prompts else ("text", "out"):
+        if value := getattr(arguments, name):
+            what = "a prompt file" if of_prompts else "a recipe, whose models.text and data.embeddings it reads"
+            field = value[0] if name == "overrides" else name
+            raise InputError(field, f"has no effect on {what}")
+    if of_prompts:
+        out = arguments.out or "data/embeddings"
         check_prompt_file(source)
         prompts = read_prompts(source)
 
         from train.data.precompute import precompute_embeddings
 
-        new = precompute_embeddings(prompts, arguments.text, arguments.out, arguments.device)
-        print(f"{arguments.out}: {new} of {len(prompts)} prompts embedded")
+        new = precompute_embeddings(prompts, arguments.text, out, arguments.device)
+        print(f"{out}: {new} of {len(prompts)} prompts embedded")
         if is_main_process():
-            print(before_distill("RECIPE", f"data.prompts={source}", f"data.embeddings={arguments.out}"))
+            print(before_distill("RECIPE", f"data.prompts={source}", f"data.embeddings={out}"))
         return
     recipe = load_recipe(source, arguments.overrides)  # a mistake in it is said before the slow import below
 
@@ -48,7 +56,7 @@ def add_precompute(commands: argparse._SubParsersAction) -> None:
     command.add_argument("source", type=Path, help="a prompt file (.txt), or a recipe whose data is computed")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="for a recipe, as distill takes them")
     command.add_argument("--text", default="", help="folder with text_encoder/ and tokenizer/, for a prompt file")
-    command.add_argument("--out", default="data/embeddings", help="folder of a prompt file's embeddings")
+    command.add_argument("--out", default="", help="folder of a prompt file's embeddings (default: data/embeddings)")
     command.add_argument("--images", type=Path, help="folder of pictures named by prompt line, for an I2V recipe")
     command.add_argument(
         "--videos",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,10 +77,13 @@ def precompute_start_images(recipe: Recipe, pictures: Path | None, device: str) 
 def _pictures(recipe: Recipe, folder: Path) -> list[Picture]:
     if recipe.data.prompts == "shapes":
         raise InputError("images", f"has no effect with data.prompts=shapes, whose pictures are drawn: found {folder}")
+    if not folder.is_dir():
+        raise InputError(
+            "images", f"found no such folder {folder}, expected one picture per prompt line, named by line"
+        )
     lines = read_prompts(Path(recipe.data.prompts))
-    named = {
-        int(p.stem): p for p in sorted(folder.iterdir()) if p.stem.isdigit() and p.suffix.lower() in IMAGE_SUFFIXES
-    }
+    files = (p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES)
+    named = {int(p.stem): p for p in files if re.fullmatch("[0-9]{1,9}", p.stem)}
     without = [i for i in range(len(lines)) if i not in named]
     if without:
         raise InputError("images", f"found no picture of prompt line {without[0]} in {folder}, expected one a line")

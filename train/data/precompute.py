@@ -15,12 +15,12 @@ from salt.models.text_encoder import UMT5TextEncoder
 from train.config.recipe import Recipe, RecipeError
 from train.config.validation import check_prompt_file, check_settings
 from train.data.clip_cache import set_aside
-from train.data.cost import announce, embedding_cost, trajectory_cost
+from train.data.cost import announce, embedding_cost
 from train.data.encode_images import precompute_start_images
 from train.data.encode_videos import encode_videos
 from train.data.prompts import embeddings_cache
 from train.data.shards import own_shards, with_progress
-from train.data.trajectories import clip_count, clip_paths, generate_clips
+from train.data.trajectories import generate_clips
 
 PROMPTS_AT_A_TIME = 8
 
@@ -49,6 +49,12 @@ def precompute_embeddings(prompts: list[str], text: str, out: str, device: str) 
 def precompute_recipe(recipe: Recipe, pictures: Path | None, videos: Path | None, device: str) -> list[str]:
     """Compute everything that the recipe's `data` names; returns a line for each, saying how many were new."""
     done, data = [], recipe.data
+    if pictures is not None and not data.images:
+        raise InputError(
+            "images", f"has no effect without data.images, the folder of encoded pictures: found {pictures}"
+        )
+    if videos is not None and (not recipe.reads_clips or recipe.stage == "ode"):
+        raise InputError("videos", f"has no effect on {recipe.name}, which reads no clips of videos: found {videos}")
     if data.embeddings:
         if recipe.models.text == "words":
             raise RecipeError("data.embeddings", "has no effect with models.text=words, whose words need no encoder")
@@ -65,7 +71,6 @@ def precompute_recipe(recipe: Recipe, pictures: Path | None, videos: Path | None
     if recipe.reads_clips:
         check_settings(recipe)
         if recipe.stage == "ode":
-            announce("data.clips", data.clips, clip_paths(recipe, clip_count(recipe)), *trajectory_cost(recipe))
             new = generate_clips(recipe, torch.device(device))
         else:
             new = encode_videos(recipe, videos, torch.device(device))

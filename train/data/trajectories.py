@@ -22,6 +22,7 @@ from salt.schedule import Schedule, euler
 from train.config.recipe import Recipe, RecipeError
 from train.data.clip_cache import metadata_of, set_aside_stale
 from train.data.clip_dataset import ClipDataset
+from train.data.cost import announce, trajectory_cost
 from train.data.prompts import Prompts
 from train.data.shards import own_shards, with_progress
 from train.models import build_teacher
@@ -93,11 +94,6 @@ def trajectories_behind(
     return x, torch.stack(states, dim=1)
 
 
-def clip_count(recipe: Recipe) -> int:
-    """How many clips `precompute` generates: `start.clips`, or as many as there are clean clips, whichever is less."""
-    return min(recipe.start.clips, len(_history(recipe).paths)) if recipe.has_history else recipe.start.clips
-
-
 def _history(recipe: Recipe) -> ClipDataset:
     """The clean clips of `data.history`. Raises RecipeError where there are none."""
     if not recipe.data.history:
@@ -106,20 +102,18 @@ def _history(recipe: Recipe) -> ClipDataset:
     return ClipDataset(recipe, "history")
 
 
-def clip_paths(recipe: Recipe, count: int) -> list[Path]:
-    """The files of `count` clips."""
-    return [Path(recipe.data.clips) / f"{i:06d}.safetensors" for i in range(count)]
-
-
 def generate_clips(recipe: Recipe, device: torch.device) -> int:
     """Write this process's share of the trajectories that `data.clips` still lacks; returns how many it wrote.
 
     Resumable: every clip has its own seed and file, with the key of what it was made from (prompt, teacher, settings);
-    a clip made from something else is moved to `unused/` and made anew. There are `clip_count` in all, in shards of a
-    micro-batch.
+    a clip made from something else is moved to `unused/` and made anew. There are `start.clips` in all, at most as many
+    as clean clips, in shards of a micro-batch.
     """
     history = _history(recipe) if recipe.has_history else None
-    paths, r = clip_paths(recipe, clip_count(recipe)), recipe.rollout
+    count, r = recipe.start.clips, recipe.rollout
+    if history is not None:
+        count = min(count, len(history.paths))
+    paths = [Path(recipe.data.clips) / f"{i:06d}.safetensors" for i in range(count)]
     if history is None:
         prompts = Prompts(recipe, device)
         texts = [prompts.prompt(0, i, "clips") for i in range(len(paths))]
@@ -131,6 +125,7 @@ def generate_clips(recipe: Recipe, device: torch.device) -> int:
     shape = (None, r.frames, r.height, r.width)
     shapes = {"latents": shape, "trajectory": (max(r.share), *shape)}
     set_aside_stale(keys, shapes | ({"history": shape} if history else {}))
+    announce("data.clips", recipe.data.clips, paths, *trajectory_cost(recipe))
     shards = own_shards(paths, recipe.optimisation.micro_batch)
     if not shards:
         return 0
