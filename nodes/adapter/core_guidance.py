@@ -120,7 +120,8 @@ class GuiderGuide:
                     raise InputError(
                         "model", f"has a patch by {self.nodes()} that guides by a conditioning without a memory"
                     )
-                with self.model.attending(inputs, x, sigma.to(torch.float32).view(-1, 1)):
+                sigma_BF = sigma.to(torch.float32).view(-1, 1) * (inputs.timestep > 0)  # a given frame's is 0
+                with self.model.attending(inputs, x, sigma_BF):
                     results += executor(base, [cond], x, sigma, options)
             return results
 

@@ -51,7 +51,8 @@ class LiveFlow:
         self.model = model
 
     def __call__(self, inputs: ModelInput[LivePrompt], /) -> Tensor:
-        return self.model(ModelInput(inputs.x, inputs.timestep, inputs.conditioning.conds, inputs.memory))
+        fields = {**vars(inputs), "conditioning": inputs.conditioning.conds}
+        return self.model(ModelInput(**fields))
 
 
 class LiveDecoder:

@@ -12,7 +12,7 @@ from ...salt.live.start import LiveStart
 from ...salt.memory import MemoryPolicy
 from ...salt.spec import StudentSpec
 from ..io_types import ClipMemory, Latent
-from .rollout_inputs import ClipStart, check_memory, clip_of_inputs, first_frame, still_length
+from .rollout_inputs import ClipStart, check_memory, clip_of_inputs, first_frame, first_frame_apart, still_length
 from .rollout_runner import in_model_space
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def last_frame(seconds: float, spec: StudentSpec, clip: ClipStart) -> int | None
 
     if not seconds:
         return None
+    clip, _ = first_frame_apart(clip, spec)
     start_frames = 0 if clip.start is None else clip.start.shape[2]
     extends = clip.memory is not None
     length = plan_length(

@@ -102,9 +102,8 @@ def plan_rollout(inputs: RolloutInputs, clip: ClipStart, policy: MemoryPolicy | 
     check_connections(inputs, clip.memory, policy)
     if inputs.vae is not None and is_wan_vae(inputs.vae):
         check_vae(inputs.vae, latent_channels(inputs.model))
-    extends, given = clip.memory is not None, None
-    if spec.gives_first_frame and clip.start is not None and clip.start.shape[2] == 1:
-        clip, given = replace(clip, start=None), clip.start
+    extends = clip.memory is not None
+    clip, given = first_frame_apart(clip, spec)
     length = plan_length(
         PipelineInputs(seconds=inputs.seconds),
         spec,
@@ -218,6 +217,13 @@ def first_frame(clip: ClipStart) -> int:
     """Latent frame of the clip at which new frames begin."""
     before = 0 if clip.memory is None else clip.memory.memory.next_frame
     return before + (0 if clip.start is None else clip.start.shape[2])
+
+
+def first_frame_apart(clip: ClipStart, spec: StudentSpec) -> tuple[ClipStart, Tensor | None]:
+    """The clip without its start, and that, where it is one picture and the student's first block begins with it."""
+    if spec.gives_first_frame and clip.start is not None and clip.start.shape[2] == 1:
+        return replace(clip, start=None), clip.start
+    return clip, None
 
 
 def notes_on_effect(

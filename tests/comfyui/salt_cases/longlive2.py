@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -88,6 +89,17 @@ def play(loaded, seconds=2.5, size=(64, 64), **options):
         return part("nodes.adapter.rollout_runner").run_rollout(loaded, plan)
 
 
+@torch.inference_mode()
+def played_live(loaded, conditioning, begins):
+    """Latents of *Salt Live* with the settings of `play`."""
+    output_folder()
+    clip = SimpleNamespace(cond_stage_model=None, tokenize=str, encode_from_tokens_scheduled=lambda _: conditioning)
+    widgets = dict(seed=2, nfe="student's", steps="", shift=0.0, cfg=1.0, frames_per_block=0, pace="free")
+    size = dict(seconds=2.5, width=64, height=64, filename_prefix="video/live")
+    live = part("nodes.live.nodes_live").SaltLive.execute
+    return live(loaded, clip, small_vae(), "a circle", "", **size, **widgets, **begins).args[1]["samples"]
+
+
 def nodes():
     """Salt Rollout: sizes, settings and first frame are the MODEL's; a shot is in the memory."""
     loaded = loaded_model()
@@ -95,8 +107,14 @@ def nodes():
     texts = [[[torch.randn(1, 12, startup.TEXT_DIM, generator=draw), {}]] for _ in range(3)]
     prompts = [TIMED(0.0, texts[0], "keep"), TIMED(1.25, texts[1], "shot", first_block=texts[2])]
     frame = torch.randn(1, 48, 1, 4, 4, generator=draw)
-    made, started = (play(loaded, prompts=prompts, positive=None, **x) for x in ({}, {"latents": {"samples": frame}}))
+    own, begins = {"positive": texts[0]}, {"latents": {"samples": frame}}
+    guided = loaded.clone()
+    guided.set_model_sampler_post_cfg_function(lambda args: args["denoised"])
+    plain = play(loaded, **own, **begins).latents
+    made, started = (play(loaded, prompts=prompts, positive=None, **x) for x in ({}, begins))
     return {
+        "live": error(played_live(loaded, texts[0], begins), plain),
+        "guider": error(play(guided, **own, **begins).latents, plain),
         "shape": list(made.latents.shape),
         "shots": [shot.start for shot in made.memory.memory.shots],
         "policy": str(made.memory.memory.policy),
