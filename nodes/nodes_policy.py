@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
 from ..salt.memory import PRECISIONS, RESIDENCES
-from ..salt.memory.policy import MAX_SHOT_OFFSET, Precision, Residence
+from ..salt.memory.policy import MAX_SHOT_OFFSET
 from .adapter.core_versions import ADVANCED, schema
 from .adapter.memory_policy import POLICY_KINDS, SHOT_OFFSET, policy_of, predicted_bytes
 from .adapter.model_size import chosen_size
@@ -107,26 +107,14 @@ class SaltMemoryPolicy(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        kind: str,
-        window: int,
-        sink: int,
-        blend: float,
-        precision: Precision,
-        residence: Residence,
-        width: int,
-        height: int,
-        seconds: float,
-        model: ModelPatcher | None = None,
-        shot_offset: int = SHOT_OFFSET,
-        clean_shots: bool = False,
+        cls, width: int, height: int, seconds: float, model: ModelPatcher | None = None, **widgets: Any
     ) -> io.NodeOutput:
-        policy = policy_of(kind, window, sink, blend, precision, residence, shot_offset, clean_shots)
+        policy = policy_of(**widgets)
         prediction = str(policy)
         if model is not None:
             width, height = chosen_size(model, width, height)
             size = predicted_bytes(model, policy, width, height, seconds) / 1e9
-            place = "main memory" if residence == "cpu" else "VRAM"
+            place = "main memory" if policy.residence == "cpu" else "VRAM"
             prediction += f": {size:.3g} GB of {place} at {width}x{height}, {seconds:g} s (with cfg, twice that)"
         return io.NodeOutput(policy, prediction, ui={"text": [prediction]})
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...salt.rollout import Block, Step
-from .clip_size import FRAMES_PER_LATENT
+from .clip_size import FRAMES_PER_LATENT, frame_count
 from .comfy_model import latent_channels
 from .preview_method import preview_method
 from .streaming_vae import ComfyStreamDecoder, load_again
@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 MAX_SIDE = 256  # longest side of a preview, in pixels
 MAX_FRAMES = 96  # newest frames that a preview shows
-MAX_EARLIER_LATENTS = (
-    30  # latent frames of an earlier clip that are decoded: more than are shown, as decoders look back
-)
+MAX_EARLIER_LATENTS = 30  # of an earlier clip that are decoded: more than are shown, as decoders look back
 TAEHV_NAMES, TAEHV_CHANNELS = ("taew2_1", "lighttaew2_1"), 16
 
 
@@ -185,7 +183,7 @@ class RolloutProgress:
     def block(self, block: Block) -> None:
         if self.seconds_to_first is None:
             self.seconds_to_first = time.perf_counter() - self.start
-        self.pixel_frames += 4 * (block.stop - block.start) - (3 if block.start == 0 else 0)
+        self.pixel_frames += frame_count(block.stop) - frame_count(block.start)
         self._show(block.latents)
         picture = ("PNG", AnimatedPreview(self.shown, self.decoder.fps), None) if self.decoder is not None else None
         self.bar.update_absolute(min(self.calls_done, self.calls), self.calls, picture)

@@ -86,7 +86,7 @@ def _widgets_policy(widgets: Mapping[str, Any] | None) -> MemoryPolicy | None:
     if widgets is None or any(name not in widgets or _link(widgets, name) for name in names):
         return None
     try:
-        return policy_of(*(widgets[name] for name in names))
+        return policy_of(**{name: widgets[name] for name in names})
     except (InputError, KeyError, TypeError):  # the policy's own node says so
         return None
 
