@@ -96,7 +96,7 @@ class Lora:
 
 def is_lora(content: Mapping[str, Any]) -> bool:
     """Whether the content of a weight file is a LoRA and nothing else."""
-    return LORA_KEY in content or any(is_lora_name(str(name)) for name in content)
+    return LORA_KEY in content or any(map(is_lora_name, content))
 
 
 def read_lora(path: str | Path) -> Lora:
@@ -112,6 +112,7 @@ def read_lora(path: str | Path) -> Lora:
     tensors = content.get(LORA_KEY, content)
     if not isinstance(tensors, dict):
         raise CheckpointError(f"{file}: {LORA_KEY} holds a {type(tensors).__name__}; expected tensors by name")
+    tensors = {str(name): value for name, value in tensors.items()}
     beside = {key: value for key, value in content.items() if key not in (LORA_KEY, CRITIC_KEY)}
     facts = {**metadata, **{k: v for k, v in {**beside, **tensors}.items() if not isinstance(v, Tensor)}}
     return lora_of({k: v for k, v in tensors.items() if isinstance(v, Tensor)}, file, facts, LORA_KEY in content)
@@ -163,7 +164,7 @@ def _check_pairs(parts: Mapping[str, Mapping[str, Tensor]], differences: Mapping
     wrong = []
     for target, held in parts.items():
         down, up, alpha = held.get("down"), held.get("up"), held.get("alpha")
-        if down is None or up is None or down.ndim < 2 or up.ndim < 2 or down.shape[0] != up.shape[1]:
+        if down is None or up is None or down.ndim < 2 or up.ndim < 2 or down.shape[0] != up.shape[1] or not len(down):
             shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in held.items())
             if f"{target}.weight" not in differences or down is not None or up is not None:
                 wrong.append(f"{target} ({shapes})")

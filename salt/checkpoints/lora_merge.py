@@ -110,6 +110,8 @@ def adapter_of(lora: Lora, model: WanTransformer3DModel) -> tuple[dict[str, Tens
         raise CheckpointError(
             f"{lora.path}: changes {shorten(wrong)}, which an adapter cannot; merge it when the model is loaded (lora=)"
         )
+    if not layers and not biases:
+        raise CheckpointError(f"{lora.path}: changes nothing (all its differences are zero)")
     parameters = {name.replace(".base_layer.", "."): p for name, p in model.named_parameters()}
     for module in biases.keys() - layers.keys():
         out, inputs = parameters[f"{module}.weight"].shape

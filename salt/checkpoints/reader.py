@@ -233,9 +233,9 @@ def _tensors(value: Any) -> dict[str, torch.Tensor]:
     if not isinstance(value, dict):
         return {}
     return {
-        name: tensor
+        str(name): tensor
         for name, tensor in value.items()
-        if isinstance(name, str) and isinstance(tensor, torch.Tensor) and ("." in name or tensor.numel() > 1)
+        if isinstance(tensor, torch.Tensor) and ("." in str(name) or tensor.numel() > 1)
     }
 
 
@@ -244,10 +244,10 @@ def _ignored(content: dict[str, Any], kind: str, used: dict[str, torch.Tensor]) 
     key = next((key for key, value in WEIGHTS_KEYS.items() if value == kind and _tensors(content.get(key))), None)
     if key is None:
         prefixes = ("", *(f"{key}." for key, value in WEIGHTS_KEYS.items() if value == kind))
-        others = [str(name) for name in content if all(name.removeprefix(p) not in used for p in prefixes)]
+        others = [name for name in content if all(name.removeprefix(p) not in used for p in prefixes)]
         return [name for name in others if not is_fused(name)]
-    beside = [str(name) for name, value in content.items() if name not in WEIGHTS_KEYS or not _tensors(value)]
-    return beside + [f"{key}: {name}" for name in content[key] if name not in used and not is_fused(name)]
+    beside = [name for name, value in content.items() if name not in WEIGHTS_KEYS or not _tensors(value)]
+    return beside + [f"{key}: {name}" for name in map(str, content[key]) if name not in used and not is_fused(name)]
 
 
 def _choose_weights(state_dicts: dict[str, dict[str, torch.Tensor]], weights: str, file: Path) -> str:

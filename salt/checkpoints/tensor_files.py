@@ -115,7 +115,7 @@ def _open_torch(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged or cut short ({size} bytes): {reason}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a dict of tensors")
-    return content
+    return {str(name): value for name, value in content.items()}
 
 
 def find_files(path: Path) -> tuple[list[Path], dict[str, Any]]:

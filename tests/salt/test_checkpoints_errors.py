@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from salt.checkpoints import CheckpointError, describe, load_student, read_checkpoint, save_diffusers, save_wan
+from salt.checkpoints.lora import read_lora
 from salt.checkpoints.wan_keys import to_wan
 from salt.checkpoints.writer import write_safetensors
 from salt.io import atomic
@@ -150,6 +151,21 @@ def test_weights_that_the_file_does_not_have(weights: dict[str, torch.Tensor], t
     assert "step, optimizer; expected" in error_of(path).replace("holds ", "")
     torch.save([1], path)
     assert "holds a list" in error_of(path)
+
+
+def test_names_that_are_no_text(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "student.pt"
+    odd = {0: torch.zeros(2), None: 1}
+    for wrapped in (dict, lambda content: {"model": content}):
+        torch.save(wrapped({**weights, None: 1, 1: torch.tensor(1)}), path)
+        assert len(read_checkpoint(path).ignored) == 2 and "None" in describe(path)["ignored"]
+        torch.save(wrapped({**weights, **odd}), path)
+        assert "1 unexpected: 0" in error_of(path)
+    name = "base_model.model.blocks.0.self_attn.q.lora_"
+    pair = {f"{name}A.weight": torch.zeros(4, 128), f"{name}B.weight": torch.zeros(128, 4)}
+    for content in ({**pair, **odd}, {"generator_lora": {**pair, **odd}}):
+        torch.save(content, path)
+        assert "found 1 names that no LoRA for Wan has: 0;" in error_of(path, read_lora)
 
 
 def test_loras(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:

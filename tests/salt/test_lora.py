@@ -119,6 +119,7 @@ REFUSED: dict[str, tuple[Tensors, dict[str, Any], str]] = {
     "LoKr": ({f"{FLAT}.lokr_w1": torch.ones(4, 4)}, {}, "is LoKr"),
     "another model": (pair("transformer.single_blocks.0.to_q"), {}, "names that no LoRA for Wan has"),
     "half a pair": ({k: v for k, v in pair().items() if "lora_A" in k}, {}, "1 factors for 1 layers"),
+    "rank 0": (pair(rank=0), {}, "expected pairs lora_A, lora_B of one rank"),
     "alpha 0": (pair() | {f"diffusion_model.{LAYER}.alpha": torch.tensor(0.0)}, {}, "a scale of"),
     "converted or not": (pair(), {"ss_network_alpha": "1"}, "without alpha tensors"),
     "another rank": (pair(ends=KOHYA), {"ss_network_alpha": "1", "ss_network_dim": "32"}, "says rank 32"),
@@ -283,6 +284,10 @@ def test_what_an_adapter_cannot_do(tmp_path: Path) -> None:
     zero = {"diffusion_model.blocks.0.norm3.diff": torch.zeros(32)}
     pipe.load_lora_weights(pipeline_lora(tmp_path / "zero.safetensors", **zero))
     other = {"diffusion_model.blocks.0.norm3.diff": torch.ones(32)}
+    nothing = tmp_path / "nothing.safetensors"
+    save_file(zero, nothing)
+    with pytest.raises(CheckpointError, match=r"nothing\.safetensors: changes nothing"):
+        pipe.load_lora_weights(nothing)
     file = pipeline_lora(tmp_path / "norm.safetensors", **other)
     with pytest.raises(CheckpointError, match=r"norm\.safetensors: changes blocks\.0\.norm2\.weight"):
         pipe.load_lora_weights(file)
