@@ -138,7 +138,7 @@ class SaltInspectMemory(io.ComfyNode):
     def execute(cls, memory: ClipMemory) -> io.NodeOutput:
         from comfy_api.latest import ui
 
-        image, table = picture(memory.memory)[None], as_text(memory.memory)
+        image, table = picture(memory.memory)[None], as_text(memory.memory, memory.fps)
         if memory.negative is not None:
             table += f"\n\nunconditional branch (cfg): as much again, {memory.negative.nbytes / 2**20:.1f} MiB"
         shown = ui.PreviewImage(image, cls=cls).as_dict()

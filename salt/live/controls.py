@@ -30,6 +30,12 @@ BlendMethod = Literal["linear", "slerp"]
 Pacing = Literal["realtime", "free"]
 
 
+def check_prompt_length(field: str, text: str) -> None:
+    """Raise InputError about `field` for a prompt that is too long."""
+    if len(text) > MAX_PROMPT_LENGTH:
+        raise InputError(field, f"found {len(text):,} characters, expected at most {MAX_PROMPT_LENGTH:,}")
+
+
 @dataclass(frozen=True)
 class WeightedPrompt:
     """A prompt and its weight among the others; weights are divided by their sum."""
@@ -39,8 +45,7 @@ class WeightedPrompt:
     refuses_unknown: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if len(self.text) > MAX_PROMPT_LENGTH:
-            raise InputError("text", f"found {len(self.text):,} characters, expected at most {MAX_PROMPT_LENGTH:,}")
+        check_prompt_length("text", self.text)
         if not 0 < self.weight <= 1000:
             raise InputError("weight", f"found {self.weight:g}, expected above 0, at most 1000")
 

@@ -11,7 +11,7 @@ from ..memory import MemoryPolicy
 from ..schedule import Stepping
 from ..video_in.strength import DEFAULT_STRENGTH, check_strength
 from .adapters import LoraStrength, acting, check_strengths
-from .controls import LIVE_NFE, MAX_PROMPT_LENGTH, Guidance, Pace, Pacing, Policy, Prompt, Seed
+from .controls import Guidance, Nfe, Pace, Pacing, Policy, Seed, check_prompt_length
 from .prompt_blend import PromptMix
 from .steering import Steering
 
@@ -49,16 +49,15 @@ class LiveSettings:
     refuses_unknown: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        Prompt.of(self.prompt)
+        check_prompt_length("prompt", self.prompt)
+        check_prompt_length("negative", self.negative)
         Seed(self.seed)
         Guidance(self.guidance)
         Pace(self.pace)
         check_strength(self.strength)
         check_strengths("loras", self.loras or ())
-        if len(self.negative) > MAX_PROMPT_LENGTH:
-            raise InputError("negative", f"found {len(self.negative):,} characters, expected {MAX_PROMPT_LENGTH:,}")
-        if self.nfe is not None and self.nfe not in LIVE_NFE:
-            raise InputError("nfe", f"found {self.nfe}, expected 2, 4 or 8")
+        if self.nfe is not None:
+            Nfe(self.nfe)
         if self.policy is not None:
             Policy(self.policy)
         for name, low, high in (("lead", 1, MAX_LEAD), ("rewind_budget", 0, MAX_BUDGET), ("frames", 1, 10**9)):

@@ -110,13 +110,13 @@ def slots_as_text(memory: KVMemory) -> str:
     return f"sink {sink}, then {others}" if sink else others or "none"
 
 
-def as_text(memory: KVMemory) -> str:
-    """A table: what is held and in which slots, then mean norms per layer."""
+def as_text(memory: KVMemory, fps: int) -> str:
+    """A table: what is held and in which slots, then mean norms per layer. fps: frames of the clip per second."""
     g = memory.geometry
     places = textwrap.wrap(slots_as_text(memory), 78)
     lines = [
         f"policy            {memory.policy}",
-        f"next frame        latent frame {memory.next_frame} ({memory.next_frame / 4:g} s)",
+        f"next frame        latent frame {memory.next_frame} ({memory.next_frame * 4 / fps:.4g} s)",
         f"holds             {len(memory.held)} latent frames ({ranges(memory.held) or 'none'})",
         f"slots             {places[0]}",
         *(" " * 18 + more for more in places[1:]),

@@ -227,19 +227,19 @@ class MemoryPolicy:
                 new = {"kind": "full"}
             elif name == "blend" and _number(value):
                 new = {"blend": float(value)}
-            elif name == "offset" and value.isdigit():
+            elif name == "offset" and _count(value):
                 new = {"shot_offset": int(value)}
-            elif name == "window" and value.isdigit():
+            elif name == "window" and _count(value):
                 new = {"window": int(value)}
-            elif name in ("cyclic", "rebuild", "far") and value.isdigit():
+            elif name in ("cyclic", "rebuild", "far") and _count(value):
                 new = {"kind": name, "window": int(value)}
             elif part == "keep" and fields.get("kind") == "rebuild":
                 new = {"sink": 1}
             elif name == "refresh" and (_number(value) or value == "off"):
                 new = {"refresh": -1.0 if value == "off" else float(value)}
-            elif name == "reset" and value.isdigit():
+            elif name == "reset" and _count(value):
                 new = {"reset": int(value)}
-            elif name in ("sink", "relative", "blended", "shots", "overwrite") and value.isdigit():
+            elif name in ("sink", "relative", "blended", "shots", "overwrite") and _count(value):
                 new = {"kind": name, "sink": int(value)}
             if not new or new.keys() & fields.keys():  # unknown, or a field that is already set
                 raise InputError(
@@ -270,8 +270,12 @@ class MemoryPolicy:
         return ",".join([text, *storage])
 
 
+def _count(text: str) -> bool:
+    return re.fullmatch(r"[0-9]{1,9}", text) is not None
+
+
 def _number(text: str) -> bool:
-    return re.fullmatch(r"\d*\.?\d+", text) is not None
+    return re.fullmatch(r"[0-9]*\.?[0-9]+", text) is not None
 
 
 def _one_of(field: str, value: object, choices: tuple) -> None:

@@ -106,6 +106,14 @@ def test_a_control_that_is_wrong_is_refused_by_its_field(values, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("prompt", "x" * 5000), ("negative", "x" * 5000), ("nfe", 3), ("lead", 0)]
+)
+def test_a_setting_that_is_wrong_is_refused_by_its_field(field, value):
+    with pytest.raises(InputError, match=f"^{field}: found .*, expected (at most|2, 4|1 to)"):
+        LiveSettings(**{"prompt": RED, field: value})
+
+
 def test_a_word_that_the_model_does_not_know_is_refused_when_it_is_sent(host):
     session = LiveSession(host, LiveSettings(RED))
     with pytest.raises(InputError, match="prompt cannot be encoded: unknown word 'zebra'"):

@@ -109,7 +109,7 @@ def test_a_memory_saves_forks_and_extends(pipe, tmp_path, capsys):
     assert whole.memory.nbytes < 0.7 * full_bytes + whole.memory.context.latents.numel() * 4
     assert main(["inspect", str(tmp_path / "clip.safetensors")]) == 0
     assert "far:2" in capsys.readouterr().out
-    assert "in large patches 0-6, in usual ones 7-12" in as_text(loaded)
+    assert "in large patches 0-6, in usual ones 7-12" in as_text(loaded, 16)
 
 
 def test_what_its_memory_does_not_allow_is_one_sentence(pipe, folder, tmp_path, capsys):

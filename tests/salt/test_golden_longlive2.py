@@ -46,7 +46,7 @@ def test_the_memory_holds_what_the_reference_holds(student, name):
         for row in case.row["memory_after_block"]
     ]
     assert found == expected
-    assert not memory.shots or f"begin at {memory.shots[0].start}" in as_text(memory)
+    assert not memory.shots or f"begin at {memory.shots[0].start}" in as_text(memory, 16)
 
 
 @pytest.mark.parametrize("clean", [False, True])

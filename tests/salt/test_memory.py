@@ -302,7 +302,19 @@ def test_policies_read_as_they_are_written(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "ring", "window", "window:x", "sink:3;window:12", "cyclic:6,sink:3", "window:3,window:6"]
+    "text",
+    [
+        "",
+        "ring",
+        "window",
+        "window:x",
+        "sink:3;window:12",
+        "cyclic:6,sink:3",
+        "window:3,window:6",
+        "window:²",
+        "sink:²,window:9",
+        "window:" + "9" * 5000,
+    ],
 )
 def test_unreadable_policies_show_the_forms(text):
     with pytest.raises(ValueError, match="expected one of full \\| window:W|window: found None"):

@@ -36,13 +36,15 @@ def test_slots_and_norms_are_those_of_the_held_frames():
 
 def test_text_and_picture_of_a_report():
     memory = written("window:6", 3)
-    text = as_text(memory)
+    text = as_text(memory, 16)
     assert "window:6" in text and "6 latent frames (3-8)" in text and "latent frame 9 (2.25 s)" in text
+    assert "latent frame 9 (1.5 s)" in as_text(memory, 24)
     image = picture(memory)
     assert image.shape[1:] == (768, 3) and 0 <= image.min() and image.max() <= 1
     assert len(image.reshape(-1, 3).unique(dim=0)) > 6
     assert (
-        "none" in as_text(KVMemory(MemoryPolicy(), GEOMETRY)) and picture(KVMemory(MemoryPolicy(), GEOMETRY)).ndim == 3
+        "none" in as_text(KVMemory(MemoryPolicy(), GEOMETRY), 16)
+        and picture(KVMemory(MemoryPolicy(), GEOMETRY)).ndim == 3
     )
 
 
@@ -50,8 +52,8 @@ def test_slots_are_listed_with_their_frames():
     assert slots_as_text(written("sink:3,window:6", 4)) == "sink 0 1 2, then 9 10 11"
     assert slots_as_text(written("window:7", 3)) == "7 8 2 3 4 5 6", "frame f lies in slot f mod 7"
     assert slots_as_text(written("window:7", 2)) == "0 1 2 3 4 5 -"
-    assert "slots             none" in as_text(KVMemory(MemoryPolicy(), GEOMETRY))
-    assert max(map(len, as_text(written("full", 30)).splitlines())) <= 96
+    assert "slots             none" in as_text(KVMemory(MemoryPolicy(), GEOMETRY), 16)
+    assert max(map(len, as_text(written("full", 30), 16).splitlines())) <= 96
 
 
 def test_the_strip_encodes_frame_numbers():
