@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 from ..errors import InputError
 from ..io.printable import printable
-from .paths import file_path
+from .option_types import file_path
 
 DTYPES = ("float32", "float16", "bfloat16")
 NOT_WRITTEN = (".pt", ".pth", ".ckpt", ".bin")  # files that only other tools write; hardly the name of a folder

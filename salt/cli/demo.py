@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .paths import file_path
+from .option_types import file_path
 
 PROMPT = "a fast yellow square moving left"
 FRAMES = 81

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..io.launcher import check_launcher, is_main_process, process_count
 from ..io.printable import printable
 from .convert import add_lora_argument, loras_of, split_loras
-from .paths import file_name, file_path
+from .option_types import file_name, file_path
 
 if TYPE_CHECKING:
     from ..pipeline.from_options import PipelineOptions

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..io.printable import printable
-from .paths import file_path
+from .option_types import file_path
 
 if TYPE_CHECKING:
     from ..spec import StudentSpec

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from ..io.atomic import check_free
 from ..io.printable import printable
 from .generate import add_encoder_argument, add_model_arguments, pipeline_options
 from .live_start import add_start_arguments, host_and_start
-from .paths import file_path
+from .option_types import file_path, pixel_size
 
 if TYPE_CHECKING:
     from ..live.session import LiveSession
@@ -29,9 +28,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     server.add_argument("--host", default=LOOPBACK, help="address to listen on (this machine alone: %(default)s)")
     server.add_argument("--token", help="needed to open the page; beyond this machine one is drawn if none is given")
     server.add_argument("--open", action="store_true", help="open the page in the browser")
-    server.add_argument("--record", type=Path, metavar="FILE", help="NAME.mp4; the replay lies beside it afterwards")
+    server.add_argument(
+        "--record", type=file_path, metavar="FILE", help="NAME.mp4; the replay lies beside it afterwards"
+    )
     clip = command.add_argument_group("the clip")
-    clip.add_argument("--size", type=_size, metavar="WIDTHxHEIGHT", help="default: the memory's, or the student's")
+    clip.add_argument("--size", type=pixel_size, metavar="WIDTHxHEIGHT", help="default: the memory's, or the student's")
     clip.add_argument("--seed", type=int, default=0)
     clip.add_argument("--nfe", type=int, choices=(2, 4, 8), help="model evaluations per block (default: the student's)")
     clip.add_argument("--stepping", choices=("sde", "ode", "unipc"), help="default: the student's")
@@ -58,13 +59,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     add_start_arguments(command)
     add_model_arguments(command, named_loras=True)
-
-
-def _size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected WIDTHxHEIGHT, as 832x480")
-    return int(found[1]), int(found[2])
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .paths import file_path
+from .option_types import file_path
 
 if TYPE_CHECKING:
     from ..live.pipeline_host import PipelineHost

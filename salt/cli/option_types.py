@@ -1,8 +1,9 @@
-"""Types of the command line's options that name files: an empty name, as of an unset variable, is refused."""
+"""Types of the command line's options: names of files, of which an empty one (an unset variable) is refused; sizes."""
 
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 
@@ -14,3 +15,11 @@ def file_name(text: str) -> str:
 
 def file_path(text: str) -> Path:
     return Path(file_name(text))
+
+
+def pixel_size(text: str) -> tuple[int, int]:
+    """Width and height."""
+    found = re.fullmatch(r"([0-9]{1,5})[xX]([0-9]{1,5})", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected WIDTHxHEIGHT, as 832x480")
+    return int(found[1]), int(found[2])

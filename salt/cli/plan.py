@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import re
 
-from .paths import file_name
+from .option_types import file_name, pixel_size
 
 DEFAULT_VRAM = 8.0  # where there is no GPU
 
@@ -15,7 +14,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--model", type=file_name, default="1.3B",
         help="1.3B, 14B, 14B-I2V, salt-tiny, or a checkpoint or pipeline folder, whose header is read (1.3B)",
     )  # fmt: skip
-    command.add_argument("--size", default="832x480", metavar="WxH", help="pixels (832x480)")
+    command.add_argument("--size", type=pixel_size, default="832x480", metavar="WIDTHxHEIGHT", help="pixels (832x480)")
     command.add_argument("--seconds", type=float, default=5.0)
     command.add_argument("--vram", type=float, metavar="GB", help="of the card (default: this machine's GPU, or 8)")
     command.add_argument("--memory", metavar="POLICY", help="as of salt generate (default: the student's)")
@@ -37,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     from ..planning import PlanSettings, planned_model
     from ..planning.report import card_table, plan_report, vram_bytes
 
-    width, height = size_of(arguments.size)
+    width, height = arguments.size
     settings = PlanSettings(
         height=height, width=width, seconds=arguments.seconds,
         policy=MemoryPolicy.parse(arguments.memory) if arguments.memory else None,
@@ -52,19 +51,6 @@ def run(arguments: argparse.Namespace) -> None:
         return
     vram = device_bytes() if arguments.vram is None else vram_bytes(arguments.vram)
     print(plan_report(model, settings, vram))
-
-
-def size_of(text: str) -> tuple[int, int]:
-    """Width and height. Raises InputError for other text."""
-    from ..errors import InputError
-    from ..planning.settings import MOST_PIXELS
-
-    found = re.fullmatch(r"([0-9]{2,5})[xX]([0-9]{2,5})", text)
-    sides = (int(found[1]), int(found[2])) if found else (0, 0)
-    if not all(1 <= side <= MOST_PIXELS for side in sides):
-        expected = f"width and height of up to {MOST_PIXELS} pixels, as 832x480"
-        raise InputError("size", f"found {text!r}, expected {expected}")
-    return sides
 
 
 def device_bytes() -> int:

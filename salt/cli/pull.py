@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .paths import file_path
+from .option_types import file_path
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..io.printable import printable
 from .generate import add_model_arguments, pipeline_options
 from .live_start import add_start_arguments, host_and_start
+from .option_types import file_path
 
 if TYPE_CHECKING:
     from ..live.engine import LiveEngine
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("file", type=Path, help="replay of a live session (.json)")
-    command.add_argument("-o", "--out", type=Path, help="video of the branch that the session ended on (.mp4)")
+    command.add_argument("file", type=file_path, help="replay of a live session (.json)")
+    command.add_argument("-o", "--out", type=file_path, help="video of the branch that the session ended on (.mp4)")
     add_start_arguments(command)
     add_model_arguments(command, named_loras=True)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..io.atomic import require_file
 from ..io.printable import printable
-from .paths import file_path
+from .option_types import file_path
 
 if TYPE_CHECKING:
     from ..comfy_client.client import ComfyServer, Record

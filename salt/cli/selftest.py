@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..io.printable import one_line, printable
-from .paths import file_path
+from .option_types import file_path
 
 if TYPE_CHECKING:
     from ..selftest.outcome import Row

@@ -171,6 +171,22 @@ def test_a_checkpoint_is_not_converted_onto_itself(model, capsys):
     assert f"{weights}: found the source, expected another file or folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [("live", "--record", ""), ("replay", ""), ("replay", "a.json", "-o", "")])
+def test_an_empty_name_is_no_replay(command, capsys):
+    with pytest.raises(SystemExit):
+        salt(*command)
+    assert "found an empty name, expected a file or folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["832", "x480", "832x", "١x2", "1" * 6 + "x2"])
+def test_a_size_is_width_and_height(size, capsys):
+    for command in ("live", "plan"):
+        with pytest.raises(SystemExit):
+            salt(command, "--size", size)
+        assert "argument --size: found " in capsys.readouterr().err
+    assert salt("plan", "--size", "99999x16") == 2 and "width: found 99999 pixels" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--image", "--extend", "--decoder", "--prompts"])
 def test_an_empty_name_is_no_folder(model, tmp_path, capsys, option):
     with pytest.raises(SystemExit):

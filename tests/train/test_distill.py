@@ -262,6 +262,13 @@ def test_errors_are_one_line(arguments, complaint, capsys):
     assert error.startswith("error: ") and complaint in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", ["precompute x --images", "gradients x --out", "evaluate x --out"])
+def test_an_empty_name_is_no_folder(command, capsys):
+    with pytest.raises(SystemExit):
+        main([*command.split(), ""])
+    assert "found an empty name, expected a file or folder" in capsys.readouterr().err
+
+
 def test_too_little_memory_is_an_error_before_anything_loads(tmp_path, monkeypatch, capsys):
     recipe = tiny_recipes.recipe(tmp_path)
     path = recipe_file(tmp_path, models=dict(student=recipe.models.student, teacher=recipe.models.teacher),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from salt.cli.option_types import file_path
 from salt.errors import InputError
 from train.command_line import DEVICE, DEVICE_HELP
 
@@ -57,10 +58,10 @@ def add_precompute(commands: argparse._SubParsersAction) -> None:
     command.add_argument("overrides", nargs="*", metavar="key=value", help="for a recipe, as distill takes them")
     command.add_argument("--text", default="", help="folder with text_encoder/ and tokenizer/, for a prompt file")
     command.add_argument("--out", default="", help="folder of a prompt file's embeddings (default: data/embeddings)")
-    command.add_argument("--images", type=Path, help="folder of pictures named by prompt line, for an I2V recipe")
+    command.add_argument("--images", type=file_path, help="folder of pictures named by prompt line, for an I2V recipe")
     command.add_argument(
         "--videos",
-        type=Path,
+        type=file_path,
         help="folder of videos, NAME.mp4 and its caption in NAME.txt, for stages cd and tf and loss.adversarial",
     )
     command.add_argument("--device", default=DEVICE, help=DEVICE_HELP)

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from salt.cli.option_types import file_path
 from salt.errors import InputError
 from salt.io.atomic import check_writable, write_text
 from salt.io.launcher import is_main_process
@@ -44,7 +45,7 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     command.add_argument("student", type=Path, nargs="?", help="any checkpoint, diffusers folder or pipeline folder")
     command.add_argument("--bench", nargs="+", choices=BENCHES, default=["shapes"], metavar="BENCH",
                          help=f"{', '.join(BENCHES)} (default: shapes)")  # fmt: skip
-    command.add_argument("--out", type=Path, help="written as OUT.md and OUT.json (vbench: a folder); of several "
+    command.add_argument("--out", type=file_path, help="written as OUT.md and OUT.json (vbench: a folder); of several "
                          "benches OUT is their folder (default: outputs/BENCH, "
                          "for shapes outputs/shapebench)")  # fmt: skip
     command.add_argument("--steps", type=int, nargs="+", metavar="NFE",
@@ -54,19 +55,19 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--limit", type=int, metavar="N", help="only the first N prompts")
     command.add_argument("--device", default=DEVICE, help=DEVICE_HELP)
     shapes = command.add_argument_group("shapes")
-    shapes.add_argument("--teacher", type=Path, help="a teacher, scored in 50 guided steps, in blocks or whole as "
+    shapes.add_argument("--teacher", type=file_path, help="a teacher, scored in 50 guided steps, in blocks or whole as "
                         "its file says")  # fmt: skip
-    shapes.add_argument("--vae", type=Path, help="its VAE (default: salt-tiny's)")
+    shapes.add_argument("--vae", type=file_path, help="its VAE (default: salt-tiny's)")
     shapes.add_argument("--seeds", type=int, nargs="+", metavar="N", help="a clip of every prompt for each "
                         "(default: 2000)")  # fmt: skip
     others = command.add_argument_group("the other benches")
-    others.add_argument("--parts", type=Path, help="folder with vae/, text_encoder/, tokenizer/ "
+    others.add_argument("--parts", type=file_path, help="folder with vae/, text_encoder/, tokenizer/ "
                         "(default: those beside the student, else the pulled ones)")  # fmt: skip
     others.add_argument("--weights", choices=("auto", "ema", "regular"), default="auto")
     others.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: bfloat16 on CUDA")
-    others.add_argument("--prompts", type=Path, help="prompts, one per line, or VBench_full_info.json "
+    others.add_argument("--prompts", type=file_path, help="prompts, one per line, or VBench_full_info.json "
                         "(Shapes world: ShapeBench's captions by default)")  # fmt: skip
-    others.add_argument("--extended", type=Path, help="vbench: an extended version of each prompt, line by line")
+    others.add_argument("--extended", type=file_path, help="vbench: an extended version of each prompt, line by line")
     others.add_argument("--samples", type=int, metavar="N",
                         help="clips per prompt (default: 1; vbench 5, and 25 for temporal_flickering)")  # fmt: skip
     others.add_argument("--seed", type=int, default=0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from salt.cli.option_types import file_path
 from salt.errors import InputError
 
 
@@ -39,5 +40,5 @@ def add_gradients(commands: argparse._SubParsersAction) -> None:
     command.add_argument("overrides", nargs="*", metavar="key=value", help="as distill takes them")
     command.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds of prompts and noise (default: 3)")
     command.add_argument("--batches", type=int, default=4, metavar="N", help="micro-batches of each (default: 4)")
-    command.add_argument("--out", type=Path, help="a JSON file for all norms")
+    command.add_argument("--out", type=file_path, help="a JSON file for all norms")
     command.set_defaults(run=gradients)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from salt.cli.option_types import file_path
+
 
 def reproduce(arguments: argparse.Namespace) -> None:
     """Train and score the arms of the study on the Shapes world, and write its tables."""
@@ -19,7 +21,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--arms", nargs="+", default=[], metavar="ARM", help="names or groups (default: all)")
     command.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="none: the tables of what is recorded")
     command.add_argument("--prompts", type=int, default=48, help="of ShapeBench's list, held-out ones first")
-    command.add_argument("--out", type=Path, default=Path("runs/study"))
+    command.add_argument("--out", type=file_path, default=Path("runs/study"))
     command.set_defaults(run=reproduce)
 
 

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from salt.cli.option_types import file_path
 from train.command_line import run_single_command
 
 
@@ -20,7 +21,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """The options of the command."""
     command.add_argument("--seeds", type=int, nargs="*", default=[0, 1], help="none: the table of what is recorded")
     command.add_argument("--starts", nargs="+", default=["ode", "cd"], choices=["ode", "cd"])
-    command.add_argument("--out", type=Path, default=Path("runs/starts"), help="resumable")
+    command.add_argument("--out", type=file_path, default=Path("runs/starts"), help="resumable")
     command.set_defaults(run=starts)
 
 

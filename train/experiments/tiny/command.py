@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from salt.cli.option_types import file_path
 from train.command_line import DEVICE, DEVICE_HELP
 
 
@@ -30,7 +31,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """The options of the command; `run` is `tiny`."""
     command.add_argument("--stage", choices=("vae", "teacher", "student", "all"), default="all")
     command.add_argument("--budget", choices=("quick", "full"), default="full", help="quick: a test run of minutes")
-    command.add_argument("--out", type=Path, default=Path("runs/tiny"), help="checkpoints, curves, results; resumable")
+    command.add_argument(
+        "--out", type=file_path, default=Path("runs/tiny"), help="checkpoints, curves, results; resumable"
+    )
     command.add_argument("--device", default=DEVICE, help=DEVICE_HELP)
     command.add_argument(
         "--workers",
