@@ -1,6 +1,7 @@
 /** A live session on its node while it runs: the clip, the prompt box, blends, pause, rewind and Stop, from the modules
  * of the session's own page, which ComfyUI's server serves as well. */
 
+import { addElement } from "./front_ends.js";
 import { make } from "./timeline.js";
 
 const SIZE = [520, 620]; // of the view, in the canvas's pixels
@@ -20,12 +21,9 @@ export function showLiveView(node, entry, { address, token, language }) {
 
 async function addView(node, session, { address, token, language }) {
   const place = make("div", "salt-live-node");
-  const height = () => SIZE[1];
-  const widget = node.addDOMWidget(NAME, NAME, place, { serialize: false, getMinHeight: height, getMaxHeight: height });
-  widget.serialize = false;
+  const widget = addElement(node, NAME, place, () => SIZE[1]);
   widget.saltSession = session;
   node.setSize([Math.max(node.size[0], SIZE[0]), Math.max(node.size[1], node.computeSize()[1])]);
-  node.setDirtyCanvas?.(true, true); // the canvas puts the view in its place only when it is drawn
   // What is typed, dragged and scrolled here is not meant for the canvas.
   for (const kind of ["pointerdown", "wheel", "keydown", "keyup"]) place.addEventListener(kind, (e) => e.stopPropagation());
   useStyle(address("/salt/live/static/live.css"));

@@ -6,7 +6,7 @@ import { applyTextReplacements } from "../../scripts/utils.js";
 import { labelChoices } from "./choice_labels.js";
 import { blockSeconds, clipSeconds } from "./clip_timing.js";
 import { addInspection, ask, foldFiles, showChosenMemory } from "./file_choices.js";
-import { rootGraph, sayWhereNotDrawn } from "./front_ends.js";
+import { addElement, rootGraph, sayWhereItPlays, sayWhereNotDrawn } from "./front_ends.js";
 import { showLiveView } from "./live_view.js";
 import { legend, memoryBar } from "./memory_bar.js";
 import { chain, prepareShownWidgets, restyleSteps, showWidgets } from "./shown_widgets.js";
@@ -65,13 +65,7 @@ function addTimeline(node) {
   for (const kind of ["click", "change"]) view.element.addEventListener(kind, captured);
   view.element.addEventListener("keyup", (event) => event.target.type === "button" && captured());
   for (const kind of ["pointerenter", "focusin"]) view.element.addEventListener(kind, () => blockSeconds(node, askStudent));
-  const height = () => TIMELINE_HEIGHT;
-  const widget = node.addDOMWidget("timeline_picture", "salt_timeline", view.element, {
-    serialize: false,
-    getMinHeight: height,
-    getMaxHeight: height,
-  });
-  widget.serialize = false;
+  addElement(node, "timeline_picture", view.element, () => TIMELINE_HEIGHT);
   chain(text, "callback", view.refresh);
   chain(node, "onConnectionsChange", view.refresh);
   chain(node, "onConfigure", view.refresh);
@@ -86,12 +80,7 @@ function showKept(node, { salt_memory: memories = [], text = [] }) {
   let kept = node.widgets?.find((w) => w.name === "salt_kept");
   if (!kept) {
     const height = () => (node.saltKept.bars && 22 * node.saltKept.bars + 14) + (node.saltKept.lines ? 6 + 14 * Math.min(node.saltKept.lines, 8) : 0);
-    kept = node.addDOMWidget("salt_kept", "salt_kept", make("div", "salt-kept"), {
-      serialize: false,
-      getMinHeight: height,
-      getMaxHeight: height,
-    });
-    kept.serialize = false;
+    kept = addElement(node, "salt_kept", make("div", "salt-kept"), height);
   }
   kept.element.replaceChildren(...memories.map((memory) => memoryBar(memory, word)));
   if (memories.length) kept.element.append(legend(memories, word));
@@ -117,14 +106,17 @@ function showOutputs(outputs) {
   }
 }
 
-/** What runs now, as the server says it: "Stop and keep" on those nodes, or a live session's view, and on no other. */
+/** What runs now, as the server says it: "Stop and keep" on those nodes, or a live session's view, and on no other. Only
+ * in the graph that is shown: what a node inside a closed subgraph gets, the canvas may never put in its place. */
 function showRunning(nodes) {
   for (const [node, keys] of nodesWithKeys(rootGraph())) {
     const key = keys.find((k) => nodes[k]);
-    const live = key && nodes[key].session ? nodes[key] : undefined;
-    showStopButton(node, live ? undefined : nodes[key], { word, stop: () => stopAndKeep(key) });
-    showLiveView(node, live, { address: (path) => api.fileURL(path), token: liveToken, language: language() });
-    if (key) sayWhereNotDrawn(node, live ? "salt_live" : "salt_stop", word);
+    const isShown = node.graph === app.canvas.graph;
+    const { session } = nodes[key] ?? {};
+    showStopButton(node, isShown && !session ? nodes[key] : undefined, { word, stop: () => stopAndKeep(key) });
+    showLiveView(node, isShown && session ? nodes[key] : undefined, { address: (path) => api.fileURL(path), token: liveToken, language: language() });
+    if (key && isShown) sayWhereNotDrawn(node, session ? "salt_live" : "salt_stop", word);
+    if (session && !isShown) sayWhereItPlays(session, node.graph.name, word);
   }
 }
 
@@ -192,7 +184,10 @@ app.registerExtension({
   },
   setup() {
     colorSockets(app.canvas);
-    app.canvas.canvas.addEventListener("litegraph:set-graph", () => restyleSteps(shownNodes()));
+    app.canvas.canvas.addEventListener("litegraph:set-graph", () => {
+      restyleSteps(shownNodes());
+      askWhatRuns();
+    });
   },
   /** Undo and a switch of tabs create nodes anew; the frontend keeps their outputs, and puts them back later. */
   afterConfigureGraph() {

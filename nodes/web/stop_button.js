@@ -1,5 +1,6 @@
 /** "Stop and keep" on a node while its rollout runs: a row below its widgets, there as long as it can be pressed. */
 
+import { addElement } from "./front_ends.js";
 import { make } from "./timeline.js";
 
 const HEIGHT = 28;
@@ -30,12 +31,9 @@ function addRow(node, word, stop) {
     });
   });
   row.addEventListener("pointerdown", (event) => event.stopPropagation());
-  const height = () => HEIGHT;
-  const widget = node.addDOMWidget(NAME, NAME, row, { serialize: false, getMinHeight: height, getMaxHeight: height });
-  widget.serialize = false;
+  const widget = addElement(node, NAME, row, () => HEIGHT);
   const [width, needed] = node.computeSize();
   node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], needed)]);
-  node.setDirtyCanvas?.(true, true); // the canvas puts the row in its place only when it is drawn
   return widget;
 }
 

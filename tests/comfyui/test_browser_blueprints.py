@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from salt.io.video import read_video
-from tests.helpers.comfyui_server import NEWER_PAGE
+from tests.helpers.comfyui_server import NEWER_PAGE, twin
+from tests.helpers.watched_player import UNTIL, WATCH
+from workflows.maker.building_blocks import CLIP_NAME, TINY_SEED
 
 DESIGNS = {"canvas": False, "vue": True}  # ComfyUI's two ways to draw a node
-TEXT_TO_VIDEO, EXTEND = "Salt text to video (needs nothing)", "Salt extend video (needs nothing)"
+TEXT_TO_VIDEO, EXTEND, LIVE = (f"Salt {kind} video (needs nothing)" for kind in ("text to", "extend", "live"))
 LEFT, MIDDLE, RIGHT = (260, 300), (800, 450), (1100, 300)  # places on the page
 
 # Where a socket of a node is on the page.
@@ -19,6 +21,7 @@ SOCKET = """([title, side, name]) => {
   const [x, y] = side === 'inputs' ? node.getInputPos(slot) : node.getOutputPos(slot);
   return [(x + ds.offset[0]) * ds.scale + left, (y + ds.offset[1]) * ds.scale + top];
 }"""
+HANGING = "app.canvas.state.ghostNodeId != null"  # a node that was found hangs on the mouse
 WIRED = "title => app.graph._nodes.find(n => n.title === title).inputs.filter(s => s.link).map(s => s.name)"
 
 
@@ -50,7 +53,9 @@ class Newcomer:
 
     def put_down(self, place: tuple[int, int]) -> None:
         self.count += 1
+        self.page.mouse.move(place[0] + 20, place[1] + 20, steps=5)
         self.page.mouse.click(*place)
+        self.page.wait_for_function(f"!({HANGING})")
         self.comfy.drawn()
 
     def connect(self, source: str, output: str, target: str, socket: str) -> None:
@@ -98,7 +103,7 @@ def test_from_nothing_to_a_clip_in_four_actions(comfy, page_server, design):
 
 
 @pytest.mark.parametrize("design", DESIGNS)
-def test_two_blueprints_connected_by_mouse_make_a_longer_clip(comfy, page_server, design):
+def test_a_clip_goes_on_by_the_blueprint_as_by_the_workflows_for_scripts(comfy, page_server, design):
     newcomer = Newcomer(comfy, page_server, design)
     newcomer.find("salt text to video", TEXT_TO_VIDEO, LEFT)
     newcomer.put_down(LEFT)
@@ -115,3 +120,47 @@ def test_two_blueprints_connected_by_mouse_make_a_longer_clip(comfy, page_server
     first, longer = made_by_page(comfy, page_server)
     assert first.shape[2] == 81 and longer.shape[2] == 129, "5 s, and 3 s more"
     assert (first - longer[:, :, :81]).abs().mean() < 0.02, "the beginning, as another video file holds it"
+
+    kept, extended = twin("save_memory"), twin("extend_from_memory")
+    for node in kept.values():
+        if "filename_prefix" in node["inputs"]:
+            node["inputs"]["filename_prefix"] += f"_{design}"
+        if "seconds" in node["inputs"]:
+            node["inputs"]["seconds"] = 5.0
+    page_server.run(kept)
+    for node in extended.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, str) and CLIP_NAME in value:
+                node["inputs"][name] = value.replace(CLIP_NAME, f"{CLIP_NAME}_{design}")
+        if node["class_type"] == "CLIPTextEncode":
+            node["inputs"]["text"] = "a fast purple square moving down"
+        if node["class_type"] == "SaltExtendVideo":
+            node["inputs"] |= {"seconds": 3.0, "seed": TINY_SEED}
+    (by_script,) = pixels_of(page_server, page_server.run(extended).outputs.values())
+    assert (by_script - longer).abs().mean() < 0.001, "a frame's shift makes 0.02"
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_a_live_clip_opens_and_shows_frames(comfy, page_server, design):
+    newcomer = Newcomer(comfy, page_server, design)
+    newcomer.find("salt live video", LIVE, MIDDLE)
+    newcomer.put_down(MIDDLE)
+    assert newcomer.titles == [LIVE]
+    seed = "seed => { app.graph._nodes[0].widgets.find(w => w.name === 'seed').value = seed }"
+    comfy.page.evaluate(seed, list(DESIGNS).index(design))  # what has run already would not run again
+    comfy.listen()
+    comfy.page.evaluate(WATCH, f"{page_server.url}/salt/live/static/player.js")
+    newcomer.press_run()
+    assert newcomer.count == 5
+    comfy.page.get_by_text(f"see and steer the clip: {LIVE}").wait_for()
+    # "Enter Subgraph", which each design has elsewhere
+    comfy.page.evaluate("app.canvas.openSubgraph(app.graph._nodes[0].subgraph, app.graph._nodes[0])")
+    view = comfy.page.locator(".salt-live-node")
+    view.locator(".picture").wait_for()
+    comfy.page.wait_for_function(UNTIL, arg=[0, 24], polling=200)
+    comfy.picture(f"blueprint_live_{design}")
+    assert comfy.page.evaluate("new Set(received.map(picture => picture.pixels)).size") > 10, "it moves"
+    on_node = "view => view.offsetWidth <= app.canvas.graph.nodes.find(n => n.type === 'SaltLive').size[0]"
+    assert view.evaluate(on_node), "in its place, not over the page"
+    view.get_by_role("button", name="Stop and keep").click()
+    comfy.wait_for("execution_success")

@@ -321,7 +321,7 @@ def reservation():
         prompts = [conditioning.PromptChange(3 * i, None, switch) for i, switch in enumerate(["keep", *switches])]
         settings = rollouts.RolloutSettings(fuse=fuse)
         policy = PACK.memory.MemoryPolicy.parse(policy)
-        return runner.RolloutPlan(settings, policy, prompts, 21, (8, 8), 0).frames_per_call
+        return runner.RolloutPlan(settings, policy, prompts, 21, (8, 8), 0, 16).frames_per_call
 
     return {
         "fused": frames("full", "cut"),

@@ -236,7 +236,7 @@ def settings():
         sys.modules["server"] = SimpleNamespace(
             PromptServer=SimpleNamespace(instance=SimpleNamespace(prompt_queue=queue))
         )
-        return [type(previews.preview_decoder(model, v, 3)).__name__ for v in (None, vae)]
+        return [type(previews.preview_decoder(model, 16, v, 3)).__name__ for v in (None, vae)]
 
     found = {
         f"{' '.join(line)}, {prompt}": decoders(line, prompt)
