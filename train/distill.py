@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from accelerate.utils import broadcast_object_list
 
+from salt.acceleration.free_memory import free_bytes
 from salt.checkpoints import load_student
 from salt.io.atomic import write_text
 from salt.io.folder_lock import folder_lock
@@ -27,7 +28,7 @@ from train.data.trajectories import generate_clips
 from train.distributed.launch import Mode, check_mode, process_device, process_state, resolve_mode
 from train.dry_run import dry_run_recipe
 from train.export import export, last_values, push
-from train.memory_estimate.report import available_memory, check_memory
+from train.memory_estimate.report import check_memory
 from train.methods.adversarial import AdversarialTrainer
 from train.methods.base import Trainer
 from train.methods.consistency import ConsistencyTrainer
@@ -190,7 +191,7 @@ def run(recipe: Recipe, arguments: argparse.Namespace) -> None:
     else:
         check_recipe(recipe, process_count())
         check_backbones(recipe)
-        check_memory(recipe, process_count(), mode, available_memory(process_device()))
+        check_memory(recipe, process_count(), mode, free_bytes(process_device()))
         student = distill(recipe, mode, arguments.push)
         lines = [f"student: {student}", *after_distill(recipe, student)]
     if is_main_process():

@@ -14,7 +14,7 @@ from salt.checkpoints import load_student, save_wan
 from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.spec import SHOT_PREFIX, StudentSpec
 from train.config.model_configs import critic_checkpoint, student_fps
-from train.config.recipe import Recipe, RecipeError
+from train.config.recipe import Recipe
 from train.config.vae_config import latent_scale, wan_vae
 from train.distributed.activation_checkpointing import recompute
 from train.distributed.low_bit_states import adamw_8bit
@@ -35,11 +35,6 @@ def build_teacher(recipe: Recipe) -> SaltTransformer3DModel:
     """The teacher, frozen, on the CPU."""
     dtype = torch.bfloat16 if recipe.optimisation.precision == "bf16" else torch.float32
     teacher = load_student(recipe.models.teacher, dtype=dtype).requires_grad_(False).eval()
-    if recipe.loss.align != "none" and recipe.loss.align_block >= len(teacher.blocks):
-        raise RecipeError(
-            "loss.align_block",
-            f"found {recipe.loss.align_block}, expected 0 to {len(teacher.blocks) - 1} (the teacher's blocks)",
-        )
     if recipe.models.checkpointing:  # the alignment's gradient flows through it
         recompute(teacher, recipe.saved_activations)
     return teacher

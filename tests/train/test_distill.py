@@ -273,7 +273,7 @@ def test_too_little_memory_is_an_error_before_anything_loads(tmp_path, monkeypat
     recipe = tiny_recipes.recipe(tmp_path)
     path = recipe_file(tmp_path, models=dict(student=recipe.models.student, teacher=recipe.models.teacher),
                        rollout=dict(frames=3, height=4, width=4, share={4: 1.0}), run=dict(sample_every=0))  # fmt: skip
-    monkeypatch.setattr("train.distill.available_memory", lambda device: 2**30)
+    monkeypatch.setattr("train.distill.free_bytes", lambda device: 2**30)
     assert main(["distill", str(path)]) == 2
     assert "GiB per GPU" in capsys.readouterr().err and not (tmp_path / "run").exists()
 

@@ -80,6 +80,13 @@ def test_the_command_and_its_file(tmp_path, capsys, monkeypatch):
     assert "--batches: found 0, expected 1 or more" in capsys.readouterr().err
     with pytest.raises(RecipeError, match="recipe: found the stage tf, expected distillation of whole clips"):
         measure_gradients(small(tmp_path, stage="tf"), range(1), 1)
+    windows = tiny_recipes.recipe(
+        tmp_path, rollout=dict(frames=12, window=6, long_tuning="window"), loss=dict(align="none")
+    )
+    with pytest.raises(RecipeError, match="recipe: found rollout.long_tuning=window, expected distillation of whole"):
+        measure_gradients(windows, range(1), 1)
+    assert main(["gradients", "tiny_salt", "loss.align_block=99"]) == 2
+    assert "loss.align_block: found 99, expected 0 to " in capsys.readouterr().err
 
 
 def test_gradients_are_none_without_a_path():

@@ -15,6 +15,7 @@ from salt.errors import InputError
 def gradients(arguments: argparse.Namespace) -> None:
     """Compare the gradient norms of a recipe's losses, by exit step."""
     from train.config.loader import load_recipe
+    from train.config.model_configs import check_backbones
     from train.config.validation import check_recipe
 
     for name in ("seeds", "batches"):
@@ -22,6 +23,7 @@ def gradients(arguments: argparse.Namespace) -> None:
             raise InputError(name, f"found {found}, expected 1 or more")
     recipe = load_recipe(arguments.recipe, arguments.overrides)  # a mistake in it is said before the slow import below
     check_recipe(recipe)
+    check_backbones(recipe)
 
     from salt.io.atomic import write_text
     from train.gradients import measure

@@ -48,8 +48,9 @@ def measure_gradients(recipe: Recipe, seeds: Sequence[int], batches: int) -> tup
 
     seeds: of prompts and noise; batches: micro-batches of each. Raises RecipeError for a stage without these losses.
     """
-    if recipe.stage != "distill" or recipe.streams:
-        found = f"the stage {recipe.stage}" if recipe.stage != "distill" else "rollout.long_tuning=chunks"
+    if recipe.stage != "distill" or recipe.streams or recipe.windows:
+        tuning = f"rollout.long_tuning={recipe.rollout.long_tuning}"
+        found = f"the stage {recipe.stage}" if recipe.stage != "distill" else tuning
         raise RecipeError("recipe", f"found {found}, expected distillation of whole clips")
     aligned = replace(
         recipe,
@@ -90,7 +91,7 @@ def term_norms(
     """The gradient norms of the losses of one rollout, each with its weight."""
     recipe, teacher = trainer.recipe, trainer.teacher
     result = trainer.rollout(student, batch, draws, number, "generator")
-    terms = {"dmd": dmd_term(trainer.critic_score, teacher, result.x0, batch, recipe, draws, number)}
+    terms = {"dmd": dmd_term(trainer.critic_score, teacher, result.x0, batch, recipe, draws, number, result.learned)}
     semigroup, found = semigroup_term(result, recipe, draws)
     terms |= {"semigroup": semigroup} if found else {}
     alignment, found = alignment_term(student, teacher, result, batch, recipe, draws, number)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-import torch
 from rich.table import Table
 
 from train.config.recipe import Recipe, RecipeError
@@ -16,12 +13,13 @@ from train.memory_estimate.estimate import GIB, add_up, configurations, estimate
 from train.memory_estimate.time import Card, update_phases, update_seconds
 from train.memory_estimate.tracing import Activations, Tracer
 
+GPUS = (1, 8, 64)
 LORA_RANK, NODE = 64, 8  # of the forms
 
 
 def table(
     recipe: Recipe,
-    processes: Sequence[int] = (1, 8, 64),
+    processes: Sequence[int] = GPUS,
     modes: Sequence[Mode] = ("fsdp", "ddp"),
     card: Card = Card(),  # noqa: B008 - frozen
 ) -> Table:
@@ -91,7 +89,9 @@ def forms(recipe: Recipe) -> list[Form]:
         Form(f"HSDP, copies of {NODE}", replace(recipe, optimisation=replace(opt, shard=NODE)), 8 * NODE, "fsdp"),
         Form("LoRAs, FSDP", lora, NODE, "fsdp"),
     ]
-    return [form for form in found if opt.batch % (form.processes * opt.micro_batch) == 0]
+    together = opt.sequence or 1
+    fits = [form for form in found if form.processes % together == 0]
+    return [form for form in fits if opt.batch % (form.processes // together * opt.micro_batch) == 0]
 
 
 def forms_table(recipe: Recipe, card: Card) -> str:
@@ -145,14 +145,3 @@ def remedies(recipe: Recipe, mode: Mode) -> list[str]:
         "more GPUs": mode == "fsdp",
     }
     return [remedy for remedy, helps in possible.items() if helps]
-
-
-def available_memory(device: torch.device) -> int:
-    """Free bytes of a GPU, or of the machine's RAM."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    info = Path("/proc/meminfo")
-    if info.is_file():
-        lines = dict(line.split(":", 1) for line in info.read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
