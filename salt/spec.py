@@ -14,7 +14,8 @@ SHOT_PREFIX = "The scene transitions. "  # of LongLive 2.0, before the prompt of
 WAN22_CHANNELS = 48  # of the latents of Wan 2.2's VAE
 FPS = 16  # pixel frames per second of Wan 2.1's clips and of salt-tiny's
 WAN22_FPS = 24  # of Wan 2.2 TI2V's
-TINY_FOLDER = Path(__file__).parent / "assets" / "tiny"  # diffusers folder of the embedded model, salt-tiny
+TINY_NAME = "salt-tiny"
+TINY_FOLDER = Path(__file__).parent / "assets" / "tiny"  # diffusers folder of the embedded model
 
 
 @dataclass(frozen=True)

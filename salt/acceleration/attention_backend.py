@@ -38,6 +38,7 @@ PACKAGES: dict[Backend, str] = {
     "fa2": "flash-attn",
     "sdpa": "torch",
 }
+PROCESSORS = (SelfAttention, CrossAttention)
 SAGE_CARDS = {(8, 0), (8, 6), (8, 9), (9, 0), (12, 0)}
 SAGE_HEADS = {64, 96, 128}
 # Relative errors to attention in float32; in bfloat16 and float16 rounding alone is 2e-3, Sage's 8-bit products 2e-2.
@@ -179,9 +180,6 @@ def set_attention(
     for processor in processors:
         processor._attention_backend = processor.automatic = DIFFUSERS_NAMES[name]
     return AttentionChoice(name, reason)
-
-
-PROCESSORS = (SelfAttention, CrossAttention)
 
 
 def _automatic(device: torch.device, dtype: torch.dtype, head_dim: int, approximate: bool) -> tuple[Backend, str]:

@@ -17,6 +17,18 @@ class NotFiniteError(RuntimeError):
     """NaN or infinity in place of a clip; the message names the block and what computed it."""
 
 
+def student_not_finite(block: str) -> NotFiniteError:
+    """The error about a block, by its name."""
+    return NotFiniteError(
+        f"{block}: the student's output is not finite (NaN or infinity), so the clip ends before it. A damaged weight "
+        "file, a LoRA of another model or float16 can be the reason"
+    )
+
+
+def decoder_not_finite(block: str) -> NotFiniteError:
+    return NotFiniteError(f"{block}: the decoder's output is not finite (NaN or infinity)")
+
+
 @dataclass
 class FiniteFlag:
     """Whether a tensor is finite, as the device has answered or will. Read `value` after `wait`."""
@@ -69,10 +81,7 @@ class FiniteCheck:
     def _check_first(self) -> None:
         block, flag = self._waiting.popleft()
         if not flag.wait():
-            raise NotFiniteError(
-                f"{block_name(block)}: the student's output is not finite (NaN or infinity), so the clip ends before "
-                "it. A damaged weight file, a LoRA of another model or float16 can be the reason"
-            )
+            raise student_not_finite(block_name(block))
 
 
 def check_weights(model: nn.Module, name: str) -> None:

@@ -15,13 +15,14 @@ from ..spec import StudentSpec
 from .longlive2 import LONGLIVE2, TWO_STEPS
 from .wan22 import WAN22
 
+LONGLIVE = StudentSpec(policy=MemoryPolicy("sink", window=12, sink=3))
 STREAMDIFFUSION2 = StudentSpec(1, (700, 500), 8.0, MemoryPolicy("overwrite", 6, 3), rule="streamdiffusion2")
 KREA = StudentSpec(steps=step_list(5, "krea"), policy=MemoryPolicy("rebuild", window=3), rule="krea")
 
 # The settings of students by name, for files that do not tell: `--student NAME`.
 STUDENTS = {
     "self-forcing": StudentSpec(),
-    "longlive": StudentSpec(policy=MemoryPolicy("sink", window=12, sink=3)),
+    "longlive": LONGLIVE,
     "longlive2": LONGLIVE2,
     "longlive2-s2": TWO_STEPS,
     "krea": KREA,

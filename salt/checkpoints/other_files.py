@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .longlive2 import NVFP4
 from .tensor_files import open_tensors, read_json
 
 ANYFLOW_CLASSES = {
@@ -14,7 +15,6 @@ ANYFLOW_CLASSES = {
     "FAR_Wan_Transformer3DModel": "AnyFlow-FAR transformer",
     "AnyFlowTransformer3DModel": "AnyFlow transformer",
 }
-PACKED = "quantized_weight_values"  # end of the names of NVFP4 weights
 
 
 def describe_other(path: Path) -> dict[str, Any] | None:
@@ -36,7 +36,7 @@ def _is_dict(value: object) -> bool:
 
 
 def _kind(shapes: dict[str, tuple[int, ...]]) -> str | None:
-    if any(name.endswith(PACKED) for name in shapes):
+    if any(name.endswith(NVFP4) for name in shapes):
         return "packed NVFP4 weights, which are not read; the family's merged bf16 file is (model_bf16.pt, model_te.pt)"
     if "token_embedding.weight" in shapes and "blocks.0.attn.q.weight" in shapes:
         return "UMT5 text encoder in Wan's own names (`salt pull wan-text-encoder` has the one that is read)"

@@ -11,9 +11,8 @@ from typing import Any, Literal
 
 import torch
 
-from ..memory import MemoryPolicy
 from ..spec import StudentSpec
-from .families import family_of
+from .families import LONGLIVE, family_of
 from .fused import is_fused, split_fused
 from .longlive2 import refuse_nvfp4
 from .tensor_files import CheckpointError, find_files, metadata_json, open_tensors, read_metadata, shorten
@@ -37,7 +36,6 @@ FLAT_PREFIXES = ("generator.", "generator_ema.")  # of a file's names in place o
 LORA_KEYS = ("generator_lora", "critic_lora")
 # The released students' files have no metadata, so their file names determine which weights their authors sample with,
 # and the recipe. Other files have `salt` metadata, or are read with the moving average if they have one.
-LONGLIVE = StudentSpec(policy=MemoryPolicy("sink", window=12, sink=3))
 RELEASED: dict[str, tuple[Weights, StudentSpec]] = {
     "salt_cf": ("ema", StudentSpec()),
     "salt_ll": ("regular", LONGLIVE),

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from ..acceleration.finite_check import NotFiniteError
+from ..acceleration.finite_check import decoder_not_finite, student_not_finite
 from ..io.printable import one_line
 from .branches import LiveBranch
 from .live_block import LiveBlock
@@ -98,12 +98,9 @@ class LiveOutput:
         ready = pending.wait()
         where = f"block {kept.index + 1} (latent frames {kept.start} to {kept.stop - 1})"
         if not block.finite.wait():
-            raise NotFiniteError(
-                f"{where}: the student's output is not finite (NaN or infinity), so the clip ends before it. A damaged "
-                "weight file, a LoRA of another model or float16 can be the reason"
-            )
+            raise student_not_finite(where)
         if not ready.finite.wait():
-            raise NotFiniteError(f"{where}: the decoder's output is not finite (NaN or infinity)")
+            raise decoder_not_finite(where)
         frames = ready.frames[0].numpy()
         if self.recording is not None:
             self.recording.write(frames)

@@ -20,8 +20,8 @@ from ..models.transformer_salt import SaltTransformer3DModel
 from .heads import HeadGroup
 
 FAILED = 2  # exit code of a command that ended in an error
-FIRST, TOLD = "salt/first error", "salt/told"  # keys of the store that the launcher's processes share
-PATIENCE = timedelta(seconds=5)  # with which the other processes wait until the first error is printed
+FIRST, PRINTED = "salt/first error", "salt/printed"  # keys of the store that the launcher's processes share
+PRINT_TIMEOUT = timedelta(seconds=5)  # that the other processes wait for the first error to be printed
 
 
 @contextmanager
@@ -72,18 +72,18 @@ def _gloo(group: dist.ProcessGroup | None) -> object:
 def _is_first(store: dist.Store, rank: int) -> bool:
     """Whether no other process has failed before; the others wait until this one has printed its error."""
     first = str(rank).encode()
-    with suppress(RuntimeError):  # where the process that held the store is gone, which has told why
+    with suppress(RuntimeError):  # where the process that held the store is gone, which has printed its error
         first = store.compare_set(FIRST, "", str(rank))
         if first == str(rank).encode():
-            atexit.register(_tell, store)
+            atexit.register(_set_printed, store)
             return True
-        store.wait([TOLD], PATIENCE)
+        store.wait([PRINTED], PRINT_TIMEOUT)
     return first == b"0" and rank == 0
 
 
-def _tell(store: dist.Store) -> None:
+def _set_printed(store: dist.Store) -> None:
     with suppress(RuntimeError):
-        store.set(TOLD, "1")
+        store.set(PRINTED, "1")
 
 
 def _has_failed(store: dist.Store) -> bool:

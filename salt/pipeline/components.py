@@ -27,10 +27,9 @@ from ..models.anyflow import AnyFlowTransformer3DModel
 from ..models.pixel_stream import FrameEncoder
 from ..models.text_encoder import TextEncoder
 from ..models.transformer_salt import SaltTransformer3DModel
-from ..spec import TINY_FOLDER, StudentSpec
+from ..spec import TINY_FOLDER, TINY_NAME, StudentSpec
 from .anyflow import as_anyflow, check_diffusers, is_anyflow, is_flow_map
 
-TINY_NAME = "salt-tiny"
 COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "image_encoder", "image_processor", "scheduler")
 LIBRARIES = ("diffusers", "transformers", "salt")  # whose classes a model_index.json may name
 PROJECT_KEYS = ("words", "default_size", "student")

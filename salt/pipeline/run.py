@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..acceleration.cuda_graphs import CUDAGraphTransformer
-from ..acceleration.finite_check import FiniteCheck, NotFiniteError, block_name
+from ..acceleration.finite_check import FiniteCheck, block_name, decoder_not_finite
 from ..conditioning import Conditioning
 from ..memory import KVMemory
 from ..memory.clean_latents import Reencode
@@ -81,7 +81,7 @@ def run_chunks(
         ready = pending.wait()
         checks.check(block)
         if not ready.finite.wait():
-            raise NotFiniteError(f"{block_name(block)}: the decoder's output is not finite (NaN or infinity)")
+            raise decoder_not_finite(block_name(block))
         seconds = time.perf_counter() - began
         latents = latents_of(block)
         yield Chunk(block, ready.pixels, ready.frames, latents, first_frame, seconds, prepared.memory)

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import InputError
 from ..io.fields import read_object
 from ..memory import MemoryGeometry, MemoryPolicy
-from ..spec import TINY_FOLDER, WAN22_CHANNELS, StudentSpec
+from ..spec import TINY_FOLDER, TINY_NAME, WAN22_CHANNELS, StudentSpec
 
 BF16, FP32, FP8 = 2, 4, 1
 FREQUENCIES = 256  # width of the timestep's embedding before its layers
@@ -94,7 +94,6 @@ WAN_1_3B = PlannedModel("1.3B", heads=12, layers=30, ffn=8960, spec=WINDOWED)
 WAN_14B = PlannedModel("14B", heads=40, layers=40, ffn=13824, spec=WINDOWED)
 I2V_14B = replace(WAN_14B, name="14B-I2V", in_channels=36, image_dim=1280)
 NAMED = {model.name.lower(): model for model in (WAN_1_3B, WAN_14B, I2V_14B)}
-TINY_NAME = "salt-tiny"
 
 
 def planned_model(name: str) -> PlannedModel:

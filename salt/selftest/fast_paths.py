@@ -8,6 +8,7 @@ from torch import Tensor
 from ..acceleration.attention_backend import (
     DIFFUSERS_NAMES,
     EXACT_ERROR,
+    PROCESSORS,
     SAGE_ERROR,
     Backend,
     attention_error,
@@ -18,7 +19,6 @@ from ..acceleration.attention_backend import (
 from ..acceleration.cuda_graphs import CUDAGraphTransformer
 from ..memory.policy import Precision
 from ..models.async_decoder import AsyncDecoder
-from ..models.attention import CrossAttention, SelfAttention
 from ..models.streaming_vae import Tiling, WanStreamDecoder
 from .machine import GOLDEN_POLICIES, WINDOWED, Machine, golden, relative_error
 from .outcome import NotRun, Outcome, within
@@ -122,9 +122,6 @@ def attention_backend(machine: Machine, name: Backend) -> Outcome:
     if clip > (limit := (2 if name == "sage" else 1) * (BFLOAT16 if gpu else FLOAT32)):
         return within(clip, limit, "a rollout's error")
     return within(error, 1e-5 if not gpu else SAGE_ERROR if name == "sage" else EXACT_ERROR)
-
-
-PROCESSORS = (SelfAttention, CrossAttention)
 
 
 def _need_cuda(machine: Machine) -> None:
