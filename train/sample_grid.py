@@ -56,7 +56,7 @@ class SampleGrid:
     def defects(self, trainer: Trainer) -> dict[str, float]:
         """The averaged student's semigroup defect on the same prompts, by operator: means over the 4-step grid.
 
-        None where clips begin with pictures' latents, or steps are not Wan 2.1's, on which the defect is defined.
+        Empty where clips begin with pictures' latents, or steps are not Wan 2.1's, on which the defect is defined.
         """
         r = self.recipe.rollout
         if self.first is not None or r.rule != "wan":

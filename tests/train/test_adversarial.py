@@ -58,7 +58,7 @@ def trainer(models):
     recipe = whole_clip_recipe(str(models / "teacher"), 0, FRAMES, 3.0)
     text_SLD = Latents(models / "latents").text_SLD
     trainer = AdversarialTrainer(models / "student", models / "teacher", recipe, text_SLD, "cpu", compiled=False)
-    trainer.optimizers["judge"].param_groups[0]["lr"] = 5e-3  # at the real rate it would need many steps
+    trainer.optimizers["discriminator"].param_groups[0]["lr"] = 5e-3  # at the real rate it would need many steps
     return trainer
 
 
@@ -150,7 +150,7 @@ def test_warmup_trains_the_discriminator_alone_and_the_students_step_leaves_it_u
     assert all(torch.equal(value, before[name]) for name, value in trainer.student.state_dict().items())
 
     before_step = [p.clone() for p in trainer.discriminator.parameters()]
-    optimizer = trainer.optimizers["judge"]
+    optimizer = trainer.optimizers["discriminator"]
     optimizer.step = lambda: None  # any change now would come from the student's step
     values = a_step(models, trainer, WHOLE, 8, warmup=False)
     assert values["adversarial"] > math.log(2) and math.isfinite(values["dmd"])

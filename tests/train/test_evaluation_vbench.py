@@ -123,7 +123,7 @@ def test_an_interrupted_run_resumes_and_leaves_what_vbench_reads(tmp_path, monke
     assert (record["student"], record["nfe"], record["num_frames"]) == ("mine", 1, 9)
     assert [row["seed"] for row in record["samples"]] == [s.seed for s in samples]
     assert record["samples"][0] == {
-        "file": "a circle-0.mp4", "prompt": "a circle", "index": 0, "seed": samples[0].seed, "told": "a red circle",
+        "file": "a circle-0.mp4", "prompt": "a circle", "index": 0, "seed": samples[0].seed, "extended": "a red circle",
         "dimensions": ["color"],
     }  # fmt: skip
 

@@ -64,7 +64,7 @@ class Sample:
     @property
     def row(self) -> dict[str, Any]:
         """The sample's entry of samples.json."""
-        extended = {} if self.prompt.extended == self.prompt.text else {"told": self.prompt.extended}
+        extended = {} if self.prompt.extended == self.prompt.text else {"extended": self.prompt.extended}
         known = {"file": self.file, "prompt": self.prompt.text, "index": self.index, "seed": self.seed}
         return {**known, **extended, "dimensions": list(self.prompt.dimensions)}
 
@@ -207,7 +207,7 @@ def _record(folder: Path, facts: dict[str, Any], samples: Sequence[Sample]) -> d
     for sample in samples:
         row = sample.row
         known = rows.get(sample.file, row)
-        for name in ("seed", "told"):
+        for name in ("seed", "extended"):
             if known.get(name) != row.get(name):
                 raise ValueError(
                     f"{folder} has {sample.file!r} sampled with {name} {known.get(name)!r}, expected "

@@ -29,7 +29,7 @@ class LongTuningTrainer(SCDMDTrainer):
         nn.Module.to(vae, self.device)
         self.vae = vae.requires_grad_(False)
         self.streams: dict[range, Stream] = {}
-        self.sequence = 0
+        self.begun = 0  # the chunk that the streams began with, by which their draws are named
         self.lengths: list[int] = []  # new frames of the current chunk and of those after it
 
     def update_critic(self, step: int, factor: float) -> dict[str, float]:
@@ -44,16 +44,16 @@ class LongTuningTrainer(SCDMDTrainer):
         return super().update_generator(update)
 
     def begin_chunk(self, number: int) -> None:
-        """Before chunk `number` of the run: where the streams have ended, new ones begin, named by it."""
+        """Before chunk `number` of the run: where the streams have ended, new ones begin with it."""
         self.lengths = self.lengths[1:]
         if not self.lengths:
             self.streams.clear()
-            self.sequence, self.lengths = number, chunk_lengths(self.recipe, number)
+            self.begun, self.lengths = number, chunk_lengths(self.recipe, number)
 
     def batch(self, update: int, samples: range, role: str) -> Batch:
         if samples not in self.streams:
-            batch = self.prompts.batch(self.sequence, samples, "stream")
-            self.streams[samples] = Stream(batch, batch.seeds(self.recipe, self.sequence, "stream"))
+            batch = self.prompts.batch(self.begun, samples, "stream")
+            self.streams[samples] = Stream(batch, batch.seeds(self.recipe, self.begun, "stream"))
         return self.streams[samples].batch
 
     def rollout(

@@ -1,7 +1,7 @@
 """The deciding experiment (group 5): its starts, trainings and scores, one small JSON per arm and training seed.
 
-All arms and seeds begin with one start. Clips are as long as the training's rollouts; every list of noise plays its own
-part of the prompts, so that all prompts are played under as many lists.
+All arms and seeds begin with one start. Clips are as long as the training's rollouts; every list of noise samples its
+own part of the prompts, so that all prompts are sampled under as many lists.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from train.shapes.drawn_distance import drawn_distance
 
 STEP_COUNTS = (4, 2)
 NOISE_LISTS = 12
-PARTS = 3  # list k plays every PARTS-th prompt, from the (k mod PARTS)-th on
+PARTS = 3  # list k samples every PARTS-th prompt, from the (k mod PARTS)-th on
 FIRST_SEED, SEEDS_PER_LIST = 20000, 100  # of a list's noise; used by no other table
 DEFECT_PROMPTS = 16
 VERDICTS = ("color", "shape", "direction", "speed", "count", "passed")
@@ -96,8 +96,8 @@ def score_steps(student: SaltTransformer3DModel, decoder: Any, count: int, spec:
     distances: list[float] = []
     for k in range(NOISE_LISTS):
         scenes = PROMPTS[k % PARTS :: PARTS]
-        played = sample_prompts(student, count, scenes, FRAMES, seed=FIRST_SEED + SEEDS_PER_LIST * k, spec=spec)
-        for part, latents in played:
+        sampled = sample_prompts(student, count, scenes, FRAMES, seed=FIRST_SEED + SEEDS_PER_LIST * k, spec=spec)
+        for part, latents in sampled:
             for pixels, scene in zip(decode_latents(decoder, latents), part, strict=True):
                 score = score_clip(pixels, scene)
                 verdicts = {name: row + str(int(getattr(score, name))) for name, row in verdicts.items()}

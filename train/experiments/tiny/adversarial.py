@@ -87,15 +87,14 @@ class AdversarialTrainer:
         self.modes = rollout_modes(recipe, student_model, device)
         self.discriminator = placed(Discriminator(load(teacher).requires_grad_(True), compiled), device)
         adam = partial(torch.optim.AdamW, betas=(0.0, 0.99), weight_decay=0.0)
-        # Names as in saved states.
         self.models: dict[str, nn.Module] = {
             "student": self.student,
-            "judge": self.discriminator,
+            "discriminator": self.discriminator,
             "critic": self.critic,
         }
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "student": adam(self.student.parameters(), lr=opt.lr),
-            "judge": adam([p for p in self.discriminator.parameters() if p.requires_grad], lr=DISCRIMINATOR_LR),
+            "discriminator": adam([p for p in self.discriminator.parameters() if p.requires_grad], lr=DISCRIMINATOR_LR),
             "critic": torch.optim.AdamW(self.critic.parameters(), lr=opt.critic_lr, betas=opt.betas),
         }
 
@@ -162,7 +161,7 @@ class AdversarialTrainer:
         noisy = add_pair_noise(pairs, self.text_SLD[pairs.scenes], generator)
         spread = torch.randn(noisy.real.shape, generator=generator).to(noisy.real.device)
         loss, penalty = discriminator_terms(self._logits, noisy, weight_F, spread)
-        self._apply("judge", loss + penalty, DISCRIMINATOR_CLIP_NORM)
+        self._apply("discriminator", loss + penalty, DISCRIMINATOR_CLIP_NORM)
         return loss.item()
 
     def _step_critic(self, pairs: ClipPairs, batch: Batch, recipe: Recipe, update: int) -> float:
