@@ -26,16 +26,17 @@ def model(seed: int = 0, **config) -> SaltTransformer3DModel:
 
 
 def recipe(folder: Path, **sections) -> Recipe:
-    """Six latent frames in blocks of three, all losses on; sections override by name, as dicts."""
+    """Six latent frames in blocks of three, all of distillation's losses on; sections override by name, as dicts."""
     for name, seed in (("student", 1), ("teacher", 2)):
         if not (folder / name / "config.json").exists():
             save_diffusers(model(seed), folder / name)
+    distillation = Losses(semigroup=0.2, align="paper", align_start=0, align_block=1)
     base = Recipe(
         name="small",
         models=Models(student=str(folder / "student"), teacher=str(folder / "teacher")),
         data=Data(),
         rollout=Rollouts(frames=6, height=4, width=4, share={8: 0.4, 4: 0.4, 2: 0.2}),
-        loss=Losses(semigroup=0.2, align="paper", align_start=0, align_block=1),
+        loss=distillation if sections.get("stage", "distill") == "distill" else Losses(),
         optimisation=Optimisation(
             batch=4, micro_batch=2, updates=2, critic_per_generator=2, lr=1e-3, critic_lr=1e-3, ema_start=1,
             precision="no",

@@ -18,7 +18,7 @@ from train.__main__ import main
 from train.config.loader import RECIPES, load_recipe, recipe_names, recipe_summary
 from train.config.model_configs import backbones, check_backbones, config_of
 from train.config.recipe import Recipe, RecipeError
-from train.config.validation import check_recipe
+from train.config.validation import check_recipe, check_settings
 from train.distributed.launch import check_mode
 
 NAMES = sorted(p.stem for p in RECIPES.glob("*.yaml"))
@@ -267,6 +267,16 @@ def test_shards_need_sharded_models_and_divide_the_processes(monkeypatch):
     monkeypatch.setattr("train.distributed.launch.process_count", lambda: 8)
     monkeypatch.setattr("torch.__version__", TorchVersion("2.8.0+cpu"))
     check_mode(recipe, "fsdp")
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [("loss", "semigroup", 0.2), ("loss", "align", "paper"), ("models", "lora_critic", True)],
+)
+def test_what_only_distillation_has_is_an_error_elsewhere(tmp_path, section, name, value):
+    recipe = tiny_recipes.recipe(tmp_path, stage="tf", **{section: {name: value}})
+    with pytest.raises(RecipeError, match=f"{section}.{name}={value!r} has no effect in the stage tf"):
+        check_settings(recipe)
 
 
 def test_backbones_that_do_not_fit_together_are_errors(tmp_path):

@@ -53,7 +53,7 @@ def test_only_functions_of_the_folder_are_rewards(tmp_path, name):
 
 
 def test_a_reward_needs_the_autoencoder_and_a_dmd_loss(tmp_path):
-    recipe = tiny_recipes.recipe(tmp_path, loss=dict(reward="pixels:motion"))
+    recipe = tiny_recipes.recipe(tmp_path, loss=dict(reward="pixels:motion", semigroup=0.0, align="none"))
     assert [e.field for e in missing_files(recipe)] == ["models.vae"]
     with pytest.raises(RecipeError, match="loss.reward='pixels:motion' has no effect in the stage tf"):
         check_settings(replace(recipe, stage="tf"))

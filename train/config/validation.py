@@ -110,7 +110,10 @@ def check_settings(recipe: Recipe, processes: int = 1) -> None:
     check_first_frame(recipe)
     _check_losses(recipe)
     _check_adversarial(recipe)
-    _check_reward(recipe)
+    if recipe.loss.reward:
+        from train.rewards import find_reward  # which imports its modules
+
+        find_reward(recipe.loss.reward)
     if recipe.stage != "distill":
         _check_initial_stages(recipe)
     _check_adapters(recipe)
@@ -193,16 +196,12 @@ def _check_adapters(recipe: Recipe) -> None:
     for name, value in (("lora_alpha", models.lora_alpha), ("lora_critic", models.lora_critic)):
         if value and not models.lora_rank:
             raise RecipeError(f"models.{name}", "has no effect without models.lora_rank", value)
-    if models.lora_critic and recipe.stage != "distill":
-        raise RecipeError("models.lora_critic", f"has no effect in the stage {recipe.stage}, which has no critic", True)
 
 
 def _check_adversarial(recipe: Recipe) -> None:
     ratio = recipe.loss.adversarial
     if not ratio:
         return
-    if recipe.stage != "distill":
-        raise RecipeError("loss.adversarial", f"has no effect in the stage {recipe.stage}", ratio)
     if recipe.data.images:
         raise RecipeError("loss.adversarial", "is not supported by image-to-video students", ratio)
     r = recipe.rollout
@@ -211,19 +210,13 @@ def _check_adversarial(recipe: Recipe) -> None:
         raise RecipeError("loss.adversarial", problem, ratio)
 
 
-def _check_reward(recipe: Recipe) -> None:
-    name = recipe.loss.reward
-    if not name:
-        return
-    if recipe.stage != "distill":
-        raise RecipeError("loss.reward", f"has no effect in the stage {recipe.stage}, which has no DMD loss", name)
-
-    from train.rewards import find_reward  # which imports its modules
-
-    find_reward(name)
-
-
 def _check_initial_stages(recipe: Recipe) -> None:
+    loss = recipe.loss
+    terms = {"semigroup": loss.semigroup, "align": loss.align, "adversarial": loss.adversarial, "reward": loss.reward}
+    of_distillation = {f"loss.{name}": value for name, value in terms.items() if value != "none"}
+    for key, value in (of_distillation | {"models.lora_critic": recipe.models.lora_critic}).items():
+        if value:
+            raise RecipeError(key, f"has no effect in the stage {recipe.stage}", value)
     if recipe.rollout.kind == "bidirectional":
         raise RecipeError("stage", "is not supported by bidirectional students", recipe.stage)
     if recipe.policy.relative or recipe.policy.kind == "cyclic":
