@@ -160,7 +160,6 @@ def test_salt_plan_prints_tables(capsys, arguments, shown):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--size", "832"], "--size: found '832', expected width and height"),
         (["--size", "830x480"], "--size: found a width of 830 pixels, expected a multiple of 16 (816 or 832)"),
         (["--vram", "nan"], "--vram: found nan"),
         (["--seconds", "-1"], "--seconds: found -1"),
