@@ -102,7 +102,7 @@ def new_frames(frames: int, start_frames: int, spec: StudentSpec) -> int:
     return frames
 
 
-@widget_names(frames="latent_image")
+@widget_names(frames="latent_image", steps="sigmas")
 def sample_clip(
     inputs: SamplerInputs, frames_per_block: int, stepping: Stepping, policy: MemoryPolicy | None
 ) -> Tensor:

@@ -17,6 +17,7 @@ from ...salt.memory.serialization import NEGATIVE_SUFFIX, load_negative, negativ
 from ...salt.spec import FPS
 from ..io_types import ClipMemory
 from ..memory_ui import MemoryBar
+from .clip_size import PATCH
 from .comfy_model import memory_geometry, pixels_per_token
 from .file_prefix import FOLDER, checked_prefix, is_below
 from .fingerprint import fingerprint
@@ -126,8 +127,8 @@ def load_clip_memory(path: Path, model: ModelPatcher | None) -> ClipMemory:
     memory, negative = load_memory(path, fingerprint=identity), load_negative(path, fingerprint=identity)
     clip = ClipMemory(memory, negative, *clip_units(path, model))
     if model is not None:
-        for memory in clip.branches:
-            check_geometry(memory, path, model)
+        for branch in clip.branches:
+            check_geometry(branch, path, model)
     return clip
 
 
@@ -154,7 +155,7 @@ class _Units:
 def check_geometry(memory: KVMemory, path: Path, model: ModelPatcher) -> None:
     """Equal weights may be read as other heads: their number is not in the shapes. Raises MemoryFileError."""
     found = memory.geometry
-    expected = memory_geometry(model, found.batch, found.height * 2, found.width * 2)
+    expected = memory_geometry(model, found.batch, found.height * PATCH, found.width * PATCH)
     if found != expected:
         in_file, of_model = (f"{g.layers} layers, {g.heads} heads of {g.head_dim}" for g in (found, expected))
         raise MemoryFileError(f"{path}: found a memory of {in_file}, expected the model's {of_model}")

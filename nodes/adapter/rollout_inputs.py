@@ -15,7 +15,7 @@ from ...salt.schedule import Schedule, Stepping, check_steps, step_list
 from ...salt.spec import StudentSpec
 from ...salt.video_in.strength import DEFAULT_STRENGTH, settings_at
 from ..io_types import AppliedPrompts, ClipMemory, Conditioning, Latent, TimedConditioning
-from .clip_size import FRAMES_PER_LATENT, check_latent_size, latent_size, pixel_size, size_text
+from .clip_size import FRAMES_PER_LATENT, PATCH, check_latent_size, latent_size, pixel_size, size_text
 from .comfy_model import latent_channels, pixels_per_latent, takes_image_channels
 from .connections import check_rollout, check_start, no_prompt
 from .core_guidance import evaluates_negative
@@ -311,7 +311,7 @@ def history_latents(model: ModelPatcher, memory: ClipMemory, latents: Latent) ->
     history, g = video_samples(model, latents), memory.memory.geometry
     height, width = history.shape[3:]
     found = f"a batch of {history.shape[0]} at {size_text(height, width, per_latent)} pixels"
-    expected = f"a batch of {g.batch} at {size_text(2 * g.height, 2 * g.width, per_latent)} pixels"
+    expected = f"a batch of {g.batch} at {size_text(PATCH * g.height, PATCH * g.width, per_latent)} pixels"
     if found != expected:
         raise InputError("latents", f"found {found}, expected the memory's, {expected}")
     return history[:, :, : memory.memory.next_frame]
@@ -320,7 +320,7 @@ def history_latents(model: ModelPatcher, memory: ClipMemory, latents: Latent) ->
 def clip_of_memory(memory: ClipMemory, history: Tensor | None) -> ClipStart:
     """A clip to continue; size and batch are the memory's."""
     g = memory.memory.geometry
-    return ClipStart((g.height * 2, g.width * 2), g.batch, None, memory, history)
+    return ClipStart((PATCH * g.height, PATCH * g.width), g.batch, None, memory, history)
 
 
 def clip_of_inputs(

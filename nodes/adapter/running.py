@@ -57,7 +57,7 @@ def stop_node(node: str) -> bool:
 
 def running_nodes() -> dict[str, Any]:
     """By node what can be stopped, and its live session, for the page."""
-    return {node: {"session": rollout.session, "stopped": rollout.stopped} for node, rollout in _running.items()}
+    return {node: {"session": rollout.session, "stopped": rollout.stopped} for node, rollout in list(_running.items())}
 
 
 def tell_page() -> None:

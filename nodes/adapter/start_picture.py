@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...salt.errors import InputError
-from .clip_size import size_text
+from .clip_size import FRAMES_PER_LATENT, frame_count, size_text
 from .comfy_model import latent_channels, pixels_per_latent
 from .connections import BY_VAE
 from .streaming_vae import ComfyStreamEncoder, check_vae, is_wan_vae
@@ -61,8 +61,9 @@ def encode_start_image(
     if is_wan_vae(vae):
         check_vae(vae, channels)
     if image.shape[0] == 1:
-        image = image.expand(4 * still - 3, -1, -1, -1)
-    frames = image[: (image.shape[0] - 1) // 4 * 4 + 1, ..., :3].movedim(-1, 1)
+        image = image.expand(frame_count(still), -1, -1, -1)
+    whole = (image.shape[0] - 1) // FRAMES_PER_LATENT + 1  # latent frames
+    frames = image[: frame_count(whole), ..., :3].movedim(-1, 1)
     pixels = comfy.utils.common_upscale(frames, *size, "bicubic", "center")
     if is_wan_vae(vae):
         encoder = ComfyStreamEncoder(vae)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...salt.acceleration.transfers import to_main_memory
 from ...salt.errors import InputError
 from ...salt.models.pixel_stream import PixelStream
+from .clip_size import frame_count
 from .core_versions import at_once, joined_frames
 
 if TYPE_CHECKING:
@@ -262,7 +263,7 @@ def decode_clips(vae: VAE, samples: Tensor) -> Tensor:
     batch, _, frames, height, width = samples.shape
     # Allocated once: frames are written into their place.
     scale = decoder.spatial_scale
-    images = torch.empty(batch, 4 * frames - 3, scale * height, scale * width, 3, device=vae.output_device)
+    images = torch.empty(batch, frame_count(frames), scale * height, scale * width, 3, device=vae.output_device)
     bar = comfy.utils.ProgressBar(batch * frames)
     for clip, clip_images in zip(samples.split(1), images, strict=True):
         decoder.reset()

@@ -28,6 +28,7 @@ def test_a_latent_has_the_meaning_that_the_sigmas_give_it(inside):
     assert found["partial noise"] <= 1e-4 and found["changes"] > 0.01
     messages = {
         "full noise": "latent_image is not empty, and sigmas that start at 1 leave nothing of it",
+        "rising": "sigmas: found [1000.0, 500.0, 750.0], expected strictly falling values",
         "empty, partial noise": "sigmas must start at 1, not at 0.833, where latent_image is empty",
         "narrow": "latent_image: found a width of 24 pixels, expected a multiple of 16 (16 or 32)",
         "length": "latent_image: found 37 frames (2.31 s), expected whole blocks of the student: 33 frames (2.06 s) or",

@@ -238,3 +238,20 @@ def test_few_widgets_are_not_folded_away():
     assert advanced == {"extra_dict": {"advanced": True}}, "as to a ComfyUI that does not know the argument"
     # The front end adds control_after_generate to seed, which the canvas draws as one more.
     assert len(shown) == 4 and all(len(names) <= 5 and "nfe" in names for names in shown), shown
+
+
+def test_a_rollout_may_end_while_the_page_asks_what_runs():
+    program = """
+from pack.nodes.adapter import running
+
+class Ending:
+    stopped = False
+    @property
+    def session(self):
+        running._running.pop("2", None)
+        return ""
+
+running._running.update({"1": Ending(), "2": Ending()})
+result = list(running.running_nodes())
+"""
+    assert in_pack(program) == ["1", "2"]

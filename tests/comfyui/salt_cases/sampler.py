@@ -126,6 +126,7 @@ def latents():
         "partial noise": error(again, by_engine(mixed, 9, sigmas=part_of[:-1].tolist())),
         "changes": error(again, inside),
         "empty, partial noise": refusal(sampled, model, sigmas=part_of),
+        "rising": refusal(sampled, model, sigmas=torch.tensor([1.0, 0.5, 0.75, 0.0])),
         "narrow": refusal(sampled, model, {"samples": torch.zeros(1, 16, 9, 8, 3)}),
         "length": refusal(sampled, model, {"samples": torch.zeros(1, 16, 10, 8, 8)}),
         "width 100": refusal(rollout, model, width=100),
