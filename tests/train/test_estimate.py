@@ -181,7 +181,7 @@ def test_more_gpus_need_less_each():
     one, eight, many = (estimate(recipe, n, "fsdp" if n > 1 else "single") for n in (1, 8, 64))
     assert one.total > eight.total > many.total
     for part in ("student, float32", "student's optimizer", "critic's optimizer", "average (EMA)", "teacher"):
-        assert eight.always[part] == pytest.approx(one.always[part] / 8, abs=1)
+        assert eight.always[part] == pytest.approx(one.always[part] / 8, rel=1e-5)  # and AdamW's step counts
     for found, share in ((eight, 8), (many, 64)):
         expected = one.moments["backward"]["gradients"] / share
         assert found.moments["backward"]["gradients"] == pytest.approx(expected, abs=1)

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 
 from salt.pipeline import SaltPipeline
+from salt.schedule import STEP_LISTS
 from train.shapes.bench import score_clip, track
 from train.shapes.world import COLORS, SCENES, Clips, random_scenes, render, torus_delta
 
-STUDENTS = (1000.0, 750.0, 500.0, 250.0)
 # Steps, strength, guidance: the rows of docs/video_in.md.
 ROWS: tuple[tuple[tuple[float, ...], float, float], ...] = (
     ((350, 175), 0.35, 1),
     ((350, 175), 0.35, 2),
     ((300, 150), 0.3, 3),
-    (STUDENTS, 0.25, 3),
+    (STEP_LISTS[4], 0.25, 3),
 )
 COLUMNS = "| steps | strength | guidance | NFE | colour | direction | path | all | distance (pixels) |"
 HEAD = COLUMNS + "\n" + "|---" * 9 + "|"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated
+from typing import Annotated, TypeGuard
 
 from ...io.fields import Between, FieldError, Index, check_known, parse_object, read_fields, shown
 
@@ -50,7 +50,7 @@ class Release:
 
 @dataclass(frozen=True)
 class Ping:
-    t: Annotated[float, Between(-1e15, 1e15)]
+    t: Annotated[float, Between(-MAX_CLOCK, MAX_CLOCK)]
 
 
 ClientMessage = Hello | ControlMessage | Played | Steer | Release | Ping
@@ -102,7 +102,7 @@ def read_message(text: str) -> ClientMessage:
         name, ref = values.pop("control", None), values.pop("ref", None)
         if not isinstance(name, str):
             raise FieldError(f"control: found {shown(name)}, expected the name of a control")
-        if not isinstance(ref, int) or isinstance(ref, bool) or not 0 <= ref < 2**53:
+        if not _is_ref(ref):
             raise FieldError(f"ref: found {shown(ref)}, expected a number of your own, 0 or more")
         return ControlMessage(ref, name, values)
     if not isinstance(kind, str) or kind not in KINDS:
@@ -117,7 +117,11 @@ def control_ref(text: str) -> int | None:
         ref = parse_object(text).get("ref")
     except FieldError:
         return None
-    return ref if isinstance(ref, int) and not isinstance(ref, bool) and 0 <= ref < 2**53 else None
+    return ref if _is_ref(ref) else None
+
+
+def _is_ref(ref: object) -> TypeGuard[int]:
+    return isinstance(ref, int) and not isinstance(ref, bool) and 0 <= ref < 2**53
 
 
 def _check_text(value: object, depth: int = 0) -> None:
