@@ -153,7 +153,11 @@ def applied_prompts(result: LiveResult[LivePrompt], info: LiveModelInfo) -> Appl
     clip = replace(info, start=0, joins=False)
     return AppliedPrompts(
         TimedConditioning(
-            clip.first_pixel_frame(c.frame) / clip.fps, c.conditioning.conditioning, c.switch, c.keep_sink
+            clip.first_pixel_frame(c.frame) / clip.fps,
+            c.conditioning.conditioning,
+            c.switch,
+            c.keep_sink,
+            None if c.first_block is None else c.first_block.conditioning,
         )
         for c in result.prompts.changes
     )

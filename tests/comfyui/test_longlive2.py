@@ -37,5 +37,7 @@ def test_salt_rollout_takes_sizes_and_settings_from_the_model(inside):
     assert found["shape"] == found["started"] == [1, 48, 16, 4, 4]
     assert found["shots"] == [8] and found["policy"] == "shots:8,window:32,offset:8"
     assert found["first frame"] <= 1e-5
+    again, switches, has_prefix = found["live shot"]
+    assert again <= 1e-3 and switches == ["keep", "shot"] and has_prefix
     assert max(found["live"], found["guider"]) <= 1e-3, "its first frame is clean, at timestep 0, on every path"
     assert "width: found 48 pixels, expected a multiple of 32" in found["size"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io as streams
 import threading
+from contextlib import contextmanager
 
 import torch
 from PIL import Image
@@ -18,10 +19,9 @@ OTHER, THIRD = "a slow red circle moving right", "a fast green triangle moving l
 WIDGETS = dict(seed=3, nfe="2", steps="", shift=0.0, cfg=1.0, frames_per_block=0)
 
 
-@torch.inference_mode()
-def live(controls=(), negative="", **changes):
-    """One session; controls: by the number of blocks that it has made, sent before the next, or called with it."""
-    model, clip, vae = TINY.SaltLoadTiny.execute().args
+@contextmanager
+def steered_by(controls):
+    """While open, sessions get controls by the number of blocks that they have made, sent or called."""
     session_class, controls = RUNNER.LiveSession, dict(controls)
 
     class Steered(session_class):
@@ -32,13 +32,21 @@ def live(controls=(), negative="", **changes):
             return super()._gate()
 
     RUNNER.LiveSession = Steered
-    inputs = dict(prompt=PROMPT, negative_prompt=negative, seconds=0.0, width=64, height=64, pace="free") | WIDGETS
     try:
+        yield
+    finally:
+        RUNNER.LiveSession = session_class
+
+
+@torch.inference_mode()
+def live(controls=(), negative="", **changes):
+    """One session, `steered_by` controls."""
+    model, clip, vae = TINY.SaltLoadTiny.execute().args
+    inputs = dict(prompt=PROMPT, negative_prompt=negative, seconds=0.0, width=64, height=64, pace="free") | WIDGETS
+    with steered_by(controls):
         return model, LIVE.SaltLive.execute(
             model=model, clip=clip, vae=vae, filename_prefix="video/live", **inputs | changes
         ).args
-    finally:
-        RUNNER.LiveSession = session_class
 
 
 def steered():

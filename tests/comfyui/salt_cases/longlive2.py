@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from . import startup
+from .live import steered_by
 from .running import output_folder
 from .session import FOLDER, PACK, error, run_case
 from .tiny_model import ROLLOUTS, WIDGETS, part, refusal
@@ -89,15 +90,31 @@ def play(loaded, seconds=2.5, size=(64, 64), **options):
         return part("nodes.adapter.rollout_runner").run_rollout(loaded, plan)
 
 
+def embedded(text):
+    """Some CONDITIONING of its own for every text."""
+    draw = torch.Generator().manual_seed(sum(text.encode()))
+    return [[torch.randn(1, 12, startup.TEXT_DIM, generator=draw), {}]]
+
+
 @torch.inference_mode()
-def played_live(loaded, conditioning, begins):
-    """Latents of *Salt Live* with the settings of `play`."""
+def played_live(loaded, controls=(), **begins):
+    """Latents and prompts of *Salt Live* with the settings of `play`."""
     output_folder()
-    clip = SimpleNamespace(cond_stage_model=None, tokenize=str, encode_from_tokens_scheduled=lambda _: conditioning)
+    clip = SimpleNamespace(cond_stage_model=None, tokenize=str, encode_from_tokens_scheduled=embedded)
     widgets = dict(seed=2, nfe="student's", steps="", shift=0.0, cfg=1.0, frames_per_block=0, pace="free")
     size = dict(seconds=2.5, width=64, height=64, filename_prefix="video/live")
-    live = part("nodes.live.nodes_live").SaltLive.execute
-    return live(loaded, clip, small_vae(), "a circle", "", **size, **widgets, **begins).args[1]["samples"]
+    with steered_by(controls):
+        live = part("nodes.live.nodes_live").SaltLive.execute
+        _, latents, _, prompts, _ = live(loaded, clip, small_vae(), "a circle", "", **size, **widgets, **begins).args
+    return latents["samples"], prompts
+
+
+def live_shot(loaded):
+    """A session's shot, and the same prompts by *Salt Rollout*."""
+    controls = {1: [part("salt.live.controls").Prompt.of("a square", "shot")]}
+    latents, prompts = played_live(loaded, controls)
+    again = play(loaded, prompts=prompts, positive=None).latents
+    return [error(again, latents), [p.switch for p in prompts], prompts[1].first_block is not None]
 
 
 def nodes():
@@ -107,13 +124,14 @@ def nodes():
     texts = [[[torch.randn(1, 12, startup.TEXT_DIM, generator=draw), {}]] for _ in range(3)]
     prompts = [TIMED(0.0, texts[0], "keep"), TIMED(1.25, texts[1], "shot", first_block=texts[2])]
     frame = torch.randn(1, 48, 1, 4, 4, generator=draw)
-    own, begins = {"positive": texts[0]}, {"latents": {"samples": frame}}
+    own, begins = {"positive": embedded("a circle")}, {"latents": {"samples": frame}}
     guided = loaded.clone()
     guided.set_model_sampler_post_cfg_function(lambda args: args["denoised"])
     plain = play(loaded, **own, **begins).latents
     made, started = (play(loaded, prompts=prompts, positive=None, **x) for x in ({}, begins))
     return {
-        "live": error(played_live(loaded, texts[0], begins), plain),
+        "live": error(played_live(loaded, **begins)[0], plain),
+        "live shot": live_shot(loaded),
         "guider": error(play(guided, **own, **begins).latents, plain),
         "shape": list(made.latents.shape),
         "shots": [shot.start for shot in made.memory.memory.shots],
