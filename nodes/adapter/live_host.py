@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ...salt.errors import InputError
 from ...salt.live.adapters import LoraStrength
 from ...salt.live.controls import BlendMethod
 from ...salt.live.live_model import LiveModelInfo
@@ -121,10 +120,9 @@ class ComfyLiveHost:
             gives_first_frame=spec.gives_first_frame,
         )
 
-    def check_prompt(self, text: str) -> None:
-        table = word_table(self.clip)
-        if table is not None and not table.embedder.words(text):
-            raise InputError("prompt", f"found an empty one, expected words among: {', '.join(self.info.words)}")
+    def check_prompt(self, text: str, field: str = "prompt") -> None:
+        if (table := word_table(self.clip)) is not None:
+            table.embedder.check_prompt(field, text)
 
     @torch.inference_mode()
     def encode(self, text: str) -> LivePrompt:

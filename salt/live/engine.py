@@ -67,8 +67,9 @@ class LiveEngine(Generic[Condition]):
         settings = replace(settings, loras=loras or None)  # a replay begins with the same
         self.first_steering = settings.steering(self.info.policy if start is None else start.policy(self.info.policy))
         self.first_steering.policy.check_block(self.info.frames_per_block)
-        for text in (settings.prompt, settings.negative) if settings.negative else (settings.prompt,):
-            live_model.check_prompt(text)
+        live_model.check_prompt(settings.prompt)
+        if settings.negative:
+            live_model.check_prompt(settings.negative, "negative")
         self.memories = LiveMemories(live_model, self.info, self.first_steering, decodes, start)
         memory = self.memories.memory
         budget = settings.rewind_budget

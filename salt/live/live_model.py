@@ -74,8 +74,8 @@ class LiveModel(Protocol[Condition]):
     @property
     def model(self) -> FlowModel[Condition]: ...
 
-    def check_prompt(self, text: str) -> None:
-        """Raise InputError for a text that cannot be encoded. Does not encode it."""
+    def check_prompt(self, text: str, field: str = "prompt") -> None:
+        """Raise InputError about `field` for a text that cannot be encoded. Does not encode it."""
         ...
 
     def encode(self, text: str) -> Condition: ...

@@ -97,17 +97,11 @@ class PipelineHost:
         larger = "width" if width >= height else "height"
         check_bytes(larger, needed, device, f"a block of {width}x{height} pixels", "pixels", pixels)
 
-    def check_prompt(self, text: str) -> None:
+    def check_prompt(self, text: str, field: str = "prompt") -> None:
         if self.encoder is None:
-            raise InputError("prompt", "needs a text encoder, and this pipeline has none")
-        if not isinstance(self.encoder, WordEmbedder):
-            return
-        try:
-            words = self.encoder.words(text)
-        except ValueError as error:
-            raise InputError("prompt", f"cannot be encoded: {error}") from None
-        if not words:
-            raise InputError("prompt", f"found an empty one, expected words among: {', '.join(self.info.words)}")
+            raise InputError(field, "needs a text encoder, and this pipeline has none")
+        if isinstance(self.encoder, WordEmbedder):
+            self.encoder.check_prompt(field, text)
 
     @torch.no_grad()
     def encode(self, text: str) -> Conditioning:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..errors import InputError
+
 VOCABULARY = (
     *("a", "moving", "slow", "fast"),
     *("red", "yellow", "green", "cyan", "blue", "purple"),
@@ -67,6 +69,15 @@ class WordEmbedder:
             if word not in self._table:
                 raise UnknownWordError(word, prompt, self.vocabulary)
         return words
+
+    def check_prompt(self, field: str, prompt: str) -> None:
+        """Raise InputError about `field` for a prompt that `words` refuses, and for one without words."""
+        try:
+            words = self.words(prompt)
+        except ValueError as error:
+            raise InputError(field, f"cannot be encoded: {error}") from None
+        if not words:
+            raise InputError(field, f"found an empty one, expected words among: {', '.join(self.vocabulary)}")
 
     def check_lines(self, prompts: Mapping[int, str], where: str) -> None:
         """Raise ValueError naming the lines of prompts that `words` refuses, and their words. where: for the message.

@@ -35,6 +35,7 @@ def test_blocks_begin_with_a_video_or_a_camera(inside):
     assert found["video"] <= 1e-3 and found["changed"] > 0.01, "strength 1, after another memory"
     assert found["camera"] <= 0.05, "what JPEG leaves of it"
     assert found["report"] == found["said"] == "prompts do not hold what else was changed: pictures"
+    assert found["unknown"][0].startswith("InputError: prompt cannot be encoded: unknown word 'dragon'")
     assert "strength" in found["bad"] and "1.5" in found["bad"]
 
 

@@ -120,6 +120,8 @@ def test_a_word_that_the_model_does_not_know_is_refused_when_it_is_sent(host):
         session.send(Prompt.of("a zebra"))
     with pytest.raises(InputError, match="prompt: found an empty one"):
         session.send(Prompt.of(" "))
+    with pytest.raises(InputError, match="negative cannot be encoded: unknown word 'zebra'"):
+        LiveSession(host, LiveSettings(RED, negative="a zebra"))
 
 
 @pytest.mark.parametrize(

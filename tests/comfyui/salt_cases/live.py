@@ -123,7 +123,12 @@ def pictures():
     file = streams.BytesIO()
     Image.new("RGB", (64, 64), (40, 90, 200)).save(file, "JPEG")
     grey = torch.tensor([40, 90, 200]).div(255).expand(9, 64, 64, 3)
-    controls = {0: [lambda session: session.picture(file.getvalue(), "one", 0.0)], 1: [c.Stop()]}
+    unknown = []
+
+    def word(session):
+        unknown.append(refusal(session.send, c.Prompt.of("a red dragon")))
+
+    controls = {0: [lambda session: session.picture(file.getvalue(), "one", 0.0), word], 1: [c.Stop()]}
     _, (_, seen, *_, said) = live(controls, strength=0.0)
     return {
         "video": error(made[:, :, :6], whole),
@@ -131,6 +136,7 @@ def pictures():
         "report": report.rpartition("; ")[2],
         "camera": error(seen["samples"], vae.encode(grey)),
         "said": said.rpartition("; ")[2],
+        "unknown": unknown,
         "bad": refusal(live, video=images, strength=1.5),
     }
 
