@@ -22,6 +22,7 @@ from .input_errors import widget_names
 from .model_sampling import noise_scale, scaled_noise
 from .previews import preview_decoder
 from .queued_prompt import no_vae_here
+from .rollout_inputs import ClipStart, first_frame_apart
 from .rollout_plan import RolloutPlan
 from .rollout_runner import in_model_space, new_clip_memory, run_blocks
 from .sampler import SamplerInputs
@@ -126,9 +127,13 @@ def sample_clip(
     )
     batch, channels, frames, height, width = inputs.noise.shape
     picture = start_picture(patcher, inputs.model.model_options, batch, (height, width))
-    start_frames = 0 if picture is None else picture.shape[2]
+    clip, given = first_frame_apart(ClipStart((height, width), batch, picture), spec)
+    start_frames = 0 if clip.start is None else clip.start.shape[2]
     count = new_frames(frames, start_frames, spec)
-    plan = RolloutPlan(settings, chosen, (), count, (height, width), inputs.seed or 0, spec.fps, batch, start=picture)
+    seed = inputs.seed or 0
+    plan = RolloutPlan(
+        settings, chosen, (), count, clip.size, seed, spec.fps, batch, start=clip.start, given_frame=given
+    )
     guided = inputs.cfg != 1 or (inputs.guide is not None and evaluates_negative(patcher))
     negative = inputs.conds[NEGATIVE] if guided and NEGATIVE in inputs.conds else None
     total = start_frames + count
@@ -143,8 +148,8 @@ def sample_clip(
     between = SeededNoise(plan.seed, batch, channels, height, width, initial.device)
     noise = GraphNoise(initial, scaled_noise(between, patcher))
     prompts, decoder = PromptSchedule.of(inputs.conds["positive"]), preview_decoder(patcher, spec.fps)
-    start = in_model_space(patcher.model, picture, initial.device)
-    latents, _ = run_blocks(inputs, plan, memory, noise, prompts, decoder, negative=negative, start=start)
+    start, given = (in_model_space(patcher.model, x, initial.device) for x in (clip.start, given))
+    latents, _ = run_blocks(inputs, plan, memory, noise, prompts, decoder, negative=negative, start=start, given=given)
     for branch in memory.branches:
         pool_of(patcher).release(branch)
     return latents[:, :, :frames]

@@ -8,7 +8,7 @@ CASES = "sampler"
 def test_a_start_picture_of_core_s_node_starts_the_clip(inside):
     found = inside(CASES, "starts")
     assert found["frames"] == 9 and found["begins"] <= 1e-5 and found["error"] <= 1e-4
-    assert found["moves"] > 0.01
+    assert found["moves"] > 0.01 and found["given"] <= 1e-4, "of a student whose first block begins with it"
     assert found["batch"] == [2, 16, 10, 8, 8] and found["rollout"] <= 1e-6
     added, report = found["extended"]
     assert added == 3 and "the start picture of ARVideoI2V has no effect on a clip that goes on" in report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -58,7 +59,7 @@ def sampled(model, latent=None, sigmas=None, policy=None):
 
 
 @torch.no_grad()
-def by_engine(initial, frames, start=None, sigmas=SIGMAS, stepping="sde"):
+def by_engine(initial, frames, start=None, sigmas=SIGMAS, stepping="sde", first_frame=None):
     """The clip by the engine's own transformer, from this initial noise."""
     student = PACK.checkpoints.load_student(TINY, dtype=torch.float32)
     source = part("nodes.adapter.custom_sampling").GraphNoise(initial, PACK.noise.SeededNoise(3, 1, 16, 8, 8))
@@ -66,7 +67,7 @@ def by_engine(initial, frames, start=None, sigmas=SIGMAS, stepping="sde"):
     memory = student.new_memory(PACK.memory.MemoryPolicy(), 1, 8, 8)
     blocks = PACK.rollout.rollout(
         PACK.causal_model.CausalModel(student), PACK.conditioning.Conditioning(text(PROMPT)[0][0]), memory, source,
-        frames, PACK.rollout.RolloutSettings(schedule, stepping), initial_latents=start,
+        frames, PACK.rollout.RolloutSettings(schedule, stepping), initial_latents=start, first_frame=first_frame,
     )  # fmt: skip
     return torch.cat([*([] if start is None else [start]), *(b.latents for b in blocks)], dim=2)
 
@@ -85,6 +86,8 @@ def starts():
     begun = base.process_latent_in(vae.encode(image))
     noise = output_of(RandomNoise, noise_seed=3).generate_noise({"samples": latent["samples"]})
     clip = base.process_latent_in(sampled(model, latent))
+    spec = replace(STUDENT_SPEC.known_spec(model), gives_first_frame=True)
+    given = base.process_latent_in(sampled(STUDENT_SPEC.with_spec(model, spec), latent))
     rolled, memory, _ = rollout(model)
     with_image = rollout(plain, start_image=image, vae=vae)[0]["samples"]
     wide = with_picture(plain, image, width=96)[0]
@@ -95,6 +98,7 @@ def starts():
         "frames": clip.shape[2],
         "begins": error(clip[:, :, :1], begun),
         "error": error(clip, by_engine(noise, 9, begun)[:, :, :9]),
+        "given": error(given, by_engine(noise, 9, first_frame=begun)),
         "moves": error(clip[:, :, 1:], base.process_latent_in(sampled(plain, latent))[:, :, 1:]),
         "batch": list(rollout(model, batch_size=2)[0]["samples"].shape),
         "rollout": error(rolled["samples"], with_image),
