@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -22,6 +24,7 @@ SOCKET = """([title, side, name]) => {
   return [(x + ds.offset[0]) * ds.scale + left, (y + ds.offset[1]) * ds.scale + top];
 }"""
 HANGING = "app.canvas.state.ghostNodeId != null"  # a node that was found hangs on the mouse
+SEED = "seed => { app.graph._nodes[0].widgets.find(w => w.name === 'seed').value = seed }"
 WIRED = "title => app.graph._nodes.find(n => n.title === title).inputs.filter(s => s.link).map(s => s.name)"
 
 
@@ -43,19 +46,30 @@ class Newcomer:
         """Double-click the canvas, type, and press Enter; the node then hangs on the mouse."""
         self.count += 3
         present = len(self.titles)
-        self.page.mouse.dblclick(*place)
-        self.page.wait_for_function("document.activeElement.matches('input')")
+        self.until(lambda: self.page.mouse.dblclick(*place), "document.activeElement.matches('input')")
         self.page.keyboard.type(words)
         self.page.get_by_text(title).last.wait_for()
         self.page.keyboard.press("Enter")
         self.page.wait_for_function("present => app.graph._nodes.length > present", arg=present)
         self.comfy.drawn()
 
+    def until(self, act: Callable[[], None], holds: str) -> None:
+        """Do it again where the page has missed it, as on a busy machine."""
+        from playwright.sync_api import TimeoutError as PlaywrightTimeout
+
+        for _ in range(4):
+            act()
+            try:
+                self.page.wait_for_function(holds, timeout=10_000)
+                return
+            except PlaywrightTimeout:
+                continue
+        raise AssertionError(f"never came: {holds}")
+
     def put_down(self, place: tuple[int, int]) -> None:
         self.count += 1
         self.page.mouse.move(place[0] + 20, place[1] + 20, steps=5)
-        self.page.mouse.click(*place)
-        self.page.wait_for_function(f"!({HANGING})")
+        self.until(lambda: self.page.mouse.click(*place), f"!({HANGING})")
         self.comfy.drawn()
 
     def connect(self, source: str, output: str, target: str, socket: str) -> None:
@@ -71,6 +85,12 @@ class Newcomer:
     def press_run(self) -> None:
         self.count += 1
         self.comfy.press_run()
+
+    def seed(self, design: str) -> int:
+        """A seed for the first node by which it runs in each design: what has run before would not run again."""
+        seed = 20 + list(DESIGNS).index(design)
+        self.page.evaluate(SEED, seed)
+        return seed
 
     @property
     def titles(self) -> list[str]:
@@ -107,6 +127,7 @@ def test_a_clip_goes_on_by_the_blueprint_as_by_the_workflows_for_scripts(comfy, 
     newcomer = Newcomer(comfy, page_server, design)
     newcomer.find("salt text to video", TEXT_TO_VIDEO, LEFT)
     newcomer.put_down(LEFT)
+    seed = newcomer.seed(design)
     newcomer.find("salt extend video needs nothing", EXTEND, RIGHT)
     newcomer.put_down(RIGHT)
     assert newcomer.titles == [EXTEND, TEXT_TO_VIDEO]
@@ -126,7 +147,7 @@ def test_a_clip_goes_on_by_the_blueprint_as_by_the_workflows_for_scripts(comfy, 
         if "filename_prefix" in node["inputs"]:
             node["inputs"]["filename_prefix"] += f"_{design}"
         if "seconds" in node["inputs"]:
-            node["inputs"]["seconds"] = 5.0
+            node["inputs"] |= {"seconds": 5.0, "seed": seed}
     page_server.run(kept)
     for node in extended.values():
         for name, value in node["inputs"].items():
@@ -137,7 +158,9 @@ def test_a_clip_goes_on_by_the_blueprint_as_by_the_workflows_for_scripts(comfy, 
         if node["class_type"] == "SaltExtendVideo":
             node["inputs"] |= {"seconds": 3.0, "seed": TINY_SEED}
     (by_script,) = pixels_of(page_server, page_server.run(extended).outputs.values())
-    assert (by_script - longer).abs().mean() < 0.001, "a frame's shift makes 0.02"
+    # The encoder of videos does not always choose the same, which is less than a frame's shift.
+    shifted = (by_script[:, :, 1:] - longer[:, :, :-1]).abs().mean()
+    assert (by_script - longer).abs().mean() < shifted / 2
 
 
 @pytest.mark.parametrize("design", DESIGNS)
@@ -146,8 +169,7 @@ def test_a_live_clip_opens_and_shows_frames(comfy, page_server, design):
     newcomer.find("salt live video", LIVE, MIDDLE)
     newcomer.put_down(MIDDLE)
     assert newcomer.titles == [LIVE]
-    seed = "seed => { app.graph._nodes[0].widgets.find(w => w.name === 'seed').value = seed }"
-    comfy.page.evaluate(seed, list(DESIGNS).index(design))  # what has run already would not run again
+    newcomer.seed(design)
     comfy.listen()
     comfy.page.evaluate(WATCH, f"{page_server.url}/salt/live/static/player.js")
     newcomer.press_run()

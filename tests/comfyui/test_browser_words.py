@@ -19,7 +19,7 @@ CHOICES = {"SaltMemoryPolicy": "kind", "SaltRollout": "nfe", "SaltLoadStudent": 
 # The label of a list as the canvas writes it, and the text of the node as Nodes 2.0 does.
 LABEL = """([vue, kind, name]) => { const node = app.graph._nodes.find(n => n.type === kind);
   if (!vue) return node.widgets.find(w => w.name === name)._displayValue;
-  return document.querySelector(`[data-node-id="${node.id}"]`).innerText }"""
+  return document.querySelector(`[data-node-id="${node.id}"]`)?.innerText }"""
 
 # What people call it, and ComfyUI's own nodes that have the word in their names and therefore come first.
 SEARCHES: dict[str, set[str]] = {
@@ -63,9 +63,8 @@ def test_chinese_help_pages_and_lists(comfy, page_server):
             comfy.setting("Comfy.VueNodes.Enabled", vue)
             for kind, name in CHOICES.items():
                 comfy.lone(kind)
-                comfy.page.wait_for_timeout(500)
-                value = comfy.widget(kind, name)
-                assert labels[value] in comfy.page.evaluate(LABEL, [vue, kind, name]), f"{kind} {name}"
+                label = labels[comfy.widget(kind, name)]
+                comfy.until(LABEL, lambda shown, label=label: label in (shown or ""), [vue, kind, name])
             comfy.picture(f"zh_lists_{'vue' if vue else 'canvas'}")
     finally:
         comfy.setting("Comfy.VueNodes.Enabled", False)
@@ -78,7 +77,7 @@ def test_a_finished_video_plays_on_its_node_in_nodes_2(comfy, page_server):
     comfy.setting("Comfy.VueNodes.Enabled", True)
     comfy.page.evaluate("g => app.loadGraphData(g)", json.loads(template("rollout_to_video").read_text()))
     comfy.set_widget("SaltRolloutToVideo", "seconds", 1.5)
-    comfy.page.wait_for_timeout(500)
+    comfy.drawn()
     comfy.listen()
     comfy.press_run()
     comfy.wait_for("execution_success")
