@@ -17,7 +17,7 @@ from train.config.model_configs import backbones, meta_model
 from train.config.recipe import RecipeError
 from train.memory_estimate.allocations import AllocationCounter, without_storage
 from train.memory_estimate.command import add_estimate
-from train.memory_estimate.estimate import add_up, estimate, estimates
+from train.memory_estimate.estimate import add_up, estimate, estimates, usual_counts
 from train.memory_estimate.model_bytes import kv_memory_bytes, optimizer_bytes
 from train.memory_estimate.report import check_memory, forms, remedies, table
 from train.memory_estimate.tracing import Activations, Tracer
@@ -282,6 +282,16 @@ def test_forms_are_those_that_can_run(tmp_path):
     assert {
         form.processes for form in forms(replace(recipe, optimisation=replace(recipe.optimisation, sequence=0)))
     } == {1}
+
+
+def test_gpus_that_the_batch_does_not_divide_over_are_refused(capsys):
+    assert main(["estimate", "longlive2_tf", "--gpus", "2", "8"]) == 2
+    assert "--gpus: found 8, expected 1, 2 (over which longlive2_tf's batch of 2 divides)" in capsys.readouterr().err
+    assert main(["estimate", "longlive2_tf", "optimisation.sequence=4", "--gpus", "2"]) == 2
+    assert "--gpus: found 2, expected multiples of optimisation.sequence=4" in capsys.readouterr().err
+    usual = {"self_forcing": [1, 8, 64], "longlive2": [1, 8], "longlive2_tf": [1, 2]}
+    assert {name: usual_counts(load_recipe(name)) for name in usual} == usual
+    assert usual_counts(load_recipe("longlive2_tf", ["optimisation.sequence=4"])) == [8]
 
 
 def test_known_sizes_by_hand():

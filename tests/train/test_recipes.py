@@ -20,6 +20,7 @@ from train.config.model_configs import backbones, check_backbones, config_of
 from train.config.recipe import Recipe, RecipeError
 from train.config.validation import check_recipe, check_settings
 from train.distributed.launch import check_mode
+from train.memory_estimate.estimate import usable_counts
 
 NAMES = sorted(p.stem for p in RECIPES.glob("*.yaml"))
 
@@ -245,6 +246,14 @@ def test_the_recipes_are_listed_in_one_line_each(capsys):
     assert all(summary and gpus for summary, gpus in map(recipe_summary, recipe_names()))
     (tiny,) = [line for line in lines if line.startswith("tiny_sc ")]
     assert "none, a CPU does" in tiny
+
+
+def test_the_batch_divides_over_the_gpus_that_a_recipe_names():
+    for name in recipe_names():
+        for part in recipe_summary(name)[1].split(", or "):
+            if named := re.match(r"(\d+)\b(?:.* with (\S+=\d+))?", part):
+                recipe = load_recipe(name, [named[2]] if named[2] else [])
+                assert usable_counts(recipe, [int(named[1])]), f"{name}: {part}"
 
 
 def test_settings_that_fsdp_does_not_support_are_errors(monkeypatch):

@@ -20,7 +20,7 @@ def recipes(arguments: argparse.Namespace) -> None:
         table.add_row(name, *recipe_summary(name))
     console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:  # one line each, also where the output goes into a file
-        console.width = 240
+        console.width = 280
     console.print(table)
 
 

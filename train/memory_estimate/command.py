@@ -1,4 +1,4 @@
-"""The command `python -m train estimate RECIPE [key=value ...] [--gpus 1 8 64] [--forms]`."""
+"""The command `python -m train estimate RECIPE [key=value ...] [--gpus 1 8] [--forms]`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ def add_estimate(commands: argparse._SubParsersAction) -> None:
     one = commands.add_parser("estimate", help=about, description=about)
     one.add_argument("recipe", help="a YAML file, or the name of one of ours")
     one.add_argument("overrides", nargs="*", metavar="key=value", help="for example models.offload=true")
-    one.add_argument("--gpus", type=int, nargs="+", help="numbers of GPUs, a column each (default: 1 8 64)")
+    one.add_argument(
+        "--gpus", type=int, nargs="+", help="numbers of GPUs, a column each (default: 1 8 64, if the batch divides)"
+    )
     one.add_argument("--forms", action="store_true", help="ways to run it: LoRAs, 8-bit states, shards (Markdown)")
     one.add_argument("--card", default="H100", help="the GPU whose peak times are computed from (default: H100)")
     one.add_argument("--share", type=float, default=0.4, help="of its peak that is reached, assumed (default: 0.4)")
@@ -35,11 +37,11 @@ def run(args: argparse.Namespace) -> None:
 
     from rich.console import Console
 
-    from train.memory_estimate.report import GPUS, forms_table, table
+    from train.memory_estimate.report import forms_table, table
     from train.memory_estimate.time import Card
 
     card = Card(args.card, args.share)
     if args.forms:
         print(forms_table(recipe, card))
         return
-    Console(markup=False, emoji=False).print(table(recipe, gpus or GPUS, card=card))
+    Console(markup=False, emoji=False).print(table(recipe, gpus, card=card))

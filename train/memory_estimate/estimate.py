@@ -6,7 +6,7 @@ Weights are counted on models without storage (`model_bytes`), activations measu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -215,15 +215,29 @@ def host_bytes(
     return host
 
 
+def usable_counts(recipe: Recipe, processes: Iterable[int]) -> list[int]:
+    """Those of the numbers of processes that the batch divides over, where `sequence` of them share each clip."""
+    opt = recipe.optimisation
+    together = opt.sequence or 1
+    return [n for n in processes if n % together == 0 and opt.batch % (n // together * opt.micro_batch) == 0]
+
+
+def usual_counts(recipe: Recipe) -> list[int]:
+    """One GPU, a node's, eight nodes', and the most that the recipe runs on where these are fewer; usable ones."""
+    opt = recipe.optimisation
+    most = opt.batch // opt.micro_batch * (opt.sequence or 1)
+    return usable_counts(recipe, sorted({1, 8, min(most, 64), 64}))
+
+
 def estimates(recipe: Recipe, processes: Sequence[int], modes: Sequence[Mode]) -> list[Estimate]:
     """One process alone, several under each mode that can work; ddp only where it fits DDP_LIMIT.
 
-    Forwards are traced once per precision of the weights.
+    Forwards are traced once per precision of the weights. Counts that are not usable are left out.
     """
     configs = configurations(recipe)
     traced: dict[bool, Activations] = {}
     found = []
-    for count in (n for n in processes if n % (recipe.optimisation.sequence or 1) == 0):
+    for count in usable_counts(recipe, processes):
         shared: list[Mode] = ["single"] if count == 1 else [m for m in modes if m != "single"]
         for mode in shared:
             gathered = mode == "fsdp"

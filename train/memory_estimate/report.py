@@ -7,24 +7,28 @@ from dataclasses import dataclass, replace
 
 from rich.table import Table
 
+from salt.errors import InputError
 from train.config.recipe import Recipe, RecipeError
 from train.distributed.launch import Mode
-from train.memory_estimate.estimate import GIB, add_up, configurations, estimate, estimates
+from train.memory_estimate.estimate import GIB, add_up, configurations, estimate, estimates, usable_counts, usual_counts
 from train.memory_estimate.time import Card, update_phases, update_seconds
 from train.memory_estimate.tracing import Activations, Tracer
 
-GPUS = (1, 8, 64)
 LORA_RANK, NODE = 64, 8  # of the forms
 
 
 def table(
     recipe: Recipe,
-    processes: Sequence[int] = GPUS,
+    processes: Sequence[int] = (),
     modes: Sequence[Mode] = ("fsdp", "ddp"),
     card: Card = Card(),  # noqa: B008 - frozen
 ) -> Table:
-    """GiB per GPU and the time of an update, by number of GPUs; parts below 1 % of every total are summed up."""
-    found = estimates(recipe, processes, modes)
+    """GiB per GPU and the time of an update, by number of GPUs; parts below 1 % of every total are summed up.
+
+    processes: by default the usual numbers. Raises InputError for one that the batch does not divide over.
+    """
+    _check_counts(recipe, processes)
+    found = estimates(recipe, processes or usual_counts(recipe), modes)
     title = f"{recipe.name}: GiB per GPU, estimated"
     columns = Table(title=title, title_style="bold", title_justify="left")
     columns.add_column("")
@@ -45,6 +49,19 @@ def table(
     columns.add_row(f"hours for {recipe.optimisation.updates}", *(hours(recipe, one) for one in seconds))
     columns.caption, columns.caption_justify = time_note(recipe, card), "left"
     return columns
+
+
+def _check_counts(recipe: Recipe, processes: Sequence[int]) -> None:
+    opt = recipe.optimisation
+    most = opt.batch // opt.micro_batch * (opt.sequence or 1)
+    usable = usable_counts(recipe, range(1, most + 1))
+    if wrong := [n for n in processes if n not in usable]:
+        expected = ", ".join(map(str, usable)) or "another optimisation.batch"
+        shares = f", {opt.sequence} GPUs to a clip" if opt.sequence > 1 else ""
+        problem = (
+            f"found {wrong[0]}, expected {expected} (over which {recipe.name}'s batch of {opt.batch} divides{shares})"
+        )
+        raise InputError("gpus", problem)
 
 
 def time_note(recipe: Recipe, card: Card) -> str:
