@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # `python FOLDER/train`, for a Python that finds no modules in the folder where it is started
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    for folder in (Path(__file__).parents[1] / name for name in ("salt", "train")):  # as ComfyUI imports custom nodes
+        spec = importlib.util.spec_from_file_location(folder.name, folder / "__init__.py")
+        assert spec is not None and spec.loader is not None
+        sys.modules[folder.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[folder.name])
 
 from train.command_line import EXIT_ERROR, run_command
 from train.config.command import add_recipes

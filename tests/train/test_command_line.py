@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import registry_copy
 from train.__main__ import main
 
 ROOT = Path(__file__).parents[2]
@@ -47,9 +48,11 @@ def test_an_argument_mistake_is_said_before_slow_imports(arguments, said, not_im
 
 def test_a_python_that_looks_for_no_module_where_it_starts_runs_the_folder(tmp_path):
     """As that of ComfyUI's portable build for Windows, which is isolated by its ._pth file."""
-    command = [sys.executable, "-I", str(ROOT / "train"), "recipes"]
+    folder = registry_copy.unpack(tmp_path / "any name") / "train"
+    (folder / "recipes" / "of_this_copy.yaml").write_text("# Own\nbase: tiny_first\n")
+    command = [sys.executable, "-I", str(folder), "recipes"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and "tiny_first" in done.stdout, done.stderr
+    assert done.returncode == 0 and "of_this_copy" in done.stdout, done.stderr
 
 
 def test_one_process_in_place_of_several_is_an_error(monkeypatch, capsys):
