@@ -247,7 +247,7 @@ def test_a_setting_newer_than_the_run_had_its_default_there(tmp_path):
         (["precompute", "tiny_salt"], "found nothing to precompute"),
         (["precompute", "i2v", "data.embeddings="], "--images: found none"),
         (["precompute", "i2v", "data.embeddings=", "--images", "none"], "--images: found no such folder none"),
-        (["precompute", "tiny_tf", "--images", "x"], "--images has no effect without data.images: found x"),
+        (["precompute", "tiny_tf", "--images", "x"], "--images has no effect without data.images, the folder of"),
         (["precompute", "tiny_ode", "--videos", "x"], "--videos has no effect on tiny_ode, which reads no clips of"),
         (["precompute", "tiny_salt", "--videos", "x"], "--videos has no effect on tiny_salt, which reads no clips of"),
         (["precompute", "tiny_tf", "--out", "x"], "--out has no effect on a recipe"),

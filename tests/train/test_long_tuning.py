@@ -103,7 +103,7 @@ def test_a_stream_goes_on_over_updates_and_ends_with_a_checkpoint(tmp_path):
     assert 12 <= ends[0][0] <= 18
     trainer.save(2)
     trainer.begin_chunk(6)
-    assert not trainer.streams and trainer.sequence == 6
+    assert not trainer.streams and trainer.begun == 6
     other = replace(recipe, rollout=replace(recipe.rollout, long_tuning="end"))
     assert type(trainer_of(other, "single")) is SCDMDTrainer
 
