@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from train.__main__ import main
 from train.config.downloads import download_command
 from train.config.loader import RECIPES, load_recipe
 from train.config.recipe import RecipeError
@@ -55,3 +56,28 @@ def test_the_hubs_other_layout_is_named(tmp_path):
     for field in ("models.text", "models.vae"):
         assert f"found Wan's own layout in '{folder}', expected diffusers'" in errors[field]
         assert errors[field].endswith(f"hf download Wan-AI/Wan2.1-T2V-1.3B-Diffusers --local-dir {folder}-Diffusers")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "download"),
+    [
+        (["self_forcing_ode"], "data.prompts cannot be used .*: hf download gdhe17/Self-Forcing vidprom"),
+        (["self_forcing_salt", "data.embeddings=e"], "models.text: .*: hf download Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
+    ],
+)
+def test_what_precompute_lacks_is_named_with_its_download(arguments, download, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["precompute", *arguments, "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(download, said) and len(said) < 400, said
+
+
+def test_prompts_are_missing_where_trajectories_are_computed_from_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def fields(name):
+        return {error.field for error in missing_files(load_recipe(name))}
+
+    assert "data.prompts" in fields("self_forcing_ode") and "data.prompts" not in fields("causal_forcing_ode")
+    (tmp_path / "data/ode").mkdir(parents=True)
+    assert "data.prompts" not in fields("self_forcing_ode"), "the clips have their captions"

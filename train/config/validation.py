@@ -68,11 +68,11 @@ def _missing_data(recipe: Recipe) -> list[RecipeError]:
     if recipe.reads_clips and not data.clips:
         reader = "loss.adversarial" if recipe.stage == "distill" else f"the stage {recipe.stage}"
         errors.append(RecipeError("data.clips", f"found none, {reader} needs a folder of clips"))
-    elif not recipe.reads_clips and data.prompts != "shapes":
+    elif data.prompts != "shapes" and (not recipe.reads_clips or _computes_trajectories(recipe)):
         try:
             check_prompt_file(Path(data.prompts))
         except RecipeError as error:
-            errors.append(RecipeError(error.field, with_download(error.problem, data.prompts)))
+            errors.append(error)
     command = f"`python -m train precompute {recipe.name}{precompute_option(recipe)}`"
     for name in ("embeddings", "images", "clips"):
         folder = getattr(data, name)
@@ -85,6 +85,11 @@ def _missing_data(recipe: Recipe) -> list[RecipeError]:
     return errors
 
 
+def _computes_trajectories(recipe: Recipe) -> bool:
+    """Whether trajectories of prompts are still to be computed; those behind clean clips have their captions."""
+    return recipe.stage == "ode" and not recipe.has_history and not Path(recipe.data.clips).is_dir()
+
+
 def precompute_option(recipe: Recipe) -> str:
     """What `precompute` needs beside the recipe."""
     if recipe.data.images:
@@ -95,11 +100,12 @@ def precompute_option(recipe: Recipe) -> str:
 
 
 def check_prompt_file(path: Path) -> None:
-    """Raise RecipeError for a prompt file that is missing, unreadable or empty."""
+    """Raise RecipeError for a prompt file that is missing, unreadable or empty, with its download where it has one."""
     try:
         read_prompts(path)
     except (OSError, ValueError) as error:
-        raise RecipeError("data.prompts", f"cannot be used ({error})") from error
+        problem = with_download(f"cannot be used ({error})", str(path))
+        raise RecipeError("data.prompts", problem) from error
 
 
 def check_settings(recipe: Recipe, processes: int = 1) -> None:

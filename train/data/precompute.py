@@ -12,6 +12,7 @@ import torch
 from salt.errors import InputError
 from salt.io.prompt_files import read_prompts
 from salt.models.text_encoder import UMT5TextEncoder
+from train.config.downloads import with_download
 from train.config.recipe import Recipe, RecipeError
 from train.config.validation import check_prompt_file, check_settings
 from train.data.clip_cache import set_aside
@@ -59,9 +60,8 @@ def precompute_recipe(recipe: Recipe, pictures: Path | None, videos: Path | None
         if recipe.models.text == "words":
             raise RecipeError("data.embeddings", "has no effect with models.text=words, whose words need no encoder")
         if not Path(recipe.models.text or "/nonexistent").is_dir():
-            raise RecipeError(
-                "models.text", f"found no such folder {recipe.models.text!r}, expected text_encoder/ in it"
-            )
+            problem = f"found no such folder {recipe.models.text!r}, expected text_encoder/ in it"
+            raise RecipeError("models.text", with_download(problem, recipe.models.text))
         check_prompt_file(Path(data.prompts))
         prompts = [*read_prompts(Path(data.prompts)), data.negative]
         new = precompute_embeddings(prompts, recipe.models.text, data.embeddings, device)
@@ -71,6 +71,8 @@ def precompute_recipe(recipe: Recipe, pictures: Path | None, videos: Path | None
     if recipe.reads_clips:
         check_settings(recipe)
         if recipe.stage == "ode":
+            if not recipe.has_history and data.prompts != "shapes":
+                check_prompt_file(Path(data.prompts))
             new = generate_clips(recipe, torch.device(device))
         else:
             new = encode_videos(recipe, videos, torch.device(device))
