@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -50,6 +51,20 @@ def model_from_state(
     arguments = {"metadata": metadata, "disable_dynamic": disable_dynamic}
     known = inspect.signature(load).parameters
     return load(state, model_options=options, **{k: v for k, v in arguments.items() if k in known})
+
+
+def misread(state: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """What this ComfyUI reads otherwise than `comfy_metadata` says, in words; "" where it reads all of it.
+
+    0.8 and older go by the weights' shapes, from which the number of heads does not follow.
+    """
+    from comfy.model_detection import detect_unet_config
+
+    known = inspect.signature(detect_unet_config).parameters
+    read = detect_unet_config(state, "", **({"metadata": metadata} if "metadata" in known else {})) or {}
+    wanted = json.loads(metadata["config"])["transformer"]
+    wanted.pop("causal_ar", None)  # a class of core's own, which older versions do without
+    return ", ".join(f"{key} {value}" for key, value in wanted.items() if read.get(key) != value)
 
 
 def file_of(model: ModelPatcher) -> Path | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ...salt.errors import InputError
 from .clip_size import FRAMES_PER_LATENT
-from .core_versions import model_from_state
+from .core_versions import misread, model_from_state
 from .model_size import set_size
 from .student_spec import with_spec
 
@@ -120,7 +120,7 @@ def load_model(
     """
     import torch
 
-    from ...salt.checkpoints import read_checkpoint
+    from ...salt.checkpoints import CheckpointError, read_checkpoint
     from ...salt.checkpoints.wan_keys import to_wan
     from ...salt.checkpoints.writer import comfy_metadata
 
@@ -130,7 +130,10 @@ def load_model(
     options = {"dtype": getattr(torch, name)} if name else {}
     causal = spec is not None and spec.frames_per_block > 0
     state = {to_wan(key) or key: tensor for key, tensor in checkpoint.tensors()}
-    model = model_from_state(state, comfy_metadata(checkpoint.config, causal), options, disable_dynamic)
+    metadata = comfy_metadata(checkpoint.config, causal)
+    if unread := misread(state, metadata):
+        raise CheckpointError(f"{path}: this ComfyUI is too old for a model with {unread}; 0.27 reads it")
+    model = model_from_state(state, metadata, options, disable_dynamic)
     if model is None:
         raise ValueError(f"{path}: this ComfyUI does not know the model in it, expected Wan 2.1 T2V or I2V")
     if checkpoint.size is not None:
