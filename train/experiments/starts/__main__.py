@@ -19,7 +19,7 @@ def starts(arguments: argparse.Namespace) -> None:
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    command.add_argument("--seeds", type=int, nargs="*", default=[0, 1], help="none: the table of what is recorded")
+    command.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="none: the table of what is recorded")
     command.add_argument("--starts", nargs="+", default=["ode", "cd"], choices=["ode", "cd"])
     command.add_argument("--out", type=file_path, default=Path("runs/starts"), help="resumable")
     command.set_defaults(run=starts)

@@ -25,6 +25,7 @@ from train.data.trajectories import generate_clips
 from train.distill import distill
 from train.evaluation.sampling import load_vae
 from train.evaluation.shapebench import score_model
+from train.experiments.ablation.paired_differences import Difference, over_seeds, verdict
 from train.experiments.ablation.scores import summarize_scores
 
 EVALUATIONS = (1, 2, 4)
@@ -119,9 +120,10 @@ def records(out: Path) -> list[dict]:
 
 
 def table(out: Path) -> str:
-    """Markdown: percentage passed by start, stage and evaluations, every seed and the mean, and the difference."""
+    """Markdown: percentage passed by start, stage and evaluations, every seed and the mean, the difference in points
+    with its standard error over the seeds, and how many comparisons these are."""
     rows = [f"| | seed | {' | '.join(f'{n} NFE' for n in EVALUATIONS)} |", "|" + "---|" * (2 + len(EVALUATIONS))]
-    found = records(out)
+    found, compared = records(out), list[tuple[str, Difference]]()
     for stage, words in (("start", "start alone"), ("distilled", "after DMD")):
         done = [r for r in found if r.get(f"scores_{stage}", {}).get("finished")]
         passed = {(r["arm"], r["seed"]): [_passed(r, stage, n) for n in EVALUATIONS] for r in done}
@@ -131,10 +133,14 @@ def table(out: Path) -> str:
             if len(own) > 1:
                 rows.append(_row(f"`{name}`, {words}", "mean", [fmean(v) for v in zip(*own.values(), strict=True)]))
         both = [s for (start, s) in passed if start == "cd" and ("ode", s) in passed]
-        for seed in both:
-            differences = [a - b for a, b in zip(passed["cd", seed], passed["ode", seed], strict=True)]
-            rows.append(_row(f"`cd` less `ode`, {words}", str(seed), differences, sign=True))
-    return "\n".join(rows)
+        differences = [[a - b for a, b in zip(passed["cd", seed], passed["ode", seed], strict=True)] for seed in both]
+        name = f"`cd` less `ode`, {words}"
+        rows += [_row(name, str(seed), values, sign=True) for seed, values in zip(both, differences, strict=True)]
+        means = [over_seeds(values) for values in zip(*differences, strict=True)]
+        compared += [(f"{name}, {n} NFE", mean) for n, mean in zip(EVALUATIONS, means, strict=False)]
+        if len(both) > 1:
+            rows.append(f"| {name} | mean | {' | '.join(mean.text(0) for mean in means)} |")
+    return "\n".join([*rows, "", verdict(compared)])
 
 
 def _passed(record: dict, stage: str, count: int) -> float:
