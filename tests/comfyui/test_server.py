@@ -95,7 +95,13 @@ def need_nodes(server, name):
 def test_a_twin_is_its_workflow_by_what_this_server_says(server, name):
     need_nodes(server, name)
     workflow = json.loads(template(name).read_text(encoding="utf-8"))
-    assert plain(to_prompt(workflow, server.node_info())) == plain(twin(name))
+    try:
+        prompt = to_prompt(workflow, server.node_info())
+    except ValueError as error:
+        if server.version < NEWEST and "saved by another version of the node" in str(error):
+            pytest.skip(str(error))  # core's Create Video has a widget more
+        raise
+    assert plain(prompt) == plain(twin(name))
 
 
 def plain(prompt):
