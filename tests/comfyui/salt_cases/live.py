@@ -155,11 +155,13 @@ def other_ends():
     changed = live({1: [c.Seed(5), c.Nfe(4), c.Guidance(1.0)], 2: [c.Stop()]}, cfg=1.0)[1][4]
     found["changed"] = changed.rpartition("; ")[2]
 
-    def press():
+    def press(_=None):
         management.interrupt_current_processing(True)
 
-    for name, controls in (("paused", {2: [c.Pause()]}), ("playing", {})):
-        threading.Timer(3.0, press).start()
+    def press_later(_):
+        threading.Timer(1.0, press).start()
+
+    for name, controls in (("paused", {2: [c.Pause(), press_later]}), ("playing", {3: [press]})):
         found[name] = refusal(live, controls, seconds=600.0).partition(":")[0]
         management.interrupt_current_processing(False)
     found["files"] = {name: counted(folder / name) > 0 for name in files(folder)}
