@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,12 +192,18 @@ def test_loras(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
 
 def test_errors_are_named_without_the_path_of_the_pack() -> None:
     """ComfyUI imports a pack under its path, and shows an error's class with its module."""
-    for file, name in (("errors.py", "InputError"), ("models/word_embedder.py", "UnknownWordError")):
-        spec = importlib.util.spec_from_file_location(f"/home/me/custom_nodes/Salt.{file}", SALT / file)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        assert "/home/me" not in getattr(module, name).__module__
+    pack = "/home/me/custom_nodes/Salt"
+    spec = importlib.util.spec_from_file_location(pack, SALT / "__init__.py", submodule_search_locations=[str(SALT)])
+    assert spec is not None
+    sys.modules[pack] = importlib.util.module_from_spec(spec)
+    try:
+        for module, name in (("errors", "InputError"), ("models.word_embedder", "UnknownWordError")):
+            error = getattr(importlib.import_module(f"{pack}.{module}"), name)
+            assert error is not getattr(importlib.import_module(f"salt.{module}"), name)
+            assert "/home/me" not in error.__module__
+    finally:
+        for module in [name for name in sys.modules if name.startswith(pack)]:
+            del sys.modules[module]
 
 
 def test_missing_files_and_files_of_other_formats(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:

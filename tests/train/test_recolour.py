@@ -3,7 +3,8 @@
 import pytest
 
 from salt.pipeline import SaltPipeline
-from train.evaluation.recolour import STUDENTS, measure, path_distance, sources
+from salt.schedule import STEP_LISTS
+from train.evaluation.recolour import measure, path_distance, sources
 
 
 def test_sources_differ_from_their_prompts_in_the_colour():
@@ -17,7 +18,7 @@ def test_sources_differ_from_their_prompts_in_the_colour():
 @pytest.mark.slow
 def test_a_moving_object_is_recoloured_on_its_path():
     pipe = SaltPipeline.from_pretrained("salt-tiny")
-    changed, copied = measure(pipe, (300, 150), 0.3, 8, 0, guidance=3), measure(pipe, STUDENTS, 0.0, 8, 0)
+    changed, copied = measure(pipe, (300, 150), 0.3, 8, 0, guidance=3), measure(pipe, STEP_LISTS[4], 0.0, 8, 0)
     print(changed, copied, sep="\n")
     assert changed.nfe == 4 and changed.color >= 0.6 and changed.path >= 0.5 and changed.direction >= 0.75
     assert copied.nfe == 0 and copied.color == 0 and copied.path == 1 and copied.pixels < 2
