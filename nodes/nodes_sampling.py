@@ -21,7 +21,7 @@ from .adapter.live_host import word_table
 from .adapter.queued_prompt import check_queued_memory, no_vae_here
 from .adapter.rollout_inputs import schedule_of
 from .adapter.sampler import SamplerInputs, new_sampler
-from .adapter.step_rule import check_sigmas_tell_steps
+from .adapter.step_rule import check_sigmas_tell_blocks, check_sigmas_tell_steps
 from .adapter.student_spec import spec_of, with_patched_shift
 from .io_types import Conditioning, Prompts, TimedConditioning
 from .widgets import frames_per_block_widget, policy_socket, step_widgets, stepping_widget
@@ -59,7 +59,9 @@ class SaltSigmas(io.ComfyNode):
         spec = None if model is None else spec_of(model) or with_patched_shift(model, StudentSpec())
         if spec is not None:
             check_sigmas_tell_steps(spec)
-        sigmas = schedule_of(nfe, steps, shift, spec).sigmas
+        schedule = schedule_of(nfe, steps, shift, spec)
+        check_sigmas_tell_blocks(schedule, "nfe" if spec is None or not spec.first_steps else "model")
+        sigmas = schedule.sigmas
         return io.NodeOutput(torch.tensor([*sigmas, 0.0], dtype=torch.float32))
 
 

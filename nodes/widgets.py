@@ -87,7 +87,8 @@ def step_widgets() -> list[io.Input]:
             options=NFE,
             default=STUDENT_STEPS,
             tooltip="Model evaluations per block: fewer is faster. student's uses what the MODEL was trained for (4 "
-            "if unknown); custom uses the list in steps.",
+            "if unknown); '4, then 1' takes 4 in the clip's first block, which has no past, and 1 in the others; "
+            "custom uses the list in steps.",
         ),
         io.String.Input(
             "steps",

@@ -49,6 +49,8 @@ class RolloutSettings:
         if not 0 <= self.guidance <= MAX_GUIDANCE:
             raise InputError("guidance", f"found {self.guidance}, expected 0 to {MAX_GUIDANCE:g}, 1 for none")
         transitions = self.schedule.nfe - 1
+        if isinstance(self.stepping, tuple) and self.schedule.first.nfe != self.schedule.nfe:
+            raise InputError("stepping", "found several, expected one: the first block has more transitions")
         known = isinstance(self.stepping, str) and self.stepping in STEPPINGS
         if isinstance(self.stepping, tuple):
             known = {*self.stepping} <= {"sde", "ode"} and len(self.stepping) == transitions
@@ -65,6 +67,16 @@ class RolloutSettings:
     def first_block(self) -> int:
         """Latent frames of a clip's first block where it is unlike the others, else 0."""
         return first_block(self.frames_per_block, self.independent_first_frame, self.schedule.rule)
+
+    @property
+    def first(self) -> RolloutSettings:
+        """The settings of the first block that a clip samples."""
+        return replace(self, schedule=self.schedule.first) if self.schedule.first_steps else self
+
+    def denoising_steps(self, blocks: int, begins: bool) -> int:
+        """Of so many blocks. begins: whether the first of them is the first that the clip samples."""
+        extra = self.schedule.first.nfe - self.schedule.nfe if begins and blocks else 0
+        return blocks * self.schedule.nfe + extra
 
 
 def block_lengths(start: int, frames: int, settings: RolloutSettings) -> list[int]:
@@ -91,12 +103,15 @@ def context_lengths(frames: int, settings: RolloutSettings) -> list[int]:
     return [frames % n] * (frames % n > 0) + [n] * (frames // n)
 
 
-def count_model_calls(blocks: int, settings: RolloutSettings, policy: MemoryPolicy, initial_frames: int = 0) -> int:
+def count_model_calls(
+    blocks: int, settings: RolloutSettings, policy: MemoryPolicy, initial_frames: int = 0, *, begins: bool = False
+) -> int:
     """Model calls of a rollout of `blocks` new blocks, as a progress bar counts them: denoising steps and context
-    passes. Recaches of prompt changes and guidance's second branch are not counted."""
+    passes. Recaches of prompt changes and guidance's second branch are not counted. begins: of `denoising_steps`.
+    """
     contexts = len(context_lengths(initial_frames, settings))
     contexts += 1 if settings.fuse and policy.fuses else blocks
-    return blocks * settings.schedule.nfe + contexts
+    return settings.denoising_steps(blocks, begins) + contexts
 
 
 @dataclass(frozen=True)
@@ -183,6 +198,7 @@ class ScheduleSource(Generic[Condition]):
 
     start: latent frame of its first block. made: latents of its first blocks, where they are known; what the first of
     them does to the memory is done. first_frame: of the clip, where it is given. edit: changes the plans of the others.
+    begins: latent frame of the first block that the clip samples, None where that was sampled before.
     """
 
     def __init__(
@@ -195,7 +211,9 @@ class ScheduleSource(Generic[Condition]):
         guide: Guide[Condition] | None = None,
         first_frame: Tensor | None = None,
         edit: BlockEdit | None = None,
+        begins: int | None = None,
     ) -> None:
+        self.begins = begins
         self.first_frame, self.edit = first_frame, edit
         self.schedules, self.settings, self.noise, self.guide = schedules, settings, noise, guide
         self.start, self.made = start, made
@@ -214,7 +232,8 @@ class ScheduleSource(Generic[Condition]):
             for prompts, old, now in zip(self.schedules, before, self.active, strict=True)
         ]
         first_frame = None if start else self.first_frame
-        plan = BlockPlan(changes, self.settings, self.noise, guide=self.guide, first_frame=first_frame)
+        settings = self.settings.first if start == self.begins else self.settings
+        plan = BlockPlan(changes, settings, self.noise, guide=self.guide, first_frame=first_frame)
         if self.made is None or start - self.start >= self.made.shape[2]:
             return plan if self.edit is None else self.edit(plan, start)
         return replace(plan, latents=self.made[:, :, start - self.start :][:, :, : plan.length(start)])

@@ -64,7 +64,8 @@ def rollout(
 ) -> Iterator[Block]:
     """Sample `frames` new latent frames (None: without end) block by block and yield each finished block.
 
-    The clip continues at `memory.next_frame`. Source: Self Forcing's inference rule, as Salt uses it (arXiv 2604.03118,
+    The clip continues at `memory.next_frame`. The first block that a clip samples takes its schedule's `first_steps`,
+    unless it starts from a `video`. Source: Self Forcing's inference rule, as Salt uses it (arXiv 2604.03118,
     section 3). Latents are in the model's normalised space; gradient is as the caller has it.
 
     conditioning: a `Conditioning` (or whatever `model` understands), or a `PromptSchedule` of them.
@@ -103,7 +104,10 @@ def rollout(
     memory.policy.check_block(max(lengths, default=settings.frames_per_block))
     if memory.policy.reencodes and reencode is None:
         raise needs_encoder(memory.policy)
-    source = ScheduleSource(schedules, settings, noise, memory.next_frame, made_latents, guide, first_frame, video)
+    begins = None if memory.next_frame or video is not None else initial_frames
+    source = ScheduleSource(
+        schedules, settings, noise, memory.next_frame, made_latents, guide, first_frame, video, begins
+    )
     run = _Run(model, memories, len(lengths), on_step, on_step_end, source.recaches, reencode)
     with run.writing():
         known = None
@@ -201,7 +205,7 @@ class _Run(Generic[Condition]):
             yield Block(index, self.count, start, stop, x, nfe, seconds, plan.noise.seeds)
             following, first_flow = ask(stop) if plan.settings.fuse else None, None
             if following is not None and self.fusable(following):
-                first_flow = self.fused_pass(x, following.length(stop), index)
+                first_flow = self.fused_pass(x, following, index)
             elif not memory.policy.keeps_last_step or plan.latents is not None or plan.guide is not None:
                 self.context_pass(x, index)
             plan = following if plan.settings.fuse else ask(stop)
@@ -294,21 +298,23 @@ class _Run(Generic[Condition]):
             memory.clean = clean
 
     @torch.no_grad()
-    def fused_pass(self, x0: Tensor, following: int, block: int) -> Tensor:
+    def fused_pass(self, x0: Tensor, following: BlockPlan[Condition], block: int) -> Tensor:
         """Context pass of this block and first step of the next in one forward; returns the flow of that step."""
         clean, t_clean = self.context_input(x0)
         start = self.memories[0].next_frame + x0.shape[2]
-        noisy = self.plan.noise(start, following, 0)
-        t_noisy = noisy.new_full((noisy.shape[0], following), self.plan.settings.schedule.calls[0].timestep)
+        length = following.length(start)
+        noisy = following.noise(start, length, 0)
+        t_noisy = noisy.new_full((noisy.shape[0], length), following.settings.schedule.calls[0].timestep)
         x, t = torch.cat([clean, noisy], dim=2), torch.cat([t_clean, t_noisy], dim=1)
         frames = x0.shape[2]
-        flow = self.guided(x, t, lambda m: m.open(write=frames, read=following), "context", block, 0)
+        flow = self.guided(x, t, lambda m: m.open(write=frames, read=length), "context", block, 0)
         return flow[:, :, frames:]
 
     def fusable(self, following: BlockPlan[Condition]) -> bool:
         """Whether the next block shares a forward with this one's context pass (also where it is known already, so that
         the memory is the same, bit for bit); one forward has one prompt."""
-        same_settings = following.settings is self.plan.settings and following.guide is None
+        others_first = self.plan.settings in (following.settings, following.settings.first)
+        same_settings = others_first and following.guide is None
         same_prompt = same_settings and all(
             new.conditioning is old.conditioning and new.switch == "keep"
             for new, old in zip(following.prompts, self.plan.prompts, strict=True)

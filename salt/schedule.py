@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -51,19 +51,19 @@ def step_list(nfe: int, rule: StepRule = "wan", strength: float = 1.0) -> tuple[
     return STEP_LISTS.get(nfe) or tuple(NUM_TRAIN_TIMESTEPS * (nfe - i) / nfe for i in range(nfe))
 
 
-def check_steps(steps: Sequence[float], rule: StepRule = "wan") -> tuple[float, ...]:
+def check_steps(steps: Sequence[float], rule: StepRule = "wan", field: str = "steps") -> tuple[float, ...]:
     """Validate a step list: at least one step and at most 1000, strictly falling, within (0, 1000].
 
-    Krea's may end at 0.
+    Krea's may end at 0. field: what an error names.
     """
     if len(steps) > NUM_TRAIN_TIMESTEPS:
-        raise InputError("steps", f"found {len(steps)}, expected at most {NUM_TRAIN_TIMESTEPS}")
+        raise InputError(field, f"found {len(steps)}, expected at most {NUM_TRAIN_TIMESTEPS}")
     steps = tuple(float(s) for s in steps)
     falling = all(a > b for a, b in zip(steps, steps[1:], strict=False))
     above_0 = bool(steps) and (steps[-1] > 0 or (steps[-1] == 0 and rule == "krea"))
     if not falling or not above_0 or steps[0] > NUM_TRAIN_TIMESTEPS:
         allowed = "[0, 1000]" if rule == "krea" else "(0, 1000]"
-        raise InputError("steps", f"found {shown(list(steps))}, expected strictly falling values in {allowed}")
+        raise InputError(field, f"found {shown(list(steps))}, expected strictly falling values in {allowed}")
     return steps
 
 
@@ -143,13 +143,17 @@ class Schedule:
     """The steps of a block and the shift that warps them to noise levels.
 
     steps: before the shift, strictly falling, in (0, 1000] (Krea's may end at 0); one model call each. shift: 0.01 to
-    100; 1 leaves steps as they are. rule: which model calls they are. Raises InputError for other values. Sources: Wan
-    2.1's flow-matching schedule as in Salt (arXiv 2604.03118); LongLive 2.0's; Krea realtime's; StreamDiffusionV2's.
+    100; 1 leaves steps as they are. rule: which model calls they are. first_steps: of the first block that a clip
+    samples, where these are more than `steps`: that block has no past to lean on (rule wan only).
+    Raises InputError for other values. Sources: Wan 2.1's flow-matching schedule as in Salt (arXiv 2604.03118);
+    LongLive 2.0's; Krea realtime's; StreamDiffusionV2's; first_steps: ASD's rule, as in Causal Forcing++ (arXiv
+    2605.15141).
     """
 
     steps: tuple[float, ...] = STEP_LISTS[4]
     shift: float = 5.0
     rule: StepRule = "wan"
+    first_steps: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.rule not in STEP_RULES:
@@ -157,6 +161,10 @@ class Schedule:
         object.__setattr__(self, "steps", check_steps(self.steps, self.rule))
         if not MIN_SHIFT <= self.shift <= MAX_SHIFT:
             raise InputError("shift", f"found {self.shift}, expected {MIN_SHIFT:g} to {MAX_SHIFT:g}")
+        if self.first_steps and self.rule != "wan":
+            raise InputError("first_steps", f"found some with step rule {self.rule}, expected none")
+        if self.first_steps:
+            object.__setattr__(self, "first_steps", check_steps(self.first_steps, field="first_steps"))
 
     @classmethod
     def of(cls, nfe: int, shift: float = 5.0, rule: StepRule = "wan") -> Schedule:
@@ -165,6 +173,12 @@ class Schedule:
     @property
     def nfe(self) -> int:
         return len(self.steps)
+
+    @property
+    def first(self) -> Schedule:
+        """The schedule of the first block that a clip samples."""
+        steps = self.first_steps if len(self.first_steps) > len(self.steps) else self.steps
+        return replace(self, steps=steps, first_steps=())
 
     @property
     def calls(self) -> tuple[ModelCall, ...]:

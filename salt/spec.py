@@ -25,7 +25,8 @@ class StudentSpec:
     frames_per_block: latent frames; 0 for a bidirectional student (no blocks, no memory). steps, shift, rule: of its
     `Schedule`; stepping: between them. policy: of its memory. independent_first_frame: the first block of a clip is one
     latent frame. fps: pixel frames per second. shot_prefix: before the prompt of a shot's first block.
-    gives_first_frame: an image that starts a clip is the first frame of its first block (Wan 2.2 TI2V).
+    gives_first_frame: an image that starts a clip is the first frame of its first block (Wan 2.2 TI2V). first_steps: of
+    its `Schedule`, () for the same steps in every block.
     """
 
     frames_per_block: Annotated[int, Between(0, 10**4)] = 3
@@ -38,6 +39,7 @@ class StudentSpec:
     fps: Annotated[int, Between(1, 120)] = FPS
     shot_prefix: str = ""
     gives_first_frame: bool = False
+    first_steps: tuple[float, ...] = ()
 
     @property
     def first_block(self) -> int:
@@ -46,7 +48,7 @@ class StudentSpec:
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule(self.steps, self.shift, self.rule)
+        return Schedule(self.steps, self.shift, self.rule, self.first_steps)
 
     def to_dict(self) -> dict:
         return asdict(self)

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from comfy_api.latest import InputImpl
 
 STUDENT_STEPS, CUSTOM_STEPS = "student's", "custom"
-NFE = [STUDENT_STEPS, "2", "4", "8", CUSTOM_STEPS]
+THEN = ", then "  # between the evaluations of the clip's first block and those of the others
+NFE = [STUDENT_STEPS, "1", "2", "4", "8", f"4{THEN}1", f"4{THEN}2", CUSTOM_STEPS]
 STEPPING = ["sde", "ode"]
 
 
@@ -82,9 +83,13 @@ def schedule_of(nfe: str, steps: str, shift: float, spec: StudentSpec | None) ->
     spec = spec or StudentSpec()
     shift = shift or spec.shift
     if nfe == STUDENT_STEPS:
-        return Schedule(spec.steps, shift, spec.rule)
+        return Schedule(spec.steps, shift, spec.rule, spec.first_steps)
     if nfe != CUSTOM_STEPS:
-        return Schedule(step_list(int(nfe), spec.rule), shift, spec.rule)
+        first, others = nfe.split(THEN) if THEN in nfe else ("", nfe)
+        if first and spec.rule != "wan":
+            raise InputError("nfe", f"found {nfe}, expected one number for students with the steps of {spec.rule}")
+        first_steps = step_list(int(first)) if first else spec.first_steps
+        return Schedule(step_list(int(others), spec.rule), shift, spec.rule, first_steps)
     try:
         numbers = check_steps([float(s) for s in steps.replace(";", ",").split(",") if s.strip()], spec.rule)
         return Schedule(numbers, shift, spec.rule)

@@ -103,7 +103,8 @@ class RolloutPlan:
         """Model calls as a progress bar counts them."""
         if self.copies:
             return len(self.blocks)
-        return count_model_calls(len(self.blocks), self.settings, self.policy, self.start_frames)
+        begins = self.memory is None and self.source is None
+        return count_model_calls(len(self.blocks), self.settings, self.policy, self.start_frames, begins=begins)
 
     def calls_after(self, before: int, made: int) -> int:
         """Model calls of a run that goes on from an earlier one: after its first `before` blocks the memory is there,

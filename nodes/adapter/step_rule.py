@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...salt.errors import InputError
-from ...salt.schedule import Stepping
+from ...salt.schedule import Schedule, Stepping
 from ...salt.spec import StudentSpec
 
 RULES = {"longlive2": "LongLive 2.0", "krea": "Krea realtime", "streamdiffusion2": "StreamDiffusionV2"}
@@ -20,4 +20,15 @@ def check_sigmas_tell_steps(spec: StudentSpec) -> None:
         raise InputError(
             "model",
             f"is a student with the steps of {RULES[spec.rule]}, whose timesteps SIGMAS cannot hold; use Salt Rollout",
+        )
+    check_sigmas_tell_blocks(spec.schedule, "model")
+
+
+def check_sigmas_tell_blocks(schedule: Schedule, field: str) -> None:
+    """Raise InputError where a clip's first block takes other steps than the others. field: what chooses them."""
+    if schedule.first.nfe != schedule.nfe:
+        raise InputError(
+            field,
+            f"chooses {schedule.first.nfe} steps for the first block and {schedule.nfe} for the others, which SIGMAS "
+            "cannot hold; use Salt Rollout",
         )

@@ -20,7 +20,7 @@ from ..adapter.live_inputs import last_frame, live_start
 from ..adapter.live_runner import LivePlan, run_live
 from ..adapter.model_size import chosen_size, size_notes
 from ..adapter.output_videos import check_video_prefix, new_video_path, video_ui
-from ..adapter.rollout_inputs import CUSTOM_STEPS, STEPPING, STUDENT_STEPS, schedule_of
+from ..adapter.rollout_inputs import STEPPING, STUDENT_STEPS, schedule_of
 from ..adapter.student_spec import autoregressive_spec
 from ..io_types import ClipMemory, Latent, Memory, Prompts
 from ..memory_ui import memory_ui
@@ -156,7 +156,7 @@ class SaltLive(io.ComfyNode):
         size = chosen_size(model, width, height)
         clip_start = live_start(model, vae, size, policy, spec.policy, cfg, memory, start_image, latents)
         chosen = policy or spec.policy if memory is None else memory.memory.policy
-        fixed = nfe in (STUDENT_STEPS, CUSTOM_STEPS)
+        fixed = not nfe.isdecimal()  # steps that are no control of the session
         settings = LiveSettings(
             prompt, negative_prompt, seed, None if fixed else int(nfe), cfg, str(chosen), pace,
             frames=last_frame(seconds, spec, clip_start), strength=strength,

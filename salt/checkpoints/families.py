@@ -10,18 +10,24 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from ..memory import MemoryPolicy
-from ..schedule import step_list
+from ..schedule import STEP_LISTS, step_list
 from ..spec import StudentSpec
 from .longlive2 import LONGLIVE2, TWO_STEPS
 from .wan22 import WAN22
 
 LONGLIVE = StudentSpec(policy=MemoryPolicy("sink", window=12, sink=3))
 STREAMDIFFUSION2 = StudentSpec(1, (700, 500), 8.0, MemoryPolicy("overwrite", 6, 3), rule="streamdiffusion2")
+FRAMEWISE = StudentSpec(1)
+FRAMEWISE_1 = StudentSpec(1, (1000,), first_steps=STEP_LISTS[4])
+FRAMEWISE_2 = replace(FRAMEWISE_1, steps=STEP_LISTS[2])
 KREA = StudentSpec(steps=step_list(5, "krea"), policy=MemoryPolicy("rebuild", window=3), rule="krea")
 
 # The settings of students by name, for files that do not tell: `--student NAME`.
 STUDENTS = {
     "self-forcing": StudentSpec(),
+    "causal-forcing-frame": FRAMEWISE,
+    "causal-forcing-1step": FRAMEWISE_1,
+    "causal-forcing-2step": FRAMEWISE_2,
     "longlive": LONGLIVE,
     "longlive2": LONGLIVE2,
     "longlive2-s2": TWO_STEPS,
@@ -44,7 +50,11 @@ class Family:
     spec: StudentSpec | None = None
 
 
+CAUSAL_FORCING, ITS_LICENCE = "zhuhz22/Causal-Forcing", "see the model card; its code is Apache-2.0"
 FAMILIES = (
+    Family("Causal Forcing, frame by frame", CAUSAL_FORCING, ITS_LICENCE, ("framewise/causal_forcing.*",), FRAMEWISE),
+    Family("Causal Forcing++ 1-step", CAUSAL_FORCING, ITS_LICENCE, ("framewise-1step*",), FRAMEWISE_1),
+    Family("Causal Forcing++ 2-step", CAUSAL_FORCING, ITS_LICENCE, ("framewise-2step*",), FRAMEWISE_2),
     Family(
         "Krea realtime 14B",
         "krea/krea-realtime-video",

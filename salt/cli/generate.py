@@ -64,6 +64,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     steps = command.add_argument_group("steps and memory")
     steps.add_argument("--nfe", type=int, help="model evaluations per block (2, 4, 8, ...; default: the student's)")
+    steps.add_argument("--first-nfe", type=int, metavar="N", help="of the clip's first block (default: the student's)")
     steps.add_argument("--steps", type=_numbers, metavar="LIST", help="the steps themselves, falling: 1000,750,500,250")
     steps.add_argument("--shift", type=float)
     steps.add_argument("--stepping", choices=("sde", "ode", "unipc"))
@@ -164,6 +165,7 @@ OPTIONS = {
     "num_frames": "--frames",
     "num_inference_steps": "--nfe",
     "nfe": "--nfe",
+    "num_first_steps": "--first-nfe",
     "prompt_schedule": "--prompt-at",
     "memory_policy": "--memory",
     "policy": "--memory",
@@ -212,6 +214,7 @@ def inputs_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "video": arguments.video,
         "strength": arguments.strength,
         "num_inference_steps": arguments.nfe,
+        "num_first_steps": arguments.first_nfe,
         "steps": arguments.steps,
         "shift": arguments.shift,
         "stepping": arguments.stepping,

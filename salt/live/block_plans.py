@@ -13,7 +13,7 @@ from ..conditioning import PromptChange
 from ..errors import InputError
 from ..model_input import Condition
 from ..noise import GivenNoise, NoiseSource
-from ..schedule import Schedule
+from ..schedule import step_list
 from .history import Denoising, KeptBlock, latents_before, needs_history
 from .live_model import LiveModel, LiveModelInfo
 from .prompt_blend import Conditionings, Latest
@@ -95,24 +95,31 @@ class BlockPlanner(Generic[Condition]):
             history = [x.to(device, non_blocking=True) for x in known]
         return BlockPlan(
             prompts,
-            self.rollout_settings(choice.nfe, choice.guidance),
+            self.rollout_settings(choice.nfe, choice.guidance, self.begins_clip(before)),
             self._noise.get(choice.seed, lambda: self.live_model.noise(choice.seed)),
             choice.policy,
             history,
             None if latents is None else latents.to(device, non_blocking=True),
         )
 
-    def rollout_settings(self, nfe: int | None, guidance: float) -> RolloutSettings:
-        """nfe: None for the student's own steps."""
+    def begins_clip(self, before: KeptBlock | None) -> bool:
+        """Whether the block after `before` is the first that the clip samples, as `salt.rollout` has it."""
+        if self.feed is not None or (self.start is not None and self.start.memory is not None):
+            return False
+        return before is None or before.is_start
+
+    def rollout_settings(self, nfe: int | None, guidance: float, begins: bool = False) -> RolloutSettings:
+        """nfe: None for the student's own steps. begins: of the first block that the clip samples."""
         own = self.info.schedule
 
         def make() -> RolloutSettings:
-            return RolloutSettings(
-                schedule=own if nfe is None else Schedule.of(nfe, own.shift, own.rule),
+            settings = RolloutSettings(
+                schedule=own if nfe is None else replace(own, steps=step_list(nfe, own.rule)),
                 stepping=self.settings.stepping or self.info.stepping,
                 frames_per_block=self.info.frames_per_block,
                 independent_first_frame=self.info.independent_first_frame,
                 guidance=guidance,
             )
+            return settings.first if begins else settings
 
-        return self._rollout_settings.get((nfe, guidance), make)
+        return self._rollout_settings.get((nfe, guidance, begins), make)

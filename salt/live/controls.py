@@ -25,7 +25,7 @@ MAX_BLEND_BLOCKS = 64
 MAX_NAME_LENGTH = 80
 MAX_SECONDS = 10.0**6
 MAX_SEED = 2**63 - 1
-LIVE_NFE = (2, 4, 8)
+LIVE_NFE = (1, 2, 4, 8)
 BlendMethod = Literal["linear", "slerp"]
 Pacing = Literal["realtime", "free"]
 
@@ -113,7 +113,7 @@ class Seed(Control):
 
 @dataclass(frozen=True)
 class Nfe(Control):
-    """Model evaluations per block: 2, 4 or 8."""
+    """Model evaluations per block: 1, 2, 4 or 8."""
 
     nfe: int
     kind: ClassVar[str] = "nfe"
@@ -121,7 +121,7 @@ class Nfe(Control):
 
     def __post_init__(self) -> None:
         if self.nfe not in LIVE_NFE:
-            raise InputError("nfe", f"found {shown(self.nfe)}, expected 2, 4 or 8")
+            raise InputError("nfe", f"found {shown(self.nfe)}, expected 1, 2, 4 or 8")
 
 
 @dataclass(frozen=True)

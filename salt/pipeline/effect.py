@@ -51,8 +51,24 @@ def check_effects(
     if inputs.fuse and (memory is None or not memory.policy.fuses):
         why = "a bidirectional model" if memory is None else f"memory policy {memory.policy}"
         log.warning("fuse has no effect with %s", why)
-    if inputs.stepping is not None and settings.schedule.nfe == 1:
+    if inputs.stepping is not None and settings.schedule.first.nfe == 1:
         log.warning("stepping has no effect with one step per block")
+    for name in ("num_first_steps", "first_steps"):
+        if getattr(inputs, name) is not None and (why := _no_first_steps(inputs, settings, memory)):
+            raise InputError(name, f"has no effect {why}")
+
+
+def _no_first_steps(inputs: PipelineInputs, settings: RolloutSettings, memory: KVMemory | None) -> str:
+    """Why steps of the first block change nothing; empty where they do."""
+    if memory is None:
+        return "with a bidirectional model"
+    if memory.next_frame:
+        return "on a clip that goes on from a memory"
+    if inputs.video is not None:
+        return "with a video, from whose pictures the first block starts"
+    if settings.schedule.first.nfe == settings.schedule.nfe:
+        return f"unless it has more than the {settings.schedule.nfe} steps of the other blocks"
+    return ""
 
 
 def changes_past_end(changes: Sequence[int], end: int, frames_per_block: int) -> list[int]:

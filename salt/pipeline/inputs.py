@@ -26,6 +26,7 @@ EXCLUSIVE = (
     ("negative_prompt", "negative_prompt_embeds"),
     ("num_frames", "seconds"),
     ("num_inference_steps", "steps"),
+    ("num_first_steps", "first_steps"),
     ("seed", "generator"),
     ("image", "initial_latents"),
     ("initial_latents", "memory"),
@@ -51,7 +52,9 @@ class PipelineInputs:
         rate (rounded up to whole blocks); 5 seconds by default. The frames of `image` or `initial_latents` count,
         those that `memory` holds do not.
     num_inference_steps: model evaluations per block; or steps: the list itself, falling, in (0, 1000]. Default: the
-        student's. shift: warp of the steps. stepping: `sde`, `ode` or `unipc`; default: the student's, `ode` for
+        student's. num_first_steps: evaluations of the first block that the clip samples; or first_steps: their list.
+        Default: the student's. They have an effect where they are more than the others'. shift: warp of the steps.
+        stepping: `sde`, `ode` or `unipc`; default: the student's, `ode` for
         bidirectional models.
     guidance_scale: classifier-free guidance, 1 = off.
     num_videos_per_prompt: clips of every prompt; the clips of one prompt stand side by side in the batch.
@@ -80,6 +83,8 @@ class PipelineInputs:
     seconds: float | None = None
     num_inference_steps: int | None = None
     steps: Sequence[float] | None = None
+    num_first_steps: int | None = None
+    first_steps: Sequence[float] | None = None
     shift: float | None = None
     stepping: Stepping | None = None
     guidance_scale: float = 1.0
@@ -133,7 +138,10 @@ class PipelineInputs:
         steps = self.steps if self.steps is not None else spec.steps
         if self.num_inference_steps is not None:
             steps = step_list(self.num_inference_steps, spec.rule)
-        return Schedule(tuple(steps), spec.shift if self.shift is None else self.shift, spec.rule)
+        first = self.first_steps if self.first_steps is not None else spec.first_steps
+        if self.num_first_steps is not None:
+            first = step_list(self.num_first_steps, spec.rule)
+        return Schedule(tuple(steps), spec.shift if self.shift is None else self.shift, spec.rule, tuple(first))
 
     def policy(self, spec: StudentSpec) -> MemoryPolicy:
         if self.memory is not None:

@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 class PreparedRun:
     """Arguments of a rollout. conditioning is a schedule of prompts; memory is None for bidirectional models.
 
-    start: latent frame of the first new block. negative_memory: filled in when a guided run begins, where the caller
+    start: latent frame of the first new block; begins: whether that takes the schedule's `first_steps`.
+    negative_memory: filled in when a guided run begins, where the caller
     gave none.
     """
 
@@ -52,6 +53,7 @@ class PreparedRun:
     history_latents: Tensor | None
     video: Strength | MotionNoise | None = None
     start: int = 0
+    begins: bool = False
     first_frame: Tensor | None = None
 
     @property
@@ -71,7 +73,7 @@ class PreparedRun:
     @property
     def denoising_steps(self) -> int:
         """Denoising steps of all blocks: how often `callback_on_step_end` is called."""
-        return 0 if self.copies else self.blocks * self.settings.schedule.nfe
+        return 0 if self.copies else self.settings.denoising_steps(self.blocks, self.begins)
 
     @property
     def copies(self) -> bool:
@@ -84,8 +86,8 @@ class PreparedRun:
         if self.memory is None:
             return self.denoising_steps
         initial_frames = 0 if self.initial_latents is None else self.initial_latents.shape[2]
-        calls = count_model_calls(self.blocks, self.settings, self.memory.policy, initial_frames)
-        return calls - self.copies * self.blocks * self.settings.schedule.nfe
+        calls = count_model_calls(self.blocks, self.settings, self.memory.policy, initial_frames, begins=self.begins)
+        return calls - self.copies * self.settings.denoising_steps(self.blocks, self.begins)
 
 
 @torch.no_grad()
@@ -155,6 +157,7 @@ def prepare(components: PipelineComponents, inputs: PipelineInputs) -> PreparedR
         history_latents=None if history is None else history.to(components.device, torch.float32),
         video=video,
         start=past + start_frames,
+        begins=memory is not None and past == 0 and source is None,
         first_frame=first_frame,
     )
 

@@ -55,6 +55,7 @@ class StepEnd:
 
     def __init__(self, callback: StepEndCallback, names: Sequence[str], prepared: PreparedRun) -> None:
         self.callback, self.names, self.prepared = callback, tuple(names), prepared
+        self.index = 0
 
     def __call__(self, step: Step, latents: Tensor) -> Tensor:
         run = self.prepared
@@ -64,7 +65,9 @@ class StepEnd:
             "prompt_embeds": conditioning.text,
             "negative_prompt_embeds": None if run.negative is None else run.negative.text,
         }
-        index, timestep = step.block * step.steps + step.step, run.settings.schedule.timesteps[step.step]
+        settings = run.settings.first if run.begins and step.block == 0 else run.settings
+        index, timestep = self.index, settings.schedule.timesteps[step.step]
+        self.index += 1
         returned = self.callback(index, timestep, {name: available[name] for name in self.names}) or {}
         for name, tensor in returned.items():
             if name != "latents" and tensor is not available.get(name):

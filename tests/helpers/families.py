@@ -7,14 +7,19 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan
 
-from salt.checkpoints.families import KREA, STREAMDIFFUSION2
+from salt.checkpoints.families import FRAMEWISE_2, KREA, STREAMDIFFUSION2
 from salt.checkpoints.longlive2 import LONGLIVE2
 from salt.pipeline import SaltPipeline
 from salt.spec import StudentSpec
 
 from . import golden_longlive2, tiny_system
 
-WAN_FAMILIES = {"self forcing": StudentSpec(), "krea": KREA, "streamdiffusion2": STREAMDIFFUSION2}
+WAN_FAMILIES = {
+    "self forcing": StudentSpec(),
+    "causal forcing": FRAMEWISE_2,
+    "krea": KREA,
+    "streamdiffusion2": STREAMDIFFUSION2,
+}
 FAMILIES = (*WAN_FAMILIES, "longlive2", "anyflow")
 SIDES = dict.fromkeys(FAMILIES, 32) | {"longlive2": 64}  # pixels of a clip's height and width
 RED, BLUE = "a red circle moving right", "a red"  # words that every family's text encoder knows

@@ -24,6 +24,7 @@ from tests.live.test_exact import same
 
 MEMORIES = {
     "self forcing": ("full", "overwrite:3,window:6", "rebuild:3", "rebuild:6,keep", "shots:3,window:9,offset:4"),
+    "causal forcing": (None,),
     "krea": (None,),
     "streamdiffusion2": (None, "overwrite:2,window:5", "window:6"),
     "longlive2": (None, "shots:8,window:32,offset:8,clean"),
@@ -95,7 +96,9 @@ def test_a_session_from_a_picture_or_memory_is_the_pipeline_s_clip(hosts, family
     host, file = hosts(family), tmp_path / "start.png"
     size = {"height": host.info.height, "width": host.info.width}
     Image.new("RGB", (host.info.width, host.info.height), (200, 30, 90)).save(file)
-    frames, blocks = {"krea": (9, 3), "longlive2": (16, 2), "streamdiffusion2": (3, 3)}.get(family, (4, 2))
+    frames, blocks = {"krea": (9, 3), "longlive2": (16, 2), "streamdiffusion2": (3, 3), "causal forcing": (4, 4)}.get(
+        family, (4, 2)
+    )
     made = host.pipe(RED, image=file, num_frames=4 * frames - 3, seed=3, output_type="latent", **size)
     engine = LiveEngine(host, LiveSettings(RED, seed=3, pace="free"), False, start_of_image(host, file, None))
     for _ in range(2):

@@ -269,6 +269,10 @@ def test_the_command_prints_a_column_for_each_number_of_gpus(tmp_path, capsys, m
             ["optimisation.sequence=4", "--gpus", "8", "6"],
             "--gpus: found 6, expected multiples of optimisation.sequence=4",
         ),
+        (
+            ["optimisation.shard=8", "--gpus", "16", "4"],
+            "--gpus: found 4, expected multiples of optimisation.shard=8",
+        ),
     ],
 )
 def test_numbers_of_gpus_that_cannot_be_are_errors(options, complaint, capsys):

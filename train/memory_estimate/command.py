@@ -31,9 +31,10 @@ def run(args: argparse.Namespace) -> None:
     if min(gpus, default=1) < 1:
         raise InputError("gpus", f"found {min(gpus)}, expected 1 or more")
     recipe = load_recipe(args.recipe, args.overrides)  # a mistake in it is said before the slow imports below
-    together = recipe.optimisation.sequence or 1
-    if wrong := [count for count in gpus if count % together]:
-        raise InputError("gpus", f"found {wrong[0]}, expected multiples of optimisation.sequence={together}")
+    for field in ("sequence", "shard"):
+        divisor = getattr(recipe.optimisation, field) or 1
+        if wrong := [count for count in gpus if count % divisor]:
+            raise InputError("gpus", f"found {wrong[0]}, expected multiples of optimisation.{field}={divisor}")
 
     from rich.console import Console
 

@@ -216,10 +216,14 @@ def host_bytes(
 
 
 def usable_counts(recipe: Recipe, processes: Iterable[int]) -> list[int]:
-    """Those of the numbers of processes that the batch divides over, where `sequence` of them share each clip."""
+    """Those of the numbers of processes that the batch divides over.
+
+    `sequence` of them share each clip, and `shard` of them a copy of the weights.
+    """
     opt = recipe.optimisation
     together = opt.sequence or 1
-    return [n for n in processes if n % together == 0 and opt.batch % (n // together * opt.micro_batch) == 0]
+    whole = [n for n in processes if n % together == 0 and n % (opt.shard or 1) == 0]
+    return [n for n in whole if opt.batch % (n // together * opt.micro_batch) == 0]
 
 
 def usual_counts(recipe: Recipe) -> list[int]:

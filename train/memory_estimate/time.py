@@ -54,7 +54,7 @@ class Card:
         return 1e12 * PEAK_TFLOPS[self.name] * self.share
 
     def __str__(self) -> str:
-        return f"{self.share:.0%} of the {PEAK_TFLOPS[self.name]} TFLOP/s of an {self.name}"
+        return f"{self.share:.0%} of the {PEAK_TFLOPS[self.name]} TFLOP/s of one {self.name}"
 
 
 def update_phases(recipe: Recipe) -> Phases:

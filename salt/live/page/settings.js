@@ -12,7 +12,7 @@ const POLICIES = [
   "rebuild:3",
   "rebuild:3,keep",
 ];
-const NFES = [2, 4, 8],
+const NFES = [1, 2, 4, 8],
   PACES = ["realtime", "free"];
 
 export class Settings {
