@@ -67,6 +67,11 @@ def check_steps(steps: Sequence[float], rule: StepRule = "wan", field: str = "st
     return steps
 
 
+def more_steps(first: Sequence[float], steps: Sequence[float]) -> tuple[float, ...]:
+    """Steps of a first block, where they are more than those of the others; else ()."""
+    return tuple(first) if len(first) > len(steps) else ()
+
+
 def warp(step: Tensor | float, shift: float = 5.0) -> Tensor:
     """Step in [0, 1000] -> sigma in [0, 1]: sigma = shift u / (1 + (shift - 1) u), u = step / 1000 (float64 inside)."""
     u = torch.as_tensor(step, dtype=torch.float64) / NUM_TRAIN_TIMESTEPS
@@ -144,7 +149,7 @@ class Schedule:
 
     steps: before the shift, strictly falling, in (0, 1000] (Krea's may end at 0); one model call each. shift: 0.01 to
     100; 1 leaves steps as they are. rule: which model calls they are. first_steps: of the first block that a clip
-    samples, where these are more than `steps`: that block has no past to lean on (rule wan only).
+    samples, which has no past to lean on; () for the same steps (rule wan only).
     Raises InputError for other values. Sources: Wan 2.1's flow-matching schedule as in Salt (arXiv 2604.03118);
     LongLive 2.0's; Krea realtime's; StreamDiffusionV2's; first_steps: ASD's rule, as in Causal Forcing++ (arXiv
     2605.15141).
@@ -177,8 +182,11 @@ class Schedule:
     @property
     def first(self) -> Schedule:
         """The schedule of the first block that a clip samples."""
-        steps = self.first_steps if len(self.first_steps) > len(self.steps) else self.steps
-        return replace(self, steps=steps, first_steps=())
+        return replace(self, steps=self.first_steps or self.steps, first_steps=())
+
+    def with_steps(self, steps: tuple[float, ...]) -> Schedule:
+        """Other steps; the first block keeps its own where these are more."""
+        return replace(self, steps=steps, first_steps=more_steps(self.first_steps, steps))
 
     @property
     def calls(self) -> tuple[ModelCall, ...]:

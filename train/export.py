@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ NEWER = {
     "loss": ("adversarial", "adversarial_start", "reward", "reward_beta", "score_step_for", "scale_for"),
     "models": ("lora_alpha", "lora_critic"),
     "optimisation": ("schedule", "final_lr", "discriminator_lr", "shard", "sequence"),
-    "rollout": ("long_tuning", "overlap", "gives_first_frame", "stepping"),
+    "rollout": ("long_tuning", "overlap", "gives_first_frame", "stepping", "first_steps"),
     "start": ("history", "step_for", "first_frame"),
 }
 
@@ -77,6 +77,10 @@ def last_values(curve: Path) -> dict[str, float]:
         return {row["name"]: float(row["value"]) for row in csv.DictReader(file) if row["name"] not in MEASURED}
 
 
+def _numbers(steps: Sequence[float]) -> str:
+    return ", ".join(f"{s:g}" for s in steps)
+
+
 def model_card(
     recipe: Recipe, spec: StudentSpec, done: int, values: Mapping[str, float], config: Mapping[str, Any]
 ) -> str:
@@ -92,6 +96,7 @@ def model_card(
     blocks = f"blocks of {spec.frames_per_block} latent frames, memory `{spec.policy}`"
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in values.items())
     settings = yaml.safe_dump(json.loads(json.dumps(recipe.to_dict())), sort_keys=False, allow_unicode=True)
+    first = f"; in the first block {_numbers(spec.first_steps)}" if spec.first_steps else ""
     weights = "averaged (EMA)" if recipe.optimisation.ema and done >= recipe.optimisation.ema_start else "latest"
     return f"""---
 {front}---
@@ -103,7 +108,7 @@ A {wan} student for few-step video, trained with ComfyUI-Salt by {STAGES[recipe.
 | | |
 |---|---|
 | rollout | {blocks if spec.frames_per_block else "the whole clip at once"} |
-| steps (NFE) | {spec.schedule.nfe}: {", ".join(f"{s:g}" for s in spec.steps)}, shift {spec.shift:g} |
+| steps (NFE) | {spec.schedule.nfe}: {_numbers(spec.steps)}{first}, shift {spec.shift:g} |
 | guidance | none needed |
 | trained | {done} updates of {recipe.optimisation.batch} clips, {recipe.rollout.frames} latent frames each |
 | weights | {weights}, bfloat16 |

@@ -69,6 +69,7 @@ def student_spec(recipe: Recipe) -> StudentSpec:
     return StudentSpec(
         blocks, recipe.schedule(nfe).steps, r.shift, recipe.policy, r.independent_first_frame, r.rule, r.stepping,
         student_fps(recipe), SHOT_PREFIX if recipe.policy.kind == "shots" else "", r.gives_first_frame,
+        recipe.schedule(nfe).first_steps,
     )  # fmt: skip
 
 

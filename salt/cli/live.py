@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 from ..io.atomic import check_free
 from ..io.printable import printable
-from ..live.controls import LIVE_NFE
 from .generate import add_encoder_argument, add_model_arguments, pipeline_options
 from .live_start import add_start_arguments, host_and_start
 from .option_types import file_path, pixel_size
@@ -35,7 +34,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     clip = command.add_argument_group("the clip")
     clip.add_argument("--size", type=pixel_size, metavar="WIDTHxHEIGHT", help="default: the memory's, or the student's")
     clip.add_argument("--seed", type=int, default=0)
-    clip.add_argument("--nfe", type=int, choices=LIVE_NFE, help="model evaluations per block (default: the student's)")
+    clip.add_argument(
+        "--nfe", type=int, choices=(1, 2, 4, 8), help="model evaluations per block (default: the student's)"
+    )
     clip.add_argument("--stepping", choices=("sde", "ode", "unipc"), help="default: the student's")
     clip.add_argument("--guidance", type=float, default=1.0)
     clip.add_argument("--negative", default="", help="negative prompt, used while guidance is on")

@@ -114,7 +114,7 @@ class BlockPlanner(Generic[Condition]):
 
         def make() -> RolloutSettings:
             settings = RolloutSettings(
-                schedule=own if nfe is None else replace(own, steps=step_list(nfe, own.rule)),
+                schedule=own if nfe is None else own.with_steps(step_list(nfe, own.rule)),
                 stepping=self.settings.stepping or self.info.stepping,
                 frames_per_block=self.info.frames_per_block,
                 independent_first_frame=self.info.independent_first_frame,

@@ -37,6 +37,7 @@ COMMON: dict[str, object] = {
     "rollout.stepping": "sde",  # Self Forcing, pipeline/self_forcing_training.py: add_noise between steps
     "rollout.gives_first_frame": False,  # the same: an initial latent is written to the cache in front of the blocks
     "rollout.share": {4: 1.0},  # denoising_step_list of configs/baseline/*.yaml
+    "rollout.first_steps": 0,  # denoising_step_list_first_chunk, in Causal Forcing++'s alone
     "loss.guidance": 3.0,  # guidance_scale, as cond + g (cond - uncond) (model/dmd.py)
     "loss.guidance_max": 0.0,
     "loss.score": "bidirectional",  # utils/wan_wrapper.py: is_causal=False for real_score and fake_score
@@ -137,6 +138,9 @@ RELEASED: dict[str, dict[str, object]] = {
         "loss.noise_aligned": True,  # the same: drift_mode noise_aligned_b
     },
     "causal_forcing_frame": COMMON | FRAME,
+    # Causal Forcing, configs/causal_forcing_dmd_framewise_{2,1}step.yaml: denoising_step_list(_first_chunk)
+    "causal_forcing_frame_2step": COMMON | FRAME | {"rollout.share": {2: 1.0}, "rollout.first_steps": 4},
+    "causal_forcing_frame_1step": COMMON | FRAME | {"rollout.share": {1: 1.0}, "rollout.first_steps": 4},
     # README.md: the frame-wise model; the first latent is given (inference.py --i2v). Self Forcing, model/base.py: i2v
     "causal_forcing_i2v": COMMON | FRAME,
     "longlive": COMMON | EVICTING,  # Salt, configs/baseline/longlive.yaml

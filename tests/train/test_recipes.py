@@ -182,6 +182,15 @@ def test_settings_that_cannot_work_are_errors(tmp_path):
         "rollout.share: found": dict(rollout=dict(share={8: 0.5})),
         "loss.semigroup=0.2 needs 8 in rollout.share": dict(rollout=dict(share={4: 1.0}), loss=dict(align="none")),
         "loss.align is not supported by bidirectional students": dict(rollout=dict(kind="bidirectional")),
+        "rollout.first_steps=2 expected 4 or 8, more than": dict(
+            rollout=dict(first_steps=2, share={2: 1.0}), loss=dict(semigroup=0.0, align="none")
+        ),
+        "rollout.first_steps=8 is not supported beside loss.align": dict(
+            rollout=dict(first_steps=8, share={4: 0.5, 2: 0.5}), loss=dict(semigroup=0.0)
+        ),
+        "rollout.first_steps=4 has no effect without rollouts": dict(
+            rollout=dict(first_steps=4, share={2: 1.0}, kind="bidirectional"), loss=dict(semigroup=0.0, align="none")
+        ),
         "rollout.frames, rollout.window: found 7": dict(rollout=dict(frames=7)),
         "rollout.window: found 9, expected at most": dict(rollout=dict(window=9)),
         r"rollout.memory cannot be used \(window: found 2, expected at least 3": dict(rollout=dict(memory="window:2")),

@@ -27,7 +27,7 @@ class DetachedContext(BlockCausal):
 def plain_rollout(student, text, recipe, draws, noise):
     """The slow reference: no memory; every step of every block is one forward over the whole clip so far, with the
     clean blocks before it under the block-causal mask. Returns the clip and both semigroup endpoints, with gradient."""
-    n, t_exit = recipe.rollout.frames_per_block, draws.schedule_to_exit.timesteps[-1]
+    n = recipe.rollout.frames_per_block
     past, x0s, directs, composeds = [], [], [], []
 
     def flow_of(block, x, t):
@@ -43,15 +43,15 @@ def plain_rollout(student, text, recipe, draws, noise):
 
     for block in range(recipe.rollout.frames // n):
         start, x = block * n, noise(block * n, n, 0)
-        for i, (t, sigma) in enumerate(
-            zip(draws.schedule_to_exit.timesteps, draws.schedule_to_exit.sigmas, strict=True)
-        ):
+        to_exit = draws.schedule_to_exit if block else draws.schedule_to_exit.first
+        t_exit = to_exit.timesteps[-1]
+        for i, (t, sigma) in enumerate(zip(to_exit.timesteps, to_exit.sigmas, strict=True)):
             with torch.set_grad_enabled(t == t_exit):
                 flow = flow_of(block, x, t)
             x0 = flow_to_x0(x, flow, sigma)
             if t == t_exit:
                 break
-            x = add_noise(x0, noise(start, n, i + 1), draws.schedule_to_exit.sigmas[i + 1])
+            x = add_noise(x0, noise(start, n, i + 1), to_exit.sigmas[i + 1])
         if draws.triple is not None:
             directs.append(direct_endpoint(x, flow, draws.triple))
             with torch.no_grad():
@@ -59,7 +59,7 @@ def plain_rollout(student, text, recipe, draws, noise):
                 composeds.append(composed_endpoint(x_m, flow_of(block, x_m, draws.triple.middle), draws.triple))
         x0s.append(x0)
         past.append(x0.detach())
-    return torch.cat(x0s, 2), torch.cat(directs, 2), torch.cat(composeds, 2)
+    return torch.cat(x0s, 2), *(torch.cat(ends, 2) if ends else None for ends in (directs, composeds))
 
 
 @pytest.mark.parametrize("memory", ["full", "window:6", "sink:1,window:5"])
@@ -147,6 +147,29 @@ def test_a_reference_on_the_students_own_list_is_the_students_clip(tmp_path, ali
     assert same == aligned, "only a noise-aligned reference re-noises with the student's noise"
 
 
+@pytest.mark.parametrize(("exit_index", "first_exit"), [(0, 2), (1, 0), (1, 3)])
+def test_the_first_block_leaves_at_an_exit_of_its_own(tmp_path, exit_index, first_exit, monkeypatch):
+    """Causal Forcing++: 4 steps for the first block, 2 for the others; clip and gradient of the plain reference."""
+    monkeypatch.setattr(FP32LayerNorm, "forward", torch.nn.LayerNorm.forward)
+    recipe = tiny_recipes.recipe(
+        tmp_path, rollout=dict(frames=9, share={2: 1.0}, first_steps=4), loss=dict(semigroup=0.0, align="none")
+    )
+    draws = UpdateDraws(recipe.schedule(2), exit_index, None, 3.0, first_exit)
+    text, gradients = torch.randn(1, 5, 4096, dtype=torch.float64), []
+    for way in ("engine", "plain"):
+        student = tiny_recipes.model(3).double()
+        if way == "engine":
+            result = rollout_with_grad(student, Conditioning(text), recipe, draws, [7], gradient=True)
+            x0, noise = result.x0, result.noise
+            clip = x0.detach()
+        else:
+            x0 = plain_rollout(student, text, recipe, draws, noise)[0]
+            torch.testing.assert_close(x0, clip, rtol=1e-6, atol=1e-8)
+        x0.square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None]))
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-9)
+
+
 def test_draws_depend_on_recipe_and_update_alone(tmp_path):
     recipe = tiny_recipes.recipe(tmp_path)
     drawn = [draw_update(recipe, u, "generator") for u in range(300)]
@@ -160,4 +183,8 @@ def test_draws_depend_on_recipe_and_update_alone(tmp_path):
     assert [draw_update(recipe, u, "critic") for u in range(20)] != drawn[:20]
     guided = tiny_recipes.recipe(tmp_path, loss=dict(guidance=1.0, guidance_max=3.5))
     values = [draw_update(guided, u, "generator").guidance for u in range(100)]
+    first = tiny_recipes.recipe(tmp_path, rollout=dict(share={2: 1.0}, first_steps=4), loss=dict(semigroup=0.0))
+    assert {(d.exit_index, d.first_exit) for d in (draw_update(first, u, "critic") for u in range(100))} == {
+        (i, j) for i in range(2) for j in range(4)
+    }
     assert min(values) < 1.5 and max(values) > 3 and all(1 <= v <= 3.5 for v in values)

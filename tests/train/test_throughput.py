@@ -11,22 +11,29 @@ from salt.checkpoints import save_diffusers
 from tests.helpers import tiny_recipes
 from train.methods.sc_dmd import SCDMDTrainer
 from train.monitoring.throughput import Throughput, device_peak
+from train.monitoring.update_flops import UpdateFlops
 
 
-def test_operations_of_an_update_are_those_that_torch_counts(tmp_path, monkeypatch):
+@pytest.mark.parametrize("first_steps", [0, 8])
+def test_operations_of_an_update_are_those_that_torch_counts(tmp_path, monkeypatch, first_steps):
     """A model whose text, embeddings and head are small beside its blocks; nothing is recomputed."""
     monkeypatch.setattr("train.monitoring.update_flops.TEXT_TOKENS", 16)
     for seed, name in enumerate(("student", "teacher")):
         save_diffusers(tiny_recipes.model(seed, attention_head_dim=64, ffn_dim=512), tmp_path / name)
     recipe = tiny_recipes.recipe(
-        tmp_path, models=dict(checkpointing=False), rollout=dict(height=16, width=16, share={2: 1.0}),
+        tmp_path, models=dict(checkpointing=False),
+        rollout=dict(height=16, width=16, share={2: 1.0}, first_steps=first_steps),
         loss=dict(semigroup=0.0, align="none"), optimisation=dict(batch=1, micro_batch=1, critic_per_generator=1),
     )  # fmt: skip
     trainer = SCDMDTrainer(recipe)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # it counts no other one on a CPU
         trainer.update(0)
-    found = Throughput(recipe, trainer.configurations(), 1, None).flops(0)
+    known = Throughput(recipe, trainer.configurations(), 1, None)
+    found = known.flops(0)
     assert found == pytest.approx(counter.get_total_flops(), rel=0.1)
+    mean = sum(known.flops(update) for update in range(200)) / 200
+    expected = sum(work.total for work in UpdateFlops(recipe, trainer.configurations()).expected().values())
+    assert mean == pytest.approx(expected, rel=0.02)
 
 
 def test_values_of_an_update(tmp_path):

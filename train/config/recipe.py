@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from salt.errors import InputError
 from salt.io.fields import Between
 from salt.memory import MemoryPolicy
-from salt.schedule import Schedule, StepRule
+from salt.schedule import Schedule, StepRule, step_list
 
 SavedActivations = Literal["input", "attention", "products"]
 # Ranges, which `train.config.loader` checks.
@@ -112,7 +112,8 @@ class Rollouts:
     gives_first_frame: the picture of `data.images` is the first frame of the first block, and stays clean, at timestep
     0, in rollouts and scores (Wan 2.2 TI2V), in place of a block of its own.
     share: probability of each step count. shift: of the student's and the score's schedules. stepping: between steps,
-    fresh noise (`sde`), or LongLive 2.0's noise levels and solver (`unipc`).
+    fresh noise (`sde`), or LongLive 2.0's noise levels and solver (`unipc`). first_steps: step count of a clip's first
+    block, which has an exit of its own (Causal Forcing++; 0: as the others).
     """
 
     kind: Literal["autoregressive", "bidirectional"] = "autoregressive"
@@ -129,6 +130,7 @@ class Rollouts:
     share: Mapping[int, Share] = field(default_factory=lambda: {4: 1.0})
     shift: Annotated[float, Between(0.01, 100)] = 5.0
     stepping: Literal["sde", "unipc"] = "sde"
+    first_steps: CountOrNone = 0
 
     @property
     def rule(self) -> StepRule:
@@ -314,7 +316,8 @@ class Recipe:
         return self.stage == "distill" and 0 < r.window < r.frames and r.long_tuning == "window"
 
     def schedule(self, nfe: int) -> Schedule:
-        return Schedule.of(nfe, self.rollout.shift, self.rollout.rule)
+        r = self.rollout
+        return Schedule(step_list(nfe, r.rule), r.shift, r.rule, step_list(r.first_steps) if r.first_steps else ())
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)

@@ -112,6 +112,7 @@ def check_settings(recipe: Recipe, processes: int = 1) -> None:
     """Raise RecipeError for settings that cannot work together, wherever the files are."""
     check_ranges(recipe)
     _check_rollout(recipe)
+    _check_first_steps(recipe)
     check_steps(recipe)
     check_first_frame(recipe)
     _check_losses(recipe)
@@ -133,10 +134,10 @@ def check_settings(recipe: Recipe, processes: int = 1) -> None:
 
 def _check_rollout(recipe: Recipe) -> None:
     r = recipe.rollout
-    unknown = sorted(set(r.share) - set(STEP_LISTS))
+    unknown = sorted(set(r.share) - {*STEP_LISTS, 1})
     if unknown or abs(sum(r.share.values()) - 1) > 1e-6:
         raise RecipeError(
-            "rollout.share", f"found {dict(r.share)}, expected 8, 4 and 2 with probabilities that sum to 1"
+            "rollout.share", f"found {dict(r.share)}, expected 8, 4, 2 and 1 with probabilities that sum to 1"
         )
     if r.kind == "bidirectional":
         if r.window:
@@ -159,6 +160,23 @@ def _check_rollout(recipe: Recipe) -> None:
         recipe.policy.check_block(r.frames_per_block)
     except ValueError as error:
         raise RecipeError("rollout.memory", f"cannot be used ({error})") from error
+
+
+def _check_first_steps(recipe: Recipe) -> None:
+    """Raise RecipeError for steps of a clip's first block that do nothing, or beside what knows one list for a clip."""
+    r, loss, found = recipe.rollout, recipe.loss, recipe.rollout.first_steps
+    if not found:
+        return
+    if recipe.stage != "distill" or r.kind == "bidirectional":
+        raise RecipeError("rollout.first_steps", "has no effect without rollouts in blocks", found)
+    if found not in STEP_LISTS or found <= max(r.share):
+        raise RecipeError("rollout.first_steps", f"expected 4 or 8, more than those of {dict(r.share)}", found)
+    others = {
+        "loss.semigroup": loss.semigroup, "loss.align": loss.align != "none", "rollout.stepping": r.stepping != "sde",
+        "rollout.window": r.window not in (0, r.frames),
+    }  # fmt: skip
+    if beside := [name for name, value in others.items() if value]:
+        raise RecipeError("rollout.first_steps", f"is not supported beside {', '.join(beside)}", found)
 
 
 def _check_long_tuning(recipe: Recipe) -> None:

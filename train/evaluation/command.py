@@ -28,7 +28,7 @@ OUTPUT_NAMES = dict(zip(BENCHES, ("shapebench", *BENCHES[1:]), strict=True))
 
 # The benchmarks that read an option, and what it is where it was not given.
 READERS: dict[str, tuple[Sequence[str], object]] = {
-    **dict.fromkeys(("teacher", "vae", "seeds"), (BENCHES[:1], None)),
+    **dict.fromkeys(("teacher", "vae", "seeds", "first_steps"), (BENCHES[:1], None)),
     **dict.fromkeys(("parts", "dtype", "prompts", "samples", "memory"), (BENCHES[1:], None)),
     "weights": (BENCHES[1:], "auto"),
     "seed": (BENCHES[1:], 0),
@@ -55,6 +55,7 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--limit", type=int, metavar="N", help="only the first N prompts")
     command.add_argument("--device", default=DEVICE, help=DEVICE_HELP)
     shapes = command.add_argument_group("shapes")
+    shapes.add_argument("--first-steps", type=int, metavar="NFE", help="of the first block, where more (student's own)")
     shapes.add_argument("--teacher", type=file_path, help="a teacher, scored in 50 guided steps, in blocks or whole as "
                         "its file says")  # fmt: skip
     shapes.add_argument("--vae", type=file_path, help="its VAE (default: salt-tiny's)")
@@ -185,7 +186,10 @@ def _shapes(args: argparse.Namespace, out: Path) -> None:
     seeds, frames = args.seeds or [bench.REPORTED_SEED], args.frames or bench.CLIP_FRAMES
     vae = args.vae or TINY_FOLDER / "vae"
     prompts = bench.PROMPTS[: args.limit]
-    print(bench.evaluate(student, vae, out, args.teacher, steps, args.device, seeds, frames, prompts))
+    found = bench.evaluate(
+        student, vae, out, args.teacher, steps, args.device, seeds, frames, prompts, args.first_steps
+    )
+    print(found)
 
 
 def _defect(args: argparse.Namespace, out: Path) -> None:

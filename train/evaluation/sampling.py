@@ -16,7 +16,7 @@ from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.noise import SeededNoise
 from salt.rollout import RolloutSettings, rollout
 from salt.sampling import sample_bidirectional
-from salt.schedule import Schedule
+from salt.schedule import Schedule, step_list
 from salt.spec import StudentSpec
 from train.config.model_configs import WAN21_CHANNELS
 
@@ -78,7 +78,8 @@ def student_clips(
     spec: StudentSpec = DEFAULT_SPEC,
 ) -> Tensor:
     """Latents [B, 16, frames, 8, 8] of a student, rolled out as its spec says; clip i has seed `seed` + i."""
-    settings = RolloutSettings(schedule=Schedule.of(steps, spec.shift, spec.rule), stepping=spec.stepping)
+    schedule = spec.schedule.with_steps(step_list(steps, spec.rule))
+    settings = RolloutSettings(schedule=schedule, stepping=spec.stepping)
     if spec.frames_per_block:
         return _in_blocks(student, text, frames, seed, spec, settings)
     noise = SeededNoise(seed, text.shape[0], CHANNELS, SIDE, SIDE, device=text.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +18,7 @@ from salt.errors import InputError
 from salt.io.atomic import write_text
 from salt.models.transformer_salt import SaltTransformer3DModel
 from salt.models.word_embedder import WordEmbedder
+from salt.schedule import step_list
 from salt.spec import StudentSpec
 from train.data.shards import with_progress
 from train.evaluation.sampling import DEFAULT_SPEC, decode_latents, load_vae, student_clips, teacher_clips
@@ -117,6 +119,8 @@ def _student_rows(
     spec: StudentSpec,
 ) -> dict[str, list[ClipScore]]:
     name = f"student, {steps} steps"
+    if first_steps := spec.schedule.with_steps(step_list(steps, spec.rule)).first_steps:
+        name += f", {len(first_steps)} in the first block"
     if frames <= CLIP_FRAMES:
         score = partial(score_model, model, vae, steps, frames=frames, spec=spec)
         return split_rows(name, [s for batch in _batches(name, seeds, prompts, score) for s in batch])
@@ -141,10 +145,12 @@ def evaluate(
     seeds: Sequence[int] = (REPORTED_SEED,),
     frames: int = CLIP_FRAMES,
     prompts: Sequence[Scene] = PROMPTS,
+    first_steps: int | None = None,
 ) -> str:
     """Write `out`.md (the table, returned too) and `out`.json (every clip's verdicts and measurements).
 
-    Prints the time left after each batch. seeds: a clip of every prompt for each. frames: latent frames of the
+    Prints the time left after each batch. first_steps: step count of a clip's first block, where it is more; None for
+    the student's own. seeds: a clip of every prompt for each. frames: latent frames of the
     student's clips; where they are longer than CLIP_FRAMES, both ends are scored. Raises ValueError where the ends
     would overlap almost entirely.
     """
@@ -160,6 +166,10 @@ def evaluate(
         rows |= split_rows(name, [s for batch in _batches(name, seeds, prompts, score) for s in batch])
     if student is not None:
         model, spec = _load(student, device)
+        if first_steps is not None:
+            if not spec.frames_per_block or first_steps <= min(steps):
+                raise InputError("first_steps", "has no effect without blocks of fewer steps", first_steps)
+            spec = replace(spec, first_steps=step_list(first_steps))
         for count in steps:
             rows |= _student_rows(model, decoder, count, frames, seeds, prompts, spec)
     table = score_table(rows)

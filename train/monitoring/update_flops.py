@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Literal, Protocol
 
 from salt.planning.arithmetic import WanConfig, forward_flops
@@ -96,14 +97,15 @@ class UpdateFlops:
             return scaled(self.clip_stage(), opt.batch)
         starts, parts = window_starts(recipe) if recipe.windows else [0], []
         for nfe, share in recipe.rollout.share.items():
-            for exit_index in range(nfe):
-                draws = self._draws(nfe, exit_index)
+            exits = list(product(range(nfe), range(recipe.rollout.first_steps or 1)))
+            for exit_index, first_exit in exits:
+                draws = replace(self._draws(nfe, exit_index), first_exit=first_exit)
                 for start in starts:
                     both = added(
                         self.generator(draws, start), self.alignment(draws),
                         scaled(self.critic(draws, start), opt.critic_per_generator),
                     )  # fmt: skip
-                    parts.append(scaled(both, share / nfe / len(starts)))
+                    parts.append(scaled(both, share / len(exits) / len(starts)))
         return scaled(added(*parts), opt.batch)
 
     def generator(self, draws: UpdateDraws, start: int = 0) -> Phases:
@@ -141,7 +143,8 @@ class UpdateFlops:
             if self._given and frame == 0:
                 total += once  # a picture's latent goes through its context pass alone
                 continue
-            calls = draws.schedule.nfe if recipe.windows and frame < start else draws.exit_index + 1
+            leaves = draws.first_exit if recipe.rollout.first_steps and frame == int(self._given) else draws.exit_index
+            calls = draws.schedule.nfe if recipe.windows and frame < start else leaves + 1
             has_context = recipe.rollout.kind != "bidirectional" and (frame + n < end or recipe.streams)
             total += once * (calls - 1 + has_context)
             learns = gradient and frame >= self._first_learned(start)

@@ -37,9 +37,14 @@ class ExitRecord:
     first_flow: Tensor | None = None
     """Flow of the clip's very first evaluation, exit or not."""
 
-    def x0(self, sigma: float) -> Tensor:
-        """The clip at the exit step, with gradient where it was enabled."""
-        return flow_to_x0(torch.cat(self.inputs, 2), torch.cat(self.flows, 2), sigma)
+    def x0(self, sigma: float, first_sigma: float | None = None) -> Tensor:
+        """The clip at the exit step, with gradient where it was enabled. first_sigma: of its first block."""
+        inputs, flows = torch.cat(self.inputs, 2), torch.cat(self.flows, 2)
+        if first_sigma is None or first_sigma == sigma:
+            return flow_to_x0(inputs, flows, sigma)
+        sigma_BF = inputs.new_full((inputs.shape[0], inputs.shape[2]), sigma)
+        sigma_BF[:, : self.inputs[0].shape[2]] = first_sigma
+        return flow_to_x0(inputs, flows, sigma_BF)
 
     def endpoints(self) -> tuple[Tensor, Tensor]:
         """Direct and composed endpoints of the semigroup branch, for the blocks that carry gradient."""
@@ -139,7 +144,8 @@ def rollout_with_grad(
     gradient: bool,
     first: Tensor | None = None,
 ) -> RolloutResult:
-    """One clip per seed, every block leaving at the drawn exit step; a bidirectional student's clip is one block.
+    """One clip per seed, every block leaving at the drawn exit step (the first one at its own, where it has one); a
+    bidirectional student's clip is one block.
 
     first: [B, C, 1, H, W], the picture's latent that a clip begins with, which has no gradient.
     """
@@ -150,7 +156,7 @@ def rollout_with_grad(
     recorder = ExitRecorder(model, draws, recipe, first_frame if gradient else None, noise)
     settings = rollout_settings(recipe, draws.schedule_to_exit)
     run_rollout(recorder, student, conditioning, recipe, settings, noise, first=first, on_step=recorder.on_step)
-    x0 = recorder.exits.x0(draws.exit_sigma)
+    x0 = recorder.exits.x0(draws.exit_sigma, draws.first_exit_sigma)
     if first is None:
         return RolloutResult(x0[:, :, first_frame:], recorder.exits, noise, model)
     x0 = torch.cat([first, x0[:, :, 1:] if r.gives_first_frame else x0], dim=2)

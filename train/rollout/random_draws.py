@@ -46,15 +46,24 @@ class UpdateDraws:
     exit_index: int
     triple: TimestepTriple | None
     guidance: float
+    first_exit: int = 0
+    """Exit step of the first block, where the schedule has steps of its own for it."""
 
     @property
     def exit_sigma(self) -> float:
         return self.schedule.sigmas[self.exit_index]
 
     @property
+    def first_exit_sigma(self) -> float:
+        """Of a clip's first block."""
+        return self.schedule.first.sigmas[self.first_exit] if self.schedule.first_steps else self.exit_sigma
+
+    @property
     def schedule_to_exit(self) -> Schedule:
-        """The step list up to and including the exit."""
-        return replace(self.schedule, steps=self.schedule.steps[: self.exit_index + 1])
+        """The step lists up to and including their exits."""
+        schedule = self.schedule
+        first_steps = schedule.first_steps[: self.first_exit + 1]
+        return replace(schedule, steps=schedule.steps[: self.exit_index + 1], first_steps=first_steps)
 
 
 def draw_update(recipe: Recipe, update: int, role: str) -> UpdateDraws:
@@ -68,7 +77,8 @@ def draw_update(recipe: Recipe, update: int, role: str) -> UpdateDraws:
     if role == "generator" and recipe.loss.semigroup and schedule.nfe == 8:
         triple = draw_triple(schedule, exit_index, generator_for(*key, "triple"))
     low, high = recipe.loss.guidance, recipe.loss.guidance_max or recipe.loss.guidance
-    return UpdateDraws(schedule, exit_index, triple, low + (high - low) * uniform_for(*key, "guidance"))
+    first_exit = seed_for(*key, "first exit") % schedule.first.nfe if schedule.first_steps else 0
+    return UpdateDraws(schedule, exit_index, triple, low + (high - low) * uniform_for(*key, "guidance"), first_exit)
 
 
 def score_sigmas(
