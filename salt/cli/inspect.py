@@ -59,7 +59,8 @@ def _memory(path: Path, info: dict[str, Any]) -> dict[str, str]:
 
 
 def _spec(spec: StudentSpec) -> str:
-    steps = f"{len(spec.steps)} steps, blocks of {spec.frames_per_block}, shift {spec.shift:g}"
+    first = f" ({len(spec.first_steps)} in the first block)" if spec.first_steps else ""
+    steps = f"{len(spec.steps)} steps{first}, blocks of {spec.frames_per_block}, shift {spec.shift:g}"
     rule = "" if spec.rule == "wan" else f", {spec.rule} steps"
     stepping = "" if spec.stepping == "sde" else f", {spec.stepping}"
     return f"{steps}, memory {spec.policy}{rule}{stepping}, {spec.fps} fps"

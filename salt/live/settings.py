@@ -24,7 +24,7 @@ class LiveSettings:
     """What a live session begins with.
 
     prompt, negative, seed, guidance: as in a rollout; controls change them, except for `negative`. nfe: model
-    evaluations per block, 2, 4 or 8; None for the student's own steps. policy: of the memory, as text; None for the
+    evaluations per block, 1, 2, 4 or 8; None for the student's own steps. policy: of the memory, as text; None for the
     student's, or that of the memory that the session goes on from. pace, lead: `realtime` makes blocks up to `lead`
     blocks before the fastest viewer, `free` as fast as it can. rewind_budget: bytes of main memory for what rewinding
     needs; None for room for some snapshots. frames: latent frames of the clip, after which the session ends by itself;

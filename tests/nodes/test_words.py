@@ -17,7 +17,19 @@ SCHEMAS = Path(__file__).with_name("schemas.py")
 DOCS = ROOT / "nodes" / "web" / "docs"
 PICTURE = re.compile(r"^!\[([^\]]+)\]\(([^)]+)\)$", re.MULTILINE)  # alternative text, path
 PICTURES_LIMIT = 3_000_000  # bytes of all together
-NAMES = {"1", "2", "4", "8", "int8", "fp8", "int4", "fp8_e4m3fn", "bf16", "fp16", "fp32"}  # choices that no language changes
+NAMES = {
+    "1",
+    "2",
+    "4",
+    "8",
+    "int8",
+    "fp8",
+    "int4",
+    "fp8_e4m3fn",
+    "bf16",
+    "fp16",
+    "fp32",
+}  # choices that no language changes
 PARTS = {"en": ("## Inputs", "## Example", "## What goes wrong"), "zh": ("## 输入", "## 示例", "## 常见问题")}
 
 

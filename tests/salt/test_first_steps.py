@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from salt.block_plan import RolloutSettings
-from salt.checkpoints.families import STUDENTS
+from salt.checkpoints.families import STUDENTS, family_of
+from salt.cli.inspect import _spec
 from salt.conditioning import Conditioning
 from salt.errors import InputError
 from salt.memory import MemoryPolicy
@@ -91,6 +92,20 @@ def test_steps_of_a_call_and_of_the_student():
     assert PipelineInputs(prompt="x", num_inference_steps=8).schedule(spec).first.steps == STEP_LISTS[8]
     assert PipelineInputs(prompt="x", first_steps=(1000, 600, 300)).schedule(spec).first.nfe == 3
     assert StudentSpec.from_dict(spec.to_dict()) == spec
+    assert _spec(spec).startswith("2 steps (4 in the first block), blocks of 1, shift 5")
+
+
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [
+        ("causal-forcing++/framewise-1step.pt", "causal-forcing-1step"),
+        ("framewise-2step.safetensors", "causal-forcing-2step"),
+        ("framewise/causal_forcing.pt", "causal-forcing-frame"),
+    ],
+)
+def test_released_files_are_known_by_name(name, spec):
+    family = family_of(f"models/diffusion_models/{name}")
+    assert family is not None and family.spec == STUDENTS[spec]
 
 
 @pytest.mark.parametrize(
