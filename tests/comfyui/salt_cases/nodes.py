@@ -39,6 +39,7 @@ def parity():
     negative = [[torch.zeros_like(text(PROMPT)[0][0]), {}]]
     cases = {
         "8 steps": (dict(nfe="8"), dict(num_inference_steps=8)),
+        "first block": (dict(nfe="4, then 1"), dict(num_inference_steps=1, num_first_steps=4)),
         "custom": (dict(nfe="custom", steps="1000, 600, 200"), dict(num_inference_steps=None, steps=[1000, 600, 200])),
         "window": (dict(policy=policy), dict(memory_policy=policy)),
         "ode": (dict(stepping="ode"), dict(stepping="ode")),
@@ -105,6 +106,7 @@ def refusals():
         "mask": refusal(rollout, model, latents=masked),
         "image latent": refusal(rollout, model, latents={"samples": torch.zeros(1, 4, 8, 8)}),
         "no vae": refusal(rollout, model, start_image=torch.zeros(1, 64, 64, 3)),
+        "sigmas": refusal(NODES.SaltSigmas.execute, "4, then 2", "", 0.0),
         "steps": refusal(rollout, model, nfe="custom", steps="500, 700"),
         "size": refusal(rollout, model, width=72),
         "other model": refusal(rollout, other, memory=memory),
