@@ -248,6 +248,7 @@ def notes_on_effect(
 
     notes = [UNKNOWN] if known_spec(inputs.model) is None else []
     notes += size_notes(inputs.model, clip.size)
+    notes += first_block_notes(inputs.nfe, clip.memory is not None, inputs.video is not None)
     if inputs.negative is not None and not guides(inputs):
         notes.append("negative has no effect at cfg 1")
     if inputs.video is None and inputs.strength != DEFAULT_STRENGTH:
@@ -264,6 +265,14 @@ def notes_on_effect(
         last = (end - spec.frames_per_block) * seconds
         notes.append(f"prompts at {times} have no effect: the clip's last block begins at {last:.4g} s")
     return notes
+
+
+def first_block_notes(nfe: str, goes_on: bool, has_video: bool) -> list[str]:
+    """What the report says where a clip has no first block of more steps, though the widget asks for it."""
+    if THEN not in nfe or not (goes_on or has_video):
+        return []
+    why = "the clip goes on from a memory" if goes_on else "blocks start from a video"
+    return [f"nfe {nfe}: all blocks took {nfe.split(THEN)[1]}, because {why}"]
 
 
 def check_connections(inputs: RolloutInputs, memory: ClipMemory | None, policy: MemoryPolicy | None) -> None:

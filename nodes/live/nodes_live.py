@@ -20,7 +20,7 @@ from ..adapter.live_inputs import last_frame, live_start
 from ..adapter.live_runner import LivePlan, run_live
 from ..adapter.model_size import chosen_size, size_notes
 from ..adapter.output_videos import check_video_prefix, new_video_path, video_ui
-from ..adapter.rollout_inputs import STEPPING, STUDENT_STEPS, schedule_of
+from ..adapter.rollout_inputs import STEPPING, STUDENT_STEPS, first_block_notes, schedule_of
 from ..adapter.student_spec import autoregressive_spec
 from ..io_types import ClipMemory, Latent, Memory, Prompts
 from ..memory_ui import memory_ui
@@ -166,7 +166,8 @@ class SaltLive(io.ComfyNode):
         height, width = (pixels_per_latent(model) * side for side in clip_start.size)
         path = new_video_path(filename_prefix, width, height)
         done = run_live(model, clip, vae, LivePlan(settings, spec, schedule, chosen, clip_start, path, video))
-        report = "; ".join([done.report, *size_notes(model, clip_start.size)])
+        notes = [*size_notes(model, clip_start.size), *first_block_notes(nfe, memory is not None, video is not None)]
+        report = "; ".join([done.report, *notes])
         ui = {"text": [report], **video_ui(done.recording), **memory_ui(done.memory)}
         video = video_of(done.recording)
         return io.NodeOutput(

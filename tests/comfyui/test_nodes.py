@@ -23,6 +23,7 @@ def test_inputs_without_effect_are_in_the_report(inside):
     found = inside(CASES, "without_effect")
     assert found["cfg 1"].endswith("; negative has no effect at cfg 1")
     assert "no effect" not in found["cfg 2"]
+    assert found["first block"].endswith("; nfe 4, then 2: all blocks took 2, because the clip goes on from a memory")
     assert found["late"].endswith("; prompts at 9 s have no effect: the clip's last block begins at 1.5 s")
     assert "block 1 of 3 (latent frames 0 to 2): the student's output is not finite" in found["nan"]
 

@@ -366,7 +366,10 @@ def without_effect():
     prompts = [timed(0.0, text(PROMPT), "keep"), timed(1.0, text(OTHER), "keep"), timed(9.0, text(PROMPT), "keep")]
     broken = tiny()
     PACK.comfy_model.wan_model(broken).head.head.weight.data.fill_(float("nan"))
+    model = tiny()
+    latents, memory, _ = rollout(model)
     return {
+        "first block": extend(model, memory, latents, nfe="4, then 2")[2],
         "cfg 1": rollout(tiny(), negative=negative)[2],
         "cfg 2": rollout(tiny(), negative=negative, cfg=2.0)[2],
         "late": rollout(tiny(), positive=None, prompts=prompts)[2],
