@@ -89,8 +89,8 @@ def schedule_of(nfe: str, steps: str, shift: float, spec: StudentSpec | None) ->
         if first and spec.rule != "wan":
             raise InputError("nfe", f"found {nfe}, expected one number for students with the steps of {spec.rule}")
         first_steps = step_list(int(first)) if first else spec.first_steps
-        steps = step_list(int(others), spec.rule)
-        return Schedule(steps, shift, spec.rule, more_steps(first_steps, steps))
+        numbers = step_list(int(others), spec.rule)
+        return Schedule(numbers, shift, spec.rule, more_steps(first_steps, numbers))
     try:
         numbers = check_steps([float(s) for s in steps.replace(";", ",").split(",") if s.strip()], spec.rule)
         return Schedule(numbers, shift, spec.rule)
