@@ -20,7 +20,7 @@ from train.data.batch import Batch
 from train.losses.semigroup import draw_triple
 from train.methods.sc_dmd import SCDMDTrainer
 from train.methods.sc_dmd_losses import alignment_term, dmd_term, semigroup_term
-from train.rollout.random_draws import UpdateDraws, generator_for
+from train.rollout.random_draws import UpdateDraws, generator_for, seed_for
 
 TERMS = ("dmd", "semigroup", "align")
 
@@ -82,7 +82,8 @@ def all_exits(recipe: Recipe, number: int) -> Iterator[UpdateDraws]:
             if recipe.loss.semigroup and nfe == 8:
                 key = (recipe.run.seed, "gradients", number, exit_index)
                 triple = draw_triple(schedule, exit_index, generator_for(*key))
-            yield UpdateDraws(schedule, exit_index, triple, recipe.loss.guidance)
+            first_exit = seed_for(recipe.run.seed, "gradients", number, exit_index, "first exit") % schedule.first.nfe
+            yield UpdateDraws(schedule, exit_index, triple, recipe.loss.guidance, first_exit)
 
 
 def term_norms(
