@@ -60,9 +60,8 @@ class SaltSigmas(io.ComfyNode):
         if spec is not None:
             check_sigmas_tell_steps(spec)
         schedule = schedule_of(nfe, steps, shift, spec)
-        check_sigmas_tell_blocks(schedule, "nfe" if spec is None or not spec.first_steps else "model")
-        sigmas = schedule.sigmas
-        return io.NodeOutput(torch.tensor([*sigmas, 0.0], dtype=torch.float32))
+        check_sigmas_tell_blocks(schedule, "nfe")
+        return io.NodeOutput(torch.tensor([*schedule.sigmas, 0.0], dtype=torch.float32))
 
 
 class SaltSampler(io.ComfyNode):

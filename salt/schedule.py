@@ -67,11 +67,6 @@ def check_steps(steps: Sequence[float], rule: StepRule = "wan", field: str = "st
     return steps
 
 
-def more_steps(first: Sequence[float], steps: Sequence[float]) -> tuple[float, ...]:
-    """Steps of a first block, where they are more than those of the others; else ()."""
-    return tuple(first) if len(first) > len(steps) else ()
-
-
 def warp(step: Tensor | float, shift: float = 5.0) -> Tensor:
     """Step in [0, 1000] -> sigma in [0, 1]: sigma = shift u / (1 + (shift - 1) u), u = step / 1000 (float64 inside)."""
     u = torch.as_tensor(step, dtype=torch.float64) / NUM_TRAIN_TIMESTEPS
@@ -186,7 +181,7 @@ class Schedule:
 
     def with_steps(self, steps: tuple[float, ...]) -> Schedule:
         """Other steps; the first block keeps its own where these are more."""
-        return replace(self, steps=steps, first_steps=more_steps(self.first_steps, steps))
+        return replace(self, steps=steps, first_steps=self.first_steps if len(self.first_steps) > len(steps) else ())
 
     @property
     def calls(self) -> tuple[ModelCall, ...]:

@@ -11,7 +11,7 @@ from ...salt.conditioning import PromptChange, keeps_no_sink
 from ...salt.errors import InputError
 from ...salt.memory import MemoryPolicy
 from ...salt.rollout import RolloutSettings
-from ...salt.schedule import Schedule, Stepping, check_steps, more_steps, step_list
+from ...salt.schedule import Schedule, Stepping, check_steps, step_list
 from ...salt.spec import StudentSpec
 from ...salt.video_in.strength import DEFAULT_STRENGTH, settings_at
 from ..io_types import AppliedPrompts, ClipMemory, Conditioning, Latent, TimedConditioning
@@ -89,8 +89,7 @@ def schedule_of(nfe: str, steps: str, shift: float, spec: StudentSpec | None) ->
         if first and spec.rule != "wan":
             raise InputError("nfe", f"found {nfe}, expected one number for students with the steps of {spec.rule}")
         first_steps = step_list(int(first)) if first else spec.first_steps
-        numbers = step_list(int(others), spec.rule)
-        return Schedule(numbers, shift, spec.rule, more_steps(first_steps, numbers))
+        return Schedule(spec.steps, shift, spec.rule, first_steps).with_steps(step_list(int(others), spec.rule))
     try:
         numbers = check_steps([float(s) for s in steps.replace(";", ",").split(",") if s.strip()], spec.rule)
         return Schedule(numbers, shift, spec.rule)

@@ -166,6 +166,7 @@ OPTIONS = {
     "num_inference_steps": "--nfe",
     "nfe": "--nfe",
     "num_first_steps": "--first-nfe",
+    "first_steps": "--first-nfe",
     "prompt_schedule": "--prompt-at",
     "memory_policy": "--memory",
     "policy": "--memory",

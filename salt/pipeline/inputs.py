@@ -15,7 +15,7 @@ from ..conditioning import Switch
 from ..errors import InputError
 from ..memory import KVMemory, MemoryPolicy
 from ..noise import batch_seeds
-from ..schedule import Schedule, Stepping, check_steps, more_steps, step_list
+from ..schedule import Schedule, Stepping, step_list
 from ..spec import FPS, StudentSpec
 from .source_video import SourceVideo
 from .start_image import StartImage
@@ -139,12 +139,10 @@ class PipelineInputs:
         if self.num_inference_steps is not None:
             steps = step_list(self.num_inference_steps, spec.rule)
         first = self.first_steps if self.first_steps is not None else spec.first_steps
-        if self.first_steps is not None:
-            check_steps(self.first_steps, field="first_steps")
         if self.num_first_steps is not None:
             first = step_list(self.num_first_steps, spec.rule)
         shift = spec.shift if self.shift is None else self.shift
-        return Schedule(tuple(steps), shift, spec.rule, more_steps(first, steps))
+        return Schedule(spec.steps, shift, spec.rule, tuple(first)).with_steps(tuple(steps))
 
     def policy(self, spec: StudentSpec) -> MemoryPolicy:
         if self.memory is not None:
